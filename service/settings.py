@@ -1,0 +1,145 @@
+"""Every PHALAR_* variable, with its unit and meaning. Nothing else in the project reads the environment."""
+
+import secrets
+from functools import cached_property
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Scope = Literal["read", "ingest", "admin"]
+
+
+class InsecureBind(Exception):
+    """The service would listen beyond this machine without a single API key."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"refusing to listen on {host} without API keys: set PHALAR_READ_KEY, PHALAR_INGEST_KEY "
+            "and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
+        )
+        self.host = host
+
+
+class Settings(BaseSettings):
+    """What one installation can choose; the defaults run everything on one laptop."""
+
+    model_config = SettingsConfigDict(env_prefix="PHALAR_", frozen=True, extra="forbid")
+
+    # Where things live.
+    data: Path = Field(Path("data"), description="folder of the embedded database, audio, index and queue")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
+    redis_url: str | None = Field(None, description="Redis or Valkey; unset: a private Valkey in the data folder")
+    redis_prefix: str = Field("phalar", description="every key in Redis starts with it")
+    blob_url: str | None = Field(None, description="s3://bucket/prefix or file:///folder; unset: the data folder")
+
+    # The listening side.
+    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback, keys are required")
+    port: int = Field(8000, description="TCP port", ge=0, le=65535)
+    read_key: SecretStr | None = Field(None, description="key that may search and listen")
+    ingest_key: SecretStr | None = Field(None, description="key that may also add and change stems")
+    admin_key: SecretStr | None = Field(None, description="key that may also reindex and roll back")
+    max_body_bytes: int = Field(256 * 2**20, description="largest request body, bytes", gt=0)
+
+    # The model.
+    checkpoint: Path | None = Field(None, description="a checkpoint; unset: the default one")
+    checkpoints: Path | None = Field(None, description="folder a reindex may name checkpoints in; unset: data/checkpoints")
+    device: str = Field("cpu", description="torch device of the worker")
+    torch_threads: int = Field(0, description="threads of the worker's network; 0: torch decides", ge=0)
+
+    # Windows.
+    window_s: float = Field(5.0, description="length of a window, seconds", gt=1.024, le=60)
+    stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
+
+    # A query.
+    shift_s: float = Field(0.04, description="step of the shifts of an aligned query, seconds", gt=0)
+    fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
+    query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
+    grid_query_s: float = Field(60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024)
+    query_timeout_s: float = Field(60.0, description="a query that takes longer answers 503, seconds", gt=0)
+
+    # Untrusted audio.
+    max_clip_s: float = Field(1200.0, description="longest clip accepted, seconds", gt=0)
+    max_channels: int = Field(8, description="most channels accepted", ge=1)
+    decode_memory_bytes: int = Field(1536 * 2**20, description="address space of a decoder process, bytes", gt=0)
+    decode_timeout_s: float = Field(60.0, description="a decoder that takes longer is killed, seconds", gt=0)
+    decoders: int = Field(2, description="decoder processes at a time", ge=1)
+
+    # The queue and the worker.
+    workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
+    batch_windows: int = Field(16, description="most windows embedded at once", ge=1)
+    max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)
+    max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
+    max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=1)
+    claim_after_s: float = Field(30.0, description="a silent worker's jobs are taken over after, seconds", gt=0)
+    sweep_s: float = Field(5.0, description="how often the catalog is swept for stems the queue forgot, seconds", gt=0)
+
+    # The index.
+    rank: int | None = Field(None, description="eigenvalues kept by the fold; unset: all", ge=1)
+    seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
+
+    @cached_property
+    def data_folder(self) -> Path:
+        return self.data.expanduser().resolve()
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / 'catalog.sqlite'}"
+
+    @property
+    def resolved_redis_url(self) -> str:
+        return self.redis_url or f"unix://{self.valkey_socket}"
+
+    @property
+    def resolved_blob_url(self) -> str:
+        return self.blob_url or (self.data_folder / "audio").as_uri()
+
+    @property
+    def valkey_socket(self) -> Path:
+        return self.data_folder / "valkey" / "valkey.sock"
+
+    @property
+    def index_folder(self) -> Path:
+        return self.data_folder / "index"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.checkpoints or self.data_folder / "checkpoints"
+
+    @property
+    def keys(self) -> dict[Scope, str]:
+        """The configured keys by scope; empty when the service is open."""
+        named: dict[Scope, SecretStr | None] = {
+            "read": self.read_key,
+            "ingest": self.ingest_key,
+            "admin": self.admin_key,
+        }
+        return {scope: key.get_secret_value() for scope, key in named.items() if key is not None}
+
+    def refuse_insecure_bind(self) -> None:
+        """Raise InsecureBind when anyone on the network could read and write."""
+        loopback = self.host == "localhost" or (_is_address(self.host) and ip_address(self.host).is_loopback)
+        if not loopback and not self.keys:
+            raise InsecureBind(self.host)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def key_allows(keys: dict[Scope, str], presented: str | None, needed: Scope) -> bool:
+    """Whether the presented key grants `needed`: admin includes ingest, ingest includes read."""
+    order: tuple[Scope, ...] = ("read", "ingest", "admin")
+    if not keys:
+        return True
+    allowed = False
+    for scope in order[order.index(needed) :]:
+        if scope in keys and presented is not None:
+            allowed |= secrets.compare_digest(keys[scope].encode(), presented.encode())
+    return allowed
