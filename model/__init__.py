@@ -1,1 +1,49 @@
-"""PHALAR: the encoder that keeps musical phase, its checkpoints, and the audio that goes into it."""
+"""PHALAR: the encoder that keeps musical phase, its checkpoints, and the audio that goes into it.
+
+Names whose modules import torch wait until they are first used: a process that only decodes audio, or prints a command's
+help, starts in a fifth of a second and stays small. Such a name stands in `_NEEDS_TORCH`, in the imports below it that
+type checkers read, and in `__all__`; any other is imported here at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from model.audio import (
+    SAMPLE_RATE,
+    AudioError,
+    ClipTooLong,
+    ClipTooShort,
+    DecodeFailed,
+    EmptyFile,
+    NoAudioStream,
+    NonFiniteSamples,
+    SilentClip,
+    TooManyChannels,
+    UnknownFormat,
+)
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioError",
+    "ClipTooLong",
+    "ClipTooShort",
+    "DecodeFailed",
+    "EmptyFile",
+    "NoAudioStream",
+    "NonFiniteSamples",
+    "SilentClip",
+    "TooManyChannels",
+    "UnknownFormat",
+]
+
+# name -> its module, as in "Phalar": "model.phalar"
+_NEEDS_TORCH: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module 'model' has no attribute {name!r}")
+    return getattr(import_module(_NEEDS_TORCH[name]), name)
