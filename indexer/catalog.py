@@ -1,0 +1,864 @@
+"""Every query on the tables: stems, their embeddings per fingerprint, jobs, generations, the alias.
+
+SQL is the only truth. Everything that must never be lost or answered wrongly is decided in one transaction here; the
+queue and the index can be rebuilt from these tables at any time.
+
+**The clock.** Each change that the index must see (a stem became ready, was deleted, was sent back) takes the next
+number of one counter row in its own transaction. Taking the number locks the row until commit, so numbers appear in
+commit order on SQLite and PostgreSQL alike, and whoever has applied every change up to n has missed nothing below n.
+"""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Row, and_, delete, event, exists, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.sql.elements import ColumnElement
+
+from indexer.tables import aliases, clock, embeddings, generations, job_items, jobs, metadata, stem_tags, stems
+
+StemState = Literal["queued", "ready", "failed", "deleted"]
+JobState = Literal["running", "done", "failed"]
+Problem = Mapping[str, Any]
+
+LIVE = "live"
+SQL_CHUNK = 500  # values in one IN (...); SQLite allows 32,766 and PostgreSQL 65,535
+
+
+class CatalogError(Exception):
+    """Something asked of the catalog cannot be."""
+
+
+class StemNotFound(CatalogError):
+    """No stem has this id (or it was deleted)."""
+
+    def __init__(self, stem_id: str) -> None:
+        super().__init__(f"no stem has the id {stem_id!r}")
+        self.stem_id = stem_id
+
+
+class JobNotFound(CatalogError):
+    """No job has this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job has the id {job_id!r}")
+        self.job_id = job_id
+
+
+class NothingToRollBackTo(CatalogError):
+    """The alias has no previous generation."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no previous index to go back to")
+
+
+class BadCursor(CatalogError):
+    """A page cursor that this service did not give out."""
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"{cursor!r} is not a cursor of this service")
+        self.cursor = cursor
+
+
+@dataclass(frozen=True)
+class StemMetadata:
+    """What a person says about a stem. All of it can be changed later and is used for filters."""
+
+    title: str | None = None
+    instrument: str | None = None
+    tags: tuple[str, ...] = ()
+    track: str | None = None
+    collection: str | None = None
+    tempo_bpm: float | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What decoding an upload showed."""
+
+    format: str
+    duration_s: float
+    sample_rate: int
+    channels: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stem:
+    """One stem of the catalog, as it is shown."""
+
+    row: int
+    id: str
+    sha256: str
+    file_name: str
+    title: str
+    instrument: str | None
+    tags: tuple[str, ...]
+    track: str | None
+    collection: str | None
+    tempo_bpm: float | None
+    key: str | None
+    format: str
+    duration_s: float
+    sample_rate: int
+    channels: int
+    warnings: tuple[str, ...]
+    state: StemState
+    problem: Problem | None
+    windows: int
+    created_at: float
+
+
+@dataclass(frozen=True)
+class StemJob:
+    """What a worker needs to know of a stem before it embeds it."""
+
+    row: int
+    id: str
+    sha256: str
+    state: StemState
+
+
+@dataclass(frozen=True)
+class StemEmbeddings:
+    """A stem's embedded windows under one fingerprint.
+
+    windows: int64 (n,), ascending; starts_s: float64 (n,), seconds; embedding: complex64 (n, D), unit norm.
+    """
+
+    windows: NDArray[np.int64]
+    starts_s: NDArray[np.float64]
+    embedding: NDArray[np.complex64]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened after some clock value: stems to put in (or again), stems to take out, and the clock reached."""
+
+    upserted: dict[int, StemEmbeddings]
+    removed: frozenset[int]
+    seq: int
+
+
+@dataclass(frozen=True)
+class StemFilter:
+    """Which stems may be answered. Empty fields do not restrict; several values of one field are alternatives,
+    except tags, which must all be there."""
+
+    instruments: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    tracks: tuple[str, ...] = ()
+    collections: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    tempo_min: float | None = None
+    tempo_max: float | None = None
+    exclude: tuple[str, ...] = ()
+    exclude_tracks: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return self == StemFilter()
+
+
+@dataclass(frozen=True)
+class JobItem:
+    """One file of an ingest job; its state is its stem's."""
+
+    file_name: str
+    stem_id: str | None
+    state: StemState
+    created: bool
+    problem: Problem | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that outlives its request."""
+
+    id: str
+    kind: Literal["ingest", "reindex"]
+    state: JobState
+    created_at: float
+    finished_at: float | None
+    request: Mapping[str, Any]
+    progress: Mapping[str, Any] | None
+    result: Mapping[str, Any] | None
+    problem: Problem | None
+    items: tuple[JobItem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Which generation answers, which one did before, and which fingerprint the settings asked for at that time."""
+
+    generation: int
+    fingerprint: str
+    previous: int | None
+    previous_fingerprint: str | None
+    configured: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One accepted file of POST /stems."""
+
+    sha256: str
+    file_name: str
+    metadata: StemMetadata
+    facts: ClipFacts
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One refused file of POST /stems."""
+
+    file_name: str
+    problem: Problem
+
+
+@dataclass
+class Catalog:
+    """The database. Open it with `Catalog.open`; every method is one transaction."""
+
+    _engine: AsyncEngine
+    _reader: AsyncEngine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = self._engine.execution_options(read_only=True)
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Connect, and create what is missing. `url` is an async SQLAlchemy URL."""
+        engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine)
+        catalog = cls(engine)
+        async with engine.begin() as sql:
+            await sql.run_sync(metadata.create_all)
+            if (await sql.execute(select(clock.c.value))).first() is None:
+                await sql.execute(insert(clock).values(id=1, value=0))
+        return catalog
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        async with self._reader.begin() as sql:
+            yield sql
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.begin() as sql:
+            yield sql
+
+    # ---------------------------------------------------------------- stems
+
+    async def add(self, files: Sequence[Upload | Rejected]) -> tuple[Job, list[str]]:
+        """Record one request's files as an ingest job.
+
+        Bytes that are here already are the same stem: nothing is made anew, except that a failed one is tried again.
+
+        Returns:
+            the job, and the ids of the stems that now wait to be embedded.
+        """
+        job_id, now = secrets.token_hex(8), time.time()
+        waiting: list[str] = []
+        async with self._write() as sql:
+            await sql.execute(
+                insert(jobs).values(id=job_id, kind="ingest", state="running", created_at=now, request={})
+            )
+            for position, file in enumerate(files):
+                item: dict[str, Any] = {"job_id": job_id, "position": position, "file_name": file.file_name}
+                if isinstance(file, Rejected):
+                    item |= {"stem_row": None, "created": 0, "problem": dict(file.problem)}
+                else:
+                    row, stem_id, created, state = await _add_stem(sql, file, now)
+                    item |= {"stem_row": row, "created": int(created), "problem": None}
+                    if state == "queued":
+                        waiting.append(stem_id)
+                await sql.execute(insert(job_items).values(item))
+        return await self.job(job_id), waiting
+
+    async def stem(self, stem_id: str) -> Stem:
+        """One stem. Raises StemNotFound."""
+        async with self._read() as sql:
+            found = await _stems_where(sql, stems.c.id == stem_id)
+        if not found:
+            raise StemNotFound(stem_id)
+        return found[0]
+
+    async def stems_by_row(self, rows: Iterable[int]) -> dict[int, Stem]:
+        """The stems of these rows that are ready; others are left out."""
+        async with self._read() as sql:
+            found: list[Stem] = []
+            for chunk in _chunks(list(rows)):
+                found += await _stems_where(sql, and_(stems.c.row.in_(chunk), stems.c.state == "ready"))
+        return {stem.row: stem for stem in found}
+
+    async def list_stems(
+        self, wanted: StemFilter, *, state: StemState | None = None, limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[Stem], str | None]:
+        """A page of stems, oldest first, and the cursor of the next page. Raises BadCursor."""
+        after = _parse_cursor(cursor)
+        where = [stems.c.row > after, *_conditions(wanted)]
+        where.append(stems.c.state == state if state else stems.c.state != "deleted")
+        async with self._read() as sql:
+            page = await _stems_where(sql, and_(*where), limit=limit + 1)
+        return page[:limit], (f"s{page[limit - 1].row}" if len(page) > limit else None)
+
+    async def values(self) -> dict[str, list[str]]:
+        """Which instruments, tags, tracks, collections and keys the catalog holds, sorted."""
+        columns = {
+            "instruments": stems.c.instrument,
+            "tracks": stems.c.track,
+            "collections": stems.c.collection,
+            "keys": stems.c.key,
+        }
+        found: dict[str, list[str]] = {}
+        async with self._read() as sql:
+            for name, column in columns.items():
+                query = select(column).where(column.is_not(None), stems.c.state == "ready").distinct().order_by(column)
+                found[name] = list((await sql.execute(query)).scalars())
+            tags = select(stem_tags.c.tag).join(stems).where(stems.c.state == "ready").distinct()
+            found["tags"] = list((await sql.execute(tags.order_by(stem_tags.c.tag))).scalars())
+        return found
+
+    async def change_metadata(self, stem_id: str, changed: Mapping[str, Any]) -> Stem:
+        """Replace some fields of a stem's metadata (keys are StemMetadata's fields). Raises StemNotFound."""
+        columns = {name: value for name, value in changed.items() if name != "tags"}
+        async with self._write() as sql:
+            row = await _row_of(sql, stem_id)
+            if columns:
+                await sql.execute(update(stems).where(stems.c.row == row).values(columns))
+            if "tags" in changed:
+                await _set_tags(sql, row, changed["tags"])
+        return await self.stem(stem_id)
+
+    async def delete(self, stem_id: str) -> str:
+        """Take a stem out, for good. Returns the SHA-256 of its audio. Raises StemNotFound."""
+        async with self._write() as sql:
+            row = await _row_of(sql, stem_id)
+            sha256: str = (await sql.execute(select(stems.c.sha256).where(stems.c.row == row))).scalar_one()
+            seq = await _tick(sql)
+            await sql.execute(update(stems).where(stems.c.row == row).values(state="deleted", sha256=None, seq=seq))
+            await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
+            await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
+        return sha256
+
+    async def holds(self, sha256: str) -> bool:
+        """Whether a stem that was not deleted has these bytes."""
+        async with self._read() as sql:
+            return (await sql.execute(select(stems.c.row).where(stems.c.sha256 == sha256))).first() is not None
+
+    async def rows_allowed(self, wanted: StemFilter) -> NDArray[np.int64] | None:
+        """The rows of ready stems that pass the filter; None when it restricts nothing."""
+        if wanted.is_empty:
+            return None
+        async with self._read() as sql:
+            query = select(stems.c.row).where(stems.c.state == "ready", *_conditions(wanted)).order_by(stems.c.row)
+            return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
+
+    async def counts(self) -> dict[str, int]:
+        """How many stems are queued, ready and failed."""
+        async with self._read() as sql:
+            query = select(stems.c.state, func.count()).where(stems.c.state != "deleted").group_by(stems.c.state)
+            found = {state: n for state, n in await sql.execute(query)}
+        return {state: found.get(state, 0) for state in ("queued", "ready", "failed")}
+
+    # ---------------------------------------------------------------- what the worker does
+
+    async def stem_for_embedding(self, stem_id: str) -> StemJob | None:
+        """The stem a job names; None when it is gone."""
+        query = select(stems.c.row, stems.c.id, stems.c.sha256, stems.c.state).where(
+            stems.c.id == stem_id, stems.c.state != "deleted"
+        )
+        async with self._read() as sql:
+            found = (await sql.execute(query)).first()
+        return StemJob(*found) if found else None
+
+    async def embeddings_exist(self, row: int, fingerprint: str) -> bool:
+        query = select(embeddings.c.stem_row).where(
+            embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint
+        )
+        async with self._read() as sql:
+            return (await sql.execute(query)).first() is not None
+
+    async def store_embeddings(
+        self,
+        row: int,
+        fingerprint: str,
+        windows: NDArray[np.int64],
+        starts_s: NDArray[np.float64],
+        embedding: NDArray[np.complex64],
+    ) -> bool:
+        """Keep a stem's embeddings; under the live fingerprint the stem is ready from this commit on.
+
+        Doing it twice is doing it once. Returns False when the stem was deleted meanwhile.
+        """
+        assert windows.dtype == np.int64
+        assert starts_s.dtype == np.float64
+        assert embedding.dtype == np.complex64
+        values = {
+            "windows": windows.tobytes(),
+            "starts_s": starts_s.tobytes(),
+            "embedding": np.ascontiguousarray(embedding).tobytes(),
+            "problem": None,
+        }
+        async with self._write() as sql:
+            seq = await _tick(sql)
+            state = (await sql.execute(select(stems.c.state).where(stems.c.row == row))).scalar()
+            if state in (None, "deleted"):
+                return False
+            await _put_embeddings(sql, row, fingerprint, values)
+            if fingerprint == await _live_fingerprint(sql):
+                await sql.execute(
+                    update(stems)
+                    .where(stems.c.row == row)
+                    .values(state="ready", problem=None, windows=len(windows), seq=seq)
+                )
+        return True
+
+    async def mark_failed(self, stem_id: str, problem: Problem, fingerprint: str | None = None) -> None:
+        """A stem cannot be embedded; `problem` says why.
+
+        Under a fingerprint that is not live (a reindex with a new model is on its way) the stem goes on answering, and
+        fails when that model takes over.
+        """
+        async with self._write() as sql:
+            seq = await _tick(sql)
+            found = (await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.id == stem_id))).first()
+            if found is None or found.state == "deleted":
+                return
+            if fingerprint is None or fingerprint == await _live_fingerprint(sql):
+                await sql.execute(
+                    update(stems).where(stems.c.row == found.row).values(state="failed", problem=dict(problem), seq=seq)
+                )
+            else:
+                nothing = {"windows": b"", "starts_s": b"", "embedding": b"", "problem": dict(problem)}
+                await _put_embeddings(sql, found.row, fingerprint, nothing)
+
+    async def queued(self, *, older_than_s: float = 0.0) -> list[str]:
+        """Ids of the stems that wait for the live model, oldest first, if they have waited this long."""
+        query = (
+            select(stems.c.id)
+            .where(stems.c.state == "queued", stems.c.created_at <= time.time() - older_than_s)
+            .order_by(stems.c.row)
+        )
+        async with self._read() as sql:
+            return list((await sql.execute(query)).scalars())
+
+    async def lacking(self, fingerprint: str) -> list[str]:
+        """Ids of the ready stems that a model other than the live one has not seen yet, oldest first."""
+        async with self._read() as sql:
+            query = select(stems.c.id).where(_lacks(fingerprint)).order_by(stems.c.row)
+            return list((await sql.execute(query)).scalars())
+
+    # ---------------------------------------------------------------- what the index reads
+
+    async def embeddings_of(self, rows: Sequence[int], fingerprint: str) -> dict[int, StemEmbeddings]:
+        """The embeddings of these stems under one fingerprint; stems that have none are left out."""
+        found: dict[int, StemEmbeddings] = {}
+        async with self._read() as sql:
+            for chunk in _chunks(list(rows)):
+                query = select(embeddings).where(
+                    embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
+                )
+                for record in await sql.execute(query):
+                    found[record.stem_row] = _unpack(record)
+        return found
+
+    async def clock_value(self) -> int:
+        async with self._read() as sql:
+            return int((await sql.execute(select(clock.c.value))).scalar_one())
+
+    async def changes_since(self, seq: int, fingerprint: str) -> Changes:
+        """What an index that has seen everything up to `seq` must put in and take out."""
+        upserted: dict[int, StemEmbeddings] = {}
+        removed: set[int] = set()
+        async with self._read() as sql:
+            reached = int((await sql.execute(select(clock.c.value))).scalar_one())
+            changed = list(
+                await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.seq > seq, stems.c.seq <= reached))
+            )
+            ready = [row for row, state in changed if state == "ready"]
+            for chunk in _chunks(ready):
+                query = select(embeddings).where(
+                    embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
+                )
+                for record in await sql.execute(query):
+                    if record.problem is None:
+                        upserted[record.stem_row] = _unpack(record)
+            removed.update(row for row, _ in changed if row not in upserted)
+        return Changes(upserted, frozenset(removed), reached)
+
+    async def all_embeddings(self, fingerprint: str, chunk: int = 200) -> AsyncIterator[dict[int, StemEmbeddings]]:
+        """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row."""
+        after = 0
+        while True:
+            async with self._read() as sql:
+                query = (
+                    select(embeddings)
+                    .join(stems, stems.c.row == embeddings.c.stem_row)
+                    .where(
+                        stems.c.state == "ready",
+                        embeddings.c.fingerprint == fingerprint,
+                        embeddings.c.problem.is_(None),
+                        embeddings.c.stem_row > after,
+                    )
+                    .order_by(embeddings.c.stem_row)
+                    .limit(chunk)
+                )
+                records = list(await sql.execute(query))
+            if not records:
+                return
+            after = records[-1].stem_row
+            yield {record.stem_row: _unpack(record) for record in records}
+
+    # ---------------------------------------------------------------- generations and the alias
+
+    async def new_generation(self, fingerprint: str) -> int:
+        """A number for an index about to be built; never given twice."""
+        async with self._write() as sql:
+            made = await sql.execute(insert(generations).values(fingerprint=fingerprint, created_at=time.time()))
+            key = made.inserted_primary_key
+            assert key is not None
+            return int(key[0])
+
+    async def alias(self) -> Alias | None:
+        """Where `live` points; None before the first index."""
+        async with self._read() as sql:
+            return await _alias(sql)
+
+    async def position(self) -> tuple[Alias | None, int]:
+        """Where `live` points and the clock, from one instant: what an index compares itself with."""
+        async with self._read() as sql:
+            return await _alias(sql), int((await sql.execute(select(clock.c.value))).scalar_one())
+
+    async def go_live(self, generation: int, configured: str) -> bool:
+        """Point `live` at a generation, if every ready stem has been embedded by its model.
+
+        The check and the switch are one transaction, so no stem can slip between. Stems that its model could not
+        embed become failed; stems that wait go on waiting. Returns False when some ready stem is not embedded yet.
+        """
+        async with self._write() as sql:
+            seq = await _tick(sql)
+            fingerprint = await _fingerprint_of(sql, generation)
+            before = await _alias(sql)
+            if (await sql.execute(select(stems.c.row).where(_lacks(fingerprint)).limit(1))).first():
+                return False
+            await _fail_unembeddable(sql, fingerprint, seq)
+            if before is None:
+                await sql.execute(insert(aliases).values(name=LIVE, generation=generation, configured=configured))
+            else:
+                await sql.execute(
+                    update(aliases)
+                    .where(aliases.c.name == LIVE)
+                    .values(generation=generation, previous=before.generation, configured=configured)
+                )
+        return True
+
+    async def roll_back(self) -> Alias:
+        """Point `live` at the previous generation again; calling it twice comes back.
+
+        Stems that only the present model has embedded wait again. Raises NothingToRollBackTo.
+        """
+        async with self._write() as sql:
+            seq = await _tick(sql)
+            before = await _alias(sql)
+            if before is None or before.previous is None or before.previous_fingerprint is None:
+                raise NothingToRollBackTo
+            fingerprint = before.previous_fingerprint
+            await sql.execute(update(stems).where(_lacks(fingerprint)).values(state="queued", seq=seq))
+            await _fail_unembeddable(sql, fingerprint, seq)
+            await sql.execute(
+                update(aliases)
+                .where(aliases.c.name == LIVE)
+                .values(generation=before.previous, previous=before.generation)
+            )
+            after = await _alias(sql)
+            assert after is not None
+            return after
+
+    async def forget_models(self, keep: Iterable[str]) -> int:
+        """Drop the embeddings of every fingerprint but these. Returns how many stems' worth went."""
+        async with self._write() as sql:
+            gone = await sql.execute(delete(embeddings).where(embeddings.c.fingerprint.not_in(list(keep))))
+            return gone.rowcount
+
+    # ---------------------------------------------------------------- jobs
+
+    async def job(self, job_id: str) -> Job:
+        """One job with its items. Raises JobNotFound."""
+        async with self._read() as sql:
+            record = (await sql.execute(select(jobs).where(jobs.c.id == job_id))).first()
+            if record is None:
+                raise JobNotFound(job_id)
+            query = (
+                select(job_items, stems.c.id.label("stem_id"), stems.c.state, stems.c.problem.label("stem_problem"))
+                .join(stems, stems.c.row == job_items.c.stem_row, isouter=True)
+                .where(job_items.c.job_id == job_id)
+                .order_by(job_items.c.position)
+            )
+            items = tuple(_item(item) for item in await sql.execute(query))
+        job = Job(**record._mapping, items=items)
+        if job.kind == "ingest":
+            waiting = any(item.state == "queued" for item in items)
+            job = replace(job, state="running" if waiting else "done")
+        return job
+
+    async def start_reindex(self, request: Mapping[str, Any]) -> tuple[Job, bool]:
+        """A reindex job; if one is running already, that one. Returns the job and whether it is new."""
+        async with self._write() as sql:
+            running = (
+                await sql.execute(select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running"))
+            ).scalar()
+            job_id = running or secrets.token_hex(8)
+            if running is None:
+                await sql.execute(
+                    insert(jobs).values(
+                        id=job_id, kind="reindex", state="running", created_at=time.time(), request=dict(request)
+                    )
+                )
+        return await self.job(job_id), running is None
+
+    async def unfinished_reindex(self) -> Job | None:
+        """The reindex job that a restart found unfinished."""
+        async with self._read() as sql:
+            query = select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running")
+            job_id = (await sql.execute(query)).scalar()
+        return await self.job(job_id) if job_id else None
+
+    async def report_progress(self, job_id: str, progress: Mapping[str, Any]) -> None:
+        async with self._write() as sql:
+            await sql.execute(update(jobs).where(jobs.c.id == job_id).values(progress=dict(progress)))
+
+    async def finish_job(
+        self, job_id: str, *, result: Mapping[str, Any] | None = None, problem: Problem | None = None
+    ) -> None:
+        """End a job: done with a result, or failed with a problem."""
+        async with self._write() as sql:
+            await sql.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id)
+                .values(
+                    state="failed" if problem else "done",
+                    finished_at=time.time(),
+                    result=dict(result) if result else None,
+                    problem=dict(problem) if problem else None,
+                )
+            )
+
+
+def _prepare_sqlite(engine: AsyncEngine) -> None:
+    """WAL, durable commits, and transactions that say at once whether they write.
+
+    A transaction that reads and later writes can find the database changed under it, which SQLite answers with
+    "database is locked" however long one is willing to wait. Writers therefore begin IMMEDIATE.
+    """
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _on_connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _on_begin(connection: Any) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+async def _tick(sql: AsyncConnection) -> int:
+    """Take the next clock value; holds the clock until commit."""
+    advance = update(clock).where(clock.c.id == 1).values(value=clock.c.value + 1).returning(clock.c.value)
+    return int((await sql.execute(advance)).scalar_one())
+
+
+async def _add_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int, str, bool, StemState]:
+    known = select(stems.c.row, stems.c.id, stems.c.state).where(stems.c.sha256 == file.sha256)
+    found = (await sql.execute(known)).first()
+    if found is None:
+        try:
+            async with sql.begin_nested():
+                return await _insert_stem(sql, file, now)
+        except IntegrityError:  # another replica was first
+            found = (await sql.execute(known)).one()
+    state: StemState = found.state
+    if state == "failed":
+        state = "queued"
+        await sql.execute(update(stems).where(stems.c.row == found.row).values(state=state, problem=None))
+    return found.row, found.id, False, state
+
+
+async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int, str, bool, StemState]:
+    said, facts, stem_id = file.metadata, file.facts, secrets.token_hex(8)
+    made = await sql.execute(
+        insert(stems).values(
+            id=stem_id,
+            sha256=file.sha256,
+            file_name=file.file_name,
+            title=said.title or file.file_name.rsplit(".", 1)[0],
+            instrument=said.instrument,
+            track=said.track,
+            collection=said.collection,
+            tempo_bpm=said.tempo_bpm,
+            key=said.key,
+            format=facts.format,
+            duration_s=facts.duration_s,
+            sample_rate=facts.sample_rate,
+            channels=facts.channels,
+            warnings=list(facts.warnings),
+            state="queued",
+            created_at=now,
+            seq=0,
+        )
+    )
+    key = made.inserted_primary_key
+    assert key is not None
+    await _set_tags(sql, key[0], said.tags)
+    return key[0], stem_id, True, "queued"
+
+
+async def _set_tags(sql: AsyncConnection, row: int, tags: Iterable[str]) -> None:
+    await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
+    for tag in sorted(set(tags)):
+        await sql.execute(insert(stem_tags).values(stem_row=row, tag=tag))
+
+
+async def _row_of(sql: AsyncConnection, stem_id: str) -> int:
+    query = select(stems.c.row).where(stems.c.id == stem_id, stems.c.state != "deleted")
+    row = (await sql.execute(query)).scalar()
+    if row is None:
+        raise StemNotFound(stem_id)
+    return int(row)
+
+
+async def _stems_where(sql: AsyncConnection, where: ColumnElement[bool], limit: int | None = None) -> list[Stem]:
+    query = select(stems).where(where, stems.c.state != "deleted").order_by(stems.c.row).limit(limit)
+    records = list(await sql.execute(query))
+    tags: dict[int, list[str]] = {record.row: [] for record in records}
+    for chunk in _chunks(list(tags)):
+        tagged = select(stem_tags).where(stem_tags.c.stem_row.in_(chunk)).order_by(stem_tags.c.tag)
+        for stem_row, tag in await sql.execute(tagged):
+            tags[stem_row].append(tag)
+    return [_stem(record, tags[record.row]) for record in records]
+
+
+def _stem(record: Row[Any], tags: list[str]) -> Stem:
+    shown = {name: value for name, value in record._mapping.items() if name != "seq"}
+    shown["warnings"] = tuple(shown["warnings"])
+    return Stem(**shown, tags=tuple(tags))
+
+
+def _item(record: Row[Any]) -> JobItem:
+    gone: Problem = {"type": "stem-deleted", "title": "The stem was deleted", "status": 410}
+    if record.stem_row is None:
+        return JobItem(record.file_name, None, "failed", False, record.problem)
+    problem = gone if record.state == "deleted" else record.stem_problem
+    return JobItem(record.file_name, record.stem_id, record.state, bool(record.created), problem)
+
+
+def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = []
+    for column, values in (
+        (stems.c.instrument, wanted.instruments),
+        (stems.c.track, wanted.tracks),
+        (stems.c.collection, wanted.collections),
+        (stems.c.key, wanted.keys),
+    ):
+        if values:
+            where.append(column.in_(values))
+    for tag in wanted.tags:
+        where.append(exists().where(stem_tags.c.stem_row == stems.c.row, stem_tags.c.tag == tag))
+    if wanted.tempo_min is not None:
+        where.append(stems.c.tempo_bpm >= wanted.tempo_min)
+    if wanted.tempo_max is not None:
+        where.append(stems.c.tempo_bpm <= wanted.tempo_max)
+    if wanted.exclude:
+        where.append(stems.c.id.not_in(wanted.exclude))
+    if wanted.exclude_tracks:
+        where.append(or_(stems.c.track.is_(None), stems.c.track.not_in(wanted.exclude_tracks)))
+    return where
+
+
+def _lacks(fingerprint: str) -> ColumnElement[bool]:
+    seen = exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+    return and_(stems.c.state == "ready", ~seen)
+
+
+async def _put_embeddings(sql: AsyncConnection, row: int, fingerprint: str, values: Mapping[str, Any]) -> None:
+    this = and_(embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint)
+    await sql.execute(delete(embeddings).where(this))
+    await sql.execute(insert(embeddings).values(stem_row=row, fingerprint=fingerprint, **values))
+
+
+async def _fail_unembeddable(sql: AsyncConnection, fingerprint: str, seq: int) -> None:
+    query = (
+        select(stems.c.row, embeddings.c.problem)
+        .join(embeddings, embeddings.c.stem_row == stems.c.row)
+        .where(stems.c.state == "ready", embeddings.c.fingerprint == fingerprint, embeddings.c.problem.is_not(None))
+    )
+    for row, problem in list(await sql.execute(query)):
+        await sql.execute(update(stems).where(stems.c.row == row).values(state="failed", problem=problem, seq=seq))
+
+
+async def _alias(sql: AsyncConnection) -> Alias | None:
+    present, before = generations.alias("present"), generations.alias("before")
+    query = (
+        select(
+            aliases.c.generation,
+            present.c.fingerprint,
+            aliases.c.previous,
+            before.c.fingerprint.label("previous_fingerprint"),
+            aliases.c.configured,
+        )
+        .join(present, present.c.generation == aliases.c.generation)
+        .join(before, before.c.generation == aliases.c.previous, isouter=True)
+        .where(aliases.c.name == LIVE)
+    )
+    found = (await sql.execute(query)).first()
+    return Alias(*found) if found else None
+
+
+async def _fingerprint_of(sql: AsyncConnection, generation: int) -> str:
+    query = select(generations.c.fingerprint).where(generations.c.generation == generation)
+    return str((await sql.execute(query)).scalar_one())
+
+
+async def _live_fingerprint(sql: AsyncConnection) -> str | None:
+    alias = await _alias(sql)
+    return alias.fingerprint if alias else None
+
+
+def _unpack(record: Row[Any]) -> StemEmbeddings:
+    windows = np.frombuffer(record.windows, dtype=np.int64)
+    embedding = np.frombuffer(record.embedding, dtype=np.complex64)
+    return StemEmbeddings(
+        windows=windows,
+        starts_s=np.frombuffer(record.starts_s, dtype=np.float64),
+        embedding=embedding.reshape(len(windows), -1) if len(windows) else embedding.reshape(0, 0),
+    )
+
+
+def _chunks(values: list[Any]) -> Iterable[list[Any]]:
+    for start in range(0, len(values), SQL_CHUNK):
+        yield values[start : start + SQL_CHUNK]
+
+
+def _parse_cursor(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor.startswith("s") and cursor[1:].isdecimal() and len(cursor) < 20):
+        raise BadCursor(cursor)
+    return int(cursor[1:])

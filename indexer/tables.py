@@ -1,0 +1,95 @@
+"""The catalog's tables. What may be asked of them stands in catalog.py."""
+
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table
+
+metadata = MetaData()
+
+clock = Table("clock", metadata, Column("id", Integer, primary_key=True), Column("value", Integer, nullable=False))
+
+stems = Table(
+    "stems",
+    metadata,
+    Column("row", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("sha256", String(64), unique=True),  # NULL once deleted, so the same bytes may come again
+    Column("file_name", String, nullable=False),
+    Column("title", String, nullable=False),
+    Column("instrument", String, index=True),
+    Column("track", String, index=True),
+    Column("collection", String, index=True),
+    Column("tempo_bpm", Float),
+    Column("key", String),
+    Column("format", String, nullable=False),
+    Column("duration_s", Float, nullable=False),
+    Column("sample_rate", Integer, nullable=False),
+    Column("channels", Integer, nullable=False),
+    Column("warnings", JSON, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("problem", JSON),
+    Column("windows", Integer, nullable=False, default=0),
+    Column("created_at", Float, nullable=False),
+    Column("seq", Integer, nullable=False, index=True),
+    sqlite_autoincrement=True,  # a row number is never used twice: the index would take a new stem for a deleted one
+)
+
+stem_tags = Table(
+    "stem_tags",
+    metadata,
+    Column("stem_row", ForeignKey("stems.row", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String, primary_key=True),
+    Index("ix_stem_tags_tag", "tag"),
+)
+
+embeddings = Table(
+    "embeddings",
+    metadata,
+    Column("stem_row", ForeignKey("stems.row", ondelete="CASCADE"), primary_key=True),
+    Column("fingerprint", String(64), primary_key=True),
+    Column("windows", LargeBinary, nullable=False),  # int64 (n,): which windows; silent ones are left out
+    Column("starts_s", LargeBinary, nullable=False),  # float64 (n,)
+    Column("embedding", LargeBinary, nullable=False),  # complex64 (n, D)
+    Column("problem", JSON),  # why this model could not embed the stem; the three above are then empty
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("request", JSON, nullable=False),
+    Column("progress", JSON),
+    Column("result", JSON),
+    Column("problem", JSON),
+)
+
+job_items = Table(
+    "job_items",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("file_name", String, nullable=False),
+    Column("stem_row", ForeignKey("stems.row")),
+    Column("created", Integer, nullable=False),
+    Column("problem", JSON),
+)
+
+generations = Table(
+    "generations",
+    metadata,
+    Column("generation", Integer, primary_key=True, autoincrement=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("generation", ForeignKey("generations.generation"), nullable=False),
+    Column("previous", ForeignKey("generations.generation")),
+    Column("configured", String(64), nullable=False),
+)

@@ -1,0 +1,243 @@
+"""The catalog over a real SQLite file."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.catalog import (
+    BadCursor,
+    Catalog,
+    ClipFacts,
+    NothingToRollBackTo,
+    Rejected,
+    StemFilter,
+    StemMetadata,
+    StemNotFound,
+    Upload,
+)
+
+pytestmark = pytest.mark.anyio
+
+FACTS = ClipFacts(format="FLAC", duration_s=10.0, sample_rate=44_100, channels=2)
+D = 4
+
+
+@pytest.fixture
+async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
+    opened = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
+    yield opened
+    await opened.close()
+
+
+def upload(name: str, **said: object) -> Upload:
+    return Upload(name.ljust(64, "0"), f"{name}.flac", StemMetadata(**said), FACTS)  # type: ignore[arg-type]
+
+
+def embeddings(n: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    values = (rng.normal(size=(n, D)) + 1j * rng.normal(size=(n, D))).astype(np.complex64)
+    return np.arange(n, dtype=np.int64), np.arange(n) * 2.5, values
+
+
+async def make_live(catalog: Catalog, fingerprint: str) -> int:
+    generation = await catalog.new_generation(fingerprint)
+    assert await catalog.go_live(generation, configured=fingerprint)
+    return generation
+
+
+async def make_ready(catalog: Catalog, name: str, fingerprint: str, **said: object) -> str:
+    _, (stem_id,) = await catalog.add([upload(name, **said)])
+    row = (await catalog.stem(stem_id)).row
+    assert await catalog.store_embeddings(row, fingerprint, *embeddings(seed=row))
+    return stem_id
+
+
+async def test_same_bytes_twice_are_the_same_stem(catalog: Catalog) -> None:
+    first, waiting = await catalog.add([upload("a")])
+    second, again = await catalog.add([upload("a", title="other name")])
+    assert first.items[0].stem_id == second.items[0].stem_id
+    assert first.items[0].created
+    assert not second.items[0].created
+    assert waiting == again  # still queued, so it is handed to the queue again, which costs nothing
+
+
+async def test_deleted_bytes_come_back_as_a_new_stem(catalog: Catalog) -> None:
+    _, (stem_id,) = await catalog.add([upload("a")])
+    first_row = (await catalog.stem(stem_id)).row
+    await catalog.delete(stem_id)
+    with pytest.raises(StemNotFound):
+        await catalog.stem(stem_id)
+    _, (new_id,) = await catalog.add([upload("a")])
+    assert new_id != stem_id
+    assert (await catalog.stem(new_id)).row > first_row
+
+
+async def test_a_rejected_file_does_not_touch_its_neighbours(catalog: Catalog) -> None:
+    job, waiting = await catalog.add([upload("a"), Rejected("b.txt", {"type": "unknown-format"}), upload("c")])
+    assert [item.state for item in job.items] == ["queued", "failed", "queued"]
+    assert job.state == "running"
+    assert len(waiting) == 2
+
+
+async def test_a_job_is_done_when_none_of_its_stems_waits(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    job, (a, b) = await catalog.add([upload("a"), upload("b")])
+    await catalog.store_embeddings((await catalog.stem(a)).row, "f", *embeddings())
+    assert (await catalog.job(job.id)).state == "running"
+    await catalog.mark_failed(b, {"type": "silent-clip"})
+    finished = await catalog.job(job.id)
+    assert finished.state == "done"
+    assert [item.state for item in finished.items] == ["ready", "failed"]
+
+
+async def test_a_stem_is_ready_only_under_the_live_fingerprint(catalog: Catalog) -> None:
+    await make_live(catalog, "live")
+    _, (stem_id,) = await catalog.add([upload("a")])
+    row = (await catalog.stem(stem_id)).row
+    await catalog.store_embeddings(row, "other", *embeddings())
+    assert (await catalog.stem(stem_id)).state == "queued"
+    await catalog.store_embeddings(row, "live", *embeddings())
+    assert (await catalog.stem(stem_id)).state == "ready"
+
+
+async def test_embeddings_come_back_as_they_were_stored(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    stem_id = await make_ready(catalog, "a", "f")
+    row = (await catalog.stem(stem_id)).row
+    stored = (await catalog.embeddings_of([row], "f"))[row]
+    windows, starts_s, values = embeddings(seed=row)
+    np.testing.assert_array_equal(stored.windows, windows)
+    np.testing.assert_array_equal(stored.starts_s, starts_s)
+    np.testing.assert_array_equal(stored.embedding, values)
+
+
+async def test_storing_for_a_deleted_stem_stores_nothing(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    _, (stem_id,) = await catalog.add([upload("a")])
+    row = (await catalog.stem(stem_id)).row
+    await catalog.delete(stem_id)
+    assert not await catalog.store_embeddings(row, "f", *embeddings())
+    assert await catalog.embeddings_of([row], "f") == {}
+
+
+async def test_changes_since_tells_every_change_exactly_once(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    a = await make_ready(catalog, "a", "f")
+    b = await make_ready(catalog, "b", "f")
+    rows = {name: (await catalog.stem(name)).row for name in (a, b)}
+    first = await catalog.changes_since(0, "f")
+    assert set(first.upserted) == set(rows.values())
+    await catalog.delete(a)
+    second = await catalog.changes_since(first.seq, "f")
+    assert second.upserted == {}
+    assert second.removed == {rows[a]}
+    third = await catalog.changes_since(second.seq, "f")
+    assert (third.upserted, third.removed) == ({}, frozenset())
+
+
+async def test_clock_values_are_taken_in_commit_order(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    applied: dict[int, int] = {}
+    seq = 0
+
+    async def follow() -> None:
+        nonlocal seq
+        while len(applied) < 20:
+            changes = await catalog.changes_since(seq, "f")
+            assert changes.seq >= seq
+            for row in changes.upserted:
+                applied[row] = applied.get(row, 0) + 1
+            seq = changes.seq
+            await asyncio.sleep(0)
+
+    async def write(start: int) -> None:
+        for n in range(start, start + 5):
+            await make_ready(catalog, f"n{n}", "f")
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(follow(), *(write(n * 5) for n in range(4)))
+    assert set(applied.values()) == {1}
+
+
+async def test_filters_restrict_as_they_say(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    bass = await make_ready(catalog, "a", "f", instrument="bass", tags=("warm", "live"), tempo_bpm=120.0, track="one")
+    drums = await make_ready(catalog, "b", "f", instrument="drums", tags=("warm",), tempo_bpm=90.0, track="two")
+    plain = await make_ready(catalog, "c", "f")
+
+    async def allowed(**wanted: object) -> set[str]:
+        rows = await catalog.rows_allowed(StemFilter(**wanted))  # type: ignore[arg-type]
+        assert rows is not None
+        return {stem.id for stem in (await catalog.stems_by_row(rows.tolist())).values()}
+
+    assert await catalog.rows_allowed(StemFilter()) is None
+    assert await allowed(instruments=("bass", "drums")) == {bass, drums}
+    assert await allowed(tags=("warm", "live")) == {bass}
+    assert await allowed(tempo_min=100.0) == {bass}
+    assert await allowed(tempo_max=100.0) == {drums}
+    assert await allowed(exclude=(bass,)) == {drums, plain}
+    assert await allowed(exclude_tracks=("one",)) == {drums, plain}
+    assert await allowed(keys=("C major",)) == set()
+
+
+async def test_pages_hold_every_stem_once(catalog: Catalog) -> None:
+    await catalog.add([upload(f"n{n}") for n in range(7)])
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page, cursor = await catalog.list_stems(StemFilter(), limit=3, cursor=cursor)
+        seen += [stem.file_name for stem in page]
+        if cursor is None:
+            break
+    assert seen == [f"n{n}.flac" for n in range(7)]
+    with pytest.raises(BadCursor):
+        await catalog.list_stems(StemFilter(), cursor="'; drop table stems")
+
+
+async def test_a_new_model_goes_live_only_when_it_has_seen_every_ready_stem(catalog: Catalog) -> None:
+    await make_live(catalog, "old")
+    a = await make_ready(catalog, "a", "old")
+    generation = await catalog.new_generation("new")
+    assert not await catalog.go_live(generation, configured="new")
+    assert await catalog.lacking("new") == [a]
+    await catalog.store_embeddings((await catalog.stem(a)).row, "new", *embeddings())
+    assert await catalog.go_live(generation, configured="new")
+    alias = await catalog.alias()
+    assert alias is not None
+    assert (alias.fingerprint, alias.previous_fingerprint) == ("new", "old")
+
+
+async def test_a_stem_the_new_model_refuses_answers_until_the_switch_and_fails_then(catalog: Catalog) -> None:
+    await make_live(catalog, "old")
+    a = await make_ready(catalog, "a", "old")
+    await catalog.mark_failed(a, {"type": "silent-clip"}, fingerprint="new")
+    assert (await catalog.stem(a)).state == "ready"
+    assert await catalog.go_live(await catalog.new_generation("new"), configured="new")
+    assert (await catalog.stem(a)).state == "failed"
+
+
+async def test_rolling_back_sends_stems_of_the_new_model_alone_to_wait(catalog: Catalog) -> None:
+    with pytest.raises(NothingToRollBackTo):
+        await catalog.roll_back()
+    old = await make_live(catalog, "old")
+    a = await make_ready(catalog, "a", "old")
+    await catalog.store_embeddings((await catalog.stem(a)).row, "new", *embeddings())
+    new = await catalog.new_generation("new")
+    assert await catalog.go_live(new, configured="new")
+    b = await make_ready(catalog, "b", "new")
+    alias = await catalog.roll_back()
+    assert (alias.generation, alias.previous) == (old, new)
+    assert (await catalog.stem(a)).state == "ready"
+    assert await catalog.queued() == [b]
+
+
+async def test_only_one_reindex_runs_at_a_time(catalog: Catalog) -> None:
+    job, new = await catalog.start_reindex({"rank": None})
+    same, again = await catalog.start_reindex({"rank": 64})
+    assert (job.id, new, again) == (same.id, True, False)
+    await catalog.finish_job(job.id, result={"generation": 2})
+    assert (await catalog.job(job.id)).state == "done"
+    assert await catalog.unfinished_reindex() is None
