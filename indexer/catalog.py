@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,206 +22,28 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.elements import ColumnElement
 
+from indexer.records import (
+    Alias,
+    BadCursor,
+    Changes,
+    Job,
+    JobItem,
+    JobNotFound,
+    NothingToRollBackTo,
+    Problem,
+    Rejected,
+    Stem,
+    StemEmbeddings,
+    StemFilter,
+    StemJob,
+    StemNotFound,
+    StemState,
+    Upload,
+)
 from indexer.tables import aliases, clock, embeddings, generations, job_items, jobs, metadata, stem_tags, stems
-
-StemState = Literal["queued", "ready", "failed", "deleted"]
-JobState = Literal["running", "done", "failed"]
-Problem = Mapping[str, Any]
 
 LIVE = "live"
 SQL_CHUNK = 500  # values in one IN (...); SQLite allows 32,766 and PostgreSQL 65,535
-
-
-class CatalogError(Exception):
-    """Something asked of the catalog cannot be."""
-
-
-class StemNotFound(CatalogError):
-    """No stem has this id (or it was deleted)."""
-
-    def __init__(self, stem_id: str) -> None:
-        super().__init__(f"no stem has the id {stem_id!r}")
-        self.stem_id = stem_id
-
-
-class JobNotFound(CatalogError):
-    """No job has this id."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job has the id {job_id!r}")
-        self.job_id = job_id
-
-
-class NothingToRollBackTo(CatalogError):
-    """The alias has no previous generation."""
-
-    def __init__(self) -> None:
-        super().__init__("there is no previous index to go back to")
-
-
-class BadCursor(CatalogError):
-    """A page cursor that this service did not give out."""
-
-    def __init__(self, cursor: str) -> None:
-        super().__init__(f"{cursor!r} is not a cursor of this service")
-        self.cursor = cursor
-
-
-@dataclass(frozen=True)
-class StemMetadata:
-    """What a person says about a stem. All of it can be changed later and is used for filters."""
-
-    title: str | None = None
-    instrument: str | None = None
-    tags: tuple[str, ...] = ()
-    track: str | None = None
-    collection: str | None = None
-    tempo_bpm: float | None = None
-    key: str | None = None
-
-
-@dataclass(frozen=True)
-class ClipFacts:
-    """What decoding an upload showed."""
-
-    format: str
-    duration_s: float
-    sample_rate: int
-    channels: int
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stem:
-    """One stem of the catalog, as it is shown."""
-
-    row: int
-    id: str
-    sha256: str
-    file_name: str
-    title: str
-    instrument: str | None
-    tags: tuple[str, ...]
-    track: str | None
-    collection: str | None
-    tempo_bpm: float | None
-    key: str | None
-    format: str
-    duration_s: float
-    sample_rate: int
-    channels: int
-    warnings: tuple[str, ...]
-    state: StemState
-    problem: Problem | None
-    windows: int
-    created_at: float
-
-
-@dataclass(frozen=True)
-class StemJob:
-    """What a worker needs to know of a stem before it embeds it."""
-
-    row: int
-    id: str
-    sha256: str
-    state: StemState
-
-
-@dataclass(frozen=True)
-class StemEmbeddings:
-    """A stem's embedded windows under one fingerprint.
-
-    windows: int64 (n,), ascending; starts_s: float64 (n,), seconds; embedding: complex64 (n, D), unit norm.
-    """
-
-    windows: NDArray[np.int64]
-    starts_s: NDArray[np.float64]
-    embedding: NDArray[np.complex64]
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What happened after some clock value: stems to put in (or again), stems to take out, and the clock reached."""
-
-    upserted: dict[int, StemEmbeddings]
-    removed: frozenset[int]
-    seq: int
-
-
-@dataclass(frozen=True)
-class StemFilter:
-    """Which stems may be answered. Empty fields do not restrict; several values of one field are alternatives,
-    except tags, which must all be there."""
-
-    instruments: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    tracks: tuple[str, ...] = ()
-    collections: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    tempo_min: float | None = None
-    tempo_max: float | None = None
-    exclude: tuple[str, ...] = ()
-    exclude_tracks: tuple[str, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        return self == StemFilter()
-
-
-@dataclass(frozen=True)
-class JobItem:
-    """One file of an ingest job; its state is its stem's."""
-
-    file_name: str
-    stem_id: str | None
-    state: StemState
-    created: bool
-    problem: Problem | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A piece of work that outlives its request."""
-
-    id: str
-    kind: Literal["ingest", "reindex"]
-    state: JobState
-    created_at: float
-    finished_at: float | None
-    request: Mapping[str, Any]
-    progress: Mapping[str, Any] | None
-    result: Mapping[str, Any] | None
-    problem: Problem | None
-    items: tuple[JobItem, ...] = ()
-
-
-@dataclass(frozen=True)
-class Alias:
-    """Which generation answers, which one did before, and which fingerprint the settings asked for at that time."""
-
-    generation: int
-    fingerprint: str
-    previous: int | None
-    previous_fingerprint: str | None
-    configured: str
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One accepted file of POST /stems."""
-
-    sha256: str
-    file_name: str
-    metadata: StemMetadata
-    facts: ClipFacts
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """One refused file of POST /stems."""
-
-    file_name: str
-    problem: Problem
 
 
 @dataclass

@@ -23,9 +23,9 @@ stems = Table(
     Column("duration_s", Float, nullable=False),
     Column("sample_rate", Integer, nullable=False),
     Column("channels", Integer, nullable=False),
-    Column("warnings", JSON, nullable=False),
+    Column("warnings", JSON(none_as_null=True), nullable=False),
     Column("state", String(16), nullable=False, index=True),
-    Column("problem", JSON),
+    Column("problem", JSON(none_as_null=True)),
     Column("windows", Integer, nullable=False, default=0),
     Column("created_at", Float, nullable=False),
     Column("seq", Integer, nullable=False, index=True),
@@ -48,7 +48,7 @@ embeddings = Table(
     Column("windows", LargeBinary, nullable=False),  # int64 (n,): which windows; silent ones are left out
     Column("starts_s", LargeBinary, nullable=False),  # float64 (n,)
     Column("embedding", LargeBinary, nullable=False),  # complex64 (n, D)
-    Column("problem", JSON),  # why this model could not embed the stem; the three above are then empty
+    Column("problem", JSON(none_as_null=True)),  # why this model could not; the three above are empty
 )
 
 jobs = Table(
@@ -59,10 +59,10 @@ jobs = Table(
     Column("state", String(16), nullable=False, index=True),
     Column("created_at", Float, nullable=False),
     Column("finished_at", Float),
-    Column("request", JSON, nullable=False),
-    Column("progress", JSON),
-    Column("result", JSON),
-    Column("problem", JSON),
+    Column("request", JSON(none_as_null=True), nullable=False),
+    Column("progress", JSON(none_as_null=True)),
+    Column("result", JSON(none_as_null=True)),
+    Column("problem", JSON(none_as_null=True)),
 )
 
 job_items = Table(
@@ -73,7 +73,7 @@ job_items = Table(
     Column("file_name", String, nullable=False),
     Column("stem_row", ForeignKey("stems.row")),
     Column("created", Integer, nullable=False),
-    Column("problem", JSON),
+    Column("problem", JSON(none_as_null=True)),
 )
 
 generations = Table(

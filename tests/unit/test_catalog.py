@@ -1,15 +1,16 @@
 """The catalog over a real SQLite file."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from indexer.catalog import (
+from indexer.catalog import Catalog
+from indexer.records import (
     BadCursor,
-    Catalog,
     ClipFacts,
     NothingToRollBackTo,
     Rejected,
@@ -33,7 +34,7 @@ async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
 
 
 def upload(name: str, **said: object) -> Upload:
-    return Upload(name.ljust(64, "0"), f"{name}.flac", StemMetadata(**said), FACTS)  # type: ignore[arg-type]
+    return Upload(hashlib.sha256(name.encode()).hexdigest(), f"{name}.flac", StemMetadata(**said), FACTS)  # type: ignore[arg-type]
 
 
 def embeddings(n: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
