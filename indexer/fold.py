@@ -1,0 +1,242 @@
+"""Embeddings and H -> real queries and keys whose inner product is the score; the rank, and what it costs at most."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Complex64 = npt.NDArray[np.complex64]
+Complex128 = npt.NDArray[np.complex128]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+# (H + Hᴴ) / 2 in complex128 is Hermitian to the last bit; this forgives a form that was made in another order.
+_HERMITIAN_TOLERANCE = 1e-10
+# Embeddings folded at once: 4096 x 512 complex128 are 32 MiB.
+_FOLD_ROWS = 4096
+
+
+class FoldError(ValueError):
+    """A form or an embedding that cannot be folded; its children say why."""
+
+
+class WrongShape(FoldError):
+    """An array has another shape than the fold needs."""
+
+    def __init__(self, what: str, *, shape: tuple[int, ...], expected: str) -> None:
+        super().__init__(f"{what} has shape {shape}, expected {expected}")
+        self.what, self.shape, self.expected = what, shape, expected
+
+
+class NotFinite(FoldError):
+    """An array holds NaN or infinity."""
+
+    def __init__(self, what: str, *, count: int) -> None:
+        super().__init__(f"{what} holds {count} values that are not finite")
+        self.what, self.count = what, count
+
+
+class NotHermitian(FoldError):
+    """The form differs from its conjugate transpose, so its score would depend on the order of a pair."""
+
+    def __init__(self, *, deviation: float) -> None:
+        super().__init__(f"the form is not Hermitian: it differs from its conjugate transpose by {deviation:.3g}")
+        self.deviation = deviation
+
+
+class RankOutOfRange(FoldError):
+    """A rank below 1 or above the form's dimension."""
+
+    def __init__(self, *, rank: int, largest: int) -> None:
+        super().__init__(f"rank {rank} is not between 1 and {largest}")
+        self.rank, self.largest = rank, largest
+
+
+class HermitianFold:
+    """The score Re(xᴴ H y) as an inner product of real vectors, so that any dot-product index can search it.
+
+    With H = U Λ Uᴴ, query(x) = √|Λ| Uᴴ x and key(y) = sign(Λ) √|Λ| Uᴴ y, real parts then imaginary parts:
+    query · key = Re(xᴴ H y). Of the eigenvalues only the `rank` largest in magnitude are kept. What the rest
+    can change is known: for unit-norm embeddings at most `bound`, and for a given pair at most
+    `query_tail(x) * key_tail(y)` (Cauchy-Schwarz over the dropped coordinates).
+
+    The eigenvectors are part of the fold's identity: their phases, and any basis of a repeated eigenvalue,
+    are LAPACK's free choice, so queries and keys agree only when they come from the same ones. Save and load
+    the fold; do not compute it again from H on another machine.
+    """
+
+    def __init__(self, hermitian: npt.ArrayLike, rank: int | None = None) -> None:
+        """Decompose in float64.
+
+        Args:
+            hermitian: complex128, (D, D), equal to its conjugate transpose.
+            rank: how many eigenvalues to keep, 1 to D; None keeps all.
+
+        Raises:
+            WrongShape, NotFinite, NotHermitian, RankOutOfRange.
+        """
+        form = np.asarray(hermitian, dtype=np.complex128)
+        if form.ndim != 2 or form.shape[0] != form.shape[1] or form.shape[0] == 0:
+            raise WrongShape("the Hermitian form", shape=form.shape, expected="(D, D)")
+        _require_finite("the Hermitian form", form)
+        deviation = float(np.abs(form - form.conj().T).max())
+        if deviation > _HERMITIAN_TOLERANCE * max(1.0, float(np.abs(form).max())):
+            raise NotHermitian(deviation=deviation)
+        form = (form + form.conj().T) / 2
+        values, vectors = np.linalg.eigh(form)
+        self._keep(form, values, vectors, rank)
+
+    def _keep(self, form: Complex128, values: Float64, vectors: Complex128, rank: int | None) -> None:
+        dimension = len(values)
+        rank = dimension if rank is None else rank
+        if not 1 <= rank <= dimension:
+            raise RankOutOfRange(rank=rank, largest=dimension)
+        order = np.argsort(-np.abs(values), kind="stable")
+        values, vectors = values[order], vectors[:, order]
+        self._hermitian, self._values, self._vectors, self._rank = form, values, vectors, rank
+        for array in (form, values, vectors):
+            array.flags.writeable = False
+        # Embeddings are rows here, so Uᴴ x is x @ conj(U).
+        scaled = vectors.conj() * np.sqrt(np.abs(values))
+        self._kept, self._dropped = scaled[:, :rank], scaled[:, rank:]
+        self._signs = np.where(values[:rank] < 0, -1.0, 1.0)
+
+    @property
+    def hermitian(self) -> Complex128:
+        """complex128 (D, D), read-only."""
+        return self._hermitian
+
+    @property
+    def eigenvalues(self) -> Float64:
+        """float64 (D,), largest magnitude first, read-only."""
+        return self._values
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the dimension of an embedding."""
+        return len(self._values)
+
+    @property
+    def rank(self) -> int:
+        """How many eigenvalues are kept."""
+        return self._rank
+
+    @property
+    def dim(self) -> int:
+        """Length of a query or key: two reals for each kept eigenvalue."""
+        return 2 * self._rank
+
+    @property
+    def bound(self) -> float:
+        """The next |eigenvalue|, 0.0 at full rank: unit-norm embeddings score off by at most this (and `rounding`)."""
+        return float(abs(self._values[self._rank])) if self._rank < self.embedding_dim else 0.0
+
+    @property
+    def rounding(self) -> float:
+        """What float32 can add to the error of query · key for unit-norm embeddings, whatever the order of the sum.
+
+        Each product carries the rounding of two coordinates and itself, and passes through at most dim - 1
+        additions: (dim + 2) half-ulps of the largest |eigenvalue|, which bounds the sum of all |products|;
+        one more for a score kept as float32. A worst case: seen errors grow with √dim, a hundredth of this.
+        """
+        return (self.dim + 3) * 2.0**-24 * float(abs(self._values[0])) * 1.001
+
+    def queries(self, x: npt.ArrayLike) -> Float32:
+        """complex64 (n, D) -> float32 (n, dim), the searching side."""
+        rows = self._checked(x)
+        return _fold_rows(rows, self._kept, None)
+
+    def keys(self, y: npt.ArrayLike) -> Float32:
+        """complex64 (n, D) -> float32 (n, dim), the stored side. H is indefinite, so keys differ in norm."""
+        rows = self._checked(y)
+        return _fold_rows(rows, self._kept, self._signs)
+
+    def query_tail(self, x: npt.ArrayLike) -> Float64:
+        """complex64 (n, D) -> float64 (n,), the norm of what the rank drops from each query; 0 at full rank."""
+        rows = self._checked(x)
+        tails = np.zeros(len(rows))
+        if self._dropped.shape[1]:
+            for start in range(0, len(rows), _FOLD_ROWS):
+                part = rows[start : start + _FOLD_ROWS].astype(np.complex128) @ self._dropped
+                tails[start : start + _FOLD_ROWS] = np.linalg.norm(part, axis=1)
+        return tails
+
+    def key_tail(self, y: npt.ArrayLike) -> Float64:
+        """complex64 (n, D) -> float64 (n,), the same norm on the stored side (a sign does not change it)."""
+        return self.query_tail(y)
+
+    def form_rows(self, x: npt.ArrayLike) -> Float64:
+        """xᴴ H as reals: complex64 (n, D) -> float64 (n, 2D); times `real_rows(y)` transposed it is the score."""
+        left = self._checked(x).astype(np.complex128).conj() @ self._hermitian
+        return np.concatenate([left.real, -left.imag], axis=1)
+
+    def real_rows(self, y: npt.ArrayLike) -> Float64:
+        """complex64 (n, D) -> float64 (n, 2D): real parts, then imaginary parts."""
+        rows = self._checked(y)
+        return np.concatenate([rows.real, rows.imag], axis=1, dtype=np.float64)
+
+    def scores(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Float32:
+        """Re(xᴴ H y) by the full form, whatever the rank: complex64 (n, D), (m, D) -> float32 (n, m)."""
+        return np.asarray(self.form_rows(x) @ self.real_rows(y).T, dtype=np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to fold again, without torch and bit for bit, as an uncompressed .npz."""
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                hermitian=self._hermitian,
+                eigenvalues=self._values,
+                eigenvectors=self._vectors,
+                rank=np.int64(self._rank),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "HermitianFold":
+        """Read what `save` wrote.
+
+        Raises:
+            FoldError: the file's arrays are no fold. OSError, ValueError, KeyError: it is no such file.
+        """
+        with np.load(path, allow_pickle=False) as data:
+            form = np.asarray(data["hermitian"], dtype=np.complex128)
+            values = np.asarray(data["eigenvalues"], dtype=np.float64)
+            vectors = np.asarray(data["eigenvectors"], dtype=np.complex128)
+            rank = int(data["rank"])
+        dimension = len(values)
+        for what, array, shape in (
+            ("the Hermitian form", form, (dimension, dimension)),
+            ("the eigenvalues", values, (dimension,)),
+            ("the eigenvectors", vectors, (dimension, dimension)),
+        ):
+            if array.shape != shape:
+                raise WrongShape(what, shape=array.shape, expected=str(shape))
+            _require_finite(what, array)
+        fold = cls.__new__(cls)
+        fold._keep(form, values, vectors, rank)
+        return fold
+
+    def _checked(self, embeddings: npt.ArrayLike) -> npt.NDArray[Any]:
+        rows = np.asarray(embeddings)
+        if rows.ndim != 2 or rows.shape[1] != self.embedding_dim:
+            raise WrongShape("the embeddings", shape=rows.shape, expected=f"(n, {self.embedding_dim})")
+        _require_finite("the embeddings", rows)
+        return rows
+
+
+def _fold_rows(rows: npt.NDArray[Any], basis: Complex128, signs: Float64 | None) -> Float32:
+    rank = basis.shape[1]
+    folded = np.empty((len(rows), 2 * rank), dtype=np.float32)
+    for start in range(0, len(rows), _FOLD_ROWS):
+        part = rows[start : start + _FOLD_ROWS].astype(np.complex128) @ basis  # (rows, rank)
+        if signs is not None:
+            part *= signs
+        folded[start : start + _FOLD_ROWS, :rank] = part.real
+        folded[start : start + _FOLD_ROWS, rank:] = part.imag
+    return folded
+
+
+def _require_finite(what: str, array: npt.NDArray[Any]) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise NotFinite(what, count=int(array.size - np.count_nonzero(finite)))
