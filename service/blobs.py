@@ -1,0 +1,113 @@
+"""Audio bytes by their SHA-256: in a local folder, or in any object store that `obstore` speaks to."""
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+
+READ_BYTES = 1 << 20
+
+
+class BlobMissing(Exception):
+    """The catalog names audio that the store does not hold."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(f"no audio is stored under {sha256}")
+        self.sha256 = sha256
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 of a file from its start, in hex; the file is left at its start."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while piece := file.read(READ_BYTES):
+        digest.update(piece)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+class Blobs:
+    """A content-addressed store. Writing is atomic, and the same bytes are kept once.
+
+    url: `file:///folder` (made when missing) or `s3://bucket/prefix` (credentials from the environment, as AWS has it).
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._folder: Path | None = None
+        self._store: ObjectStore
+        if parts.scheme == "file":
+            self._folder = Path(unquote(parts.path))
+            self._store = LocalStore(self._folder, mkdir=True)
+        else:
+            self._store = from_url(url)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, sha256: str) -> asyncio.Lock:
+        """Held while these bytes and what the catalog says of them change together: a delete must not take away the
+        bytes that an upload has just found in place."""
+        lock = self._locks.get(sha256)
+        if lock is None:
+            lock = self._locks[sha256] = asyncio.Lock()
+        return lock
+
+    async def put(self, sha256: str, file: BinaryIO) -> None:
+        """Keep a file's bytes, unless they are here already."""
+        if not await self.exists(sha256):
+            await obstore.put_async(self._store, _path(sha256), file)
+
+    async def exists(self, sha256: str) -> bool:
+        try:
+            await obstore.head_async(self._store, _path(sha256))
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def delete(self, sha256: str) -> None:
+        """Forget the bytes; forgetting what is not there is no error."""
+        try:
+            await obstore.delete_async(self._store, _path(sha256))
+        except FileNotFoundError:
+            return
+
+    async def size(self, sha256: str) -> int:
+        """Bytes. Raises BlobMissing."""
+        try:
+            return int((await obstore.head_async(self._store, _path(sha256)))["size"])
+        except FileNotFoundError:
+            raise BlobMissing(sha256) from None
+
+    async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[memoryview]:
+        """The bytes from `start` up to, not with, `end`, piece by piece."""
+        for at in range(start, end, READ_BYTES):
+            piece = await obstore.get_range_async(self._store, _path(sha256), start=at, end=min(at + READ_BYTES, end))
+            yield memoryview(piece)
+
+    @asynccontextmanager
+    async def fetch(self, sha256: str) -> AsyncIterator[Path]:
+        """A local file with the bytes, for as long as the context lasts. Raises BlobMissing."""
+        if self._folder is not None:
+            path = self._folder / _path(sha256)
+            if not path.is_file():
+                raise BlobMissing(sha256)
+            yield path
+            return
+        end = await self.size(sha256)
+        with tempfile.NamedTemporaryFile(prefix="phalar-") as file:
+            async for piece in self.read(sha256, 0, end):
+                file.write(piece)
+            file.flush()
+            yield Path(file.name)
+
+
+def _path(sha256: str) -> str:
+    """Two levels of folders: a million files in one folder are slow to list and to back up."""
+    return f"{sha256[:2]}/{sha256[2:4]}/{sha256}"
