@@ -1,8 +1,8 @@
 """PHALAR: the encoder that keeps musical phase, its checkpoints, and the audio that goes into it.
 
-Names whose modules import torch wait until they are first used: a process that only decodes audio, or prints a command's
-help, starts in a fifth of a second and stays small. Such a name stands in `_NEEDS_TORCH`, in the imports below it that
-type checkers read, and in `__all__`; any other is imported here at once.
+Names whose modules import torch wait until they are first used: a process that only decodes audio, or prints a
+command's help, starts in a fifth of a second and stays small. Such a name stands in `_NEEDS_TORCH`, in the imports
+below it that type checkers read, and in `__all__`; any other is imported here at once.
 """
 
 from importlib import import_module
@@ -23,24 +23,69 @@ from model.audio import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from model.checkpoint import (
+        CheckpointError,
+        ForeignKeys,
+        LegacyPickle,
+        MissingKeys,
+        NonFiniteWeights,
+        NotACheckpoint,
+        TruncatedCheckpoint,
+        UnsafePickle,
+        UnsupportedModel,
+        WrongShape,
+        load_phalar,
+        save_phalar,
+    )
+    from model.phalar import Phalar, PhalarConfig, untrained_phalar
 
 __all__ = [
     "SAMPLE_RATE",
     "AudioError",
+    "CheckpointError",
     "ClipTooLong",
     "ClipTooShort",
     "DecodeFailed",
     "EmptyFile",
+    "ForeignKeys",
+    "LegacyPickle",
+    "MissingKeys",
     "NoAudioStream",
     "NonFiniteSamples",
+    "NonFiniteWeights",
+    "NotACheckpoint",
+    "Phalar",
+    "PhalarConfig",
     "SilentClip",
     "TooManyChannels",
+    "TruncatedCheckpoint",
     "UnknownFormat",
+    "UnsafePickle",
+    "UnsupportedModel",
+    "WrongShape",
+    "load_phalar",
+    "save_phalar",
+    "untrained_phalar",
 ]
 
 # name -> its module, as in "Phalar": "model.phalar"
-_NEEDS_TORCH: dict[str, str] = {}
+_NEEDS_TORCH: dict[str, str] = {
+    "CheckpointError": "model.checkpoint",
+    "ForeignKeys": "model.checkpoint",
+    "LegacyPickle": "model.checkpoint",
+    "MissingKeys": "model.checkpoint",
+    "NonFiniteWeights": "model.checkpoint",
+    "NotACheckpoint": "model.checkpoint",
+    "Phalar": "model.phalar",
+    "PhalarConfig": "model.phalar",
+    "TruncatedCheckpoint": "model.checkpoint",
+    "UnsafePickle": "model.checkpoint",
+    "UnsupportedModel": "model.checkpoint",
+    "WrongShape": "model.checkpoint",
+    "load_phalar": "model.checkpoint",
+    "save_phalar": "model.checkpoint",
+    "untrained_phalar": "model.phalar",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,238 @@
+"""PhalarConfig, and Phalar: waveform -> CQT -> axial CNN -> spectral pooling -> complex head -> embedding."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.audio import ClipTooShort
+from model.axial import AxialBackbone
+from model.complex_layers import ComplexDropout, ComplexLinear, ComplexRMSNorm, ModReLU
+from model.cqt import ScaledCQT
+from model.pooling import SpectralPooling
+from model.similarity import HermitianSimilarity, to_unit_norm
+
+SAMPLES_PER_PASS = 64 * 80_000
+"""Most samples that one pass of `embed` takes at once, to bound memory: 64 windows of 5 s."""
+
+
+@dataclass(frozen=True)
+class PhalarConfig:
+    """The architecture; the defaults are the authors' released configuration (2,293,104 parameters)."""
+
+    sample_rate: int = 16_000  # samples a second
+    hop: int = 160  # samples between frames
+    lowest_hz: float = 16.35  # bin 0
+    bins: int = 96
+    bins_per_octave: int = 12
+    dynamic_range_db: float = 80.0  # from a clip's maximum down to its floor
+    channels: int = 8  # of the axial CNN's first block
+    growth: float = 1.5  # of channels, each time frames are halved
+    depth: int = 5  # how often frames are halved
+    pooled_channels: int = 80
+    n_components: int = 8
+    dimension: int = 512  # of the embedding, and of the layer before it
+    dropout: float = 0.1  # in training only
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no model of ours can have, before anything of their size is allocated."""
+        for name, lowest, highest in (
+            ("sample_rate", 1_000, 192_000),
+            ("hop", 1, 16_384),
+            ("lowest_hz", 10.0, 20_000.0),
+            ("bins", 1, 1024),
+            ("bins_per_octave", 1, 96),
+            ("dynamic_range_db", 1.0, 400.0),
+            ("channels", 1, 256),
+            ("growth", 1.0, 4.0),
+            ("depth", 1, 8),
+            ("pooled_channels", 1, 4096),
+            ("n_components", 1, 256),
+            ("dimension", 1, 8192),
+            ("dropout", 0.0, 0.99),
+        ):
+            value = getattr(self, name)
+            whole = isinstance(lowest, int)
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
+            if not lowest <= value <= highest:
+                raise ValueError(f"{name} must be from {lowest} to {highest}, not {value!r}")
+
+
+class Phalar(nn.Module):
+    """The encoder and its similarity. `forward` is for training, `embed` and `score` are for use."""
+
+    def __init__(self, config: PhalarConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or PhalarConfig()
+        self.trained = False
+        """Whether the weights were learned: retrieval by seeded weights must never look like the real thing."""
+        self.notes: Mapping[str, str] = {}
+        """Free-form notes that a checkpoint carried."""
+        self.cqt = ScaledCQT(
+            sample_rate=config.sample_rate,
+            hop=config.hop,
+            lowest_hz=config.lowest_hz,
+            bins=config.bins,
+            bins_per_octave=config.bins_per_octave,
+            dynamic_range_db=config.dynamic_range_db,
+        )
+        self.backbone = AxialBackbone(config.channels, config.growth, config.depth, config.dropout)
+        self.pooling = SpectralPooling(
+            config.bins, self.backbone.out_channels, config.pooled_channels, config.n_components
+        )
+        self.dropout = ComplexDropout(config.dropout)
+        self.widen = ComplexLinear(config.pooled_channels * config.n_components, config.dimension)
+        self.norm = ComplexRMSNorm(config.dimension)
+        self.activation = ModReLU(config.dimension)
+        self.mix = ComplexLinear(config.dimension, config.dimension)
+        self.similarity = HermitianSimilarity(config.dimension)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mix.weight.device
+
+    @property
+    def minimum_seconds(self) -> float:
+        """A clip must be longer than this: 1.024 s, the samples that the CQT reflects at either end."""
+        return self.cqt.padding / self.config.sample_rate
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and the configuration, 64 hexadecimal digits, whatever file they came from.
+
+        Computed anew from the weights at each call (some milliseconds): keep it where it is used often.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(f"\0{name}\0{tuple(weight.shape)}\0".encode())
+            digest.update(weight.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).data)
+        return digest.hexdigest()
+
+    def pool(self, waveforms: Tensor) -> Tensor:
+        """Waveforms to the phasors that the head reads.
+
+        Args:
+            waveforms: float32, (batch, samples) at 16 kHz, longer than `minimum_seconds`.
+
+        Returns:
+            complex64, (batch, pooled_channels, n_components).
+        """
+        cqt = self.cqt(waveforms)  # (batch, bins, frames)
+        features = self.backbone(cqt)  # (batch, channels, bins, steps)
+        phasors: Tensor = self.pooling(features)
+        return phasors
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """The head's output, for training: not of unit norm, with gradients, dropout in training mode.
+
+        Args:
+            waveforms: float32, (batch, samples) at 16 kHz, longer than `minimum_seconds`.
+
+        Returns:
+            complex64, (batch, dimension).
+        """
+        phasors = self.dropout(self.pool(waveforms).flatten(1))  # (batch, pooled_channels * n_components)
+        mixed: Tensor = self.mix(self.activation(self.norm(self.widen(phasors))))
+        return mixed
+
+    @torch.no_grad()
+    def embed(self, waveforms: Tensor | NDArray[np.floating[Any]]) -> Tensor:
+        """The embeddings of clips of one length. An embedding never depends on the rest of its batch.
+
+        Args:
+            waveforms: real, (batch, samples) at 16 kHz, mono, finite; any batch size, zero included.
+
+        Returns:
+            complex64, (batch, dimension), of unit norm, on the model's device. Silence gets a finite embedding
+            that means nothing: callers leave silent windows out (`is_silent`).
+
+        Raises:
+            ClipTooShort: of `minimum_seconds` or less.
+            ValueError: not two-dimensional, not real floating point, or a NaN or an infinity among the samples.
+        """
+        clips = torch.as_tensor(waveforms)
+        if clips.ndim != 2:
+            raise ValueError(f"waveforms must be of shape (batch, samples), not {tuple(clips.shape)}")
+        if not clips.is_floating_point():
+            raise ValueError(f"waveforms must be floating point between -1 and 1, not {clips.dtype}")
+        batch, samples = clips.shape
+        if samples <= self.cqt.padding:
+            raise ClipTooShort(seconds=samples / self.config.sample_rate, minimum=self.minimum_seconds)
+        clips = clips.to(self.device, torch.float32)
+        if not bool(torch.isfinite(clips).all()):
+            raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
+        if batch == 0:
+            return torch.empty((0, self.config.dimension), dtype=torch.complex64, device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            passes = torch.split(clips, max(1, SAMPLES_PER_PASS // samples))
+            return torch.cat([to_unit_norm(self(part)) for part in passes])
+        finally:
+            self.train(was_training)
+
+    @torch.no_grad()
+    def score(
+        self, x: Tensor | NDArray[np.complexfloating[Any, Any]], y: Tensor | NDArray[np.complexfloating[Any, Any]]
+    ) -> Tensor:
+        """The score of all against all: Re(xᴴ H y), higher is better, score(x, y) = score(y, x).T.
+
+        Args:
+            x: complex64, (n, dimension); brought to unit norm here.
+            y: complex64, (m, dimension); brought to unit norm here.
+
+        Returns:
+            float32, (n, m), on the model's device.
+
+        Raises:
+            ValueError: not two-dimensional, or of another dimension than the model's.
+        """
+        left, right = self._embeddings(x), self._embeddings(y)
+        return (left.conj() @ self.similarity.hermitian_form @ right.T).real
+
+    @property
+    def hermitian(self) -> NDArray[np.complex128]:
+        """H = (W + Wᴴ) / 2, complex128 (dimension, dimension), exactly Hermitian: what the index folds."""
+        return self.similarity.hermitian()
+
+    def _embeddings(self, embeddings: Tensor | NDArray[np.complexfloating[Any, Any]]) -> Tensor:
+        tensor = torch.as_tensor(embeddings)
+        if tensor.ndim != 2 or tensor.shape[1] != self.config.dimension:
+            raise ValueError(f"embeddings must be of shape (n, {self.config.dimension}), not {tuple(tensor.shape)}")
+        return to_unit_norm(tensor.to(self.device, torch.complex64))
+
+
+def untrained_phalar(seed: int = 0) -> Phalar:
+    """A model of the default configuration with seeded random weights, to the bit the same on every machine.
+
+    torch draws normal numbers by other instructions on other processors; here each weight is a sum of four 16-bit
+    integers, scaled in exact steps, so machines that share a catalog also share its fingerprint.
+
+    Args:
+        seed: not negative.
+
+    Returns:
+        Phalar in evaluation mode, on the CPU, with `trained` False.
+    """
+    phalar = Phalar()
+    generator = np.random.Generator(np.random.PCG64(seed))
+    with torch.no_grad():
+        for parameter in phalar.parameters():
+            if parameter.ndim < 2:
+                continue  # norms, scales and biases start at their constants
+            shape = tuple(parameter.shape)
+            sums = generator.integers(0, 2**16, size=(4, *shape), dtype=np.int64).sum(axis=0) - 2 * (2**16 - 1)
+            deviation = math.sqrt(4 * (2.0**32 - 1) / 12)  # of such a sum
+            fan_in = parameter.numel() // shape[0]
+            values = sums * (1 / (deviation * math.sqrt(fan_in)))
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+    return phalar.eval()
