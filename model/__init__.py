@@ -24,20 +24,17 @@ from model.audio import (
 
 if TYPE_CHECKING:
     from model.checkpoint import (
-        CheckpointError,
         ForeignKeys,
         LegacyPickle,
         MissingKeys,
         NonFiniteWeights,
-        NotACheckpoint,
-        TruncatedCheckpoint,
-        UnsafePickle,
         UnsupportedModel,
         WrongShape,
         load_phalar,
         save_phalar,
     )
     from model.phalar import Phalar, PhalarConfig, untrained_phalar
+    from model.torch_archive import CheckpointError, NotACheckpoint, TruncatedCheckpoint, UnsafePickle
 
 __all__ = [
     "SAMPLE_RATE",
@@ -70,16 +67,16 @@ __all__ = [
 
 # name -> its module, as in "Phalar": "model.phalar"
 _NEEDS_TORCH: dict[str, str] = {
-    "CheckpointError": "model.checkpoint",
+    "CheckpointError": "model.torch_archive",
     "ForeignKeys": "model.checkpoint",
     "LegacyPickle": "model.checkpoint",
     "MissingKeys": "model.checkpoint",
     "NonFiniteWeights": "model.checkpoint",
-    "NotACheckpoint": "model.checkpoint",
+    "NotACheckpoint": "model.torch_archive",
     "Phalar": "model.phalar",
     "PhalarConfig": "model.phalar",
-    "TruncatedCheckpoint": "model.checkpoint",
-    "UnsafePickle": "model.checkpoint",
+    "TruncatedCheckpoint": "model.torch_archive",
+    "UnsafePickle": "model.torch_archive",
     "UnsupportedModel": "model.checkpoint",
     "WrongShape": "model.checkpoint",
     "load_phalar": "model.checkpoint",

@@ -3,25 +3,17 @@
 A native checkpoint is safetensors: our names, float32, and in its metadata the configuration, whether the
 weights were learned, and notes. No CQT kernels: they follow from the configuration.
 
-A `.ckpt` is a zip of one pickle and one file a tensor. A pickle is a program; ours is read by an unpickler
-that knows a short list of names and gives inert stand-ins for most of them: nothing named in the file is ever
-imported or called, and tensors are read from the zip by us.
+The authors' file has their names, their hyper-parameters and the CQT kernels; `torch_archive` reads it.
 """
 
-import io
 import json
-import math
 import os
-import pickle
 import re
 import tempfile
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,35 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.phalar import Phalar, PhalarConfig
+from model.torch_archive import CheckpointError, Inert, NotACheckpoint, StoredTensor, TorchArchive, TruncatedCheckpoint
 
 FORMAT = "phalar-1"
-MOST_PICKLE_BYTES = 64 * 2**20
-"""A pickle of names and shapes takes tens of kilobytes; a larger one is refused unread."""
-
-
-class CheckpointError(Exception):
-    """A file that cannot become a Phalar; each child names its cause and carries the facts."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-
-class NotACheckpoint(CheckpointError):
-    """Neither our safetensors nor a Lightning checkpoint, or one of another model."""
-
-
-class TruncatedCheckpoint(CheckpointError):
-    """The file ends before what its own table of contents promises."""
-
-
-class UnsafePickle(CheckpointError):
-    """The pickle names something that no weights need, such as a function to run; nothing was run."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        super().__init__(path, f"its pickle asks for {name}, which no weights need; nothing was run")
-        self.name = name
 
 
 class LegacyPickle(CheckpointError):
@@ -332,16 +298,11 @@ def _authors_name(name: str) -> str:
 
 
 def _load_lightning(path: Path) -> Phalar:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        # A zip's table of contents is its end, so this is what a cut one looks like.
-        raise TruncatedCheckpoint(path, f"a zip without its end ({error})") from error
-    with archive:
-        folder, root = _unpickle(path, archive)
-        stored = root.get("state_dict") if isinstance(root, dict) else None
+    with TorchArchive(path) as archive:
+        root = archive.root if isinstance(archive.root, dict) else {}
+        stored = root.get("state_dict")
         if not isinstance(stored, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, _StoredTensor) for name, tensor in stored.items()
+            isinstance(name, str) and isinstance(tensor, StoredTensor) for name, tensor in stored.items()
         ):
             raise NotACheckpoint(path, "its pickle holds no state_dict of tensors")
         model = Phalar(_authors_config(path, root.get("hyper_parameters")))
@@ -349,18 +310,14 @@ def _load_lightning(path: Path) -> Phalar:
         _refuse_other_keys(path, stored.keys() - _CQT_BUFFERS, names.values())
         for ours, weight in model.state_dict().items():
             _refuse_other_shape(path, names[ours], stored[names[ours]].shape, tuple(weight.shape))
-        weights = {ours: _read_tensor(path, archive, folder, stored[theirs]) for ours, theirs in names.items()}
+        weights = {ours: archive.read(stored[theirs]) for ours, theirs in names.items()}
         if _CQT_LENGTHS in stored:
-            lengths = _read_tensor(path, archive, folder, stored[_CQT_LENGTHS])
-            expected = model.cqt.lengths
-            if lengths.shape != expected.shape or not torch.equal(lengths.float(), expected):
-                raise UnsupportedModel(path, "CQT", "kernels of other lengths", model.config)
-        notes = {"source": "Lightning checkpoint"}
-        for key in ("epoch", "global_step"):
-            if isinstance(root.get(key), int):
-                notes[key] = str(root[key])
-        trained = root.get("global_step", 1) != 0
-        return _fill(path, model, weights, names, trained, notes)
+            lengths = archive.read(stored[_CQT_LENGTHS]).float()
+            if not torch.equal(lengths, model.cqt.lengths):
+                raise UnsupportedModel(path, "CQT kernels' lengths", lengths.tolist(), model.cqt.lengths.tolist())
+    steps = {key: root[key] for key in ("epoch", "global_step") if isinstance(root.get(key), int)}
+    notes = {"source": "Lightning checkpoint"} | {key: str(value) for key, value in steps.items()}
+    return _fill(path, model, weights, names, steps.get("global_step") != 0, notes)
 
 
 def _authors_config(path: Path, parameters: object) -> PhalarConfig:
@@ -371,7 +328,7 @@ def _authors_config(path: Path, parameters: object) -> PhalarConfig:
         raise NotACheckpoint(path, "its hyper_parameters are no table")
     for theirs, expected in _AUTHORS_CHOICES.items():
         value = parameters.get(theirs, expected)
-        if isinstance(value, _Inert) and len(value.arguments) == 1:
+        if isinstance(value, Inert) and len(value.arguments) == 1:
             value = value.arguments[0]  # a member of one of the authors' enumerations, by its value
         if value != expected:
             raise UnsupportedModel(path, theirs, value, expected)
@@ -380,182 +337,6 @@ def _authors_config(path: Path, parameters: object) -> PhalarConfig:
         return PhalarConfig(**numbers)
     except ValueError as error:
         raise UnsupportedModel(path, "hyper_parameters", numbers, str(error)) from error
-
-
-# -- reading a pickle without running it ---------------------------------------------------------------------------
-
-
-class _Inert:
-    """Stands in for an object of a class that we do not have, or do not want: keeps its arguments, does nothing."""
-
-    arguments: tuple[object, ...]
-
-    def __new__(cls, *arguments: object) -> "_Inert":
-        made = super().__new__(cls)
-        made.arguments = arguments
-        return made
-
-    def __init__(self, *arguments: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore it: an inert object has no state."""
-
-
-class _InertDict(dict[Any, Any]):
-    """Stands in for a dictionary with a class of its own."""
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*(argument for argument in arguments if isinstance(argument, dict)))
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore it, as above."""
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: torch.dtype
-    length: int
-
-
-@dataclass(frozen=True)
-class _StoredTensor:
-    """Where a tensor lies in the zip; read only once it is wanted and its shape is right."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _stored_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> _StoredTensor:
-    """What a pickle's call of torch._utils._rebuild_tensor_v2 comes to."""
-    if not isinstance(storage, _Storage) or not isinstance(offset, int):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    return _StoredTensor(storage, offset, _whole_numbers(shape), _whole_numbers(stride))
-
-
-def _stored_parameter(tensor: object, *_: object) -> object:
-    """What a pickle's call of torch._utils._rebuild_parameter comes to."""
-    return tensor
-
-
-def _whole_numbers(values: object) -> tuple[int, ...]:
-    if not isinstance(values, tuple) or not all(isinstance(value, int) and value >= 0 for value in values):
-        raise pickle.UnpicklingError("a tensor of no proper shape")
-    return values
-
-
-_STORAGE_TYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-# Harmless classes that Lightning or an optimiser may leave beside the weights: never built, only stood in for.
-_INERT_NAMES = {
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("torch", "device"),
-    ("torch", "Size"),
-}
-_INERT_DICTIONARIES = {
-    ("lightning_fabric.utilities.data", "AttributeDict"),
-    ("lightning.fabric.utilities.data", "AttributeDict"),
-    ("pytorch_lightning.utilities.parsing", "AttributeDict"),
-}
-_AUTHORS_ENUMS = "contrastive_model.constants"
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Knows a short list of names; every other name is refused before it is imported."""
-
-    functions: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): _stored_tensor,
-        ("torch._utils", "_rebuild_parameter"): _stored_parameter,
-        ("collections", "OrderedDict"): OrderedDict,
-    }
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self.path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.functions:
-            return self.functions[module, name]
-        if module == "torch" and name in _STORAGE_TYPES:
-            return _STORAGE_TYPES[name]  # a dtype: nothing that could be called
-        if (module, name) in _INERT_DICTIONARIES:
-            return _InertDict
-        # A dotted name would walk from the enumerations to whatever their module imports.
-        if (module, name) in _INERT_NAMES or (module == _AUTHORS_ENUMS and name.isidentifier()):
-            return _Inert
-        raise UnsafePickle(self.path, f"{module}.{name}")
-
-    def persistent_load(self, reference: Any) -> _Storage:
-        match reference:
-            case ("storage", torch.dtype() as dtype, str(key), str(), int(length)) if key.isalnum() and length >= 0:
-                return _Storage(key, dtype, length)
-        raise pickle.UnpicklingError("a storage of an unknown form")
-
-
-def _unpickle(path: Path, archive: zipfile.ZipFile) -> tuple[str, Any]:
-    """The folder inside the zip, and what its data.pkl holds, by stand-ins."""
-    pickles = [
-        entry for entry in archive.infolist() if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")
-    ]
-    if len(pickles) != 1:
-        raise NotACheckpoint(path, "a zip without the one data.pkl of a torch file")
-    folder = pickles[0].filename.removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist() and _read_entry(path, archive, f"{folder}byteorder", 16) != b"little":
-        raise NotACheckpoint(path, "its tensors are big-endian")
-    data = _read_entry(path, archive, pickles[0].filename, MOST_PICKLE_BYTES)
-    try:
-        return folder, _WeightsUnpickler(path, data).load()
-    except CheckpointError:
-        raise
-    except RecursionError as error:
-        raise NotACheckpoint(path, "its pickle nests too deep") from error
-    except Exception as error:
-        # A broken pickle can fail in any way that Python knows; none of them is ours to tell apart.
-        raise NotACheckpoint(path, f"its pickle cannot be read ({error!r})") from error
-
-
-def _read_entry(path: Path, archive: zipfile.ZipFile, name: str, most_bytes: int) -> bytes:
-    try:
-        entry = archive.getinfo(name)
-        if entry.file_size > most_bytes:
-            raise NotACheckpoint(path, f"{name} takes {entry.file_size} bytes, more than the {most_bytes} it may")
-        return archive.read(entry)
-    except KeyError:
-        raise TruncatedCheckpoint(path, f"{name} is not in the zip") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise TruncatedCheckpoint(path, f"{name} cannot be read ({error})") from error
-
-
-def _read_tensor(path: Path, archive: zipfile.ZipFile, folder: str, stored: _StoredTensor) -> Tensor:
-    storage = stored.storage
-    expected_bytes = storage.length * storage.dtype.itemsize
-    data = _read_entry(path, archive, f"{folder}data/{storage.key}", expected_bytes)
-    if len(data) != expected_bytes:
-        raise TruncatedCheckpoint(path, f"storage {storage.key} has {len(data)} bytes of {expected_bytes}")
-    last = stored.offset + sum((size - 1) * step for size, step in zip(stored.shape, stored.stride, strict=False))
-    if len(stored.shape) != len(stored.stride) or math.prod(stored.shape) == 0 or last >= storage.length:
-        _refuse_layout(path, storage.key)
-    flat = torch.frombuffer(bytearray(data), dtype=storage.dtype)
-    return torch.as_strided(flat, stored.shape, stored.stride, stored.offset).clone()
-
-
-def _refuse_layout(path: Path, key: str) -> NoReturn:
-    raise NotACheckpoint(path, f"a tensor reaches beyond its storage {key}")
 
 
 def _some(names: tuple[str, ...]) -> str:
