@@ -1,0 +1,131 @@
+"""An index is congruent with a plain dictionary of embeddings, whatever happened to it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from indexer.fold import HermitianFold
+from indexer.index import Index
+from indexer.records import StemEmbeddings
+from indexer.snapshot import Snapshot, window_ids
+
+DIMENSION = 5
+# float32 inner products of ten coordinates, in FAISS's order and in ours.
+SCORE_TOLERANCE = 1e-5
+
+ROWS = st.one_of(st.integers(0, 7), st.just(2**40))
+SEEDS = st.integers(0, 10**6)
+
+
+def unit_rows(seed: int, n: int) -> npt.NDArray[np.complex64]:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+
+
+def make_stem(seed: int, n: int) -> StemEmbeddings:
+    # Gaps in the window indices: silent windows are absent.
+    windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)).astype(np.int64)
+    return StemEmbeddings(windows, windows * 2.5, unit_rows(seed, n))
+
+
+class IndexAgainstDictionary(RuleBasedStateMachine):
+    @initialize(rank=st.sampled_from([None, 3]), seed=SEEDS)
+    def begin(self, rank: int | None, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        w = rng.standard_normal((DIMENSION, DIMENSION)) + 1j * rng.standard_normal((DIMENSION, DIMENSION))
+        fold = HermitianFold((w + w.conj().T) / 2, rank=rank)
+        self.index = Index.of(Snapshot.empty(fold, fingerprint="f", window_s=5.0, stride_s=2.5))
+        self.stems: dict[int, StemEmbeddings] = {}
+        self.folder = Path(tempfile.mkdtemp())
+        self.seed = seed
+
+    @rule(
+        upserted=st.dictionaries(ROWS, st.tuples(SEEDS, st.integers(0, 6)), max_size=4),
+        deleted=st.frozensets(ROWS, max_size=3),
+    )
+    def change(self, upserted: dict[int, tuple[int, int]], deleted: frozenset[int]) -> None:
+        stems = {row: make_stem(seed, n) for row, (seed, n) in upserted.items()}
+        deleted -= stems.keys()
+        before = self.index
+        expected = self.answer(before, None)
+        self.index = before.with_changes(stems, deleted, before.seq + 1)
+        assert all(np.array_equal(a, b) for a, b in zip(self.answer(before, None), expected, strict=True))
+        for row in deleted:
+            self.stems.pop(row, None)
+        self.stems |= stems
+
+    @rule(kind=st.sampled_from(["flat", "flat", "fp16", "sq8"]))
+    def seal(self, kind: str) -> None:
+        if kind != "flat":
+            # Approximate keys change scores; here only the counts, and that nothing is lost, can be compared.
+            folder = self.folder / f"{kind}-{self.index.generation}-{self.index.seq}-{self.seed}"
+            self.seed += 1
+            sealed = self.write(folder, kind)
+            assert (sealed.windows, sealed.stems) == (self.index.windows, self.index.stems)
+            assert sorted(self.answer(sealed, None)[1][0]) == sorted(self.answer(self.index, None)[1][0])
+            return
+        self.index = self.write(self.folder / str(self.index.generation + 1), "flat")
+
+    def write(self, folder: Path, kind: str) -> Index:
+        Snapshot.write(
+            folder,
+            [self.stems],
+            fold=self.index.fold,
+            fingerprint="f",
+            generation=self.index.generation + 1,
+            seq=self.index.seq,
+            window_s=5.0,
+            stride_s=2.5,
+            index_type=kind,
+        )
+        return Index.load(folder)
+
+    def answer(
+        self, index: Index, allowed: npt.NDArray[np.int64] | None, k: int = 80
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        return index.search(index.fold.queries(unit_rows(1, 3)), k, allowed)
+
+    @rule(allowed=st.one_of(st.none(), st.lists(ROWS, max_size=5)), k=st.integers(1, 40))
+    def search(self, allowed: list[int] | None, k: int) -> None:
+        rows = None if allowed is None else np.array(allowed, np.int64)
+        scores, ids = self.answer(self.index, rows, k)
+        kept = {row: stem for row, stem in self.stems.items() if allowed is None or row in allowed}
+        every = np.concatenate([np.empty(0, np.int64), *(window_ids(row, stem.windows) for row, stem in kept.items())])
+        embedding = np.concatenate(
+            [np.empty((0, DIMENSION), np.complex64), *(stem.embedding for stem in kept.values() if len(stem.windows))]
+        )
+        fold = self.index.fold
+        truth = fold.queries(unit_rows(1, 3)).astype(np.float64) @ fold.keys(embedding).astype(np.float64).T
+        n = min(k, len(every))
+        best = -np.sort(-truth, axis=1)[:, :n]
+        assert np.isneginf(scores[:, n:]).all()
+        assert (ids[:, n:] == -1).all()
+        if n:
+            assert np.abs(scores[:, :n] - best).max() <= SCORE_TOLERANCE
+        by_id = {int(window): position for position, window in enumerate(every)}
+        for q in range(3):
+            assert len(set(ids[q, :n].tolist())) == n
+            for rank in range(n):
+                assert abs(truth[q, by_id[int(ids[q, rank])]] - scores[q, rank]) <= SCORE_TOLERANCE
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if not hasattr(self, "stems"):
+            return
+        assert self.index.windows == sum(len(stem.windows) for stem in self.stems.values())
+        assert self.index.stems == sum(len(stem.windows) > 0 for stem in self.stems.values())
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
+
+IndexAgainstDictionary.TestCase.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
+TestIndexIsCongruentWithADictionary = IndexAgainstDictionary.TestCase
