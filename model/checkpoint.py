@@ -93,8 +93,11 @@ def load_phalar(path: str | os.PathLike[str], device: str | torch.device = "cpu"
     """
     path = Path(path)
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic[:2] == b"PK":
+        magic = file.read(9)
+    if magic[4:] == b"\0\0\0\0{":
+        # First: a safetensors file begins with its header's length, which may look like any magic number.
+        phalar = _load_native(path)
+    elif magic[:2] == b"PK":
         phalar = _load_lightning(path)
     elif magic[:1] == b"\x80":
         raise LegacyPickle(path)
