@@ -1,1 +1,49 @@
 """From embeddings to answers: the fold, the catalog, and the index that is searched."""
+
+from indexer.build import build_snapshot, snapshot_folder
+from indexer.catalog import Catalog
+from indexer.fold import HermitianFold
+from indexer.index import Index
+from indexer.live import IndexUnavailable, LiveIndex
+from indexer.records import (
+    Alias,
+    BadCursor,
+    ClipFacts,
+    Job,
+    JobItem,
+    JobNotFound,
+    NothingToRollBackTo,
+    Rejected,
+    Stem,
+    StemEmbeddings,
+    StemFilter,
+    StemMetadata,
+    StemNotFound,
+    Upload,
+)
+from indexer.snapshot import Snapshot
+
+__all__ = [
+    "Alias",
+    "BadCursor",
+    "Catalog",
+    "ClipFacts",
+    "HermitianFold",
+    "Index",
+    "IndexUnavailable",
+    "Job",
+    "JobItem",
+    "JobNotFound",
+    "LiveIndex",
+    "NothingToRollBackTo",
+    "Rejected",
+    "Snapshot",
+    "Stem",
+    "StemEmbeddings",
+    "StemFilter",
+    "StemMetadata",
+    "StemNotFound",
+    "Upload",
+    "build_snapshot",
+    "snapshot_folder",
+]

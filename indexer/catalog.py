@@ -127,12 +127,20 @@ class Catalog:
         return {stem.row: stem for stem in found}
 
     async def list_stems(
-        self, wanted: StemFilter, *, state: StemState | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        wanted: StemFilter,
+        *,
+        state: StemState | None = None,
+        sha256: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> tuple[list[Stem], str | None]:
         """A page of stems, oldest first, and the cursor of the next page. Raises BadCursor."""
         after = _parse_cursor(cursor)
         where = [stems.c.row > after, *_conditions(wanted)]
         where.append(stems.c.state == state if state else stems.c.state != "deleted")
+        if sha256 is not None:
+            where.append(stems.c.sha256 == sha256)
         async with self._read() as sql:
             page = await _stems_where(sql, and_(*where), limit=limit + 1)
         return page[:limit], (f"s{page[limit - 1].row}" if len(page) > limit else None)
@@ -189,6 +197,12 @@ class Catalog:
             query = select(stems.c.row).where(stems.c.state == "ready", *_conditions(wanted)).order_by(stems.c.row)
             return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
 
+    async def ready_rows(self) -> NDArray[np.int64]:
+        """The rows of all ready stems, ascending."""
+        async with self._read() as sql:
+            query = select(stems.c.row).where(stems.c.state == "ready").order_by(stems.c.row)
+            return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
+
     async def counts(self) -> dict[str, int]:
         """How many stems are queued, ready and failed."""
         async with self._read() as sql:
@@ -229,6 +243,8 @@ class Catalog:
         assert windows.dtype == np.int64
         assert starts_s.dtype == np.float64
         assert embedding.dtype == np.complex64
+        assert len(windows) == len(starts_s) == len(embedding)
+        assert np.isfinite(embedding).all(), "an index would drop such a key without a word"
         values = {
             "windows": windows.tobytes(),
             "starts_s": starts_s.tobytes(),

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.processes import socket_path
+
 Scope = Literal["read", "ingest", "admin"]
 
 
@@ -45,7 +47,9 @@ class Settings(BaseSettings):
 
     # The model.
     checkpoint: Path | None = Field(None, description="a checkpoint; unset: the default one")
-    checkpoints: Path | None = Field(None, description="folder a reindex may name checkpoints in; unset: data/checkpoints")
+    checkpoints: Path | None = Field(
+        None, description="folder a reindex may name checkpoints in; unset: data/checkpoints"
+    )
     device: str = Field("cpu", description="torch device of the worker")
     torch_threads: int = Field(0, description="threads of the worker's network; 0: torch decides", ge=0)
 
@@ -57,7 +61,9 @@ class Settings(BaseSettings):
     shift_s: float = Field(0.04, description="step of the shifts of an aligned query, seconds", gt=0)
     fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
     query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
-    grid_query_s: float = Field(60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024)
+    grid_query_s: float = Field(
+        60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024
+    )
     query_timeout_s: float = Field(60.0, description="a query that takes longer answers 503, seconds", gt=0)
 
     # Untrusted audio.
@@ -78,6 +84,9 @@ class Settings(BaseSettings):
 
     # The index.
     rank: int | None = Field(None, description="eigenvalues kept by the fold; unset: all", ge=1)
+    minimum_recall: float = Field(
+        0.95, description="a new index that misses more of the exact top 10 stays out", ge=0, le=1
+    )
     seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
 
     @cached_property
@@ -98,7 +107,7 @@ class Settings(BaseSettings):
 
     @property
     def valkey_socket(self) -> Path:
-        return self.data_folder / "valkey" / "valkey.sock"
+        return socket_path(self.data_folder / "valkey")
 
     @property
     def index_folder(self) -> Path:

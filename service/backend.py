@@ -1,0 +1,147 @@
+"""What one API process holds while it lives, opened and closed as one."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from indexer import Catalog, HermitianFold, LiveIndex
+from service.blobs import Blobs
+from service.ingest import Ingest
+from service.metrics import Metrics
+from service.models import Models, note_of
+from service.queue import Queue, QueueError, open_queue
+from service.reindex import Reindexer
+from service.retrieval import Retrieval
+from service.schemas import IndexOut, ModelOut, ReadyOut
+from service.settings import Settings
+from service.uploads import DecodeLimits, Decoder
+
+log = logging.getLogger("phalar.backend")
+FOLLOW_S = 1.0  # how often the index catches up with the catalog when nobody asks
+
+
+@dataclass
+class Backend:
+    """Catalog, audio, queue, models, index, and the work that goes on beside requests."""
+
+    settings: Settings
+    catalog: Catalog
+    blobs: Blobs
+    queue: Queue
+    models: Models
+    live: LiveIndex
+    ingest: Ingest
+    retrieval: Retrieval
+    reindexer: Reindexer
+    metrics: Metrics
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator["Backend"]:
+        """Open everything; loading the index goes on in the background, and /readyz says so."""
+        settings.data_folder.mkdir(parents=True, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            catalog = await Catalog.open(settings.resolved_database_url)
+            stack.push_async_callback(catalog.close)
+            queue = open_queue(settings)
+            stack.push_async_callback(queue.aclose)
+            decoder = await stack.enter_async_context(Decoder(DecodeLimits.of(settings)))
+            blobs = Blobs(settings.resolved_blob_url)
+            models = await asyncio.to_thread(Models, settings)
+            metrics = Metrics()
+
+            async def fold_of(fingerprint: str) -> HermitianFold:
+                return await asyncio.to_thread(models.fold, fingerprint)
+
+            live = LiveIndex(
+                catalog, settings.index_folder, fold_of, window_s=settings.window_s, stride_s=settings.stride_s
+            )
+            reindexer = Reindexer(settings, catalog, queue, models, live)
+            stack.push_async_callback(reindexer.close)
+            backend = cls(
+                settings,
+                catalog,
+                blobs,
+                queue,
+                models,
+                live,
+                Ingest(settings, catalog, blobs, queue, decoder),
+                Retrieval(settings, catalog, blobs, queue, decoder, models, live, metrics),
+                reindexer,
+                metrics,
+            )
+            stack.push_async_callback(backend._stop)
+            backend._start()
+            yield backend
+
+    async def readiness(self) -> ReadyOut:
+        """What /readyz reports."""
+        alias = await self.catalog.alias()
+        fingerprint = alias.fingerprint if alias else self.models.configured_fingerprint
+        model = await asyncio.to_thread(self.models.of, fingerprint)
+        index = self.live.held
+        try:
+            depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}
+        except QueueError:
+            depths = {}
+        return ReadyOut(
+            status=self.live.status if depths else "starting",
+            model=ModelOut(fingerprint=fingerprint, trained=model.trained, note=note_of(model)),
+            index=None
+            if index is None
+            else IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
+            queue=depths,
+            stems=await self.catalog.counts(),
+        )
+
+    async def exposition(self) -> bytes:
+        """What /metrics reports."""
+        try:
+            depths, workers = await self.queue.depths(), await self.queue.worker_stats()
+        except QueueError:
+            depths, workers = {}, {}
+        return self.metrics.exposition(
+            depths=depths, workers=workers, stems=await self.catalog.counts(), index=self.live.held
+        )
+
+    def _start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._open_index()),
+            asyncio.create_task(_every(self.settings.sweep_s, self.ingest.sweep)),
+            asyncio.create_task(_every(FOLLOW_S, self._follow)),
+        ]
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _open_index(self) -> None:
+        while True:
+            try:
+                await self.reindexer.point_alias()
+                await self.live.open()
+                await self.reindexer.resume()
+            except Exception:
+                log.exception("the index could not be opened; trying again")
+                await asyncio.sleep(FOLLOW_S)
+            else:
+                return
+
+    async def _follow(self) -> None:
+        if self.live.status == "ready":
+            await self.live.current()
+            await self.reindexer.seal_if_due()
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Do something for ever; a failure is logged and does not end it."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception as error:
+            log.warning("%s failed and will be tried again: %s", getattr(work, "__qualname__", work), error)

@@ -1,0 +1,117 @@
+"""Uploads into the catalog: checked, kept, recorded, queued; and the sweep that lets nothing be forgotten."""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from fastapi import UploadFile
+
+from indexer import Catalog, ClipFacts, Job, Rejected, StemMetadata, Upload
+from model import AudioError, Clip
+from service.blobs import Blobs, sha256_of
+from service.errors import problem
+from service.queue import Queue, QueueError, QueueFull
+from service.settings import Settings
+from service.uploads import Decoder
+
+log = logging.getLogger("phalar.ingest")
+COPY_BYTES = 1 << 20
+
+
+@asynccontextmanager
+async def on_disk(upload: UploadFile) -> AsyncIterator[Path]:
+    """A file with the upload's bytes, for as long as the context lasts."""
+    with tempfile.NamedTemporaryFile(prefix="phalar-upload-") as file:
+        while piece := await upload.read(COPY_BYTES):
+            await asyncio.to_thread(file.write, piece)
+        file.flush()
+        yield Path(file.name)
+
+
+class Ingest:
+    """Puts stems in and takes them out."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._blobs = blobs
+        self._queue = queue
+        self._decoder = decoder
+
+    async def accept(self, files: Sequence[tuple[UploadFile, StemMetadata]]) -> Job:
+        """Check and keep some files, and have them embedded. From the moment this returns, none of them can be lost.
+
+        Each file is decoded here once, so that what cannot be used is refused at once and by name.
+
+        Raises:
+            QueueFull: as many stems wait as may; try again later.
+            AudioError: there is one file, and it cannot be used.
+        """
+        waiting = (await self._catalog.counts())["queued"]
+        limit = self._settings.max_queued_uploads
+        if waiting + len(files) > limit:
+            raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
+        clips = await asyncio.gather(*(self._check(file) for file, _ in files))
+        if len(files) == 1 and isinstance(clips[0], AudioError):
+            raise clips[0]
+        async with AsyncExitStack() as locks:
+            digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
+            for sha256 in sorted(set(digests)):
+                await locks.enter_async_context(self._blobs.lock(sha256))
+            records: list[Upload | Rejected] = []
+            for (file, said), clip, sha256 in zip(files, clips, digests, strict=True):
+                name = _shown_name(file)
+                if isinstance(clip, AudioError):
+                    records.append(Rejected(name, problem(clip)))
+                    continue
+                await self._blobs.put(sha256, file.file)
+                facts = ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings)
+                records.append(Upload(sha256, name, said, facts))
+            job, queued = await self._catalog.add(records)
+        alias = await self._catalog.alias()
+        assert alias is not None
+        await self._enqueue(queued, alias.fingerprint)
+        return job
+
+    async def delete(self, stem_id: str) -> None:
+        """Take a stem out with its audio. Raises StemNotFound."""
+        stem = await self._catalog.stem(stem_id)
+        async with self._blobs.lock(stem.sha256):
+            await self._catalog.delete(stem_id)
+            if not await self._catalog.holds(stem.sha256):
+                await self._blobs.delete(stem.sha256)
+
+    async def sweep(self) -> None:
+        """Queue again every stem that waits in the catalog and that the queue does not know: it was flushed, or an
+        upload was acknowledged while it was away."""
+        waiting = await self._catalog.queued(older_than_s=self._settings.sweep_s)
+        alias = await self._catalog.alias()
+        if waiting and alias is not None:
+            known = await self._queue.outstanding_uploads()
+            forgotten = [stem_id for stem_id in waiting if stem_id not in known]
+            if forgotten:
+                log.info("queueing %d stems again that the queue did not know", len(forgotten))
+            await self._enqueue(forgotten, alias.fingerprint)
+
+    async def _check(self, file: UploadFile) -> Clip | AudioError:
+        try:
+            async with on_disk(file) as path:
+                return await self._decoder.decode(path)
+        except AudioError as error:
+            return error
+
+    async def _enqueue(self, stem_ids: Sequence[str], fingerprint: str) -> None:
+        try:
+            for stem_id in stem_ids:
+                await self._queue.submit_upload(stem_id, fingerprint)
+        except QueueError as error:
+            log.warning("the sweep will queue what this upload could not: %s", error)
+
+
+def _shown_name(file: UploadFile) -> str:
+    """The last part of the name that the client sent; it is shown, and never used as a path."""
+    name = (file.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(letter for letter in name if letter.isprintable())[:200] or "unnamed"

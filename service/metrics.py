@@ -1,0 +1,98 @@
+"""What /metrics tells, in one registry an app."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+from indexer import Index
+
+STAGE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """Counters and clocks of the API process, and a view of the queue, the workers, the catalog and the index."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "phalar_http_requests",
+            "Requests by route and status",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "phalar_http_request_seconds",
+            "Time to answer by route",
+            ["route"],
+            buckets=STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "phalar_retrieval_stage_seconds",
+            "Time of each stage of a retrieval",
+            ["stage"],
+            buckets=STAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self._depth = Gauge("phalar_queue_depth", "Jobs waiting or in work", ["kind"], registry=self.registry)
+        self._stems = Gauge("phalar_stems", "Stems by state", ["state"], registry=self.registry)
+        self._index = Gauge("phalar_index", "The live index", ["what"], registry=self.registry)
+        self._worker_stats: dict[str, dict[str, float]] = {}
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Any]:
+        """The workers' own figures, as they last reported them; called by the registry."""
+        family = GaugeMetricFamily("phalar_worker", "What each worker last reported", labels=["worker", "figure"])
+        for worker, figures in self._worker_stats.items():
+            for figure, value in figures.items():
+                family.add_metric([worker, figure], value)
+        yield family
+
+    def exposition(
+        self,
+        *,
+        depths: dict[Any, int],
+        stems: dict[str, int],
+        workers: dict[str, dict[str, float]],
+        index: Index | None,
+    ) -> bytes:
+        """Prometheus text, with the state of the moment."""
+        for kind, depth in depths.items():
+            self._depth.labels(kind).set(depth)
+        for state, count in stems.items():
+            self._stems.labels(state).set(count)
+        if index is not None:
+            self._index.labels("generation").set(index.generation)
+            self._index.labels("windows").set(index.windows)
+            self._index.labels("fresh_windows").set(index.fresh_windows)
+        self._worker_stats = workers
+        return generate_latest(self.registry)
+
+
+class Stopwatch:
+    """The time of one request's stages, in milliseconds by stage."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the body; a stage that comes twice adds up."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._ms[name] = self._ms.get(name, 0.0) + (time.perf_counter() - began) * 1000
+
+    def done(self) -> dict[str, float]:
+        """Every stage and `total`; recorded in the metrics."""
+        times = self._ms | {"total": (time.perf_counter() - self._began) * 1000}
+        for stage, ms in times.items():
+            self._metrics.stage_seconds.labels(stage).observe(ms / 1000)
+        return {stage: round(ms, 3) for stage, ms in times.items()}

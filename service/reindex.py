@@ -1,0 +1,175 @@
+"""The next index beside the live one: embed what its model lacks, build, measure, switch; and back again."""
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+
+from indexer import Alias, Catalog, Job, LiveIndex, Snapshot, build_snapshot, snapshot_folder
+from service.errors import problem
+from service.models import Models
+from service.queue import Queue, QueueError
+from service.schemas import ReindexIn
+from service.settings import Settings
+
+log = logging.getLogger("phalar.reindex")
+POLL_S = 0.5
+
+
+class RecallTooLow(Exception):
+    """The new index misses too many of the right answers; the live one stays."""
+
+    def __init__(self, recall: float, minimum: float) -> None:
+        super().__init__(f"the new index finds {recall:.4f} of the exact best windows, {minimum:g} are required")
+        self.recall = recall
+        self.minimum = minimum
+
+
+class Reindexer:
+    """Runs one reindex at a time, as a job that survives a restart."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, queue: Queue, models: Models, live: LiveIndex) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._queue = queue
+        self._models = models
+        self._live = live
+        self._task: asyncio.Task[None] | None = None
+
+    async def point_alias(self) -> None:
+        """At start: give an empty installation its first generation, and follow a changed setting.
+
+        A setting that names another model than the one that answers begins a reindex; the old one answers until then.
+        """
+        wanted = self._models.configured_fingerprint
+        alias = await self._catalog.alias()
+        if alias is None:
+            generation = await self._catalog.new_generation(wanted)
+            await self._build(generation, wanted, self._settings.rank)
+            await self._catalog.go_live(generation, configured=wanted)
+        elif alias.configured != wanted:
+            log.info("the configured model has changed: every stem will be embedded again while the old one answers")
+            await self.start(ReindexIn(checkpoint=self._models.file_name(wanted)))
+
+    async def resume(self) -> None:
+        """At start: go on with a reindex that was cut off."""
+        job = await self._catalog.unfinished_reindex()
+        if job is not None:
+            self._run_in_background(job)
+
+    async def start(self, wanted: ReindexIn) -> Job:
+        """Begin a reindex, or return the one that runs. Raises UnknownCheckpoint, CheckpointError."""
+        if wanted.checkpoint is not None:
+            await asyncio.to_thread(self._models.named, wanted.checkpoint)
+        job, new = await self._catalog.start_reindex(wanted.model_dump())
+        if new:
+            self._run_in_background(job)
+        return job
+
+    async def seal_if_due(self) -> None:
+        """Merge the fresh part into the base once it is large and a quarter of the whole."""
+        index = self._live.held
+        if index is None or index.fresh_windows < self._settings.seal_windows:
+            return
+        if index.fresh_windows * 4 >= index.windows and await self._catalog.unfinished_reindex() is None:
+            log.info("merging %d fresh windows into the base", index.fresh_windows)
+            await self.start(ReindexIn(rank=index.fold.rank))
+
+    async def roll_back(self) -> Alias:
+        """Let the previous generation answer again. Raises NothingToRollBackTo."""
+        alias = await self._catalog.roll_back()
+        await self._live.current()
+        return alias
+
+    async def close(self) -> None:
+        """Stop; a job under way goes on at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _run_in_background(self, job: Job) -> None:
+        self._task = asyncio.create_task(self._run(job))
+
+    async def _run(self, job: Job) -> None:
+        try:
+            result = await self._reindex(job)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("reindex %s failed", job.id)
+            shown = problem(error)
+            await self._catalog.finish_job(job.id, problem=shown | {"detail": str(error)})
+        else:
+            await self._catalog.finish_job(job.id, result=result)
+
+    async def _reindex(self, job: Job) -> dict[str, object]:
+        alias = await self._catalog.alias()
+        assert alias is not None
+        name, rank = job.request.get("checkpoint"), job.request.get("rank")
+        fingerprint = alias.fingerprint
+        if name is not None:
+            fingerprint = (await asyncio.to_thread(self._models.named, name)).fingerprint
+        await self._embed_lacking(job, fingerprint)
+        generation = await self._catalog.new_generation(fingerprint)
+        snapshot = await self._build(generation, fingerprint, rank or self._settings.rank, job)
+        manifest = snapshot.manifest
+        recall = manifest.recall.value if manifest.recall else None
+        if recall is not None and recall < self._settings.minimum_recall:
+            raise RecallTooLow(recall, self._settings.minimum_recall)
+        await self._live.prepare(snapshot)
+        configured = self._models.configured_fingerprint
+        while not await self._catalog.go_live(generation, configured):
+            await self._embed_lacking(job, fingerprint)
+        await self._live.current()
+        await self._tidy()
+        return {
+            "generation": generation,
+            "fingerprint": fingerprint,
+            "stems": manifest.stems,
+            "windows": manifest.windows,
+            "rank": manifest.rank,
+            "bound": manifest.bound,
+            "recall": recall,
+        }
+
+    async def _embed_lacking(self, job: Job, fingerprint: str) -> None:
+        while lacking := await self._catalog.lacking(fingerprint):
+            await self._catalog.report_progress(job.id, {"stage": "embedding", "stems_left": len(lacking)})
+            try:
+                known = await self._queue.outstanding_uploads()
+                for stem_id in lacking[: self._settings.max_queued_uploads - len(known)]:
+                    if stem_id not in known:
+                        await self._queue.submit_upload(stem_id, fingerprint)
+            except QueueError as error:
+                log.warning("the reindex waits for the queue: %s", error)
+            await asyncio.sleep(POLL_S)
+
+    async def _build(self, generation: int, fingerprint: str, rank: int | None, job: Job | None = None) -> Snapshot:
+        async def report(stems: int) -> None:
+            if job is not None:
+                await self._catalog.report_progress(job.id, {"stage": "building", "stems": stems})
+
+        return await build_snapshot(
+            self._catalog,
+            self._settings.index_folder,
+            generation=generation,
+            fingerprint=fingerprint,
+            fold=await asyncio.to_thread(self._models.fold, fingerprint, rank),
+            window_s=self._settings.window_s,
+            stride_s=self._settings.stride_s,
+            report=report,
+        )
+
+    async def _tidy(self) -> None:
+        """Keep what a rollback needs, and nothing older."""
+        alias = await self._catalog.alias()
+        assert alias is not None
+        await self._catalog.forget_models({alias.fingerprint, alias.previous_fingerprint or alias.fingerprint})
+        kept = {snapshot_folder(self._settings.index_folder, g) for g in (alias.generation, alias.previous) if g}
+        for folder in self._settings.index_folder.glob("generation-*"):
+            if folder not in kept:
+                await asyncio.to_thread(_remove, folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,30 @@
+"""Is it up, is it ready, how is it doing."""
+
+from fastapi import APIRouter, Depends, Response
+
+from service.access import TheBackend, require
+from service.schemas import ReadyOut
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The process answers. Touches nothing else."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not yet: starting, or rebuilding"}})
+async def readyz(services: TheBackend, response: Response) -> ReadyOut:
+    """Queries are answered: 200; not yet: 503. Says by which model, from which index, and what waits."""
+    report = await services.readiness()
+    if report.status != "ready":
+        response.status_code = 503
+        response.headers["Retry-After"] = "2"
+    return report
+
+
+@router.get("/metrics", dependencies=[Depends(require("read"))], response_class=Response)
+async def metrics(services: TheBackend) -> Response:
+    """Prometheus text format: requests, stages of retrieval, queue, workers, catalog, index."""
+    return Response(await services.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

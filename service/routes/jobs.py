@@ -1,0 +1,15 @@
+"""Jobs: how far is what I asked for?"""
+
+from fastapi import APIRouter, Depends
+
+from service.access import TheBackend, require
+from service.routes.problems import problems
+from service.schemas import JobOut
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get("/jobs/{job_id}", dependencies=[Depends(require("read"))], responses=problems(404))
+async def get_job(services: TheBackend, job_id: str) -> JobOut:
+    """One job and the state of each of its items."""
+    return JobOut.of(await services.catalog.job(job_id))

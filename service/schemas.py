@@ -1,0 +1,231 @@
+"""What goes over the wire."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from indexer import Job, JobItem, Stem, StemMetadata
+
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+Seconds = float
+Milliseconds = float
+ProblemBody = dict[str, Any]
+
+
+class Metadata(BaseModel):
+    """What a person says about a stem; every field may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: ShortText | None = None
+    instrument: ShortText | None = None
+    tags: list[ShortText] = Field(default_factory=list, max_length=50)
+    track: ShortText | None = Field(None, description="the piece of music this stem belongs to")
+    collection: ShortText | None = None
+    tempo_bpm: float | None = Field(None, gt=0, le=1000, description="beats a minute")
+    key: ShortText | None = Field(None, description="such as 'F# minor'")
+
+    def as_record(self) -> StemMetadata:
+        return StemMetadata(**self.model_dump(exclude={"tags"}), tags=tuple(self.tags))
+
+
+class StemOut(BaseModel):
+    """A stem of the catalog."""
+
+    id: str
+    file_name: str
+    title: str
+    instrument: str | None
+    tags: list[str]
+    track: str | None
+    collection: str | None
+    tempo_bpm: float | None
+    key: str | None
+    duration_s: Seconds
+    sample_rate: int
+    channels: int
+    format: str
+    state: Literal["queued", "ready", "failed"]
+    problem: ProblemBody | None = Field(description="why it failed")
+    warnings: list[str]
+    windows: int = Field(description="windows that can be found; silent ones cannot")
+    sha256: str
+    created_at: datetime
+    audio_url: str
+
+    @classmethod
+    def of(cls, stem: Stem) -> Self:
+        fields = {name: getattr(stem, name) for name in cls.model_fields if name not in ("created_at", "audio_url")}
+        return cls(
+            **fields, created_at=datetime.fromtimestamp(stem.created_at, UTC), audio_url=f"/stems/{stem.id}/audio"
+        )
+
+
+class StemPage(BaseModel):
+    """Stems, oldest first."""
+
+    stems: list[StemOut]
+    next_cursor: str | None = Field(description="give it as `cursor` for the next page; null on the last")
+
+
+class CatalogValues(BaseModel):
+    """What the ready stems have in the fields that can be filtered by."""
+
+    instruments: list[str]
+    tags: list[str]
+    tracks: list[str]
+    collections: list[str]
+    keys: list[str]
+
+
+class JobItemOut(BaseModel):
+    """One file of an ingest job."""
+
+    file_name: str
+    stem_id: str | None
+    state: Literal["queued", "ready", "failed", "deleted"]
+    created: bool = Field(description="false: the same bytes were here already")
+    problem: ProblemBody | None
+
+    @classmethod
+    def of(cls, item: JobItem) -> Self:
+        return cls(**{name: getattr(item, name) for name in cls.model_fields})
+
+
+class JobOut(BaseModel):
+    """Work that outlives its request."""
+
+    id: str
+    kind: Literal["ingest", "reindex"]
+    state: Literal["running", "done", "failed"]
+    created_at: datetime
+    finished_at: datetime | None
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    problem: ProblemBody | None
+    items: list[JobItemOut]
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        def when(seconds: float | None) -> datetime | None:
+            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+        created_at = when(job.created_at)
+        assert created_at is not None
+        return cls(
+            id=job.id,
+            kind=job.kind,
+            state=job.state,
+            created_at=created_at,
+            finished_at=when(job.finished_at),
+            progress=dict(job.progress) if job.progress else None,
+            result=dict(job.result) if job.result else None,
+            problem=dict(job.problem) if job.problem else None,
+            items=[JobItemOut.of(item) for item in job.items],
+        )
+
+
+class WindowPair(BaseModel):
+    """One window of the mix and the window of the stem that it was scored against."""
+
+    mix_s: Seconds = Field(description="where the mix's window starts")
+    stem_s: Seconds = Field(description="where the stem's window starts")
+    score: float
+
+
+class HitOut(BaseModel):
+    """One answer: this stem, from this second, this well."""
+
+    rank: int
+    score: float = Field(description="mean score of the windows below; higher is better")
+    start_s: Seconds = Field(
+        description="the second of the stem that sounds together with second 0 of the mix; "
+        "negative: the stem enters that long after the mix has begun"
+    )
+    stem: StemOut
+    windows: list[WindowPair]
+
+
+class MixOut(BaseModel):
+    """What was searched with."""
+
+    duration_s: Seconds
+    searched_from_s: Seconds
+    searched_to_s: Seconds
+    warnings: list[str]
+
+
+class AlignOut(BaseModel):
+    """Which delays of the mix against the catalog's grid were tried."""
+
+    mode: Literal["search", "grid"]
+    shift_s: Seconds = Field(description="step between the tried delays")
+    shifts: int = Field(description="how many were tried")
+    range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
+
+
+class IndexOut(BaseModel):
+    """The index generation that answered."""
+
+    generation: int
+    stems: int
+    windows: int
+
+
+class ModelOut(BaseModel):
+    """The model that answered."""
+
+    fingerprint: str
+    trained: bool
+    note: str | None = Field(None, description="what a user must know of it")
+
+
+class RetrieveOut(BaseModel):
+    """The stems that fit, best first."""
+
+    hits: list[HitOut]
+    mix: MixOut
+    align: AlignOut
+    exact: bool = Field(description="proven: no other stem of the catalog scores higher on the tried delays")
+    index: IndexOut
+    model: ModelOut
+    timing_ms: dict[str, Milliseconds]
+
+
+class ReindexIn(BaseModel):
+    """What the next index is to be made with; nothing given: the same model at full rank."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: ShortText | None = Field(None, description="a file in the checkpoints folder")
+    rank: int | None = Field(None, ge=1, le=512, description="eigenvalues the fold keeps; null: all")
+
+
+class RollbackOut(BaseModel):
+    """The generation that answers now, and the one it replaced."""
+
+    generation: int
+    previous: int
+    fingerprint: str
+
+
+class ReadyOut(BaseModel):
+    """Whether queries are answered, and with what."""
+
+    status: Literal["ready", "starting", "rebuilding"]
+    model: ModelOut
+    index: IndexOut | None
+    queue: dict[str, int]
+    stems: dict[str, int]
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457; further fields hold the facts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
