@@ -1,0 +1,46 @@
+# make run   the service with its demo catalog, at http://127.0.0.1:8000
+# make test  every test that needs no network, GPU or downloaded weights
+# make lint  ruff and mypy
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+ARGS ?=
+
+.PHONY: run test lint bench clean
+
+run: .venv/run.stamp
+	$(BIN)/phalar serve --demo $(ARGS)
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run.stamp: .venv/python.stamp pyproject.toml constraints.txt
+	@echo "Installing (the first time takes a few minutes) ..."
+	$(PIP) --editable '.[cpu]'
+	@touch $@
+
+.venv/test.stamp: .venv/run.stamp
+	$(PIP) --editable '.[cpu,test]'
+	@touch $@
+
+.venv/lint.stamp: .venv/test.stamp
+	$(PIP) --editable '.[cpu,test,lint]'
+	@touch $@
