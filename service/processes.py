@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("phalar.processes")
 
 SOCKET_PATH_BYTES = 107  # sun_path on Linux, less its final zero; macOS has 103
 VALKEY_START_S = 30.0  # a large append-only file takes a while to load

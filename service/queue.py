@@ -33,7 +33,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.settings import Settings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("phalar.queue")
 
 Kind = Literal["uploads", "queries"]
 
@@ -381,8 +381,8 @@ class Queue:
 
     # The worker's side.
 
-    async def take(self, count: int, block_ms: int, uploads: bool = True) -> list[Job]:
-        """The next jobs, queries first, at most `count` of each kind; queries only, unless `uploads`.
+    async def take(self, count: int, block_ms: int, *, uploads: bool = True, queries: bool = True) -> list[Job]:
+        """The next jobs: at most one query (the other workers may be idle), then at most `count` uploads.
 
         A job that an earlier worker left unfinished comes alone: no upload is handed out beside it until it is done.
         Returns an empty list after `block_ms` without a job (at most 2 s); 0 does not wait.
@@ -390,16 +390,31 @@ class Queue:
         waiting_alone, left_over = await self._take_left_over(uploads)
         if left_over:
             return left_over
-        kinds: list[Kind] = ["queries"]
+        wanted: dict[Kind, int] = {}
+        if queries:
+            wanted["queries"] = 1
         if uploads and not waiting_alone and self._alone is None:
-            kinds.append("uploads")
-        return await self._read(kinds, count, block_ms)
+            wanted["uploads"] = count
+        jobs: list[Job] = []
+        for kind, most in wanted.items():
+            jobs += await self._read([kind], most, 0)
+        if jobs or not block_ms:
+            return jobs
+        if not wanted:
+            await asyncio.sleep(block_ms / 1000)
+            return []
+        return await self._read(list(wanted), 1, block_ms)  # one limit holds for both streams
 
     async def done(self, job: Job) -> None:
-        """Acknowledge and delete: the job will never be delivered again."""
+        """Acknowledge and delete: the job will never be delivered again.
+
+        It is no longer in hand even when Redis cannot be told: then it comes again, as one that was left over.
+        """
         held = job.job if isinstance(job, Poisoned) else job
-        await self._forget(held.kind, held.entry)
-        self._drop(held)
+        try:
+            await self._forget(held.kind, held.entry)
+        finally:
+            self._drop(held)
 
     async def reply(self, job: QueryJob, embedding: NDArray[np.complex64]) -> None:
         """Send a query's embeddings, complex64 (q, 512), and be done with the job."""
@@ -544,8 +559,10 @@ class Queue:
             pipeline.xdel(self._streams["queries"], job.entry)
             await pipeline.execute()
 
-        await self._call(send)
-        self._drop(job)
+        try:
+            await self._call(send)
+        finally:
+            self._drop(job)
 
     def _drop(self, job: UploadJob | QueryJob) -> None:
         self._in_hand[job.kind].pop(job.entry, None)
