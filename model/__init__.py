@@ -9,8 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from model.audio import (
+    MIN_SECONDS,
     SAMPLE_RATE,
     AudioError,
+    AudioFormat,
+    Clip,
     ClipTooLong,
     ClipTooShort,
     DecodeFailed,
@@ -20,6 +23,10 @@ from model.audio import (
     SilentClip,
     TooManyChannels,
     UnknownFormat,
+    cut_windows,
+    is_silent,
+    load_clip,
+    window_starts,
 )
 
 if TYPE_CHECKING:
@@ -37,9 +44,12 @@ if TYPE_CHECKING:
     from model.torch_archive import CheckpointError, NotACheckpoint, TruncatedCheckpoint, UnsafePickle
 
 __all__ = [
+    "MIN_SECONDS",
     "SAMPLE_RATE",
     "AudioError",
+    "AudioFormat",
     "CheckpointError",
+    "Clip",
     "ClipTooLong",
     "ClipTooShort",
     "DecodeFailed",
@@ -60,9 +70,13 @@ __all__ = [
     "UnsafePickle",
     "UnsupportedModel",
     "WrongShape",
+    "cut_windows",
+    "is_silent",
+    "load_clip",
     "load_phalar",
     "save_phalar",
     "untrained_phalar",
+    "window_starts",
 ]
 
 # name -> its module, as in "Phalar": "model.phalar"
