@@ -1,0 +1,359 @@
+"""Which stems fit a mix, and where: candidate stems from the index, then exact scores along every diagonal.
+
+A query window begins `offset_s` seconds into the mix. Laid against a window of a stem that begins `start_s` into the
+stem, it says: the mix's second 0 sounds together with the stem's second start_s - offset_s. That difference is the
+pair's place; pairs of one shift that agree on it form a diagonal.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.fold import HermitianFold
+from indexer.records import StemEmbeddings
+from indexer.snapshot import split_ids
+
+Complex64 = npt.NDArray[np.complex64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+# Candidate stems for each hit that is wanted, and at least; re-scoring a hundred stems takes milliseconds.
+CANDIDATES_PER_HIT = 4
+FEWEST_CANDIDATES = 50
+# Windows asked of the index for each query row, at most: a 20-minute stem has 480.
+LARGEST_K = 4096
+
+# Mean scores closer than this are a tie: the matrix product's last bits depend on what else is in the batch.
+_TIE_DECIMALS = 9
+# A sample is 0.0625 ms, so a place can lie on half a millisecond exactly, where rounding would follow the float's last
+# bit and tear a diagonal apart. This threshold is 0.01 ms away from every multiple of a sample.
+_HALF_MS = 0.49
+_SAME_TIME_S = 1e-5
+
+
+class Searched(Protocol):
+    """What a search needs of an index; a cluster's client can offer the same."""
+
+    @property
+    def fold(self) -> HermitianFold: ...
+
+    def search(self, queries: Float32, k: int, allowed: Int64 | None = None) -> tuple[Float32, Int64]: ...
+
+    def slack(self, embedding: Complex64) -> Float64: ...
+
+
+@dataclass(frozen=True, eq=False)
+class QueryWindows:
+    """The windows of a mix at every shift. Silent ones are left out.
+
+    embedding: complex64 (q, D), unit norm; offset_s: float64 (q,), the second of the mix where the window begins;
+    shift: int (q,), number of the shift; window: int (q,), number of the window at that shift.
+    """
+
+    embedding: Complex64
+    offset_s: Float64
+    shift: Int64
+    window: Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The stems worth scoring exactly, best window first, and what is known of all others."""
+
+    rows: Int64  # (m,) stem rows
+    best: Float32  # (m,) the best window's score, as the index gives it
+    threshold: Float64  # (q,) no window outside the answer scores above it in this row; -inf: none is outside
+    slack: Float64  # (q,) how far the index's scores may be off
+    k: int  # windows asked for each row
+    ceiling: float  # no stem outside scores above this, at any place on the shifts' grid
+
+    def first(self, n: int) -> "Candidates":
+        """The n best of them; the ceiling rises to cover the others."""
+        if n >= len(self.rows):
+            return self
+        dropped = float(self.best[n]) + float(self.slack.max())
+        return replace(self, rows=self.rows[:n], best=self.best[:n], ceiling=max(self.ceiling, dropped))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every window that may be answered is in: asking for more finds nothing new."""
+        return self.ceiling == -math.inf
+
+
+class Pair(NamedTuple):
+    """A window of the mix laid against a window of a stem."""
+
+    query: int  # row of the queries (of the fine ones after refinement)
+    window: int  # position among the stem's windows
+    score: float
+    mix_s: float  # where the mix's window begins, seconds
+    stem_s: float  # where the stem's window begins, seconds
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stem fits a mix best, and how well."""
+
+    score: float  # mean over the pairs
+    start_s: float  # second of the stem that sounds with the mix's second 0; negative: the stem enters later
+    pairs: tuple[Pair, ...]
+    # (displacement of the mix's windows in seconds, score there) around the place, ascending, itself at 0 included.
+    # A neighbour's score is the place's plus the mean change over the pairs that both have. Empty once refined.
+    curve: tuple[tuple[float, float], ...]
+
+
+def candidates(
+    index: Searched, queries: QueryWindows, limit: int, allowed: Int64 | None = None, *, k: int | None = None
+) -> Candidates:
+    """Stage 1: the stems that own the best windows of each query row.
+
+    Asks for twice as many windows until four stems for each hit wanted (50 at least) have come, or none are left.
+
+    Args:
+        index: searched; its fold makes the queries.
+        queries: of one mix, all shifts at once.
+        limit: hits wanted.
+        allowed: int64 stem rows that may be answered; None allows all.
+        k: windows for each row to begin with; to widen an earlier answer, give twice its `k`.
+
+    Returns:
+        Every stem that came up, which may be many more than asked for; see `Candidates.first`.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}, at least 1 is needed")
+    wanted = max(FEWEST_CANDIDATES, CANDIDATES_PER_HIT * limit)
+    k = wanted if k is None else min(k, LARGEST_K)
+    folded = index.fold.queries(queries.embedding)
+    while True:
+        scores, ids = index.search(folded, k, allowed)
+        rows, best = _best_by_stem(scores, ids)
+        threshold = scores[:, -1].astype(np.float64)
+        if len(rows) >= wanted or np.isneginf(threshold).all() or k >= LARGEST_K:
+            break
+        k = min(2 * k, LARGEST_K)
+    slack = index.slack(queries.embedding)
+    ceiling = float((threshold + slack).max(initial=-np.inf))
+    return Candidates(rows, best, threshold, slack, k, ceiling)
+
+
+def _best_by_stem(scores: Float32, ids: Int64) -> tuple[Int64, Float32]:
+    found = ids >= 0
+    flat_rows, flat_scores = split_ids(ids[found])[0], scores[found]
+    order = np.lexsort((flat_rows, -flat_scores))
+    _, first = np.unique(flat_rows[order], return_index=True)
+    best = order[np.sort(first)]
+    return flat_rows[best], flat_scores[best]
+
+
+def proven(places: Iterable[Place], found: Candidates, limit: int) -> bool:
+    """Whether the `limit` best of these places are the best there are, on the shifts' grid.
+
+    A stem's score is a mean over pairs, so no stem outside the candidates scores above their ceiling.
+
+    Args:
+        places: of all of `found.rows`, before refinement, in any order.
+    """
+    scores = sorted((place.score for place in places), reverse=True)
+    if len(scores) < limit:
+        return found.complete
+    return scores[limit - 1] >= found.ceiling
+
+
+def align(fold: HermitianFold, queries: QueryWindows, stem_embedding: Complex64, stem_start_s: Float64) -> Place | None:
+    """`align_all` for one stem: complex64 (n, D) and float64 (n,)."""
+    stem = StemEmbeddings(np.arange(len(stem_start_s)), stem_start_s, stem_embedding)
+    return align_all(fold, queries, {0: stem}).get(0)
+
+
+def align_all(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> dict[int, Place]:
+    """Stage 2: each stem's best diagonal, by the exact complex score.
+
+    A diagonal counts if it has at least half as many pairs as the shorter of mix (at that shift) and stem has windows,
+    rounded up; its score is the mean over its pairs. Of equal ones the one with more pairs wins, then the place nearest
+    to 0, then the smaller place, then the earlier shift. The last window of a stem ends with the clip and so begins off
+    the stride's grid; it makes diagonals of its own, since only places are compared.
+
+    Args:
+        fold: its full form scores, whatever its rank.
+        stems: by any number, the stem row for one; a window that is silent is not among them.
+
+    Returns:
+        By the same number; a stem of which no diagonal counts is left out.
+    """
+    numbers = [number for number, stem in stems.items() if len(stem.starts_s)]
+    if not numbers or not len(queries.offset_s):
+        return {}
+    sizes = np.array([len(stems[number].starts_s) for number in numbers])
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    start_s = np.concatenate([stems[number].starts_s for number in numbers])
+    embedding = np.concatenate([stems[number].embedding for number in numbers])
+    scores = fold.form_rows(queries.embedding) @ fold.real_rows(embedding).T  # (q, windows)
+
+    shifts, shift = np.unique(queries.shift, return_inverse=True)
+    mix_windows = np.bincount(shift)
+    stem = np.repeat(np.arange(len(numbers)), sizes)
+    place = _places_ms(start_s[None, :], queries.offset_s[:, None])  # (q, windows)
+    lowest = int(place.min())
+    width = int(place.max()) - lowest + 1
+    # One number for each diagonal, ascending by stem, then shift, then place.
+    number_of = (stem[None, :] * len(shifts) + shift[:, None]) * width + (place - lowest)
+    order = np.argsort(number_of, axis=None, kind="stable")
+    ordered = number_of.ravel()[order]
+    begin = np.flatnonzero(np.diff(ordered, prepend=-1))  # (diagonals,), positions in `order`
+    counts = np.diff(begin, append=len(ordered))
+    mean = np.round(np.add.reduceat(scores.ravel()[order], begin) / counts, _TIE_DECIMALS)
+    owner, at_shift = np.divmod(ordered[begin] // width, len(shifts))
+    at_place = ordered[begin] % width + lowest
+    needed = (np.minimum(mix_windows[at_shift], sizes[owner]) + 1) // 2
+    mean[counts < needed] = -np.inf
+
+    by_stem = np.searchsorted(owner, np.arange(len(numbers)))
+    top = np.maximum.reduceat(mean, by_stem)
+    tied = np.flatnonzero((mean == top[owner]) & np.isfinite(mean))
+    tied = tied[
+        np.lexsort((at_shift[tied], at_place[tied], np.abs(at_place[tied]), -counts[tied], owner[tied]))
+    ]  # (diagonals that share their stem's top score,), the winner of each stem first
+    _, winners = np.unique(owner[tied], return_index=True)
+
+    before, after = _neighbours(queries.offset_s)
+    result: dict[int, Place] = {}
+    for diagonal in tied[winners]:
+        members = order[begin[diagonal] : begin[diagonal] + counts[diagonal]]
+        rows, columns = np.divmod(members, len(start_s))
+        owner_of = int(owner[diagonal])
+        pairs = tuple(
+            Pair(int(q), int(j - first[owner_of]), float(scores[q, j]), float(queries.offset_s[q]), float(start_s[j]))
+            for q, j in zip(rows, columns, strict=True)
+        )
+        around = np.concatenate([before[rows], after[rows]])
+        here, column = np.tile(rows, 2)[around >= 0], np.tile(columns, 2)[around >= 0]
+        around = around[around >= 0]
+        moved = _places_ms(queries.offset_s[around], queries.offset_s[here])  # (neighbouring pairs,), ms
+        changes = scores[around, column] - scores[here, column]
+        score = float(np.mean([pair.score for pair in pairs]))
+        curve = {int(ms): score + float(changes[moved == ms].mean()) for ms in np.unique(moved)} | {0: score}
+        result[numbers[owner_of]] = Place(
+            score=score,
+            start_s=int(at_place[diagonal]) / 1000,
+            pairs=pairs,
+            curve=tuple((ms / 1000, curve[ms]) for ms in sorted(curve)),
+        )
+    return result
+
+
+def _places_ms(start_s: Float64, offset_s: Float64) -> Int64:
+    """The difference in whole milliseconds, int64; see _HALF_MS."""
+    return np.floor((start_s - offset_s) * 1000 + _HALF_MS).astype(np.int64)
+
+
+def _neighbours(offset_s: Float64) -> tuple[Int64, Int64]:
+    """For each query row the rows that begin next before and next after it in the mix, -1 where there is none.
+
+    By time, not by shift: the last shift of a window and the first shift of the next window are neighbours too.
+    """
+    times = np.sort(offset_s)
+    times = times[np.diff(times, prepend=-np.inf) > _SAME_TIME_S]
+    order = np.argsort(offset_s, kind="stable")
+    row_at = order[np.searchsorted(offset_s[order], times - _SAME_TIME_S / 2)]  # (different times,)
+    position = np.searchsorted(times, offset_s + _SAME_TIME_S / 2, side="right") - 1
+    padded = np.concatenate([[-1], row_at, [-1]])
+    return padded[position], padded[position + 2]
+
+
+def refine_offsets(
+    places: Iterable[Place], *, shift_s: float, fine_shift_s: float, first_s: float, last_s: float
+) -> Float64:
+    """Where in the mix more windows must be embedded to know these places on the fine grid.
+
+    The score is smooth in the delay, so a true peak lies within half a shift of the best shift. Its slope there, from
+    the neighbouring shifts, tells the side: that side is tried as far as half a shift, the other by one fine shift, in
+    case the peak leans. Where a neighbour is missing (first and last shift, or a single one), both sides are tried.
+
+    Args:
+        places: of the hits to be refined.
+        shift_s: the grid they were found on, seconds.
+        fine_shift_s: the grid wanted, seconds.
+        first_s, last_s: earliest and latest second of the mix where a window may begin; usually 0 and the mix's
+            duration less a window. Windows beyond are left out.
+
+    Returns:
+        float64 (m,), seconds, ascending, without repetitions: hits share them.
+    """
+    offsets = {
+        round(pair.mix_s + step * fine_shift_s, 6)
+        for place in places
+        for step in _fine_steps(place, shift_s, fine_shift_s)
+        for pair in place.pairs
+    }
+    return np.array(
+        sorted(offset for offset in offsets if first_s - _SAME_TIME_S <= offset <= last_s + _SAME_TIME_S), np.float64
+    )
+
+
+def _fine_steps(place: Place, shift_s: float, fine_shift_s: float) -> list[int]:
+    reach = int(shift_s / 2 / fine_shift_s + 1e-6)
+    everywhere = [step for step in range(-reach, reach + 1) if step]
+    near = [point for point in place.curve if abs(point[0]) < 1.5 * shift_s]
+    left = max((point for point in near if point[0] < 0), default=None)
+    right = min((point for point in near if point[0] > 0), default=None)
+    if left is None or right is None or reach == 0:
+        return everywhere
+    # The slope at 0 of the parabola through the three points.
+    slope = (right[1] - place.score) * left[0] ** 2 - (left[1] - place.score) * right[0] ** 2
+    side = 1 if slope >= 0 else -1
+    return sorted([-side] + [side * step for step in range(1, reach + 1)])
+
+
+def refined(
+    fold: HermitianFold,
+    places: Mapping[int, Place],
+    stems: Mapping[int, StemEmbeddings],
+    fine_embedding: Complex64,
+    fine_offset_s: Float64,
+    *,
+    shift_s: float,
+) -> dict[int, Place]:
+    """The places with their best neighbour on the fine grid, or as they were where none is better.
+
+    Args:
+        fold: scores exactly, as in `align_all`.
+        places: by stem row.
+        stems: the same stems' embeddings as given to `align_all`, at least those of `places`.
+        fine_embedding: complex64 (m, D), the windows of `refine_offsets`; silent ones may be missing.
+        fine_offset_s: float64 (m,), the second of the mix where each begins.
+        shift_s: the grid the places were found on; a place moves by half of it at most.
+
+    Returns:
+        By stem row. Neighbours are compared by the mean change over the pairs they have, at least half of the place's:
+        at either end of the mix some pairs cannot be moved. The score is the mean over the pairs at the new place.
+    """
+    if not len(fine_offset_s):
+        return dict(places)
+    left = fold.form_rows(fine_embedding)  # (m, 2D)
+    result: dict[int, Place] = {}
+    for row, place in places.items():
+        windows = [pair.window for pair in place.pairs]
+        scores = left @ fold.real_rows(stems[row].embedding[windows]).T  # (m, pairs)
+        moved = _places_ms(fine_offset_s[:, None], np.array([pair.mix_s for pair in place.pairs])[None, :])
+        changes = scores - np.array([pair.score for pair in place.pairs])[None, :]
+        best, best_change = place, 0.0
+        reached = {int(ms) for ms in moved[np.abs(moved) <= shift_s * 500 + 1] if ms}
+        for ms in sorted(reached, key=lambda ms: (abs(ms), ms)):
+            rows, columns = np.nonzero(moved == ms)
+            change = round(float(changes[rows, columns].mean()), _TIE_DECIMALS)
+            if 2 * len(np.unique(columns)) < len(place.pairs) or change <= best_change:
+                continue
+            pairs = tuple(
+                place.pairs[j]._replace(query=int(q), score=float(scores[q, j]), mix_s=float(fine_offset_s[q]))
+                for q, j in zip(rows, columns, strict=True)
+            )
+            start_ms = _places_ms(np.array([pairs[0].stem_s]), np.array([pairs[0].mix_s]))
+            best = Place(float(np.mean([pair.score for pair in pairs])), int(start_ms[0]) / 1000, pairs, ())
+            best_change = change
+        result[row] = replace(best, curve=())
+    return result
