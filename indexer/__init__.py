@@ -21,11 +21,24 @@ from indexer.records import (
     StemNotFound,
     Upload,
 )
+from indexer.search import (
+    LARGEST_K,
+    Candidates,
+    Place,
+    QueryWindows,
+    align_all,
+    candidates,
+    proven,
+    refine_offsets,
+    refined,
+)
 from indexer.snapshot import Snapshot
 
 __all__ = [
+    "LARGEST_K",
     "Alias",
     "BadCursor",
+    "Candidates",
     "Catalog",
     "ClipFacts",
     "HermitianFold",
@@ -36,6 +49,8 @@ __all__ = [
     "JobNotFound",
     "LiveIndex",
     "NothingToRollBackTo",
+    "Place",
+    "QueryWindows",
     "Rejected",
     "Snapshot",
     "Stem",
@@ -44,6 +59,11 @@ __all__ = [
     "StemMetadata",
     "StemNotFound",
     "Upload",
+    "align_all",
     "build_snapshot",
+    "candidates",
+    "proven",
+    "refine_offsets",
+    "refined",
     "snapshot_folder",
 ]

@@ -76,7 +76,7 @@ def _loudest(waveform: NDArray[np.float32], longest: int) -> int:
 
 
 def sum_stems(waveforms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The mix of some stems that start together, as long as the longest. The score ignores loudness, so none is scaled."""
+    """The mix of some stems that start together, as long as the longest; the score ignores its loudness."""
     mix = np.zeros(max(len(waveform) for waveform in waveforms), np.float32)
     for waveform in waveforms:
         mix[: len(waveform)] += waveform

@@ -1,6 +1,10 @@
 """Fixtures that more than one folder uses."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve the services under test
 
 
 @pytest.fixture

@@ -1,0 +1,266 @@
+"""A mix in, the stems that fit it out: decode, embed at every delay, search, score exactly, refine the places."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from fastapi import UploadFile
+from numpy.typing import NDArray
+
+from indexer import (
+    LARGEST_K,
+    Catalog,
+    Index,
+    LiveIndex,
+    Place,
+    QueryWindows,
+    StemEmbeddings,
+    StemFilter,
+    align_all,
+    candidates,
+    proven,
+    refine_offsets,
+    refined,
+)
+from model import SAMPLE_RATE, Clip, SilentClip
+from service.blobs import Blobs
+from service.errors import MixNotReady
+from service.ingest import on_disk
+from service.metrics import Metrics, Stopwatch
+from service.mix import Plan, plan_windows, sum_stems
+from service.models import Models, note_of
+from service.queue import FingerprintMismatch, Queue
+from service.schemas import AlignOut, HitOut, IndexOut, MixOut, ModelOut, RetrieveOut, StemOut, WindowPair
+from service.settings import Settings
+from service.uploads import Decoder
+
+SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
+SCORED_MOST = 1024
+REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
+
+Complex64 = NDArray[np.complex64]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One retrieval as it was asked for: a file, or the stems that make up the mix."""
+
+    file: UploadFile | None
+    stem_ids: tuple[str, ...]
+    limit: int
+    align: Literal["search", "grid"]
+    wanted: StemFilter
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The candidates of a query, each at its best place on the grid of shifts."""
+
+    places: dict[int, Place]
+    stems: dict[int, StemEmbeddings]
+    exact: bool
+
+    def best(self, n: int) -> dict[int, Place]:
+        order = sorted(self.places, key=lambda row: (-self.places[row].score, row))
+        return {row: self.places[row] for row in order[:n]}
+
+
+class Retrieval:
+    """Answers queries from one index generation and one model each."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        blobs: Blobs,
+        queue: Queue,
+        decoder: Decoder,
+        models: Models,
+        live: LiveIndex,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._blobs = blobs
+        self._queue = queue
+        self._decoder = decoder
+        self._models = models
+        self._live = live
+        self._metrics = metrics
+
+    async def answer(self, query: Query) -> RetrieveOut:
+        """The stems that fit, best first.
+
+        Raises:
+            AudioError: the mix cannot be used.
+            StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
+            IndexUnavailable, QueueError: not now.
+        """
+        watch = Stopwatch(self._metrics)
+        index = await self._live.current()
+        with watch.stage("decode"):
+            waveform, warnings = await self._mix(query)
+        plan = self._plan(waveform, query.align)
+        with watch.stage("embed"):
+            index, queries = await self._embed_mix(index, waveform, plan)
+        scored = await self._search(index, queries, query, watch)
+        places = scored.best(query.limit)
+        if query.align == "search":
+            with watch.stage("refine"):
+                places = await self._refine(index, waveform, plan, scored, query.limit)
+        stems = await self._catalog.stems_by_row(places)
+        hits = [
+            HitOut(
+                rank=rank,
+                score=place.score,
+                start_s=place.start_s,
+                stem=StemOut.of(stems[row]),
+                windows=[
+                    WindowPair(mix_s=pair.mix_s, stem_s=pair.stem_s, score=pair.score)
+                    for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)
+                ],
+            )
+            for rank, (row, place) in enumerate(((r, p) for r, p in places.items() if r in stems), start=1)
+        ]
+        model = self._models.of(index.fingerprint)
+        return RetrieveOut(
+            hits=hits,
+            mix=MixOut(
+                duration_s=len(waveform) / SAMPLE_RATE,
+                searched_from_s=plan.begin / SAMPLE_RATE,
+                searched_to_s=plan.end / SAMPLE_RATE,
+                warnings=list(warnings),
+            ),
+            align=AlignOut(mode=query.align, shift_s=plan.step / SAMPLE_RATE, shifts=plan.shifts, range_s=plan.range_s),
+            exact=scored.exact,
+            index=IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
+            model=ModelOut(fingerprint=index.fingerprint, trained=model.trained, note=note_of(model)),
+            timing_ms=watch.done(),
+        )
+
+    async def _mix(self, query: Query) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        if query.file is not None:
+            async with on_disk(query.file) as path:
+                clip = await self._decoder.decode(path)
+            return clip.waveform, clip.warnings
+        clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_ids))
+        return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
+
+    async def _stem_clip(self, stem_id: str) -> Clip:
+        stem = await self._catalog.stem(stem_id)
+        if stem.state == "failed":
+            raise MixNotReady(f"The stem {stem_id} of the mix could not be used itself.", stem_id=stem_id)
+        async with AsyncExitStack() as stack:
+            path = await stack.enter_async_context(self._blobs.fetch(stem.sha256))
+            return await self._decoder.decode(path)
+
+    def _plan(self, waveform: NDArray[np.float32], align: Literal["search", "grid"]) -> Plan:
+        settings = self._settings
+        longest = settings.query_s if align == "search" else settings.grid_query_s
+        return plan_windows(
+            waveform,
+            window=_samples(settings.window_s),
+            stride=_samples(settings.stride_s),
+            step=_samples(settings.shift_s),
+            longest=_samples(longest),
+            search=align == "search",
+        )
+
+    async def _embed_mix(self, index: Index, waveform: NDArray[np.float32], plan: Plan) -> tuple[Index, QueryWindows]:
+        """The mix's windows by the live model, and the index of that model, as it is after embedding.
+
+        A new model may go live meanwhile; then the mix is embedded once more, by that one.
+        """
+        for _ in range(2):
+            embedding = await self._embed(index.fingerprint, waveform, plan.starts, plan.length)
+            newest = await self._live.current()
+            if newest.fingerprint == index.fingerprint:
+                audible = _audible(embedding)
+                if not audible.any():
+                    raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
+                return newest, QueryWindows(
+                    embedding=embedding[audible],
+                    offset_s=plan.starts[audible] / SAMPLE_RATE,
+                    shift=plan.shift[audible],
+                    window=plan.window[audible],
+                )
+            index = newest
+        raise FingerprintMismatch(wanted=index.fingerprint, held=[])
+
+    async def _embed(
+        self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int
+    ) -> Complex64:
+        begin, end = int(starts.min()), int(starts.max()) + length
+        return await self._queue.embed(
+            fingerprint, waveform[begin:end], starts - begin, length, self._settings.query_timeout_s
+        )
+
+    async def _search(self, index: Index, queries: QueryWindows, query: Query, watch: Stopwatch) -> _Scored:
+        """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
+        with watch.stage("index"):
+            wanted = replace(query.wanted, exclude=query.wanted.exclude + query.stem_ids)
+            allowed = await self._catalog.rows_allowed(wanted)
+            found = await asyncio.to_thread(candidates, index, queries, query.limit, allowed)
+        places: dict[int, Place] = {}
+        stems: dict[int, StemEmbeddings] = {}
+        enough = max(SCORED_FIRST, 4 * query.limit)
+        while True:
+            some = found.first(enough)
+            with watch.stage("rescore"):
+                unseen = [row for row in some.rows.tolist() if row not in stems]
+                fresh = await self._catalog.embeddings_of(unseen, index.fingerprint)
+                places |= await asyncio.to_thread(align_all, index.fold, queries, fresh)
+                stems |= fresh
+            exact = proven(places.values(), some, query.limit)
+            if exact or len(stems) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
+                return _Scored(places, stems, exact)
+            if enough >= len(found.rows):
+                if found.k >= LARGEST_K:
+                    return _Scored(places, stems, exact)
+                with watch.stage("index"):
+                    found = await asyncio.to_thread(candidates, index, queries, query.limit, allowed, k=2 * found.k)
+            enough = min(4 * enough, SCORED_MOST)
+
+    async def _refine(
+        self, index: Index, waveform: NDArray[np.float32], plan: Plan, scored: _Scored, limit: int
+    ) -> dict[int, Place]:
+        """The best places on the fine grid, in order of their scores there."""
+        best: Mapping[int, Place] = scored.best(limit + REFINED_BEYOND)
+        offsets_s = refine_offsets(
+            best.values(),
+            shift_s=self._settings.shift_s,
+            fine_shift_s=self._settings.fine_shift_s,
+            first_s=0.0,
+            last_s=(len(waveform) - plan.length) / SAMPLE_RATE,
+        )
+        if len(offsets_s):
+            starts = np.round(offsets_s * SAMPLE_RATE).astype(np.int64)
+            embedding = await self._embed(index.fingerprint, waveform, starts, plan.length)
+            audible = _audible(embedding)
+            best = await asyncio.to_thread(
+                refined,
+                index.fold,
+                best,
+                scored.stems,
+                embedding[audible],
+                offsets_s[audible],
+                shift_s=self._settings.shift_s,
+            )
+        order = sorted(best, key=lambda row: (-best[row].score, row))
+        return {row: best[row] for row in order[:limit]}
+
+
+def _samples(seconds: float) -> int:
+    return round(seconds * SAMPLE_RATE)
+
+
+def _audible(embedding: Complex64) -> NDArray[np.bool_]:
+    """Which rows are embeddings; a worker answers a silent window with zeros."""
+    return np.asarray(np.abs(embedding).any(axis=1))
+
+
+def _peak_db(waveform: NDArray[np.float32]) -> float:
+    return float(20 * np.log10(max(1e-10, float(np.abs(waveform).max()))))
