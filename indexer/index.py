@@ -1,4 +1,4 @@
-"""What answers a search: a sealed base, a small fresh part and tombstones, seen as one and never changed."""
+"""What answers a search: a sealed base, some fresh keys and tombstones, seen as one and never changed."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -105,7 +105,7 @@ class Index:
 
     _snapshot: Snapshot
     _base: _Part
-    _fresh: _Part
+    _fresh: tuple[_Part, ...]  # each at least twice as large as the next: see _few_parts
     seq: int  # every change of the catalog up to this one is in
     tombstones: frozenset[int] = field(default=frozenset())  # stem rows whose windows in the base are masked
 
@@ -114,18 +114,16 @@ class Index:
         """The index that a snapshot is, before any change."""
         keys = faiss.downcast_index(snapshot.keys.index)
         base = _Part(keys, snapshot.ids, snapshot.tails, snapshot.residuals, owner=snapshot.keys)
-        nothing = CheckedKeys(
-            np.empty(0, np.int64),
-            np.empty((0, snapshot.fold.embedding_dim), np.complex64),
-            np.empty((0, snapshot.fold.dim), np.float32),
-            np.empty(0, np.float32),
-        )
-        return cls(snapshot, base, _fresh_part(nothing, None, snapshot.fold), snapshot.manifest.seq)
+        return cls(snapshot, base, (), snapshot.manifest.seq)
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
         """The index of the snapshot in `folder`. Raises SnapshotMissing, SnapshotCorrupt."""
         return cls.of(Snapshot.load(folder))
+
+    @property
+    def _parts(self) -> tuple[_Part, ...]:
+        return (self._base, *self._fresh)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -150,17 +148,17 @@ class Index:
     @property
     def windows(self) -> int:
         """Windows that can be found."""
-        return self._base.windows + self._fresh.windows
+        return self._base.windows + self.fresh_windows
 
     @property
     def fresh_windows(self) -> int:
         """Windows outside the base; when there are many, it is time to seal a new one."""
-        return self._fresh.windows
+        return sum(part.windows for part in self._fresh)
 
     @cached_property
     def stem_rows(self) -> Int64:
         """Rows of the stems that can be found, ascending."""
-        return np.union1d(self._base.live_rows, self._fresh.live_rows)
+        return np.unique(np.concatenate([part.live_rows for part in self._parts]))
 
     @property
     def stems(self) -> int:
@@ -192,10 +190,10 @@ class Index:
         changed = np.fromiter(gone | upserted.keys(), np.int64)
         base = self._base.without(changed)
         buried = self.tombstones.union(self._base.rows[_is_among(self._base.rows, changed)].tolist())
-        fresh = self._fresh
-        if len(changed):
-            fresh = _fresh_part(fold_stems(self.fold, upserted), fresh.without(changed), self.fold)
-        return replace(self, _base=base, _fresh=fresh, seq=seq, tombstones=buried)
+        fresh = [part.without(changed) for part in self._fresh]
+        if upserted:
+            fresh.append(_part_of(fold_stems(self.fold, upserted)))
+        return replace(self, _base=base, _fresh=_few_parts(fresh), seq=seq, tombstones=buried)
 
     def search(self, queries: Float32, k: int, allowed: Int64 | None = None) -> tuple[Float32, Int64]:
         """The k best windows for each query, exact for what the index stores (see `slack`).
@@ -221,7 +219,7 @@ class Index:
         if not np.isfinite(queries).all():
             raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(queries))))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        found = [part.search(queries, k, allowed) for part in (self._base, self._fresh)]
+        found = [part.search(queries, k, allowed) for part in self._parts]
         padding = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         scores = np.concatenate([part[0] for part in found] + [padding[0]], axis=1)
         ids = np.concatenate([part[1] for part in found] + [padding[1]], axis=1)
@@ -239,26 +237,46 @@ class Index:
         Returns:
             float64 (q,).
         """
-        parts = [self._base.largest_errors, self._fresh.largest_errors]
-        tail, residual = (max(values) for values in zip(*parts, strict=True))
+        tail, residual = (max(errors) for errors in zip(*(part.largest_errors for part in self._parts), strict=True))
         slack = self.fold.query_tail(embedding) * tail + self.fold.rounding
         if residual:
             slack += np.linalg.norm(self.fold.queries(embedding).astype(np.float64), axis=1) * residual
         return np.asarray(slack * _NORM_MARGIN)
 
 
-def _fresh_part(checked: CheckedKeys, kept: _Part | None, fold: HermitianFold) -> _Part:
-    """The kept keys and the new ones in a new flat index: FAISS must not add to one that is being searched."""
-    keys = faiss.IndexFlatIP(fold.dim)
-    ids, tails = checked.ids, checked.tails
-    if kept is not None and kept.windows:
-        live = np.arange(len(kept.ids)) if kept.live is None else np.flatnonzero(kept.live)
-        stored = kept.keys.reconstruct_n(0, len(kept.ids))
-        keys.add(stored[live] if kept.live is not None else stored)
-        ids, tails = np.concatenate([kept.ids[live], ids]), np.concatenate([kept.tails[live], tails])
-    if len(checked.ids):
-        keys.add(checked.keys)
-    return _Part(keys, ids, tails, np.zeros(len(ids), np.float32))
+def _part_of(checked: CheckedKeys) -> _Part:
+    keys = faiss.IndexFlatIP(checked.keys.shape[1])
+    keys.add(checked.keys)
+    return _Part(keys, checked.ids, checked.tails, np.zeros(len(checked.ids), np.float32))
+
+
+def _few_parts(parts: Iterable[_Part]) -> tuple[_Part, ...]:
+    """The same live keys in parts of which each has at least twice as many as the next.
+
+    FAISS must not add to an index that is being searched, so new keys need a new one; merging by size copies each key
+    log2(n) times at most, where one fresh index would copy all keys for each stem that arrives.
+    """
+    few: list[_Part] = []
+    for part in parts:
+        few.append(part)
+        while len(few) > 1 and few[-2].windows < 2 * few[-1].windows:
+            few[-2:] = [_joined(few[-2:])]
+    return tuple(_joined([part]) if 2 * part.windows < len(part.ids) else part for part in few if part.windows)
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    """The live keys of some fresh parts as one."""
+    keys = faiss.IndexFlatIP(parts[0].keys.d)
+    live = [np.arange(len(part.ids)) if part.live is None else np.flatnonzero(part.live) for part in parts]
+    for part, positions in zip(parts, live, strict=True):
+        if len(positions):
+            stored = faiss.rev_swig_ptr(part.keys.get_xb(), part.keys.ntotal * part.keys.d)
+            keys.add(stored.reshape(part.keys.ntotal, part.keys.d)[positions])
+    ids, tails, residuals = (
+        np.concatenate([getattr(part, name)[positions] for part, positions in zip(parts, live, strict=True)])
+        for name in ("ids", "tails", "residuals")
+    )
+    return _Part(keys, ids, tails, residuals)
 
 
 def _is_among(rows: Int64, wanted: Int64) -> npt.NDArray[np.bool_]:
