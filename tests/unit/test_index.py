@@ -1,4 +1,5 @@
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,6 @@ def test_many_small_changes_leave_few_parts_to_search(tmp_path: Path) -> None:
     for n in range(200):
         index = index.with_changes({100 + n: make_stem(n)}, [100 + n - 50] if n % 3 == 0 else [], 18 + n)
         sizes = [part.windows for part in index._fresh]
-        assert all(large >= 2 * small for large, small in zip(sizes, sizes[1:], strict=False))
+        assert all(large >= 2 * small for large, small in pairwise(sizes))
         assert sum(len(part.ids) for part in index._fresh) <= 2 * index.fresh_windows
     assert len(index._fresh) <= 10
