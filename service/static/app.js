@@ -1,0 +1,472 @@
+// The page at /: gives a mix to the service, shows what fits, and plays it in place.
+
+import { getJson, key, onKeyNeeded } from "./api.js";
+import { readChoices, stemsOfTrack } from "./catalog.js";
+import { Undecodable, decode, sumOfStems } from "./clips.js";
+import { mountDrop } from "./drop.js";
+import { byId, make } from "./elements.js";
+import * as format from "./format.js";
+import { Ingest } from "./ingest.js";
+import { Player } from "./player.js";
+import { problemCard } from "./problem.js";
+import { curlLine, filterFields, formData, queryFields } from "./query.js";
+import { Results } from "./results.js";
+import { mountTransport } from "./transport.js";
+import { drawLane, peaksOf } from "./waveform.js";
+
+const READY_POLL_MS = 10_000;
+const WAITING_POLL_MS = 1_500;
+const UNTRAINED =
+  "This installation uses seeded random weights, so the ranking below means nothing musically yet. Everything else works as it will with a trained model.";
+
+const form = byId("query");
+const player = new Player();
+const results = new Results(player);
+const ingest = new Ingest(() => {
+  refreshStatus();
+  refreshCatalog();
+});
+
+let mix = null; // the one to search with: { name, file | stemIds, track, audio(), peaks, undecodable }
+let fileMix = null; // the last file, kept while a demo mix is tried
+let demoStems = []; // of the chosen demo track
+let search = null; // AbortController of the search under way
+let again = null; // what the retry button does
+
+// The service's state ------------------------------------------------------------------------------------------
+
+let statusTimer = 0;
+
+async function refreshStatus() {
+  clearTimeout(statusTimer);
+  let state = null;
+  try {
+    // Starting and rebuilding are answered with 503 and the same body.
+    state = await getJson("readyz", { quiet: true, also: [503] });
+  } catch {
+    // Said by the chip; the next poll asks again.
+  }
+  showStatus(state);
+  const settled = state?.status === "ready" && !state.stems?.queued;
+  statusTimer = setTimeout(refreshStatus, settled ? READY_POLL_MS : WAITING_POLL_MS);
+}
+
+function showStatus(state) {
+  const before = document.body.dataset.service;
+  const status = state?.status ?? "unreachable";
+  document.body.dataset.service = status;
+  const { stems = 0, windows = 0, generation = null } = state?.index ?? {};
+  const said = {
+    ready: "Ready",
+    starting: "Starting…",
+    rebuilding: "Rebuilding the index…",
+    unreachable: "The service cannot be reached",
+  };
+  const parts = [said[status] ?? status];
+  if (status === "ready") {
+    parts.push(format.count(stems, "stem"), format.count(windows, "window"));
+    if (generation !== null) parts.push(`generation ${generation}`);
+  }
+  if (state?.stems?.queued) parts.push(`${state.stems.queued} waiting`);
+  if (state?.stems?.failed) parts.push(`${state.stems.failed} failed`);
+  const text = parts.join(" · ");
+  const chip = document.querySelector("#status .status-text");
+  if (chip.textContent !== text) chip.textContent = text;
+  if (state?.model) showTrained(state.model);
+  if (status === "ready" && before !== "ready") refreshCatalog();
+}
+
+function showTrained({ trained, note }) {
+  byId("untrained").hidden = trained !== false;
+  if (trained === false) byId("untrained-note").textContent = note || UNTRAINED;
+}
+
+// The catalog: filters and demo tracks -------------------------------------------------------------------------
+
+async function refreshCatalog() {
+  let offered;
+  try {
+    offered = await readChoices();
+  } catch (problem) {
+    demoEmpty(`The catalog cannot be listed. ${problem.message}`);
+    return;
+  }
+  ingest.offer(offered);
+  showFilters(offered);
+  showTracks(offered.tracks);
+}
+
+const FILTERS = [
+  ["instrument", "Instrument"],
+  ["tag", "Tag"],
+  ["collection", "Collection"],
+  ["key", "Key"],
+];
+
+function showFilters(offered) {
+  const chosen = new Set(filterFields(form).map(([name, value]) => `${name}=${value}`));
+  const groups = FILTERS.filter(([name]) => offered[name].length).map(([name, label]) =>
+    make(
+      "fieldset",
+      { className: "pills" },
+      make("legend", {}, label),
+      make(
+        "div",
+        {},
+        ...offered[name].map((value) =>
+          make("label", {}, make("input", { type: "checkbox", name, value, checked: chosen.has(`${name}=${value}`) }), make("span", {}, value)),
+        ),
+      ),
+    ),
+  );
+  byId("filter-groups").replaceChildren(...groups);
+  countFilters();
+}
+
+function countFilters() {
+  const n = filterFields(form).length;
+  byId("filter-count").hidden = !n;
+  byId("filter-count").textContent = String(n);
+}
+
+function demoEmpty(text) {
+  byId("demo-empty").textContent = text;
+  byId("demo-empty").hidden = !text;
+  byId("demo-body").hidden = Boolean(text);
+}
+
+function showTracks(tracks) {
+  demoEmpty(tracks.length ? "" : "No stem of this catalog says which track it belongs to. Add some stems with a track name first.");
+  byId("demo-start").hidden = !tracks.length;
+  const select = byId("demo-track");
+  const before = select.value;
+  select.replaceChildren(...tracks.map((name) => make("option", { value: name }, name)));
+  if (tracks.includes(before)) select.value = before;
+  else showDemoStems();
+}
+
+/** Offer the stems of the chosen track; `pick(n)` says which of n is left out of the mix. */
+async function showDemoStems(pick = (n) => n - 1) {
+  const track = byId("demo-track").value;
+  if (!track) return;
+  let stems;
+  try {
+    stems = await stemsOfTrack(track);
+  } catch (problem) {
+    showProblem(problem, () => showDemoStems(pick));
+    return;
+  }
+  if (track !== byId("demo-track").value) return; // another one was chosen meanwhile
+  const leftOut = stems.length > 1 ? pick(stems.length) : -1;
+  demoStems = stems;
+  byId("demo-stems").replaceChildren(
+    ...stems.map((stem, i) =>
+      make(
+        "label",
+        { title: stem.title },
+        make("input", { type: "checkbox", name: "demo-stem", value: stem.id, checked: i !== leftOut }),
+        make("span", {}, stem.instrument || stem.title),
+      ),
+    ),
+  );
+  takeDemo();
+}
+
+// The mix ------------------------------------------------------------------------------------------------------
+
+function takeFile(file) {
+  let audio = null;
+  fileMix = {
+    name: file.name,
+    file,
+    facts: format.bytes(file.size),
+    peaks: null,
+    undecodable: false,
+    audio: () => (audio ??= file.arrayBuffer().then(decode).catch(() => null)),
+  };
+  form.elements.source.value = "file";
+  choose(fileMix);
+  hear(mix);
+  runSearch();
+}
+
+function takeDemo() {
+  if (form.elements.source.value !== "demo") return;
+  const ticked = [...byId("demo-stems").querySelectorAll("input:checked")].map((box) => box.value);
+  const stems = demoStems.filter((stem) => ticked.includes(stem.id));
+  if (!stems.length) {
+    choose(null);
+    return;
+  }
+  const { track } = stems[0];
+  const stemIds = stems.map((stem) => stem.id);
+  let audio = null;
+  choose({
+    name: track,
+    stemIds,
+    track,
+    facts: stems.map((stem) => stem.instrument || stem.title).join(" + "),
+    peaks: null,
+    undecodable: false,
+    audio: () =>
+      (audio ??= sumOfStems(stemIds).catch((error) => {
+        if (error instanceof Undecodable) return null;
+        audio = null; // could not be fetched now; the next press of play tries again
+        throw error;
+      })),
+  });
+}
+
+function choose(next) {
+  if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
+  mix = next;
+  showMix();
+}
+
+function showMix() {
+  const source = form.elements.source.value;
+  byId("source-file").hidden = source !== "file";
+  byId("source-demo").hidden = source !== "demo";
+  byId("mix-card").hidden = !mix;
+  document.body.classList.toggle("has-file", Boolean(mix?.file));
+  if (mix) {
+    byId("mix-name").textContent = mix.name;
+    byId("mix-facts").textContent = mix.facts;
+    byId("mix-play").disabled = mix.undecodable;
+    drawMix();
+  }
+  showCurl();
+}
+
+function drawMix() {
+  if (!mix) return;
+  const durationS = mix.durationS ?? 1;
+  drawLane(byId("mix-canvas"), { from: 0, to: durationS, mix: { startS: 0, durationS, peaks: mix.peaks }, mark: mix.searched ?? null });
+}
+
+/** Decode the mix for its waveform and for playback; the search does not wait for it. */
+async function hear(heard) {
+  if (heard.peaks || heard.undecodable) return;
+  let buffer;
+  try {
+    buffer = await heard.audio();
+  } catch {
+    return; // stems that cannot be fetched now; pressing play tries again and says why
+  }
+  heard.undecodable = buffer === null;
+  if (heard.undecodable) {
+    heard.facts = "not playable in this browser";
+  } else {
+    heard.peaks = peaksOf(buffer);
+    heard.durationS = buffer.duration;
+    if (heard.file) heard.facts = `${format.clock(buffer.duration)} · ${format.bytes(heard.file.size)}`;
+  }
+  if (heard === mix) showMix();
+  results.mixDecoded(heard, heard.peaks);
+}
+
+// The search ---------------------------------------------------------------------------------------------------
+
+async function runSearch() {
+  if (!mix) {
+    showProblem({ title: "There is no mix yet", detail: form.elements.source.value === "demo" ? "Tick at least one stem." : "Drop a file on this page, or choose one." });
+    return;
+  }
+  search?.abort();
+  const mine = (search = new AbortController());
+  const asked = mix;
+  const fields = queryFields(form, asked);
+  player.forget();
+  clearProblem();
+  results.clear();
+  byId("welcome").hidden = true;
+  byId("busy").hidden = false;
+  document.body.dataset.search = "busy";
+  byId("announce").textContent = "Searching";
+  const { top } = byId("results").getBoundingClientRect();
+  if (top > innerHeight * 0.6 || top < 0) byId("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  hear(asked);
+  try {
+    const answer = await getJson("retrieve", { method: "POST", body: formData(fields, asked.file), signal: mine.signal });
+    results.show(answer, asked);
+    asked.searched = { from: answer.mix.searched_from_s, to: answer.mix.searched_to_s };
+    drawMix();
+    if (asked.peaks || asked.undecodable) results.mixDecoded(asked, asked.peaks);
+    showTrained({ trained: answer.model.trained, note: byId("untrained-note").textContent });
+    document.body.dataset.search = "done";
+    const [first] = answer.hits;
+    byId("announce").textContent = first
+      ? `${format.count(answer.hits.length, "hit")}. Best: ${first.stem.title}, ${format.place(first.start_s)}.`
+      : "No stem passed the filters.";
+  } catch (problem) {
+    if (problem.name === "AbortError") {
+      if (search === mine) document.body.dataset.search = "idle";
+    } else {
+      document.body.dataset.search = "failed";
+      byId("announce").textContent = "";
+      showProblem(problem, runSearch);
+    }
+  } finally {
+    if (search === mine) {
+      search = null;
+      byId("busy").hidden = true;
+      byId("welcome").hidden = document.body.dataset.search !== "idle";
+    }
+  }
+}
+
+function showProblem(problem, retry = null) {
+  again = retry;
+  const actions = [];
+  if (retry) actions.push(["Try again", () => again?.()]);
+  if (mix?.file && problem.status >= 400 && problem.status < 500) actions.push(["Choose another file", () => byId("mix-file").click()]);
+  if (problem.status === 401 || problem.status === 403) actions.push(["Use another key", changeKey]);
+  byId("welcome").hidden = true;
+  byId("problem").replaceChildren(problemCard(problem, actions));
+}
+
+function clearProblem() {
+  byId("problem").replaceChildren();
+}
+
+// The curl line ------------------------------------------------------------------------------------------------
+
+function showCurl() {
+  byId("curl").textContent = curlLine(queryFields(form, mix), mix);
+}
+
+async function copyCurl() {
+  const button = byId("curl-copy");
+  try {
+    await navigator.clipboard.writeText(byId("curl").textContent);
+    button.textContent = "Copied";
+  } catch {
+    // Without a secure context there is no clipboard; the text is selected instead.
+    getSelection().selectAllChildren(byId("curl"));
+    button.textContent = "Selected: press Ctrl+C";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 2_500);
+}
+
+// The API key --------------------------------------------------------------------------------------------------
+
+function askKey(wrong) {
+  const dialog = byId("key-dialog");
+  byId("key-why").textContent = wrong
+    ? "The key in this tab was refused: it is unknown here, or may not do this. Type another one."
+    : "It stays in this tab and is forgotten when you close it.";
+  byId("key-input").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok" ? byId("key-input").value.trim() || null : null), { once: true });
+  });
+}
+
+async function changeKey() {
+  const given = await askKey(false);
+  if (given === null) return;
+  key.set(given);
+  showKey();
+  refreshCatalog();
+  if (again && document.body.dataset.search === "failed") again();
+}
+
+function showKey() {
+  byId("key-button").hidden = key.get() === null;
+  showCurl();
+}
+
+// Wiring -------------------------------------------------------------------------------------------------------
+
+function openPanel(id) {
+  byId(id).open = true;
+  byId(id).scrollIntoView({ block: "start" });
+  byId(id).querySelector("summary").focus({ preventScroll: true });
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  runSearch();
+});
+form.addEventListener("change", (event) => {
+  const { name, id } = event.target;
+  if (id === "mix-file") {
+    const [file] = event.target.files;
+    event.target.value = ""; // so that the same file can be chosen again
+    if (file) takeFile(file);
+  } else if (name === "source") {
+    if (event.target.value === "demo") takeDemo();
+    else choose(fileMix);
+    showMix();
+  } else if (id === "demo-track") {
+    showDemoStems();
+  } else if (name === "demo-stem") {
+    takeDemo();
+  }
+  countFilters();
+  showCurl();
+});
+form.addEventListener("input", showCurl);
+
+const anyOf = (n) => Math.floor(Math.random() * n);
+
+async function surprise() {
+  form.elements.source.value = "demo";
+  byId("demo-track").selectedIndex = anyOf(byId("demo-track").options.length);
+  await showDemoStems(anyOf);
+  if (mix) runSearch();
+}
+
+byId("demo-random").addEventListener("click", surprise);
+byId("demo-start").addEventListener("click", surprise);
+byId("filters-clear").addEventListener("click", () => {
+  for (const box of byId("filters").querySelectorAll("input")) {
+    if (box.type === "checkbox") box.checked = false;
+    else box.value = "";
+  }
+  countFilters();
+  showCurl();
+});
+byId("mix-play").addEventListener("click", () => {
+  if (player.state.id === "mix") player.stop();
+  else player.play({ id: "mix", mix: mix.audio(), stem: null, lengthS: 0, listen: "mix" });
+  hear(mix);
+});
+byId("cancel").addEventListener("click", () => search?.abort());
+byId("curl-copy").addEventListener("click", copyCurl);
+byId("key-button").addEventListener("click", changeKey);
+byId("key-cancel").addEventListener("click", () => byId("key-dialog").close(""));
+for (const link of document.querySelectorAll("[data-open]")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    openPanel(link.dataset.open);
+  });
+}
+new ResizeObserver(drawMix).observe(byId("mix-canvas"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  drawMix();
+  results.redraw();
+});
+player.addEventListener("change", () => {
+  const on = player.state.id === "mix";
+  byId("mix-play").classList.toggle("on", on);
+  byId("mix-play").setAttribute("aria-label", on ? "Stop" : "Play the mix alone");
+  byId("mix-card").classList.toggle("playing", on && player.state.status === "playing");
+});
+mountTransport(player, {
+  describe: (id) => (id === "mix" ? { title: mix?.name ?? "", place: "the mix alone" } : results.describe(id)),
+  tick: (position) => {
+    results.tick(position);
+    byId("mix-card").querySelector(".playhead").style.setProperty("--at", String(position / (player.state.lengthS || 1)));
+  },
+});
+onKeyNeeded(async (wrong) => {
+  const given = await askKey(wrong);
+  if (given) queueMicrotask(showKey);
+  return given;
+});
+mountDrop({ mix: takeFile, stems: (files) => ingest.add(files) });
+showMix();
+showKey();
+refreshStatus();

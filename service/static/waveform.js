@@ -1,0 +1,104 @@
+// Small waveforms: peaks of decoded audio, drawn on a canvas as bars.
+
+const COLUMNS = 1024;
+const BAR = 2;
+const GAP = 1;
+
+/** Peaks of an AudioBuffer, all channels together: Float32Array of COLUMNS values in 0..1, loudest 1. */
+export function peaksOf(buffer) {
+  const peaks = new Float32Array(COLUMNS);
+  const step = buffer.length / COLUMNS;
+  let loudest = 1e-6;
+  for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
+    const samples = buffer.getChannelData(channel);
+    for (let column = 0; column < COLUMNS; column++) {
+      const end = Math.min(samples.length, Math.ceil((column + 1) * step));
+      let peak = peaks[column];
+      for (let i = Math.floor(column * step); i < end; i++) {
+        const value = Math.abs(samples[i]);
+        if (value > peak) peak = value;
+      }
+      peaks[column] = peak;
+      if (peak > loudest) loudest = peak;
+    }
+  }
+  return peaks.map((peak) => peak / loudest);
+}
+
+/** The loudest of `peaks` between two fractions of the clip. */
+function loudestBetween(peaks, from, to) {
+  const first = Math.max(0, Math.floor(from * peaks.length));
+  const last = Math.min(peaks.length, Math.max(first + 1, Math.ceil(to * peaks.length)));
+  let loudest = 0;
+  for (let i = first; i < last; i++) if (peaks[i] > loudest) loudest = peaks[i];
+  return loudest;
+}
+
+/**
+ * The stretch of time a lane shows, in the stem's seconds: all of the stem and all of the mix.
+ * The mix lies at `startS`; either may begin first.
+ */
+export function laneSpan(stemS, startS, mixS) {
+  return { from: Math.min(0, startS), to: Math.max(stemS, startS + mixS) };
+}
+
+/**
+ * Draw a lane.
+ *
+ * `stem` and `mix` are { startS, durationS, peaks } on the lane's clock, peaks null until decoded, or null where there is none.
+ * `mark` ({ from, to }) is the stretch of a lone clip to stand out. With both, the mix stands on the middle line and the stem hangs from it; the stretch where both sound is marked.
+ */
+export function drawLane(canvas, { from, to, stem = null, mix = null, mark = null }) {
+  const { clientWidth: width, clientHeight: height } = canvas;
+  if (!width || !height) return;
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const pen = canvas.getContext("2d");
+  pen.scale(ratio, ratio);
+  const style = getComputedStyle(canvas);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const x = (seconds) => ((seconds - from) / (to - from)) * width;
+  const both = stem && mix;
+
+  let heard = null;
+  if (both) {
+    heard = {
+      from: Math.max(stem.startS, mix.startS),
+      to: Math.min(stem.startS + stem.durationS, mix.startS + mix.durationS),
+    };
+    const left = x(heard.from);
+    const across = Math.max(3, x(heard.to) - left);
+    pen.fillStyle = colour("--lane-fit");
+    pen.fillRect(left, 0, across, height);
+    pen.fillStyle = colour("--accent");
+    pen.fillRect(left, 0, 1.5, height);
+    pen.fillRect(left + across - 1.5, 0, 1.5, height);
+  }
+
+  const middle = both ? Math.round(height * 0.46) : height / 2;
+  const bars = (clip, up, down, colourAt) => {
+    for (let left = 0; left < width; left += BAR + GAP) {
+      const at = from + (left / width) * (to - from);
+      const next = from + ((left + BAR + GAP) / width) * (to - from);
+      const begin = (at - clip.startS) / clip.durationS;
+      const end = (next - clip.startS) / clip.durationS;
+      if (end <= 0 || begin >= 1) continue;
+      const loud = clip.peaks ? loudestBetween(clip.peaks, begin, end) ** 0.8 : 0;
+      pen.fillStyle = colourAt((at + next) / 2);
+      const above = Math.max(up ? 0.75 : 0, up * loud);
+      const below = Math.max(down ? 0.75 : 0, down * loud);
+      pen.fillRect(left, middle - above, BAR, above + below);
+    }
+  };
+  if (both) {
+    bars(mix, middle - 3, 0, () => colour("--lane-mix"));
+    const inside = colour("--accent");
+    const outside = colour("--lane-rest");
+    bars(stem, 0, height - middle - 3, (at) => (at >= heard.from && at <= heard.to ? inside : outside));
+  } else if (stem || mix) {
+    const ink = colour(stem ? "--accent" : "--lane-ink");
+    const rest = colour("--lane-rest");
+    bars(stem ?? mix, middle - 2, middle - 2, (at) => (!mark || (at >= mark.from && at <= mark.to) ? ink : rest));
+  }
+}
