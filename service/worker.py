@@ -187,6 +187,30 @@ class Work:
         return cut_windows(self.waveform, self.starts[self.windows[start:end]], self.length)
 
 
+def share_out(works: Sequence[Work], limit: int) -> list[tuple[Work, int, int]]:
+    """Choose the next micro-batch, and count its windows as taken.
+
+    Args:
+        works: stems with windows left, at least one; the batch is of the first one's model and length.
+        limit: most windows in the batch.
+
+    Returns:
+        (stem, start, end) of its windows that are not silent. Stems get even shares, and what one cannot use goes to
+        the others, so that a long stem does not keep short ones waiting.
+    """
+    kind = (works[0].job.fingerprint, works[0].length)
+    alike = [work for work in works if (work.job.fingerprint, work.length) == kind]
+    alike.sort(key=lambda work: len(work.windows) - work.taken)
+    batch: list[tuple[Work, int, int]] = []
+    for position, work in enumerate(alike):
+        share = min(-(-limit // (len(alike) - position)), len(work.windows) - work.taken)
+        if share > 0:
+            batch.append((work, work.taken, work.taken + share))
+            work.taken += share
+            limit -= share
+    return batch
+
+
 class Worker:
     """Takes jobs until `stop`."""
 
@@ -356,7 +380,9 @@ class Worker:
         while not self._stopping.is_set():
             if self._queries:
                 await self._answer(self._queries.popleft())
-            elif batch := self._next_batch():
+            elif self._works:
+                batch = share_out(self._works, self._settings.batch_windows)
+                self._works = [work for work in self._works if work.taken < len(work.windows)]
                 await self._embed_batch(batch)
             else:
                 self._wake.clear()
@@ -388,24 +414,6 @@ class Worker:
         else:
             self.figures.queries += 1
             await self._settle(self._queue.reply(job, embedding))
-
-    def _next_batch(self) -> list[tuple[Work, int, int]]:
-        """Which windows go to the device next, as (stem, start, end): of one model and length, shared out evenly,
-        so that a long stem does not keep short ones waiting."""
-        if not self._works:
-            return []
-        first = self._works[0]
-        alike = [w for w in self._works if (w.job.fingerprint, w.length) == (first.job.fingerprint, first.length)]
-        left = self._settings.batch_windows
-        batch: list[tuple[Work, int, int]] = []
-        for position, work in enumerate(sorted(alike, key=lambda w: len(w.windows) - w.taken)):
-            share = min(-(-left // (len(alike) - position)), len(work.windows) - work.taken)
-            if share > 0:
-                batch.append((work, work.taken, work.taken + share))
-                work.taken += share
-                left -= share
-        self._works = [work for work in self._works if work.taken < len(work.windows)]
-        return batch
 
     async def _embed_batch(self, batch: list[tuple[Work, int, int]]) -> None:
         cut = np.concatenate([work.cut(start, end) for work, start, end in batch])
