@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS ?=
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench docs clean
 
 run: .venv/run.stamp
 	$(BIN)/phalar serve --demo $(ARGS)
@@ -22,6 +22,9 @@ lint: .venv/lint.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/run.stamp
+	$(BIN)/python -m service.settings > docs/settings.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -152,3 +152,23 @@ def key_allows(keys: dict[Scope, str], presented: str | None, needed: Scope) -> 
         if scope in keys and presented is not None:
             allowed |= secrets.compare_digest(keys[scope].encode(), presented.encode())
     return allowed
+
+
+def as_markdown() -> str:
+    """docs/settings.md: every variable, its default and its meaning. Made by `make docs`, held by a test."""
+    lines = [
+        "# Settings",
+        "",
+        "Every one is an environment variable. Command-line options of the same name win over it.",
+        "",
+        "| variable | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `PHALAR_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
