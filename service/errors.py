@@ -1,7 +1,7 @@
 """One table: error class -> HTTP status, problem type and title. Every error answers as application/problem+json."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -109,16 +109,29 @@ BODY_TOO_LARGE = ProblemType(413, "body-too-large", "The request is too large")
 
 
 def problem_type(error: Exception) -> ProblemType:
-    """The row of the table for an error; AudioErrors keep the row's status and bring their own code."""
-    for kind in type(error).__mro__:
-        if kind in TABLE:
-            found = TABLE[kind]
-            if isinstance(error, AudioError):
-                return ProblemType(found.status, error.code, found.title)
-            if isinstance(error, QueueFull) and error.kind == "queries":
-                return ProblemType(503, found.code, found.title)
-            return found
+    """The row of the table for an error."""
+    if isinstance(error, QueueFull) and error.kind == "queries":
+        return replace(TABLE[QueueFull], status=503)
+    return _row(type(error))
+
+
+def all_problem_types() -> list[ProblemType]:
+    """Every problem type the service can answer, by status."""
+    rows = {*TABLE.values(), *map(_row, _family(AudioError)), UNEXPECTED, BODY_TOO_LARGE}
+    return sorted(rows, key=lambda kind: (kind.status, kind.code))
+
+
+def _row(kind: type[Exception]) -> ProblemType:
+    """The nearest row in a class's line of descent; an AudioError keeps its row's status and brings its own code."""
+    for ancestor in kind.__mro__:
+        if ancestor in TABLE:
+            found = TABLE[ancestor]
+            return replace(found, code=kind.code) if issubclass(kind, AudioError) else found
     return UNEXPECTED
+
+
+def _family(kind: type[AudioError]) -> list[type[AudioError]]:
+    return [kind, *(member for child in kind.__subclasses__() for member in _family(child))]
 
 
 def problem(error: Exception) -> dict[str, Any]:

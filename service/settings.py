@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     # Untrusted audio.
     max_clip_s: float = Field(1200.0, description="longest clip accepted, seconds", gt=0)
     max_channels: int = Field(8, description="most channels accepted", ge=1)
-    decode_memory_bytes: int = Field(1536 * 2**20, description="address space of a decoder process, bytes", gt=0)
+    decode_memory_bytes: int = Field(
+        1536 * 2**20, description="address space of a decoder beside its libraries, bytes", gt=0
+    )
     decode_timeout_s: float = Field(60.0, description="a decoder that takes longer is killed, seconds", gt=0)
     decoders: int = Field(2, description="decoder processes at a time", ge=1)
 

@@ -1,13 +1,9 @@
-"""The errors that endpoints announce, and the page that explains each problem type."""
+"""The errors that endpoints announce in OpenAPI."""
 
 from typing import Any
 
-from fastapi import APIRouter
-
-from service.errors import BODY_TOO_LARGE, MEDIA_TYPE, TABLE, UNEXPECTED, ProblemType
+from service.errors import MEDIA_TYPE
 from service.schemas import ProblemOut
-
-router = APIRouter()
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -18,8 +14,3 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"model": ProblemOut, "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in sorted({*statuses, *everywhere})
     }
-
-
-def all_problem_types() -> list[ProblemType]:
-    """Every row of the table, by status."""
-    return sorted({*TABLE.values(), UNEXPECTED, BODY_TOO_LARGE}, key=lambda kind: (kind.status, kind.code))
