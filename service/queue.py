@@ -38,8 +38,8 @@ log = logging.getLogger("phalar.queue")
 Kind = Literal["uploads", "queries"]
 
 GROUP = "workers"
-SOCKET_TIMEOUT_S = 5.0
-BLOCK_S = 2.0  # well under the socket's timeout, which would otherwise cut a blocking command short
+ANSWER_S = 5.0  # a command without an answer for so long has none to expect
+BLOCK_S = 2.0  # well under it, or it would cut a blocking command short
 RETRY_S = 5.0  # a killed Valkey is back within a second; a file it must load takes a few
 REPLY_TTL_S = 60
 RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
@@ -211,11 +211,14 @@ return #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
 
 
 def connect(url: str) -> Redis:
-    """A client whose commands fail at once when Redis is away; `Queue` decides what is tried again."""
+    """A client whose commands fail at once when Redis is away; `Queue` decides what is tried again, and for how long.
+
+    redis-py would wait with asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
+    """
     return Redis.from_url(
         url,
         protocol=2,
-        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=None,
         socket_connect_timeout=2.0,
         retry=Retry(NoBackoff(), 0),
         max_connections=2**16,
@@ -376,7 +379,7 @@ class Queue:
     async def aclose(self) -> None:
         """Wait for removals under way and close the connections."""
         if self._background:
-            await asyncio.wait(self._background, timeout=2 * SOCKET_TIMEOUT_S)
+            await asyncio.wait(self._background, timeout=2 * ANSWER_S)
         await self._redis.aclose()
 
     # The worker's side.
@@ -616,10 +619,11 @@ class Queue:
         pause = 0.02
         while True:
             try:
-                return await command(*args, **kwargs)
-            except (RedisConnectionError, RedisTimeoutError) as error:
+                async with asyncio.timeout(ANSWER_S):
+                    return await command(*args, **kwargs)
+            except (RedisConnectionError, RedisTimeoutError, TimeoutError) as error:
                 if time.monotonic() + pause > deadline:
-                    raise QueueUnavailable(str(error)) from error
+                    raise QueueUnavailable(str(error) or "it does not answer") from error
                 log.debug("Redis is away, trying again: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.5)

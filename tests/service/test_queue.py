@@ -390,3 +390,18 @@ async def test_workers_figures_reach_the_api_and_go_with_the_worker(opened: Open
     assert await api.worker_stats() == {"a": {"windows": 16.0, "embed_seconds": 0.5}}
     await worker.release()
     assert await api.worker_stats() == {}
+
+
+async def test_cancellation_is_never_swallowed(opened: Open) -> None:
+    worker = opened("a")
+
+    async def serve() -> None:
+        while True:
+            await worker.take(1, 1000)
+
+    for attempt in range(200):
+        serving = asyncio.create_task(serve())
+        await asyncio.sleep(attempt * 1e-5)
+        serving.cancel()
+        done, _ = await asyncio.wait([serving], timeout=0.5)
+        assert done, f"it went on, cancelled after {attempt * 10} microseconds"
