@@ -77,10 +77,10 @@ class Settings(BaseSettings):
 
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
-    batch_windows: int = Field(16, description="most windows embedded at once", ge=1)
+    batch_windows: int = Field(8, description="most windows embedded at once", ge=1)
     max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
-    max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=1)
+    max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=2)
     claim_after_s: float = Field(30.0, description="a silent worker's jobs are taken over after, seconds", gt=0)
     sweep_s: float = Field(5.0, description="how often the catalog is swept for stems the queue forgot, seconds", gt=0)
 

@@ -23,7 +23,7 @@ from model import SAMPLE_RATE, Phalar, PhalarConfig, save_phalar
 
 T = TypeVar("T")
 START_S = 60.0
-SMALL = PhalarConfig(channels=2, growth=1.0, pooled_channels=8, dimension=16)
+SMALL = PhalarConfig(channels=1, growth=1.0, dimension=128)
 
 
 def save_small_checkpoint(path: Path, seed: int = 0) -> str:
@@ -38,7 +38,7 @@ def save_small_checkpoint(path: Path, seed: int = 0) -> str:
     return model.fingerprint
 
 
-def noise_bursts(seed: int, seconds: float = 6.0) -> NDArray[np.float32]:
+def noise_bursts(seed: int, seconds: float = 9.0) -> NDArray[np.float32]:
     """A clip unlike any other: bursts of noise and tones at random moments."""
     rng = np.random.default_rng(seed)
     samples = round(seconds * SAMPLE_RATE)

@@ -202,7 +202,7 @@ def test_a_truncated_mp3_is_kept_with_a_warning(client: httpx.Client) -> None:
     stem_id = add_stem(client, whole[: len(whole) // 2], "cut.mp3")
     wait_ready(client, stem_id)
     stem = client.get(f"/stems/{stem_id}").json()
-    assert stem["duration_s"] < 4
+    assert stem["duration_s"] < 6
     assert any("ends early" in warning for warning in stem["warnings"])
     client.delete(f"/stems/{stem_id}")
 
