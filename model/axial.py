@@ -36,6 +36,41 @@ class Branch(nn.Module):
         added: Tensor = self.contract(functional.silu(self.spread(self.norm(features))))
         return functional.dropout2d(added * self.scale[:, None, None], self.dropout, self.training)
 
+    def add_to(self, features: Tensor, bins: int) -> None:
+        """Add this branch to `features` in place, without dropout: `forward` for inference on a CPU.
+
+        Args:
+            features: float32, (batch, bins * frames, channels): channels innermost, so that every 1x1 convolution is
+                one matrix product and the last one adds to the residual as it goes.
+            bins: how many.
+        """
+        batch, positions, channels = features.shape
+        mean = features.mean(dim=1, keepdim=True)
+        variance = (features - mean).square_().mean(dim=1, keepdim=True)  # two passes: one would cancel digits
+        gain = torch.rsqrt(variance + self.norm.eps) * self.norm.weight  # (batch, 1, channels)
+        shift = self.norm.bias - mean * gain
+        if self.spread.kernel_size == POINTWISE:
+            # Position by position the norm folds into the matrix, at a convolution's zero padding it could not.
+            assert self.spread.bias is not None
+            matrix = self.spread.weight[:, :, 0, 0].T  # (channels, 2 * channels)
+            inner = torch.baddbmm(self.spread.bias + shift @ matrix, features, gain.transpose(1, 2) * matrix)
+        else:
+            normed = _as_image(torch.addcmul(shift, features, gain), bins)
+            inner = _as_positions(self.spread(normed))
+        contract = (self.contract.weight[:, :, 0, 0] * self.scale[:, None]).T  # (inner, channels)
+        rows = functional.silu(inner, inplace=True).view(batch * positions, -1)
+        features.view(-1, channels).addmm_(rows, contract)
+
+
+def _as_image(features: Tensor, bins: int) -> Tensor:
+    """(batch, bins * frames, channels) -> (batch, channels, bins, frames), a view with channels innermost."""
+    return features.view(features.shape[0], bins, -1, features.shape[2]).permute(0, 3, 1, 2)
+
+
+def _as_positions(features: Tensor) -> Tensor:
+    """(batch, channels, bins, frames) -> (batch, bins * frames, channels), contiguous."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
 
 class AxialBlock(nn.Module):
     """Three residual branches; a block with `out_channels` then halves the frames and widens."""
@@ -87,3 +122,16 @@ class AxialBackbone(nn.Module):
         for block in self.blocks:
             features = block(features)
         return features
+
+    @torch.no_grad()
+    def infer(self, cqt: Tensor) -> Tensor:
+        """`forward` without dropout and gradients, laid out for a CPU's caches and threads: the same to rounding."""
+        bins = cqt.shape[1]
+        features = _as_positions(self.input_projection(cqt.unsqueeze(1)))  # (batch, bins * frames, channels)
+        for block in self.blocks:
+            assert isinstance(block, AxialBlock)
+            for branch in (block.along_frequency, block.along_time, block.pointwise):
+                branch.add_to(features, bins)
+            if block.compression is not None:
+                features = _as_positions(block.compression(_as_image(features, bins)))
+        return _as_image(features, bins)  # (batch, out_channels, bins, steps)

@@ -19,8 +19,12 @@ from model.cqt import ScaledCQT
 from model.pooling import SpectralPooling
 from model.similarity import HermitianSimilarity, to_unit_norm
 
-SAMPLES_PER_PASS = 64 * 80_000
-"""Most samples that one pass of `embed` takes at once, to bound memory: 64 windows of 5 s."""
+SAMPLES_PER_PASS = {"cpu": 4 * 80_000}
+"""Most samples that one pass of `embed` takes, by kind of device: 4 windows of 5 s. More fall out of a CPU's caches and
+cost up to four times as much each."""
+
+SAMPLES_PER_PASS_ELSEWHERE = 64 * 80_000
+"""The same on an accelerator, where it bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Phalar(nn.Module):
         return digest.hexdigest()
 
     def pool(self, waveforms: Tensor) -> Tensor:
-        """Waveforms to the phasors that the head reads.
+        """Waveforms to the phasors that the head reads, with gradients.
 
         Args:
             waveforms: float32, (batch, samples) at 16 kHz, longer than `minimum_seconds`.
@@ -131,6 +135,12 @@ class Phalar(nn.Module):
         phasors: Tensor = self.pooling(features)
         return phasors
 
+    def head(self, phasors: Tensor) -> Tensor:
+        """complex64 (batch, pooled_channels, n_components) -> complex64 (batch, dimension), not of unit norm."""
+        flat = self.dropout(phasors.flatten(1))  # (batch, pooled_channels * n_components)
+        mixed: Tensor = self.mix(self.activation(self.norm(self.widen(flat))))
+        return mixed
+
     def forward(self, waveforms: Tensor) -> Tensor:
         """The head's output, for training: not of unit norm, with gradients, dropout in training mode.
 
@@ -140,9 +150,7 @@ class Phalar(nn.Module):
         Returns:
             complex64, (batch, dimension).
         """
-        phasors = self.dropout(self.pool(waveforms).flatten(1))  # (batch, pooled_channels * n_components)
-        mixed: Tensor = self.mix(self.activation(self.norm(self.widen(phasors))))
-        return mixed
+        return self.head(self.pool(waveforms))
 
     @torch.no_grad()
     def embed(self, waveforms: Tensor | NDArray[np.floating[Any]]) -> Tensor:
@@ -175,8 +183,9 @@ class Phalar(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            passes = torch.split(clips, max(1, SAMPLES_PER_PASS // samples))
-            return torch.cat([to_unit_norm(self(part)) for part in passes])
+            most = SAMPLES_PER_PASS.get(self.device.type, SAMPLES_PER_PASS_ELSEWHERE)
+            passes = torch.split(clips, max(1, most // samples))
+            return torch.cat([to_unit_norm(self.head(self._infer(part))) for part in passes])
         finally:
             self.train(was_training)
 
@@ -203,6 +212,13 @@ class Phalar(nn.Module):
     def hermitian(self) -> NDArray[np.complex128]:
         """H = (W + Wᴴ) / 2, complex128 (dimension, dimension), exactly Hermitian: what the index folds."""
         return self.similarity.hermitian()
+
+    def _infer(self, clips: Tensor) -> Tensor:
+        """`pool`, by the backbone's path for this device."""
+        if self.device.type != "cpu":
+            return self.pool(clips)
+        phasors: Tensor = self.pooling(self.backbone.infer(self.cqt(clips)))
+        return phasors
 
     def _embeddings(self, embeddings: Tensor | NDArray[np.complexfloating[Any, Any]]) -> Tensor:
         tensor = torch.as_tensor(embeddings)
