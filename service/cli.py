@@ -172,7 +172,9 @@ def ingest(
             if outcome.problem is not None:
                 failed += 1
                 detail = outcome.problem.get("detail") or ""
-                progress.console.print(f"{outcome.path}: {outcome.problem.get('title')}: {detail}", markup=False)
+                progress.console.print(
+                    f"{outcome.path}: {outcome.problem.get('title')}: {detail}", markup=False, soft_wrap=True
+                )
             else:
                 ready += not outcome.known
     err.print(f"{ready} {'ready' if wait else 'accepted'}, {known} known already, {failed} failed")
@@ -254,7 +256,7 @@ def embed(
             def done(path: Path, problem: str | None) -> None:
                 progress.advance(task)
                 if problem:
-                    progress.console.print(f"{path}: {problem}", markup=False)
+                    progress.console.print(f"{path}: {problem}", markup=False, soft_wrap=True)
 
             failed = embed_files(files, out_file, checkpoint, window, stride, device, done)
     except CheckpointError as error:

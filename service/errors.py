@@ -63,6 +63,14 @@ class RangeNotSatisfiable(ServiceError):
     """A byte range that the audio does not have."""
 
 
+class KilledItsWorker(ServiceError):
+    """A stem ended the process that embedded it as often as it may."""
+
+
+class StemNotEmbedded(ServiceError):
+    """A stem that decodes, and that the model could make nothing of."""
+
+
 class UnknownCheckpoint(ServiceError):
     """A reindex names a checkpoint that is not in the checkpoints folder."""
 
@@ -90,7 +98,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     QueueFull: ProblemType(429, "queue-full", "Too much is waiting"),
     QueueUnavailable: ProblemType(503, "queue-unavailable", "The queue cannot be reached"),
     EmbedTimeout: ProblemType(503, "embedding-timed-out", "No worker answered in time"),
-    EmbedFailed: ProblemType(500, "embedding-failed", "The mix could not be embedded"),
+    EmbedFailed: ProblemType(500, "mix-not-embedded", "The mix could not be embedded"),
     FingerprintMismatch: ProblemType(503, "fingerprint-mismatch", "No worker has the live model"),
     CheckpointError: ProblemType(422, "bad-checkpoint", "Not a checkpoint we can load"),
     KeyMissing: ProblemType(401, "key-missing", "An API key is needed"),
@@ -100,6 +108,8 @@ TABLE: dict[type[Exception], ProblemType] = {
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
     TooManyFiles: ProblemType(413, "too-many-files", "Too many files in one request"),
     RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
+    KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),
+    StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
     UnknownCheckpoint: ProblemType(422, "unknown-checkpoint", "No such checkpoint"),
     RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
     SQLAlchemyError: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from indexer import Catalog
 from model import SAMPLE_RATE, AudioError, CheckpointError, Phalar, cut_windows, is_silent, load_phalar, window_starts
 from service.blobs import BlobMissing, Blobs
-from service.errors import problem
+from service.errors import KilledItsWorker, StemNotEmbedded, problem
 from service.models import configured_model
 from service.queue import (
     EmbedFailed,
@@ -298,7 +298,7 @@ class Worker:
             await self._settle(self._queue.fail(job, EmbedFailed(f"it {poisoned.reason}")))
             return
         log.error("stem %s %s; it ends as failed", job.stem_id, poisoned.reason)
-        await self._fail(job, _problem("killed-its-worker", "The stem crashes the worker", f"It {poisoned.reason}."))
+        await self._fail(job, problem(KilledItsWorker(f"Embedding this stem {poisoned.reason}.")))
 
     async def _beat(self) -> None:
         """Keep what is in hand from being taken over, and report."""
@@ -343,9 +343,7 @@ class Worker:
                 self._works.append(work)
                 self._wake.set()
             else:
-                await self._fail(
-                    job, _problem("silent-clip", "The clip is silent", "All of its windows are silent.", 422)
-                )
+                await self._fail(job, problem(StemNotEmbedded("All of its windows are silent.")))
                 await self._free(work)
 
     async def _needs_nothing(self, row: int, state: str, fingerprint: str) -> bool:
@@ -448,7 +446,7 @@ class Worker:
     async def _fail_work(self, work: Work, error: Exception) -> None:
         log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
         reason = str(error) or type(error).__name__
-        said = _problem("embedding-failed", "The stem could not be embedded", f"It could not be embedded: {reason}")
+        said = problem(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
         await self._leave(work, self._fail(work.job, said))
 
     async def _leave(self, work: Work, ending: Awaitable[None]) -> None:
@@ -560,7 +558,3 @@ def _loud(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int)
 def _out_of_memory(error: BaseException) -> bool:
     """torch has an error of its own for the GPU only; on the CPU its allocator says it in words."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _problem(code: str, title: str, detail: str, status: int = 500) -> dict[str, Any]:
-    return {"type": f"/problems/{code}", "title": title, "status": status, "detail": detail}

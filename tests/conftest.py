@@ -1,13 +1,39 @@
 """Fixtures that more than one folder uses."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve the services under test
+
+DEMO_TRACKS, DEMO_SECONDS = 3, 10.0
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Tests marked `anyio` run on asyncio, as the service does."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small composed catalog as files, and `mix.flac`, a mix that lacks a stem of it."""
+    from service.demo import compose_demo
+
+    folder = tmp_path_factory.mktemp("demo")
+    assert len(list(compose_demo(folder, DEMO_TRACKS, DEMO_SECONDS))) == DEMO_TRACKS
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_service(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Iterator[str]:
+    """The URL of a running `phalar serve` as a newcomer has it: seeded weights, and the small composed catalog."""
+    from service.serve import ingest_demo
+    from tests.installation import Installation
+
+    running = Installation(tmp_path_factory.mktemp("live")).start()
+    assert ingest_demo(running.url, None, demo_folder, DEMO_TRACKS, DEMO_SECONDS, seed=0) == 0
+    yield running.url
+    assert running.stop() == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.installation import Installation, add_stem, encode, noise_bursts, save_small_checkpoint, wait_ready
+from tests.installation import Installation, add_stem, encode, noise_bursts, save_small_checkpoint, wait_ready
 
 CATALOG_STEMS = 6
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from model import SAMPLE_RATE
-from tests.service.installation import (
+from tests.installation import (
     Installation,
     add_stem,
     encode,

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.installation import Installation, add_stem, encode, eventually, noise_bursts
+from tests.installation import Installation, add_stem, encode, eventually, noise_bursts
 
 STEMS = 12
 

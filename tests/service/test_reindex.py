@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.installation import (
+from tests.installation import (
     Installation,
     add_stem,
     encode,

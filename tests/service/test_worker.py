@@ -402,7 +402,10 @@ async def test_poison_job_ends_failed_and_its_neighbours_ready(house: House, nur
     assert await house.states(ids) == ["ready", "ready", "failed", *["ready"] * 5]
     said = (await house.catalog.stem(ids[2])).problem
     assert said is not None
-    assert (said["type"], said["detail"]) == ("/problems/killed-its-worker", "It killed its worker twice.")
+    assert (said["type"], said["detail"]) == (
+        "/problems/killed-its-worker",
+        "Embedding this stem killed its worker twice.",
+    )
 
 
 async def test_kill_in_the_middle_of_a_batch_loses_nothing(house: House, nursery: Nursery) -> None:
