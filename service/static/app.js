@@ -16,6 +16,7 @@ import { drawLane, peaksOf } from "./waveform.js";
 
 const READY_POLL_MS = 10_000;
 const WAITING_POLL_MS = 1_500;
+const SLOW_S = 4;
 const UNTRAINED =
   "This installation uses seeded random weights, so the ranking below means nothing musically yet. Everything else works as it will with a trained model.";
 
@@ -281,10 +282,11 @@ async function runSearch() {
   results.clear();
   byId("welcome").hidden = true;
   byId("busy").hidden = false;
+  const ticking = countSeconds(form.elements.align.value);
   document.body.dataset.search = "busy";
   byId("announce").textContent = "Searching";
   const { top } = byId("results").getBoundingClientRect();
-  if (top > innerHeight * 0.6 || top < 0) byId("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  if (top > innerHeight * 0.35 || top < 0) byId("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   hear(asked);
   try {
     const answer = await getJson("retrieve", { method: "POST", body: formData(fields, asked.file), signal: mine.signal });
@@ -307,12 +309,25 @@ async function runSearch() {
       showProblem(problem, runSearch);
     }
   } finally {
+    clearInterval(ticking);
     if (search === mine) {
       search = null;
       byId("busy").hidden = true;
       byId("welcome").hidden = document.body.dataset.search !== "idle";
     }
   }
+}
+
+/** Say how long it has taken, and after a while what would be faster. */
+function countSeconds(align) {
+  const began = performance.now();
+  const say = () => {
+    const seconds = Math.floor((performance.now() - began) / 1000);
+    const slow = seconds >= SLOW_S && align === "search" ? " Trying every shift takes its time without a GPU; a mix on the catalog’s grid is answered much faster." : "";
+    byId("busy-text").textContent = `Listening to your mix…${seconds >= 2 ? ` ${seconds} s.` : ""}${slow}`;
+  };
+  say();
+  return setInterval(say, 500);
 }
 
 function showProblem(problem, retry = null) {

@@ -18,7 +18,7 @@ export function clock(seconds, digits = 2) {
 export const place = (startS) =>
   startS < 0 ? `enters ${(-startS).toFixed(2)} s into your mix` : `from ${clock(startS)}`;
 
-export const score = (value) => value.toFixed(2).replace("-", "−");
+export const score = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
 
 export function bytes(n) {
   if (n < 1e3) return `${n} B`;

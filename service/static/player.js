@@ -3,6 +3,8 @@
 const LEAD_S = 0.06; // from the call to the first sample, so that both sources are scheduled before it
 const FADE_S = 0.012; // no click at start and stop
 const HEADROOM = 0.9;
+const LONGEST_WAIT_S = 4; // a stem that enters later is not waited for from the mix's second 0,
+const RUN_UP_S = 2; // but from this long before it enters
 
 /** The greatest absolute sample of a buffer. */
 function peakOf(buffer) {
@@ -36,6 +38,15 @@ export function schedule({ at, lengthS, mixS, stemS, startS }) {
 }
 
 /**
+ * The mix's second to start at: 0, or shortly before a stem that enters late; a stem alone starts as it enters.
+ */
+export function firstSecond(startS, listen) {
+  const entersS = Math.max(0, -startS);
+  if (listen === "stem") return entersS;
+  return entersS > LONGEST_WAIT_S ? entersS - RUN_UP_S : 0;
+}
+
+/**
  * Fires "change" whenever `state` does, and "problem" (detail: the error) when something cannot be played.
  *
  * state.status: idle, loading or playing; state.id: the hit's stem, or "mix"; state.listen: both, stem or mix.
@@ -52,7 +63,7 @@ export class Player extends EventTarget {
   #last = null;
 
   /**
-   * Play from the mix's second 0, stopping whatever plays.
+   * Play from the start (see firstSecond), stopping whatever plays.
    *
    * `mix` and `stem` are promises of AudioBuffers, or null where there is none; a mix promise may give null.
    * Must be called from a click or a key press: browsers let audio start only there.
@@ -71,7 +82,7 @@ export class Player extends EventTarget {
       this.#now.lengthS = mixBuffer ? mixBuffer.duration : lengthS;
       const peak = (mixBuffer ? peakOf(mixBuffer) : 0) + (stemBuffer ? peakOf(stemBuffer) : 0);
       this.#now.gain = Math.min(1, HEADROOM / Math.max(peak, 1e-6)); // the sum can never clip
-      this.#start(0);
+      this.#start(stemBuffer ? firstSecond(startS, this.state.listen) : 0);
     } catch (error) {
       if (turn !== this.#turn) return;
       this.stop();

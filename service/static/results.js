@@ -138,7 +138,7 @@ export class Results {
         ),
         windows,
       ),
-      make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score)), bar),
+      make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score, best < 1 ? 3 : 2)), bar),
     );
     const span = laneSpan(stem.duration_s, hit.start_s, this.#mixS);
     this.#rows.set(stem.id, { hit, row, canvas, playhead, span, play, alone });

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 WIDTHS = (320, 390, 820, 1280)
 TAB_LIMIT = 120
-PATIENCE_S = 60
+PATIENCE_S = 120
 # The schedule is computed from the hit's own start; only JSON lies in between.
 START_TOLERANCE_S = 1e-6
 AUDIBLE_LEVEL = 1e-4  # root mean square; silence measures 0 exactly
@@ -60,6 +60,11 @@ def wait_until_heard(page) -> dict[str, str]:
     return state(page)
 
 
+def on_the_grid(page) -> None:
+    """Embed each mix once and not 63 times: for tests that are not about alignment."""
+    page.get_by_label("It starts on the catalog").check()
+
+
 def tab_to(page, selector: str) -> None:
     for _ in range(TAB_LIMIT):
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
@@ -69,6 +74,7 @@ def tab_to(page, selector: str) -> None:
 
 
 def start_demo(page) -> None:
+    on_the_grid(page)
     page.get_by_label("Try a demo mix").check()
     page.wait_for_selector("#demo-stems input")
     page.click("#find")
@@ -89,10 +95,8 @@ def test_dropping_a_clip_shows_hits_that_play(page, make_clip):
     assert heard["playing"] == hits.first.get_attribute("data-stem")
     start_s = float(hits.first.get_attribute("data-start"))
     schedule = json.loads(heard["schedule"])
-    assert schedule["mix"]["offsetS"] == 0
-    assert schedule["mix"]["delayS"] == 0
-    assert schedule["stem"]["offsetS"] == pytest.approx(max(0.0, start_s), abs=START_TOLERANCE_S)
-    assert schedule["stem"]["delayS"] == pytest.approx(max(0.0, -start_s), abs=START_TOLERANCE_S)
+    mix_s, stem_s = (schedule[role]["offsetS"] - schedule[role]["delayS"] for role in ("mix", "stem"))
+    assert stem_s - mix_s == pytest.approx(start_s, abs=START_TOLERANCE_S)
 
     page.keyboard.press("Escape")
     page.wait_for_selector('body[data-player="idle"]')
@@ -109,6 +113,11 @@ def test_player_starts_both_sources_where_the_hit_says(page):
     sought = page.evaluate(schedule, {"at": 3, "lengthS": 8, "mixS": 8, "stemS": 20, "startS": -1.25})
     assert sought["mix"] == {"delayS": 0, "offsetS": 3, "durationS": 5}
     assert sought["stem"] == {"delayS": 0, "offsetS": 1.75, "durationS": 5}
+    first = """async ([start, listen]) => (await import("./static/player.js")).firstSecond(start, listen)"""
+    assert page.evaluate(first, [15.5, "both"]) == 0
+    assert page.evaluate(first, [-1.25, "both"]) == 0
+    assert page.evaluate(first, [-75, "both"]) == 73
+    assert page.evaluate(first, [-75, "stem"]) == 75
     over = page.evaluate(schedule, {"at": 6, "lengthS": 8, "mixS": 8, "stemS": 20, "startS": 15.5})
     assert over["stem"] is None
 
@@ -141,6 +150,7 @@ def test_stem_alone_keeps_its_place_when_the_mix_joins(page):
 
 def test_demo_mix_leaves_its_own_stems_out(page):
     page.get_by_label("Try a demo mix").check()
+    on_the_grid(page)
     page.wait_for_selector("#demo-stems input")
     chosen = page.eval_on_selector_all("#demo-stems input:checked", "boxes => boxes.map((box) => box.value)")
     assert chosen
@@ -162,6 +172,7 @@ def test_untrained_weights_are_announced(page, live_service):
 
 
 def test_unreadable_file_shows_the_problem_and_the_next_works(page, make_clip, tmp_path):
+    on_the_grid(page)
     liar = tmp_path / "shopping-list.wav"
     liar.write_text("eggs, milk, a bass line")
     drop(page, liar)
@@ -191,6 +202,8 @@ def test_keyboard_alone_finds_and_plays(page):
     tab_to(page, 'input[name="source"]')
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("#demo-stems input")
+    tab_to(page, 'input[name="align"]')
+    page.keyboard.press("ArrowDown")
     tab_to(page, "#find")
     page.keyboard.press("Enter")
     wait_for_hits(page)
@@ -208,6 +221,7 @@ def test_keyboard_alone_finds_and_plays(page):
 
 
 def test_keyboard_alone_chooses_a_file(page, make_clip):
+    on_the_grid(page)
     tab_to(page, "#mix-file")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")  # acts when released; Enter would be faster than the interception of the chooser
@@ -216,6 +230,7 @@ def test_keyboard_alone_chooses_a_file(page, make_clip):
 
 
 def test_curl_line_repeats_the_search(page, make_clip):
+    on_the_grid(page)
     page.locator("#filters summary").click()
     page.fill("#tempo-min", "60")
     page.fill("#limit", "3")
@@ -231,6 +246,7 @@ def test_curl_line_repeats_the_search(page, make_clip):
 
 
 def test_locked_service_asks_for_a_key_and_sends_it(page, make_clip):
+    on_the_grid(page)
     seen = []
 
     def lock(route):
@@ -254,6 +270,7 @@ def test_locked_service_asks_for_a_key_and_sends_it(page, make_clip):
 
 
 def test_busy_service_says_when_to_come_back(page, make_clip):
+    on_the_grid(page)
     problem = {"type": "queue-full", "title": "Too many queries are waiting", "detail": "64 wait already."}
     later = {"Retry-After": "7"}
     page.route("**/retrieve", lambda route: route.fulfill(status=503, json=problem, headers=later), times=1)
@@ -275,6 +292,7 @@ def test_starting_service_is_shown_until_it_is_ready(browser, live_service):
 
 
 def test_mix_the_browser_cannot_decode_still_gets_hits(page, make_clip):
+    on_the_grid(page)
     drop(page, make_clip("mix.aiff"))
     wait_for_hits(page)
     page.get_by_text("is not possible in this browser").wait_for()
