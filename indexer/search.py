@@ -8,6 +8,7 @@ pair's place; pairs of one shift that agree on it form a diagonal.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -106,6 +107,12 @@ class Place:
     # A neighbour's score is the place's plus the mean change over the pairs that both have. Empty once refined.
     curve: tuple[tuple[float, float], ...]
 
+    @property
+    def promise(self) -> float:
+        """The score and the best beside it, if positive: a peak between two shifts shares itself out among both."""
+        beside = (score for displacement_s, score in self.curve if displacement_s)
+        return self.score + max(0.0, max(beside, default=0.0))
+
 
 def candidates(
     index: Searched, queries: QueryWindows, limit: int, allowed: Int64 | None = None, *, k: int | None = None
@@ -185,65 +192,164 @@ def align_all(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, St
     Returns:
         By the same number; a stem of which no diagonal counts is left out.
     """
-    numbers = [number for number, stem in stems.items() if len(stem.starts_s)]
-    if not numbers or not len(queries.offset_s):
+    found = _Diagonals.of(fold, queries, stems)
+    if found is None:
         return {}
-    sizes = np.array([len(stems[number].starts_s) for number in numbers])
-    first = np.concatenate([[0], np.cumsum(sizes)])
-    start_s = np.concatenate([stems[number].starts_s for number in numbers])
-    embedding = np.concatenate([stems[number].embedding for number in numbers])
-    scores = fold.form_rows(queries.embedding) @ fold.real_rows(embedding).T  # (q, windows)
+    return {found.numbers[int(found.owner[winner])]: found.place_of(winner) for winner in found.winners()}
 
-    shifts, shift = np.unique(queries.shift, return_inverse=True)
-    mix_windows = np.bincount(shift)
-    stem = np.repeat(np.arange(len(numbers)), sizes)
-    place = _places_ms(start_s[None, :], queries.offset_s[:, None])  # (q, windows)
-    lowest = int(place.min())
-    width = int(place.max()) - lowest + 1
-    # One number for each diagonal, ascending by stem, then shift, then place.
-    number_of = (stem[None, :] * len(shifts) + shift[:, None]) * width + (place - lowest)
-    order = np.argsort(number_of, axis=None, kind="stable")
-    ordered = number_of.ravel()[order]
-    begin = np.flatnonzero(np.diff(ordered, prepend=-1))  # (diagonals,), positions in `order`
-    counts = np.diff(begin, append=len(ordered))
-    mean = np.round(np.add.reduceat(scores.ravel()[order], begin) / counts, _TIE_DECIMALS)
-    owner, at_shift = np.divmod(ordered[begin] // width, len(shifts))
-    at_place = ordered[begin] % width + lowest
-    needed = (np.minimum(mix_windows[at_shift], sizes[owner]) + 1) // 2
-    mean[counts < needed] = -np.inf
 
-    by_stem = np.searchsorted(owner, np.arange(len(numbers)))
-    top = np.maximum.reduceat(mean, by_stem)
-    tied = np.flatnonzero((mean == top[owner]) & np.isfinite(mean))
-    tied = tied[
-        np.lexsort((at_shift[tied], at_place[tied], np.abs(at_place[tied]), -counts[tied], owner[tied]))
-    ]  # (diagonals that share their stem's top score,), the winner of each stem first
-    _, winners = np.unique(owner[tied], return_index=True)
+def promising_places(
+    fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings], each: int, apart_s: float
+) -> dict[int, list[Place]]:
+    """Several places of each stem that may turn out the best once they are known on a finer grid.
 
-    before, after = _neighbours(queries.offset_s)
-    result: dict[int, Place] = {}
-    for diagonal in tied[winners]:
-        members = order[begin[diagonal] : begin[diagonal] + counts[diagonal]]
-        rows, columns = np.divmod(members, len(start_s))
-        owner_of = int(owner[diagonal])
+    A grid of shifts meets one place of a stem almost exactly and the next one almost half a shift beside it, so their
+    scores on it are not fair to each other; see `Place.promise` for what nearly is. The best place by `align_all` comes
+    first, the others in the order of their promise.
+
+    Args:
+        each: most places of one stem.
+        apart_s: places nearer to each other than this are one.
+
+    Returns:
+        By the number of `stems`, as in `align_all`.
+    """
+    found = _Diagonals.of(fold, queries, stems)
+    if found is None:
+        return {}
+    promise = found.promise()
+    result: dict[int, list[Place]] = {}
+    for winner in found.winners():
+        mine = np.flatnonzero((found.owner == found.owner[winner]) & np.isfinite(found.mean))
+        chosen = [int(winner)]
+        for diagonal in mine[np.argsort(-promise[mine], kind="stable")]:
+            if len(chosen) == each:
+                break
+            if all(abs(found.place[diagonal] - found.place[other]) > apart_s * 1000 for other in chosen):
+                chosen.append(int(diagonal))
+        result[found.numbers[int(found.owner[winner])]] = [found.place_of(diagonal) for diagonal in chosen]
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Diagonals:
+    """Every diagonal of a mix against some stems, ascending by stem, then shift, then place."""
+
+    queries: QueryWindows
+    numbers: list[int]  # the caller's number of each stem
+    start_s: Float64  # (windows,) of all stems in a row
+    first: Int64  # (stems + 1,) where each stem's windows begin in that row
+    scores: Float64  # (q, windows)
+    order: Int64  # positions in `scores`, diagonal by diagonal
+    begin: Int64  # (diagonals,) where each begins in `order`
+    counts: Int64  # (diagonals,) pairs
+    mean: Float64  # (diagonals,) mean score; -inf where there are too few pairs to count
+    owner: Int64  # (diagonals,) position of the stem in `numbers`
+    shift: Int64  # (diagonals,)
+    place: Int64  # (diagonals,) ms
+    gaps: Int64  # (shifts - 1,) ms from each shift to the next
+
+    @classmethod
+    def of(cls, fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> "_Diagonals | None":
+        """None when there is not one pair."""
+        numbers = [number for number, stem in stems.items() if len(stem.starts_s)]
+        if not numbers or not len(queries.offset_s):
+            return None
+        sizes = np.array([len(stems[number].starts_s) for number in numbers])
+        start_s = np.concatenate([stems[number].starts_s for number in numbers])
+        embedding = np.concatenate([stems[number].embedding for number in numbers])
+        scores = fold.form_rows(queries.embedding) @ fold.real_rows(embedding).T  # (q, windows)
+
+        shifts, shift = np.unique(queries.shift, return_inverse=True)
+        mix_windows = np.bincount(shift)
+        stem = np.repeat(np.arange(len(numbers)), sizes)
+        place = _places_ms(start_s[None, :], queries.offset_s[:, None])  # (q, windows)
+        lowest = int(place.min())
+        width = int(place.max()) - lowest + 1
+        # One number for each diagonal, ascending by stem, then shift, then place.
+        number_of = (stem[None, :] * len(shifts) + shift[:, None]) * width + (place - lowest)
+        order = np.argsort(number_of, axis=None, kind="stable")
+        ordered = number_of.ravel()[order]
+        begin = np.flatnonzero(np.diff(ordered, prepend=-1))  # (diagonals,), positions in `order`
+        counts = np.diff(begin, append=len(ordered))
+        mean = np.round(np.add.reduceat(scores.ravel()[order], begin) / counts, _TIE_DECIMALS)
+        owner, at_shift = np.divmod(ordered[begin] // width, len(shifts))
+        needed = (np.minimum(mix_windows[at_shift], sizes[owner]) + 1) // 2
+        mean[counts < needed] = -np.inf
+        earliest = np.full(len(shifts), np.inf)
+        np.minimum.at(earliest, shift, queries.offset_s)
+        return cls(
+            queries=queries,
+            numbers=numbers,
+            start_s=start_s,
+            first=np.concatenate([[0], np.cumsum(sizes)]),
+            scores=scores,
+            order=order,
+            begin=begin,
+            counts=counts,
+            mean=mean,
+            owner=owner,
+            shift=at_shift,
+            place=ordered[begin] % width + lowest,
+            gaps=np.round(np.diff(earliest) * 1000).astype(np.int64),
+        )
+
+    def winners(self) -> Int64:
+        """The best diagonal of each stem that has one which counts."""
+        by_stem = np.searchsorted(self.owner, np.arange(len(self.numbers)))
+        top = np.maximum.reduceat(self.mean, by_stem)
+        tied = np.flatnonzero((self.mean == top[self.owner]) & np.isfinite(self.mean))
+        keys = (self.shift, self.place, np.abs(self.place), -self.counts, self.owner)
+        tied = tied[np.lexsort([key[tied] for key in keys])]  # those that share a stem's top score, its winner first
+        _, winners = np.unique(self.owner[tied], return_index=True)
+        return tied[winners]
+
+    def promise(self) -> Float64:
+        """The mean of each diagonal and the better of its neighbours at the shifts before and after, if positive."""
+        lowest, width = int(self.place.min()), int(self.place.max() - self.place.min()) + 1
+        shifts = len(self.gaps) + 1
+        number = (self.owner * shifts + self.shift) * width + (self.place - lowest)
+
+        def neighbour(step: int) -> Float64:
+            inside = (self.shift + step >= 0) & (self.shift + step < shifts)
+            gap = np.zeros(len(number), np.int64)
+            gap[inside] = self.gaps[np.minimum(self.shift, self.shift + step)[inside]]
+            moved = self.place - step * gap  # a later window lies at an earlier place
+            inside &= (moved >= lowest) & (moved < lowest + width)
+            wanted = (self.owner * shifts + self.shift + step) * width + (moved - lowest)
+            at = np.minimum(np.searchsorted(number, wanted), len(number) - 1)
+            return np.where(inside & (number[at] == wanted), self.mean[at], -np.inf)
+
+        return self.mean + np.maximum(0.0, np.maximum(neighbour(-1), neighbour(1)))
+
+    @cached_property
+    def _around(self) -> tuple[Int64, Int64]:
+        return _neighbours(self.queries.offset_s)
+
+    def place_of(self, diagonal: int) -> Place:
+        """A diagonal with all that a caller wants to know of it."""
+        begin, offset_s = self.begin[diagonal], self.queries.offset_s
+        members = self.order[begin : begin + self.counts[diagonal]]
+        rows, columns = np.divmod(members, len(self.start_s))
+        first = self.first[self.owner[diagonal]]
         pairs = tuple(
-            Pair(int(q), int(j - first[owner_of]), float(scores[q, j]), float(queries.offset_s[q]), float(start_s[j]))
+            Pair(int(q), int(j - first), float(self.scores[q, j]), float(offset_s[q]), float(self.start_s[j]))
             for q, j in zip(rows, columns, strict=True)
         )
+        before, after = self._around
         around = np.concatenate([before[rows], after[rows]])
         here, column = np.tile(rows, 2)[around >= 0], np.tile(columns, 2)[around >= 0]
         around = around[around >= 0]
-        moved = _places_ms(queries.offset_s[around], queries.offset_s[here])  # (neighbouring pairs,), ms
-        changes = scores[around, column] - scores[here, column]
+        moved = _places_ms(offset_s[around], offset_s[here])  # (neighbouring pairs,), ms
+        changes = self.scores[around, column] - self.scores[here, column]
         score = float(np.mean([pair.score for pair in pairs]))
         curve = {int(ms): score + float(changes[moved == ms].mean()) for ms in np.unique(moved)} | {0: score}
-        result[numbers[owner_of]] = Place(
+        return Place(
             score=score,
-            start_s=int(at_place[diagonal]) / 1000,
+            start_s=int(self.place[diagonal]) / 1000,
             pairs=pairs,
             curve=tuple((ms / 1000, curve[ms]) for ms in sorted(curve)),
         )
-    return result
 
 
 def _places_ms(start_s: Float64, offset_s: Float64) -> Int64:
@@ -272,7 +378,8 @@ def refine_offsets(
 
     The score is smooth in the delay, so a true peak lies within half a shift of the best shift. Its slope there, from
     the neighbouring shifts, tells the side: that side is tried as far as half a shift, the other by one fine shift, in
-    case the peak leans. Where a neighbour is missing (first and last shift, or a single one), both sides are tried.
+    case the peak leans; when the grid is only halved, that side alone. Where a neighbour is missing (first and last
+    shift, or a single one), both sides are tried.
 
     Args:
         places: of the hits to be refined.
@@ -306,7 +413,7 @@ def _fine_steps(place: Place, shift_s: float, fine_shift_s: float) -> list[int]:
     # The slope at 0 of the parabola through the three points.
     slope = (right[1] - place.score) * left[0] ** 2 - (left[1] - place.score) * right[0] ** 2
     side = 1 if slope >= 0 else -1
-    return sorted([-side] + [side * step for step in range(1, reach + 1)])
+    return [side] if reach == 1 else sorted([-side] + [side * step for step in range(1, reach + 1)])
 
 
 def refined(

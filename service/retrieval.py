@@ -1,7 +1,7 @@
 """A mix in, the stems that fit it out: decode, embed at every delay, search, score exactly, refine the places."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,6 +21,7 @@ from indexer import (
     StemFilter,
     align_all,
     candidates,
+    promising_places,
     proven,
     refine_offsets,
     refined,
@@ -40,6 +41,8 @@ from service.uploads import Decoder
 SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
+PLACES_EACH = 32  # places of one stem that may be refined beside each other
+OTHER_PLACES = 48  # of all stems, beside the best place of each: of similar ones the right one must be told
 
 Complex64 = NDArray[np.complex64]
 
@@ -110,7 +113,7 @@ class Retrieval:
         places = scored.best(query.limit)
         if query.align == "search":
             with watch.stage("refine"):
-                places = await self._refine(index, waveform, plan, scored, query.limit)
+                places = await self._refine(index, queries, waveform, plan, scored, query.limit)
         stems = await self._catalog.stems_by_row(places)
         hits = [
             HitOut(
@@ -225,32 +228,81 @@ class Retrieval:
             enough = min(4 * enough, SCORED_MOST)
 
     async def _refine(
-        self, index: Index, waveform: NDArray[np.float32], plan: Plan, scored: _Scored, limit: int
+        self,
+        index: Index,
+        queries: QueryWindows,
+        waveform: NDArray[np.float32],
+        plan: Plan,
+        scored: _Scored,
+        limit: int,
     ) -> dict[int, Place]:
-        """The best places on the fine grid, in order of their scores there."""
-        best: Mapping[int, Place] = scored.best(limit + REFINED_BEYOND)
+        """The best places on the fine grid, in order of their scores there.
+
+        The grid of shifts is halved until it is fine enough. Beside the best place of each stem, the most promising
+        others go into the first round, since on a coarse grid the right one may look worse than a similar one; half of
+        them stay for the next.
+        """
+        stems = {row: scored.stems[row] for row in scored.best(limit + REFINED_BEYOND)}
+        found = await asyncio.to_thread(
+            promising_places, index.fold, queries, stems, PLACES_EACH, apart_s=self._settings.shift_s
+        )
+        every = [(row, place) for row, places in found.items() for place in places]
+        places = _first_and_best(every, OTHER_PLACES, lambda place: place.promise)
+        spacing_s, others = self._settings.shift_s, OTHER_PLACES
+        while spacing_s / 2 > self._settings.fine_shift_s * 0.99:
+            places = await self._on_half_grid(index, waveform, plan, stems, places, spacing_s)
+            spacing_s, others = spacing_s / 2, others // 2
+            places.sort(key=lambda found: (-found[1].score, found[0]))
+            places = _first_and_best(places, others, lambda place: place.score)
+        firsts = _first_and_best(places, 0, lambda place: place.score)
+        return dict(firsts[:limit])
+
+    async def _on_half_grid(
+        self,
+        index: Index,
+        waveform: NDArray[np.float32],
+        plan: Plan,
+        stems: Mapping[int, StemEmbeddings],
+        places: list[tuple[int, Place]],
+        spacing_s: float,
+    ) -> list[tuple[int, Place]]:
+        """The same places, each moved by half a spacing where that is better."""
         offsets_s = refine_offsets(
-            best.values(),
-            shift_s=self._settings.shift_s,
-            fine_shift_s=self._settings.fine_shift_s,
+            [place for _, place in places],
+            shift_s=spacing_s,
+            fine_shift_s=spacing_s / 2,
             first_s=0.0,
             last_s=(len(waveform) - plan.length) / SAMPLE_RATE,
         )
-        if len(offsets_s):
-            starts = np.round(offsets_s * SAMPLE_RATE).astype(np.int64)
-            embedding = await self._embed(index.fingerprint, waveform, starts, plan.length)
-            audible = _audible(embedding)
-            best = await asyncio.to_thread(
-                refined,
-                index.fold,
-                best,
-                scored.stems,
-                embedding[audible],
-                offsets_s[audible],
-                shift_s=self._settings.shift_s,
-            )
-        order = sorted(best, key=lambda row: (-best[row].score, row))
-        return {row: best[row] for row in order[:limit]}
+        if not len(offsets_s):
+            return places
+        starts = np.round(offsets_s * SAMPLE_RATE).astype(np.int64)
+        embedding = await self._embed(index.fingerprint, waveform, starts, plan.length)
+        audible = _audible(embedding)
+        moved = await asyncio.to_thread(
+            refined,
+            index.fold,
+            dict(enumerate(place for _, place in places)),
+            {number: stems[row] for number, (row, _) in enumerate(places)},
+            embedding[audible],
+            offsets_s[audible],
+            shift_s=spacing_s,
+        )
+        return [(row, moved[number]) for number, (row, _) in enumerate(places)]
+
+
+def _first_and_best(
+    places: list[tuple[int, Place]], others: int, worth: Callable[[Place], float]
+) -> list[tuple[int, Place]]:
+    """The first place of each stem, and of all other places those that are worth most."""
+    firsts: dict[int, Place] = {}
+    rest: list[tuple[int, Place]] = []
+    for row, place in places:
+        if row in firsts:
+            rest.append((row, place))
+        else:
+            firsts[row] = place
+    return [*firsts.items(), *sorted(rest, key=lambda found: -worth(found[1]))[:others]]
 
 
 def _samples(seconds: float) -> int:
