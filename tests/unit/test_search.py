@@ -19,6 +19,7 @@ from indexer.search import (
     align,
     align_all,
     candidates,
+    promising_places,
     proven,
     refine_offsets,
     refined,
@@ -406,6 +407,45 @@ def test_fine_windows_never_leave_the_mix_and_are_shared_by_hits() -> None:
     offsets = refine_offsets([rising], shift_s=SHIFT_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0)
     assert offsets.tolist() == [0.01, 0.02, 2.49, 2.51, 2.52]
     assert refine_offsets([], shift_s=SHIFT_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0).shape == (0,)
+
+
+def test_of_two_similar_places_the_right_one_is_promising_though_the_grid_favours_the_other() -> None:
+    """The mix repeats in the stem, a little changed: on the grid the copy lies exactly, the original 20 ms beside."""
+    rng = np.random.default_rng(4)
+    music = SmoothMusic(4)
+    start_s = stem_starts(30.0)
+    queries = make_queries(np.random.default_rng(0), 8.0)
+    true_start_s, copy_start_s = 5.0 - 0.020 - 0.4, 17.5 - 0.4
+    embedding = unit_rows(rng, len(start_s))
+    for window, begins in enumerate(start_s):
+        if 5.0 <= begins <= 7.5:
+            embedding[window] = music.embed(np.array([begins - true_start_s]))[0]
+        if 17.5 <= begins <= 20.0:
+            changed = music.embed(np.array([begins - copy_start_s]))[0] + 0.3 * unit_rows(rng, 1)[0]
+            embedding[window] = changed / np.linalg.norm(changed)
+    queries.embedding[:] = music.embed(queries.offset_s)
+    stem = StemEmbeddings(np.arange(len(start_s)), start_s, embedding.astype(np.complex64))
+    assert align_all(music.fold, queries, {1: stem})[1].start_s == pytest.approx(copy_start_s)
+    first, second = promising_places(music.fold, queries, {1: stem}, 2, apart_s=SHIFT_S)[1]
+    assert first.start_s == pytest.approx(copy_start_s)
+    assert abs(second.start_s - true_start_s) <= SHIFT_S / 2 + 0.001
+    assert second.promise > second.score
+
+
+def test_promising_places_lie_apart_and_the_best_comes_first() -> None:
+    rng = np.random.default_rng(5)
+    stems = {row: make_stem(rng, 30.0) for row in range(3)}
+    queries = make_queries(rng, 8.0)
+    fold = HermitianFold(np.eye(DIMENSION, dtype=complex))
+    best = align_all(fold, queries, stems)
+    for row, places in promising_places(fold, queries, stems, 6, apart_s=SHIFT_S).items():
+        assert places[0] == best[row]
+        assert len(places) == 6
+        starts = sorted(place.start_s for place in places)
+        assert min(np.diff(starts)) > SHIFT_S
+        promises = [place.score for place in places[1:]]
+        assert max(promises) <= places[0].score
+    assert promising_places(fold, queries, {}, 6, apart_s=SHIFT_S) == {}
 
 
 def test_a_place_with_no_better_neighbour_stays() -> None:
