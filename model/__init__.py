@@ -28,6 +28,8 @@ from model.audio import (
     load_clip,
     window_starts,
 )
+from model.compose import ComposedStem, Track, compose_track, write_track
+from model.synthesis import Note
 
 if TYPE_CHECKING:
     from model.checkpoint import (
@@ -52,6 +54,7 @@ __all__ = [
     "Clip",
     "ClipTooLong",
     "ClipTooShort",
+    "ComposedStem",
     "DecodeFailed",
     "EmptyFile",
     "ForeignKeys",
@@ -61,15 +64,18 @@ __all__ = [
     "NonFiniteSamples",
     "NonFiniteWeights",
     "NotACheckpoint",
+    "Note",
     "Phalar",
     "PhalarConfig",
     "SilentClip",
     "TooManyChannels",
+    "Track",
     "TruncatedCheckpoint",
     "UnknownFormat",
     "UnsafePickle",
     "UnsupportedModel",
     "WrongShape",
+    "compose_track",
     "cut_windows",
     "is_silent",
     "load_clip",
@@ -77,6 +83,7 @@ __all__ = [
     "save_phalar",
     "untrained_phalar",
     "window_starts",
+    "write_track",
 ]
 
 # name -> its module, as in "Phalar": "model.phalar"
