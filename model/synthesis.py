@@ -160,7 +160,7 @@ def play_voice(
             onset = np.minimum(t / np.float32(0.5), np.float32(1.0)) ** 2  # a player lets the note settle first
             bend = np.asarray(np.float32(depth) * onset * np.cos(np.float32(2.0 * np.pi * rate) * t))
         sound = np.zeros(total, dtype=np.float32)
-        # Oscillators start together, or a bass note could lose its fundamental; a slow swell hides that, and is wider so.
+        # Oscillators start together, or a bass note could lose its fundamental; a slow swell hides that, and is wider.
         scattered = voice.attack_s > 0.1
         for cents in voice.detune:
             # 32-bit phase accumulator: one cycle is 2**32 and wraps by itself.
