@@ -162,6 +162,13 @@ class Catalog:
             found["tags"] = list((await sql.execute(tags.order_by(stem_tags.c.tag))).scalars())
         return found
 
+    async def tempo_range(self) -> tuple[float | None, float | None]:
+        """The slowest and the fastest tempo of a ready stem, beats a minute; None where none states one."""
+        async with self._read() as sql:
+            query = select(func.min(stems.c.tempo_bpm), func.max(stems.c.tempo_bpm)).where(stems.c.state == "ready")
+            slowest, fastest = (await sql.execute(query)).one()
+        return slowest, fastest
+
     async def change_metadata(self, stem_id: str, changed: Mapping[str, Any]) -> Stem:
         """Replace some fields of a stem's metadata (keys are StemMetadata's fields). Raises StemNotFound."""
         columns = {name: value for name, value in changed.items() if name != "tags"}

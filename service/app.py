@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from service.backend import Backend
@@ -35,7 +36,9 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.backend = backend
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(  # the page at /docs without a content delivery network
+        redoc_url=None,
+        favicon_url="/static/icon.svg",
         title="Phalar Retrieval",
         summary="Finds the stems of a catalog that fit a partial mix, in harmony and in time.",
         version=version("phalar-retrieval"),
@@ -62,4 +65,5 @@ async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Re
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     if request.url.path == "/" or request.url.path.startswith("/static/"):
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        response.headers["Cache-Control"] = "no-cache"  # ask again each time, so that no module outlives an upgrade
     return response

@@ -77,6 +77,8 @@ class CatalogValues(BaseModel):
     tracks: list[str]
     collections: list[str]
     keys: list[str]
+    tempo_min: float | None = Field(description="the slowest, beats a minute")
+    tempo_max: float | None = Field(description="the fastest")
 
 
 class JobItemOut(BaseModel):

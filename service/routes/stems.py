@@ -92,7 +92,8 @@ async def list_stems(
 @router.get("/catalog", dependencies=[Depends(require("read"))])
 async def catalog_values(services: TheBackend) -> CatalogValues:
     """Which instruments, tags, tracks, collections and keys there are to filter by."""
-    return CatalogValues(**await services.catalog.values())
+    tempo_min, tempo_max = await services.catalog.tempo_range()
+    return CatalogValues(**await services.catalog.values(), tempo_min=tempo_min, tempo_max=tempo_max)
 
 
 @router.get("/stems/{stem_id}", dependencies=[Depends(require("read"))], responses=problems(404))

@@ -121,6 +121,9 @@ function showFilters(offered) {
     ),
   );
   byId("filter-groups").replaceChildren(...groups);
+  for (const [n, id] of ["tempo-min", "tempo-max"].entries()) {
+    byId(id).placeholder = offered.tempi[n] === null ? "any" : String(offered.tempi[n]);
+  }
   countFilters();
 }
 

@@ -135,7 +135,9 @@ def test_metadata_can_be_changed_and_filters_see_it_at_once(client: httpx.Client
     assert (changed["instrument"], changed["tags"], changed["title"]) == ("tuba", ["brass"], stem["title"])
     hits = retrieve(client, encode(noise_bursts(0)), align="grid", instrument="tuba")["hits"]
     assert [hit["stem"]["id"] for hit in hits] == [stem["id"]]
-    assert "tuba" in client.get("/catalog").json()["instruments"]
+    values = client.get("/catalog").json()
+    assert "tuba" in values["instruments"]
+    assert (values["tempo_min"], values["tempo_max"]) == (100, 105)
     client.patch(f"/stems/{stem['id']}", json={"instrument": "bass", "tags": ["warm"]})
 
 
@@ -249,6 +251,13 @@ def test_the_page_sends_its_content_security_policy(client: httpx.Client) -> Non
     page = client.get("/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
+
+
+def test_the_interface_describes_itself_without_another_host(client: httpx.Client) -> None:
+    page = client.get("/docs").text
+    assert "swagger" in page.lower()
+    assert "https://" not in page
+    assert client.get("/openapi.json").json()["info"]["title"] == "Phalar Retrieval"
 
 
 def test_keys_grant_what_their_scope_says(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Any) -> None:
