@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from indexer import Catalog, HermitianFold, LiveIndex
 from service.blobs import Blobs
+from service.errors import UnknownCheckpoint
 from service.ingest import Ingest
 from service.metrics import Metrics
 from service.models import Models, note_of
@@ -81,7 +82,11 @@ class Backend:
         """What /readyz reports."""
         alias = await self.catalog.alias()
         fingerprint = alias.fingerprint if alias else self.models.configured_fingerprint
-        model = await asyncio.to_thread(self.models.of, fingerprint)
+        try:
+            model = await asyncio.to_thread(self.models.of, fingerprint)
+            shown = ModelOut(fingerprint=fingerprint, trained=model.trained, note=note_of(model))
+        except UnknownCheckpoint as error:
+            shown = ModelOut(fingerprint=fingerprint, trained=False, note=str(error))
         index = self.live.held
         try:
             depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}
@@ -89,7 +94,7 @@ class Backend:
             depths = {}
         return ReadyOut(
             status=self.live.status if depths else "starting",
-            model=ModelOut(fingerprint=fingerprint, trained=model.trained, note=note_of(model)),
+            model=shown,
             index=None
             if index is None
             else IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),

@@ -72,7 +72,7 @@ class StemNotEmbedded(ServiceError):
 
 
 class UnknownCheckpoint(ServiceError):
-    """A reindex names a checkpoint that is not in the checkpoints folder."""
+    """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
 
 
 @dataclass(frozen=True)

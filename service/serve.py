@@ -13,6 +13,7 @@ from service.processes import Child, DataFolderLock, EmbeddedValkey, ProcessErro
 from service.settings import Settings
 
 POLL_S = 0.3
+COMPLETE = "complete"  # an empty file: the demo was ingested to its end; without it, the next start goes on
 
 
 class PortInUse(ProcessError):
@@ -76,7 +77,9 @@ async def _greet(settings: Settings, demo: bool) -> None:
     report = await _readiness(url)
     folder = settings.data_folder / "demo"
     key = settings.keys.get("admin") or settings.keys.get("ingest")
-    if demo and not any(report["stems"].values()) and (key or not settings.keys):
+    begun, complete = folder.is_dir(), (folder / COMPLETE).is_file()
+    empty = not any(report["stems"].values())
+    if demo and (empty or (begun and not complete)) and (key or not settings.keys):
         await _fill(url, key, folder)
     lines = ["", f"Phalar Retrieval is ready: {url}"]
     if report["model"]["note"]:
@@ -137,6 +140,7 @@ def ingest_demo(url: str, key: str | None, folder: Path, tracks: int, seconds: f
             print(f"  {number:2} of {tracks}: {stems[0].metadata['track']}", flush=True)
         while client.readiness()["stems"]["queued"]:
             time.sleep(POLL_S)
+    (folder / COMPLETE).touch()
     return failed
 
 
