@@ -42,7 +42,10 @@ SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether m
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
 PLACES_EACH = 32  # places of one stem that may be refined beside each other
-OTHER_PLACES = 48  # of all stems, beside the best place of each: of similar ones the right one must be told
+OTHER_PLACES = 64  # of all stems, beside the best place of each: of similar ones the right one must be told
+FEWEST_OTHERS = 12  # of them in the last rounds
+WORTHWHILE = 0.02  # a round that lifts the best score by less of it is the last, once the grid is fine enough
+FINEST_S = 0.0015  # no grid is halved below this
 
 Complex64 = NDArray[np.complex64]
 
@@ -240,7 +243,7 @@ class Retrieval:
 
         The grid of shifts is halved until it is fine enough. Beside the best place of each stem, the most promising
         others go into the first round, since on a coarse grid the right one may look worse than a similar one; half of
-        them stay for the next.
+        them stay for the next. A model whose score falls within milliseconds is followed further than the settings ask.
         """
         stems = {row: scored.stems[row] for row in scored.best(limit + REFINED_BEYOND)}
         found = await asyncio.to_thread(
@@ -248,12 +251,14 @@ class Retrieval:
         )
         every = [(row, place) for row, places in found.items() for place in places]
         places = _first_and_best(every, OTHER_PLACES, lambda place: place.promise)
-        spacing_s, others = self._settings.shift_s, OTHER_PLACES
-        while spacing_s / 2 > self._settings.fine_shift_s * 0.99:
+        spacing_s, others, rise = self._settings.shift_s, OTHER_PLACES, 1.0
+        while spacing_s > self._settings.fine_shift_s * 1.01 or (rise > WORTHWHILE and spacing_s > FINEST_S):
+            before = places[0][1].score
             places = await self._on_half_grid(index, waveform, plan, stems, places, spacing_s)
-            spacing_s, others = spacing_s / 2, others // 2
+            spacing_s, others = spacing_s / 2, max(FEWEST_OTHERS, others // 2)
             places.sort(key=lambda found: (-found[1].score, found[0]))
             places = _first_and_best(places, others, lambda place: place.score)
+            rise = (places[0][1].score - before) / max(1e-9, abs(before))
         firsts = _first_and_best(places, 0, lambda place: place.score)
         return dict(firsts[:limit])
 
