@@ -25,7 +25,7 @@ class Watch:
         return [url for url in self.requests if not url.startswith((base.rstrip("/") + "/", "data:", "blob:"))]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer than that: Playwright keeps an event loop running in this thread
 def browser() -> Iterator[object]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     executable = next((found for name in CHROMIUMS if (found := shutil.which(name))), None)
