@@ -2,17 +2,20 @@
 
 import asyncio
 import hashlib
+import logging
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+log = logging.getLogger("phalar.blobs")
 READ_BYTES = 1 << 20
 
 
@@ -22,6 +25,26 @@ class BlobMissing(Exception):
     def __init__(self, sha256: str) -> None:
         super().__init__(f"no audio is stored under {sha256}")
         self.sha256 = sha256
+
+
+class BlobStoreUnavailable(Exception):
+    """The store does not answer, or its disk is full."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the audio store cannot be used now")
+        self.reason = reason  # for the log: it may name folders and hosts
+
+
+@contextmanager
+def _naming_failures() -> Iterator[None]:
+    """What the store raises beyond "not found", as one error of ours."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (BaseError, OSError) as error:
+        log.error("the audio store failed: %s", error)
+        raise BlobStoreUnavailable(str(error)) from error
 
 
 def sha256_of(file: BinaryIO) -> str:
@@ -62,33 +85,36 @@ class Blobs:
     async def put(self, sha256: str, file: BinaryIO) -> None:
         """Keep a file's bytes, unless they are here already."""
         if not await self.exists(sha256):
-            await obstore.put_async(self._store, _path(sha256), file)
+            with _naming_failures():
+                await obstore.put_async(self._store, _path(sha256), file)
 
     async def exists(self, sha256: str) -> bool:
         try:
-            await obstore.head_async(self._store, _path(sha256))
-        except FileNotFoundError:
+            await self.size(sha256)
+        except BlobMissing:
             return False
         return True
 
     async def delete(self, sha256: str) -> None:
         """Forget the bytes; forgetting what is not there is no error."""
-        try:
+        with suppress(FileNotFoundError), _naming_failures():
             await obstore.delete_async(self._store, _path(sha256))
-        except FileNotFoundError:
-            return
 
     async def size(self, sha256: str) -> int:
         """Bytes. Raises BlobMissing."""
         try:
-            return int((await obstore.head_async(self._store, _path(sha256)))["size"])
+            with _naming_failures():
+                return int((await obstore.head_async(self._store, _path(sha256)))["size"])
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
 
     async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[memoryview]:
         """The bytes from `start` up to, not with, `end`, piece by piece."""
         for at in range(start, end, READ_BYTES):
-            piece = await obstore.get_range_async(self._store, _path(sha256), start=at, end=min(at + READ_BYTES, end))
+            with _naming_failures():
+                piece = await obstore.get_range_async(
+                    self._store, _path(sha256), start=at, end=min(at + READ_BYTES, end)
+                )
             yield memoryview(piece)
 
     @asynccontextmanager

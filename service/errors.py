@@ -20,7 +20,7 @@ from indexer import (
     StemNotFound,
 )
 from model import AudioError, CheckpointError, SilentClip, UnknownFormat
-from service.blobs import BlobMissing
+from service.blobs import BlobMissing, BlobStoreUnavailable
 from service.queue import EmbedFailed, EmbedTimeout, FingerprintMismatch, QueueFull, QueueUnavailable
 
 log = logging.getLogger("phalar.http")
@@ -95,6 +95,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     NothingToRollBackTo: ProblemType(409, "nothing-to-roll-back-to", "No previous index"),
     IndexUnavailable: ProblemType(503, "index-unavailable", "The index is not ready"),
     BlobMissing: ProblemType(503, "audio-missing", "The audio store does not hold this stem"),
+    BlobStoreUnavailable: ProblemType(503, "audio-store-unavailable", "The audio store cannot be used now"),
     QueueFull: ProblemType(429, "queue-full", "Too much is waiting"),
     QueueUnavailable: ProblemType(503, "queue-unavailable", "The queue cannot be reached"),
     EmbedTimeout: ProblemType(503, "embedding-timed-out", "No worker answered in time"),
@@ -148,7 +149,7 @@ def problem(error: Exception) -> dict[str, Any]:
     """What goes over the wire (RFC 9457): type, title, status, detail, and the error's facts."""
     kind = problem_type(error)
     body: dict[str, Any] = {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
-    if kind is UNEXPECTED or isinstance(error, SQLAlchemyError):
+    if kind is UNEXPECTED or isinstance(error, SQLAlchemyError | BlobStoreUnavailable):
         return body  # its text may hold what is nobody's business; the log has it
     if isinstance(error, RequestValidationError):
         wrong = [{"at": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]

@@ -11,7 +11,7 @@ from fastapi import UploadFile
 
 from indexer import Catalog, ClipFacts, Job, Rejected, StemMetadata, Upload
 from model import AudioError, Clip
-from service.blobs import Blobs, sha256_of
+from service.blobs import Blobs, BlobStoreUnavailable, sha256_of
 from service.errors import problem
 from service.queue import Queue, QueueError, QueueFull
 from service.settings import Settings
@@ -23,11 +23,14 @@ COPY_BYTES = 1 << 20
 
 @asynccontextmanager
 async def on_disk(upload: UploadFile) -> AsyncIterator[Path]:
-    """A file with the upload's bytes, for as long as the context lasts."""
+    """A file with the upload's bytes, for as long as the context lasts. Raises BlobStoreUnavailable: no room for it."""
     with tempfile.NamedTemporaryFile(prefix="phalar-upload-") as file:
-        while piece := await upload.read(COPY_BYTES):
-            await asyncio.to_thread(file.write, piece)
-        file.flush()
+        try:
+            while piece := await upload.read(COPY_BYTES):
+                await asyncio.to_thread(file.write, piece)
+            file.flush()
+        except OSError as error:
+            raise BlobStoreUnavailable(str(error)) from error
         yield Path(file.name)
 
 

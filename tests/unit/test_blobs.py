@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.blobs import BlobMissing, Blobs, sha256_of
+from service.blobs import BlobMissing, Blobs, BlobStoreUnavailable, sha256_of
 
 pytestmark = pytest.mark.anyio
 
@@ -38,3 +38,14 @@ async def test_deleting_is_final_and_may_be_repeated(tmp_path: Path) -> None:
     await blobs.delete(sha256)
     await blobs.delete(sha256)
     assert not await blobs.exists(sha256)
+
+
+async def test_a_store_that_cannot_write_says_so_and_keeps_no_half(tmp_path: Path) -> None:
+    blobs, sha256 = Blobs(tmp_path.as_uri()), hashlib.sha256(BYTES).hexdigest()
+    (tmp_path / sha256[:2]).write_text("a file where the store needs a folder")
+    with pytest.raises(BlobStoreUnavailable):
+        await blobs.put(sha256, io.BytesIO(BYTES))
+    (tmp_path / sha256[:2]).unlink()
+    assert not await blobs.exists(sha256)
+    await blobs.put(sha256, io.BytesIO(BYTES))
+    assert await blobs.size(sha256) == len(BYTES)
