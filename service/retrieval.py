@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from fastapi import UploadFile
 from numpy.typing import NDArray
 
 from indexer import (
@@ -18,7 +17,6 @@ from indexer import (
     Place,
     QueryWindows,
     StemEmbeddings,
-    StemFilter,
     align_all,
     candidates,
     promising_places,
@@ -34,7 +32,7 @@ from service.metrics import Metrics, Stopwatch
 from service.mix import Plan, plan_windows, sum_stems
 from service.models import Models, note_of
 from service.queue import FingerprintMismatch, Queue
-from service.schemas import AlignOut, HitOut, IndexOut, MixOut, ModelOut, RetrieveOut, StemOut, WindowPair
+from service.schemas import AlignOut, HitOut, IndexOut, MixOut, ModelOut, RetrieveIn, RetrieveOut, StemOut, WindowPair
 from service.settings import Settings
 from service.uploads import Decoder
 
@@ -48,17 +46,6 @@ WORTHWHILE = 0.02  # a round that lifts the best score by less of it is the last
 FINEST_S = 0.0015  # no grid is halved below this
 
 Complex64 = NDArray[np.complex64]
-
-
-@dataclass(frozen=True)
-class Query:
-    """One retrieval as it was asked for: a file, or the stems that make up the mix."""
-
-    file: UploadFile | None
-    stem_ids: tuple[str, ...]
-    limit: int
-    align: Literal["search", "grid"]
-    wanted: StemFilter
 
 
 @dataclass(frozen=True)
@@ -97,7 +84,7 @@ class Retrieval:
         self._live = live
         self._metrics = metrics
 
-    async def answer(self, query: Query) -> RetrieveOut:
+    async def answer(self, query: RetrieveIn) -> RetrieveOut:
         """The stems that fit, best first.
 
         Raises:
@@ -147,12 +134,12 @@ class Retrieval:
             timing_ms=watch.done(),
         )
 
-    async def _mix(self, query: Query) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    async def _mix(self, query: RetrieveIn) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         if query.file is not None:
             async with on_disk(query.file) as path:
                 clip = await self._decoder.decode(path)
             return clip.waveform, clip.warnings
-        clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_ids))
+        clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_id))
         return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
 
     async def _stem_clip(self, stem_id: str) -> Clip:
@@ -204,11 +191,10 @@ class Retrieval:
             fingerprint, waveform[begin:end], starts - begin, length, self._settings.query_timeout_s
         )
 
-    async def _search(self, index: Index, queries: QueryWindows, query: Query, watch: Stopwatch) -> _Scored:
+    async def _search(self, index: Index, queries: QueryWindows, query: RetrieveIn, watch: Stopwatch) -> _Scored:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
         with watch.stage("index"):
-            wanted = replace(query.wanted, exclude=query.wanted.exclude + query.stem_ids)
-            allowed = await self._catalog.rows_allowed(wanted)
+            allowed = await self._catalog.rows_allowed(query.as_filter())
             found = await asyncio.to_thread(candidates, index, queries, query.limit, allowed)
         places: dict[int, Place] = {}
         stems: dict[int, StemEmbeddings] = {}

@@ -1,11 +1,13 @@
 """What goes over the wire."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
+from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from indexer import Job, JobItem, Stem, StemMetadata
+from indexer import Job, JobItem, Stem, StemFilter, StemMetadata
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
 Seconds = float
@@ -28,6 +30,61 @@ class Metadata(BaseModel):
 
     def as_record(self) -> StemMetadata:
         return StemMetadata(**self.model_dump(exclude={"tags"}), tags=tuple(self.tags))
+
+
+class Filters(BaseModel):
+    """Which stems are meant; what is not given does not restrict."""
+
+    instrument: list[ShortText] = Field(default_factory=list, description="any of these")
+    tag: list[ShortText] = Field(default_factory=list, description="all of these")
+    track: list[ShortText] = Field(default_factory=list, description="any of these")
+    collection: list[ShortText] = Field(default_factory=list, description="any of these")
+    key: list[ShortText] = Field(default_factory=list, description="any of these")
+    tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
+    tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
+
+    def as_filter(self) -> StemFilter:
+        return StemFilter(
+            instruments=tuple(self.instrument),
+            tags=tuple(self.tag),
+            tracks=tuple(self.track),
+            collections=tuple(self.collection),
+            keys=tuple(self.key),
+            tempo_min=self.tempo_min,
+            tempo_max=self.tempo_max,
+        )
+
+
+class ListIn(Filters):
+    """A page of the catalog."""
+
+    state: Literal["queued", "ready", "failed"] | None = None
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="the stem with these very bytes")
+    limit: int = Field(50, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=40, description="`next_cursor` of the page before")
+
+
+class RetrieveIn(Filters):
+    """A mix, and what is wanted: send either `file`, or `stem_id` once or more."""
+
+    file: UploadFile | None = Field(None, description="the mix, in any common audio format")
+    stem_id: list[ShortText] = Field(
+        default_factory=list, max_length=32, description="stems of the catalog that make up the mix; not returned"
+    )
+    limit: int = Field(10, ge=1, le=100, description="hits wanted")
+    align: Literal["search", "grid"] = Field(
+        "search", description="search: the mix starts anywhere; grid: where the catalog's windows start"
+    )
+    exclude: list[ShortText] = Field(default_factory=list, max_length=1000, description="ids of stems not wanted")
+    exclude_track: list[ShortText] = Field(default_factory=list, max_length=1000, description="tracks not wanted")
+
+    def as_filter(self) -> StemFilter:
+        """The filters; a stem is never an answer to itself."""
+        return replace(
+            super().as_filter(),
+            exclude=(*self.exclude, *self.stem_id),
+            exclude_tracks=tuple(self.exclude_track),
+        )
 
 
 class StemOut(BaseModel):

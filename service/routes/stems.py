@@ -3,17 +3,16 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
-from indexer import StemFilter
 from service.access import TheBackend, require
 from service.errors import BadMetadata, RangeNotSatisfiable
 from service.routes.problems import problems
-from service.schemas import CatalogValues, JobOut, Metadata, ShortText, StemOut, StemPage
+from service.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage
 
 router = APIRouter(tags=["stems"])
 MAX_FILES = 1000
@@ -54,38 +53,12 @@ async def add_stems(
     return JobOut.of(job)
 
 
-def wanted_stems(
-    instrument: Annotated[list[ShortText] | None, Query()] = None,
-    tag: Annotated[list[ShortText] | None, Query(description="all of them must be there")] = None,
-    track: Annotated[list[ShortText] | None, Query()] = None,
-    collection: Annotated[list[ShortText] | None, Query()] = None,
-    key: Annotated[list[ShortText] | None, Query()] = None,
-    tempo_min: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
-    tempo_max: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
-) -> StemFilter:
-    """The filters, from a query string."""
-    return StemFilter(
-        instruments=tuple(instrument or ()),
-        tags=tuple(tag or ()),
-        tracks=tuple(track or ()),
-        collections=tuple(collection or ()),
-        keys=tuple(key or ()),
-        tempo_min=tempo_min,
-        tempo_max=tempo_max,
-    )
-
-
 @router.get("/stems", dependencies=[Depends(require("read"))], responses=problems(422))
-async def list_stems(
-    services: TheBackend,
-    wanted: Annotated[StemFilter, Depends(wanted_stems)],
-    state: Literal["queued", "ready", "failed"] | None = None,
-    sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="the stem with these very bytes")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=40)] = None,
-) -> StemPage:
+async def list_stems(services: TheBackend, wanted: Annotated[ListIn, Query()]) -> StemPage:
     """The catalog, a page at a time, oldest first."""
-    page, following = await services.catalog.list_stems(wanted, state=state, sha256=sha256, limit=limit, cursor=cursor)
+    page, following = await services.catalog.list_stems(
+        wanted.as_filter(), state=wanted.state, sha256=wanted.sha256, limit=wanted.limit, cursor=wanted.cursor
+    )
     return StemPage(stems=[StemOut.of(stem) for stem in page], next_cursor=following)
 
 
