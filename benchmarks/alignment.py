@@ -31,6 +31,7 @@ from model import SAMPLE_RATE, is_silent, load_clip, save_phalar, untrained_phal
 
 PLACE_TOLERANCE_S = 0.020
 REPEAT_CORRELATION = 0.999  # two stretches this alike are the same music: an exact repeat counts as right
+WINDOW = 5 * SAMPLE_RATE
 AUDIO = {".ogg", ".wav", ".flac", ".mp3"}
 
 
@@ -74,18 +75,24 @@ def draw_cuts(stems: list[Path], count: int, seconds: float, seed: int) -> list[
 
 
 def repeats(cut: Cut, stem: Path, start_s: float) -> bool:
-    """Whether the cut's audio sounds at this place of a stem too, to the sample within the tolerance."""
+    """Whether the cut sounds at this place of a stem too: over all of it that the stem has, one window at least.
+
+    The place may be off by the tolerance; the comparison finds the lag within it.
+    """
     waveform, length = load_clip(stem).waveform, len(cut.waveform)
-    reach = round(PLACE_TOLERANCE_S * SAMPLE_RATE)
-    first = round(start_s * SAMPLE_RATE) - reach
-    padded = np.pad(waveform, (max(0, -first), max(0, first + length + 2 * reach - len(waveform))))
-    stretch = padded[max(0, first) : max(0, first) + length + 2 * reach]
-    size = 1 << (len(stretch) + length).bit_length()
-    product = np.fft.irfft(np.fft.rfft(stretch, size) * np.conj(np.fft.rfft(cut.waveform, size)), size)
-    energy = np.concatenate([[0.0], np.cumsum(stretch.astype(np.float64) ** 2)])
-    lags = np.arange(2 * reach + 1)
-    norms = np.sqrt(np.maximum(energy[lags + length] - energy[lags], 1e-12)) * np.linalg.norm(cut.waveform)
-    return bool((product[lags] / norms).max() >= REPEAT_CORRELATION)
+    reach, first = round(PLACE_TOLERANCE_S * SAMPLE_RATE), round(start_s * SAMPLE_RATE)
+    begin, end = max(0, -first), min(length, len(waveform) - first)  # of the cut, where the stem has audio
+    if end - begin < WINDOW:
+        return False
+    heard = cut.waveform[begin:end].astype(np.float64)
+    best = 0.0
+    for lag in range(-reach, reach + 1):
+        at = first + begin + lag
+        there = waveform[max(0, at) : at + len(heard)].astype(np.float64)
+        if len(there) == len(heard):
+            norm = np.linalg.norm(there) * np.linalg.norm(heard)
+            best = max(best, float(heard @ there / max(norm, 1e-12)))
+    return best >= REPEAT_CORRELATION
 
 
 def free_port() -> int:

@@ -223,7 +223,7 @@ def promising_places(
         mine = np.flatnonzero((found.owner == found.owner[winner]) & np.isfinite(found.mean))
         chosen = [int(winner)]
         for diagonal in mine[np.argsort(-promise[mine], kind="stable")]:
-            if len(chosen) == each:
+            if len(chosen) == each or promise[diagonal] == -np.inf:
                 break
             if all(abs(found.place[diagonal] - found.place[other]) > apart_s * 1000 for other in chosen):
                 chosen.append(int(diagonal))
@@ -305,7 +305,10 @@ class _Diagonals:
         return tied[winners]
 
     def promise(self) -> Float64:
-        """The mean of each diagonal and the better of its neighbours at the shifts before and after, if positive."""
+        """The mean of each diagonal and the better of its neighbours at the shifts before and after, if positive.
+
+        -inf for a diagonal with a better neighbour: that one stands for the peak they share.
+        """
         lowest, width = int(self.place.min()), int(self.place.max() - self.place.min()) + 1
         shifts = len(self.gaps) + 1
         number = (self.owner * shifts + self.shift) * width + (self.place - lowest)
@@ -320,7 +323,8 @@ class _Diagonals:
             at = np.minimum(np.searchsorted(number, wanted), len(number) - 1)
             return np.where(inside & (number[at] == wanted), self.mean[at], -np.inf)
 
-        return self.mean + np.maximum(0.0, np.maximum(neighbour(-1), neighbour(1)))
+        beside = np.maximum(neighbour(-1), neighbour(1))
+        return np.where(beside > self.mean, -np.inf, self.mean + np.maximum(0.0, beside))
 
     @cached_property
     def _around(self) -> tuple[Int64, Int64]:

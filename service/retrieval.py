@@ -39,10 +39,10 @@ from service.uploads import Decoder
 SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
-PLACES_EACH = 32  # places of one stem that may be refined beside each other
-OTHER_PLACES = 64  # of all stems, beside the best place of each: of similar ones the right one must be told
-FEWEST_OTHERS = 12  # of them in the last rounds
-WORTHWHILE = 0.02  # a round that lifts the best score by less of it is the last, once the grid is fine enough
+PLACES_EACH = 64  # places of one stem that may be refined beside each other
+OTHER_PLACES = 96  # of all stems, beside the best place of each: of similar ones the right one must be told
+FEWEST_OTHERS = 24  # of them in the last rounds
+WORTHWHILE = 0.01  # a round that lifts the scores by less of them is the last, once the grid is fine enough
 FINEST_S = 0.0015  # no grid is halved below this
 
 Complex64 = NDArray[np.complex64]
@@ -239,12 +239,12 @@ class Retrieval:
         places = _first_and_best(every, OTHER_PLACES, lambda place: place.promise)
         spacing_s, others, rise = self._settings.shift_s, OTHER_PLACES, 1.0
         while spacing_s > self._settings.fine_shift_s * 1.01 or (rise > WORTHWHILE and spacing_s > FINEST_S):
-            before = places[0][1].score
+            before = _mean_score(places)
             places = await self._on_half_grid(index, waveform, plan, stems, places, spacing_s)
+            rise = (_mean_score(places) - before) / max(1e-9, abs(before))
             spacing_s, others = spacing_s / 2, max(FEWEST_OTHERS, others // 2)
             places.sort(key=lambda found: (-found[1].score, found[0]))
             places = _first_and_best(places, others, lambda place: place.score)
-            rise = (places[0][1].score - before) / max(1e-9, abs(before))
         firsts = _first_and_best(places, 0, lambda place: place.score)
         return dict(firsts[:limit])
 
@@ -294,6 +294,10 @@ def _first_and_best(
         else:
             firsts[row] = place
     return [*firsts.items(), *sorted(rest, key=lambda found: -worth(found[1]))[:others]]
+
+
+def _mean_score(places: list[tuple[int, Place]]) -> float:
+    return sum(place.score for _, place in places) / max(1, len(places))
 
 
 def _samples(seconds: float) -> int:
