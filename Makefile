@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS ?=
 
-.PHONY: run test lint bench docs clean
+.PHONY: run test lint docs clean
 
 run: .venv/run.stamp
 	$(BIN)/phalar serve --demo $(ARGS)
@@ -20,8 +20,8 @@ lint: .venv/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/test.stamp
-	$(BIN)/python -m benchmarks $(ARGS)
+
+
 
 docs: .venv/run.stamp
 	$(BIN)/python -m service.settings > docs/settings.md
