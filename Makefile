@@ -20,9 +20,6 @@ lint: .venv/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-
-
-
 docs: .venv/run.stamp
 	$(BIN)/python -m service.settings > docs/settings.md
 
