@@ -21,6 +21,7 @@ ONE_LSB = 1.01 / 32768  # 16 bits, with the rounding of the reader
 NEAR_PITCH = 0.03  # of the frequency; a semitone is 0.059
 NEAR_TEMPO = 0.015  # an envelope of 5 ms at a beat of 0.4 s is good to 0.0125
 ENVELOPE_S = 0.005
+REPEATED = 0.2  # of the onsets' energy comes again a bar later, at the least; fills and ghost notes do not
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +119,7 @@ def test_tempo_is_in_the_drums(tracks: list[Track]) -> None:
         lags = np.arange(round(0.88 * bar), round(1.12 * bar) + 1)
         found = lags[np.argmax(strength[lags])]
         assert abs(found / bar - 1.0) < NEAR_TEMPO, track.title
-        beat = round(bar / track.beats_per_bar)
-        at_beat = strength[beat - 2 : beat + 3].max()
-        assert at_beat > np.median(strength[: 2 * beat]), track.title
+        assert strength[found] > REPEATED * strength[0], track.title
 
 
 def test_harmony_instruments_play_the_chord(tracks: list[Track]) -> None:
