@@ -1,0 +1,412 @@
+"""Scores (MIDI) -> time-aligned stems on disk, to train on: `<out>/<track>/<nn>-<instrument>.flac`.
+
+FluidSynth plays them from several soundfonts, our own synthesiser from its voices; instrument within its family,
+tempo, key, excerpt, levels, tone and room vary by seed. Every draw follows from the seed and the score's name alone, so
+a rendering that was cut off goes on where it ended, and other workers give the same files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from model.audio import SAMPLE_RATE, is_silent
+from model.synthesis import (
+    BASS_VOICES,
+    CLAP,
+    CRASH,
+    HAT,
+    KEYS_VOICES,
+    KICK,
+    LEAD_VOICES,
+    OPEN_HAT,
+    PAD_VOICES,
+    RIDE,
+    RIM,
+    SHAKER,
+    SNARE,
+    TOM_HIGH,
+    TOM_LOW,
+    TOM_MID,
+    Note,
+    Room,
+    Waveform,
+    play_drums,
+    play_voice,
+    tune_kit,
+)
+
+SOUNDFONTS = (
+    Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
+    Path("/usr/share/sounds/sf3/MuseScore_General_Lite.sf3"),
+    Path("/usr/share/sounds/sf2/TimGM6mb.sf2"),
+)
+"""Where Debian's packages fluid-soundfont-gm, musescore-general-soundfont-small and timgm6mb-soundfont put theirs."""
+
+FAMILIES = (
+    "piano", "mallets", "organ", "guitar", "bass", "strings", "ensemble", "brass",
+    "reed", "pipe", "synth-lead", "synth-pad", "synth-effects", "ethnic", "percussive", "sound-effects",
+)  # fmt: skip
+"""General MIDI's, eight programs each."""
+
+PLAYED_HZ = 32_000  # soundfonts play samples without a filter: the octave above ours keeps their aliases out
+_CHANNEL, _DRUM_CHANNEL, _DRUM_BANK = 0, 9, 128
+_DRUMS = {
+    35: KICK, 36: KICK, 37: RIM, 38: SNARE, 39: CLAP, 40: SNARE, 41: TOM_LOW, 42: HAT, 43: TOM_LOW, 44: HAT,
+    45: TOM_MID, 46: OPEN_HAT, 47: TOM_MID, 48: TOM_HIGH, 49: CRASH, 50: TOM_HIGH, 51: RIDE, 52: CRASH, 53: RIDE,
+    54: SHAKER, 55: CRASH, 57: CRASH, 59: RIDE, 69: SHAKER, 70: SHAKER, 82: SHAKER,
+}  # fmt: skip  # General MIDI's drums by ours; what is not here is a rim click
+
+
+class NoSoundfont(Exception):
+    """None of the soundfonts exists."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(f"no soundfont at {', '.join(map(str, paths))}: install one, or name it with --soundfont")
+        self.paths = tuple(paths)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One instrument of a score: its General MIDI program (0 to 127), and its notes in seconds."""
+
+    program: int
+    is_drums: bool
+    notes: tuple[Note, ...]
+
+    @property
+    def instrument(self) -> str:
+        return "drums" if self.is_drums else FAMILIES[self.program // 8]
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How scores become stems."""
+
+    soundfonts: tuple[Path, ...] = SOUNDFONTS
+    seconds: float = 30.0  # of each score, a stretch of it
+    seed: int = 0
+    variants: int = 1  # renderings of each score, each another seed
+    most_stems: int = 8
+    synthesised: float = 0.35  # part of all parts that our own synthesiser plays
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One score's outcome: the track's folder, or the reason why there is none."""
+
+    track: str
+    stems: int
+    known: bool = False
+    problem: str | None = None
+
+
+def read_score(path: Path) -> list[Part]:
+    """The parts of a MIDI file: one for each of its tracks and channels that has notes.
+
+    A note that the sustain pedal holds ends when the pedal is released.
+
+    Raises:
+        OSError, ValueError, EOFError: the file cannot be read as MIDI.
+    """
+    import mido
+
+    midi = mido.MidiFile(path, clip=True)
+    timeline = [(0, 0.0, 500_000)]  # tick, seconds, microseconds a beat
+    tempi = [(tick, m.tempo) for track in midi.tracks for tick, m in _absolute(track) if m.type == "set_tempo"]
+    for tick, tempo in sorted(tempi):
+        timeline.append((tick, _seconds(timeline, tick, midi.ticks_per_beat), tempo))
+    parts = []
+    for track in midi.tracks:
+        sounding: dict[tuple[int, int], tuple[float, int]] = {}
+        held: dict[int, dict[int, tuple[float, int]]] = {}  # by the pedal: channel -> pitch -> onset, velocity
+        pedal: set[int] = set()
+        programs: dict[int, int] = {}
+        notes: dict[int, list[Note]] = {}
+
+        def end(channel: int, pitch: int, started: tuple[float, int], now: float, notes: Any = notes) -> None:
+            onset, velocity = started
+            if now > onset:
+                notes.setdefault(channel, []).append(Note(onset, now - onset, pitch, velocity / 127))
+
+        now = 0.0
+        for tick, message in _absolute(track):
+            now = _seconds(timeline, tick, midi.ticks_per_beat)
+            if message.type == "program_change":
+                programs.setdefault(message.channel, message.program)
+            elif message.type == "control_change" and message.control == 64:
+                if message.value >= 64:
+                    pedal.add(message.channel)
+                else:
+                    pedal.discard(message.channel)
+                    for pitch, started in held.pop(message.channel, {}).items():
+                        end(message.channel, pitch, started, now)
+            elif message.type in ("note_on", "note_off"):
+                channel, pitch = message.channel, message.note
+                struck = message.type == "note_on" and message.velocity > 0
+                if struck and (before := held.get(channel, {}).pop(pitch, None)):
+                    end(channel, pitch, before, now)
+                if before := sounding.pop((channel, pitch), None):
+                    if channel in pedal and not struck:
+                        held.setdefault(channel, {})[pitch] = before
+                    else:
+                        end(channel, pitch, before, now)
+                if struck:
+                    sounding[channel, pitch] = now, message.velocity
+        for (channel, pitch), started in sounding.items():
+            end(channel, pitch, started, now)
+        for channel, pitches in held.items():
+            for pitch, started in pitches.items():
+                end(channel, pitch, started, now)
+        for channel, played in notes.items():
+            ordered = tuple(sorted(played, key=lambda note: (note.onset_s, note.pitch)))
+            parts.append(Part(programs.get(channel, 0), channel == _DRUM_CHANNEL, ordered))
+    return parts
+
+
+def _absolute(track: Any) -> Iterator[tuple[int, Any]]:
+    tick = 0
+    for message in track:
+        tick += message.time
+        yield tick, message
+
+
+def _seconds(timeline: list[tuple[int, float, int]], tick: int, ticks_per_beat: int) -> float:
+    since, seconds, tempo = next(change for change in reversed(timeline) if change[0] <= tick)
+    return seconds + (tick - since) * tempo / (1e6 * max(1, ticks_per_beat))
+
+
+def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random.Generator) -> dict[str, Waveform]:
+    """Play an excerpt of a score.
+
+    Args:
+        parts: as from `read_score`.
+        settings: how.
+        rng: every choice is drawn from it.
+
+    Returns:
+        Stem name -> float32 (samples,) at 16 kHz, all equally long and aligned; the sum of all stays within -1 and 1.
+        Parts that are silent in the excerpt are left out, so it may be empty.
+    """
+    tempo = float(rng.uniform(0.8, 1.25))  # more is faster
+    transposition = int(rng.integers(-5, 7))
+    looseness_s = float(rng.uniform(0.0, 0.006))  # how far a player is off the beat, usually
+    all_synthesised = rng.random() < 0.2
+    end = max((part.notes[-1].onset_s for part in parts), default=0.0) / tempo
+    start = float(rng.uniform(0.0, max(0.0, end - settings.seconds)))
+    samples = round(settings.seconds * SAMPLE_RATE)
+    room = Room(samples, SAMPLE_RATE, float(rng.uniform(0.3, 1.6)), rng)
+    waveforms: dict[str, Waveform] = {}
+    for number, part in enumerate(sorted(parts, key=lambda part: len(part.notes), reverse=True)[: settings.most_stems]):
+        own = np.random.default_rng(rng.integers(2**63))
+        shift = 0 if part.is_drums else transposition
+        notes = []
+        for note in part.notes:
+            onset, duration = note.onset_s / tempo - start, note.duration_s / tempo
+            if onset + duration <= 0 or onset >= settings.seconds:
+                continue
+            begin = max(0.0, onset + float(own.normal(0.0, looseness_s)))
+            pitch = note.pitch + shift
+            if 0 <= pitch <= 127:
+                notes.append(Note(begin, max(0.03, onset + duration - begin), pitch, note.velocity))
+        if not notes:
+            continue
+        notes.sort(key=lambda note: note.onset_s)
+        if all_synthesised or own.random() < settings.synthesised:
+            dry = _synthesise(part, notes, samples, own)
+        else:
+            dry = _play(part, notes, samples, settings.soundfonts, own)
+        shaped = _shape(dry, room, part.is_drums, own)
+        if shaped is not None:
+            waveforms[f"{number:02d}-{part.instrument}"] = shaped
+    loudest = max((float(np.abs(sum(waveforms.values())).max()) if waveforms else 0.0), 1e-9)
+    scale = np.float32(min(1.0, 0.9 / loudest))
+    return {name: waveform * scale for name, waveform in waveforms.items()}
+
+
+def _synthesise(part: Part, notes: Sequence[Note], samples: int, rng: np.random.Generator) -> Waveform:
+    if part.is_drums:
+        ours = [dataclasses.replace(note, pitch=_DRUMS.get(note.pitch, RIM)) for note in notes]
+        return play_drums(tune_kit(rng), ours, samples, SAMPLE_RATE, rng)
+    family = part.instrument
+    voices = {
+        "bass": BASS_VOICES,
+        "strings": PAD_VOICES + LEAD_VOICES,
+        "ensemble": PAD_VOICES,
+        "synth-pad": PAD_VOICES,
+        "reed": LEAD_VOICES,
+        "pipe": LEAD_VOICES,
+        "brass": LEAD_VOICES,
+        "synth-lead": LEAD_VOICES,
+    }.get(family, KEYS_VOICES + LEAD_VOICES)
+    voice = voices[int(rng.integers(len(voices)))]
+    varied = dataclasses.replace(
+        voice,
+        shape=str(rng.choice(["saw", "square", "triangle", "pluck"])) if rng.random() < 0.4 else voice.shape,
+        bright=voice.bright * float(rng.uniform(0.5, 2.0)),
+        dark=voice.dark * float(rng.uniform(0.6, 2.0)),
+        closing_s=voice.closing_s * float(rng.uniform(0.5, 2.0)),
+        attack_s=voice.attack_s * float(rng.uniform(0.5, 1.5)),
+        decay_s=voice.decay_s * float(rng.uniform(0.4, 1.6)),
+        sustain=float(np.clip(voice.sustain + rng.uniform(-0.3, 0.3), 0.0, 1.0)),
+        release_s=voice.release_s * float(rng.uniform(0.5, 1.5)),
+        vibrato=voice.vibrato * float(rng.uniform(0.0, 1.5)),
+    )
+    return play_voice(varied, notes, samples, SAMPLE_RATE, rng)
+
+
+def _play(
+    part: Part, notes: Sequence[Note], samples: int, soundfonts: tuple[Path, ...], rng: np.random.Generator
+) -> Waveform:
+    """By FluidSynth, the font of which is loaded once a process."""
+    synth, font = _synth(soundfonts[int(rng.integers(len(soundfonts)))])
+    synth.system_reset()
+    channel = _DRUM_CHANNEL if part.is_drums else _CHANNEL
+    if part.is_drums:
+        kits = (0, 0, 8, 16, 24, 25, 32, 40)  # standard twice, room, power, electronic, TR-808, jazz, brush
+        if synth.program_select(channel, font, _DRUM_BANK, int(rng.choice(kits))) != 0:
+            synth.program_select(channel, font, _DRUM_BANK, 0)
+    else:
+        synth.program_select(channel, font, 0, _another_program(part.program, rng))
+    synth.set_reverb(float(rng.uniform(0.1, 0.8)), float(rng.uniform(0.0, 0.6)), 0.5, float(rng.uniform(0.0, 0.5)))
+    synth.set_chorus(3, float(rng.uniform(0.0, 1.2)), 0.4, 6.0, 0)
+    events = sorted(
+        event
+        for note in notes
+        for event in (
+            # At one time, off before on: a repeated note must sound twice.
+            (round(note.onset_s * PLAYED_HZ), 1, note.pitch, max(1, round(127 * note.velocity))),
+            (round((note.onset_s + note.duration_s) * PLAYED_HZ), 0, note.pitch, 0),
+        )
+    )
+    total = -(-samples * PLAYED_HZ // SAMPLE_RATE)
+    out, now = np.zeros(total, dtype=np.float32), 0
+    for at, kind, pitch, velocity in [*events, (total, 2, 0, 0)]:
+        at = min(at, total)
+        if at > now:
+            stereo = synth.get_samples(at - now).reshape(-1, 2)
+            out[now:at] = (stereo[:, 0].astype(np.float32) + stereo[:, 1]) / 65_536
+            now = at
+        if kind == 1:
+            synth.noteon(channel, pitch, velocity)
+        elif kind == 0:
+            synth.noteoff(channel, pitch)
+    synth.all_sounds_off(channel)
+    return np.asarray(soxr.resample(out, PLAYED_HZ, SAMPLE_RATE, quality="HQ")[:samples], dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _synth(soundfont: Path) -> tuple[Any, int]:
+    import fluidsynth
+
+    synth = fluidsynth.Synth(gain=0.4, samplerate=PLAYED_HZ, channels=16)
+    return synth, synth.sfload(str(soundfont))
+
+
+def _another_program(program: int, rng: np.random.Generator) -> int:
+    """Mostly of the same family; sometimes a melody moves to any other melodic instrument."""
+    family = program // 8
+    if family >= 14:  # struck and odd sounds: another one of them is no substitute
+        return program
+    if family != 4 and rng.random() < 0.25:  # a bass stays a bass
+        family = int(rng.choice([0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]))
+    return 8 * family + int(rng.integers(8))
+
+
+def _shape(dry: Waveform, room: Room, is_drums: bool, rng: np.random.Generator) -> Waveform | None:
+    """Tone, grit, room and level of a stem; None where it is silent."""
+    if is_silent(dry):
+        return None
+    peak = np.abs(dry).max()
+    wave = dry / peak
+    if rng.random() < 0.2:  # overdrive
+        drive = np.float32(rng.uniform(1.5, 6.0))
+        wave = np.tanh(drive * wave) / np.tanh(drive)
+    if rng.random() < 0.1:  # an early sampler's 6 to 8 bits
+        steps = np.float32(2 ** int(rng.integers(5, 8)))
+        wave = np.round(wave * steps) / steps
+    low_hz = float(rng.uniform(25.0, 60.0 if is_drums else 120.0))
+    high_hz = float(rng.uniform(2_500.0, 7_900.0))
+    placed = room.place(wave, float(rng.uniform(0.0, 0.1 if is_drums else 0.4)), low_hz, high_hz)
+    loud = placed[np.abs(placed) > 0.02 * np.abs(placed).max()]
+    rms = float(np.sqrt(np.mean(loud**2))) if len(loud) else 0.0
+    if rms < 1e-6:
+        return None
+    level_db = float(rng.normal(-20.0, 3.5))  # full scale is 0
+    return np.asarray(placed * np.float32(10 ** (level_db / 20) / rms), dtype=np.float32)
+
+
+def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int = 1) -> Iterator[Rendered]:
+    """Render every MIDI file below a folder; those that are rendered already are left as they are.
+
+    Args:
+        scores: a folder; a track is named for its path below it.
+        out: where `<track>/<nn>-<instrument>.flac` go, 16 kHz mono of 16 bits, beside a `track.json`.
+        settings: the same for all.
+        jobs: processes.
+
+    Yields:
+        One Rendered a score and variant as it is done, in the scores' order.
+
+    Raises:
+        NoSoundfont: none of the settings' soundfonts exists.
+    """
+    fonts = tuple(path for path in settings.soundfonts if path.is_file())
+    if not fonts:
+        raise NoSoundfont(settings.soundfonts)
+    settings = dataclasses.replace(settings, soundfonts=fonts)
+    files = sorted(path for path in scores.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
+    work = [
+        (path, "__".join(path.relative_to(scores).with_suffix("").parts) + (f"@{variant}" if variant else ""))
+        for path in files
+        for variant in range(settings.variants)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(max_workers=jobs) as pool:
+        yield from pool.map(
+            _render, [path for path, _ in work], [name for _, name in work], repeat(out), repeat(settings)
+        )
+
+
+def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rendered:
+    home = out / name
+    if home.is_dir():
+        return Rendered(name, stems=len(list(home.glob("*.flac"))), known=True)
+    rng = np.random.default_rng([settings.seed, zlib.crc32(name.encode())])
+    try:
+        waveforms = render_track(read_score(path), settings, rng)
+    except Exception as error:
+        # Any one of thousands of files from anywhere may be broken in its own way; the caller reports it.
+        return Rendered(name, 0, problem=f"{type(error).__name__}: {error}")
+    if len(waveforms) < 2:
+        return Rendered(name, len(waveforms), problem="fewer than two instruments sound")
+    scratch = Path(tempfile.mkdtemp(dir=out, prefix="."))
+    try:
+        for stem, waveform in waveforms.items():
+            soundfile.write(scratch / f"{stem}.flac", waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        facts = dataclasses.asdict(settings) | {
+            "score": path.name,
+            "soundfonts": [font.name for font in settings.soundfonts],
+        }
+        (scratch / "track.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)
+        os.replace(scratch, home)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return Rendered(name, len(waveforms))

@@ -1,0 +1,382 @@
+"""Tracks on disk -> stems in memory -> seeded examples.
+
+Read as their users have them on disk: MoisesDB, Slakh2100 (original and redux), CocoChorales, and any folder of
+`<track>/<stem>.*`. Nothing is dropped in silence: what could not be used is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"})
+MIX_NAMES = frozenset({"mix", "mixture", "master", "mixdown"})
+"""Files of these names are the sum of the others, no stem."""
+
+MOISES_STEMS = frozenset(
+    {"bass", "bowed_strings", "drums", "guitar", "other", "other_keys", "other_plucked", "percussion", "piano",
+     "vocals", "wind"}
+)  # fmt: skip
+"""The folders of a MoisesDB track; all files of one are one stem."""
+
+SLAKH_OMITTED = "omitted"
+"""The redux's folder of tracks that repeat others: left out, and said so."""
+
+AUDIBLE_RMS = 1e-3
+"""A stem counts in a window when its RMS there reaches this: -60 dBFS."""
+
+ACTIVITY_HOP = SAMPLE_RATE // 10
+"""Samples a cell of the table of what sounds when."""
+
+CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrackFiles:
+    """One track on disk: `stems` maps each stem's name to the files whose sum it is."""
+
+    name: str
+    stems: dict[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What could not be used, and why: a whole track, or one stem of it."""
+
+    track: str
+    stem: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.track}{f'/{self.stem}' if self.stem else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class BankedTrack:
+    """Where a track's stems lie: row after row of `samples`, from `offset` on."""
+
+    name: str
+    stems: tuple[str, ...]
+    offset: int
+    samples: int
+
+
+def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
+    """Find the tracks below a folder, in any of the layouts above, sorted by name.
+
+    Args:
+        root: of a data set, of one of its splits, or of any tree whose innermost folders are tracks.
+
+    Returns:
+        The tracks, each named for its path below the root, and the folders that were left out.
+    """
+    tracks: list[TrackFiles] = []
+    dropped: list[Dropped] = []
+
+    def visit(folder: Path, depth: int) -> None:
+        name = folder.relative_to(root).as_posix()
+        if depth and folder.name == SLAKH_OMITTED:
+            dropped.append(Dropped(name, None, "Slakh's redux omits these tracks: they repeat others"))
+            return
+        for inner in ("stems", "stems_audio"):  # Slakh2100, CocoChorales
+            if (folder / inner).is_dir():
+                tracks.append(TrackFiles(name, {path.stem: (path,) for path in _audio(folder / inner)}))
+                return
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        moises = [path for path in below if path.name in MOISES_STEMS and _audio(path)]
+        if moises and (len(moises) == len(below) or (folder / "data.json").is_file()):
+            # A stem's folder may hold files of several sources: together they are the stem.
+            tracks.append(TrackFiles(name, {path.name: tuple(_audio(path)) for path in below if _audio(path)}))
+            return
+        files = [path for path in _audio(folder) if path.stem.lower() not in MIX_NAMES]
+        if files and depth:
+            tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}))
+            return
+        if files:
+            dropped.extend(Dropped(path.name, None, "a file outside any track's folder") for path in files)
+        if depth and not below:
+            dropped.append(Dropped(name, None, "no audio file"))
+        for path in below:
+            visit(path, depth + 1)
+
+    visit(root, 0)
+    return sorted(tracks, key=lambda track: track.name), dropped
+
+
+def split_of(track: str, seed: int = 0) -> Split:
+    """The split of a track: 80, 10 and 10 %, from its name alone, so that adding a track moves no other.
+
+    What follows an "@" is left out: renderings of one score stay together.
+    """
+    piece = track.split("@")[0]
+    share = zlib.crc32(f"{seed}\0{piece}".encode()) / 2**32
+    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+class StemBank:
+    """Every stem of a set of tracks, decoded once into one file of 16-bit samples that is mapped, not read.
+
+    Processes that train on the same data share its pages. `tracks` tells where each track lies; what could not be used
+    stands in `dropped`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        facts = json.loads((folder / "tracks.json").read_text(encoding="utf-8"))
+        self.tracks = tuple(BankedTrack(t["name"], tuple(t["stems"]), t["offset"], t["samples"]) for t in facts["tracks"])
+        self.dropped = tuple(Dropped(**entry) for entry in facts["dropped"])
+        self.samples: NDArray[np.int16] = np.memmap(folder / "samples.i16", dtype=np.int16, mode="r")
+        self._activity = np.load(folder / "activity.npy", mmap_mode="r")
+        self._activity_at = np.cumsum([0, *(len(t.stems) * _cells(t.samples) for t in self.tracks)])
+
+    def waveforms(self, track: int, start: int = 0, length: int | None = None) -> Waveform:
+        """A stretch of a track's stems: float32 (stems, samples)."""
+        banked = self.tracks[track]
+        rows = self.samples[banked.offset : banked.offset + len(banked.stems) * banked.samples]
+        stop = banked.samples if length is None else start + length
+        return rows.reshape(len(banked.stems), banked.samples)[:, start:stop].astype(np.float32) / 32_768
+
+    def audible(self, track: int, start: int, length: int) -> NDArray[np.bool_]:
+        """Which stems of a track sound in a window, (stems,); to the nearest tenth of a second."""
+        banked = self.tracks[track]
+        at, cells = self._activity_at[track], _cells(banked.samples)
+        table = self._activity[at : at + len(banked.stems) * cells].reshape(len(banked.stems), cells)
+        first = start // ACTIVITY_HOP
+        last = max(first + 1, (start + length) // ACTIVITY_HOP)
+        power: NDArray[np.float32] = table[:, first:last].mean(axis=1)
+        return power >= AUDIBLE_RMS**2
+
+    def of_split(self, split: Split, seed: int = 0) -> list[int]:
+        """The tracks of a split, by their place in `tracks`."""
+        return [at for at, track in enumerate(self.tracks) if split_of(track.name, seed) == split]
+
+
+def _cells(samples: int) -> int:
+    return -(-samples // ACTIVITY_HOP)
+
+
+def load_bank(
+    roots: Sequence[Path],
+    cache: Path,
+    *,
+    most_seconds: float | None = None,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> StemBank:
+    """Decode the tracks below some folders into a bank, or open the one that was made of the same files.
+
+    Args:
+        roots: folders for `find_tracks`; where there are several, a track's name begins with its root's.
+        cache: a folder for banks.
+        most_seconds: of each track, counted from its start; None: all.
+        jobs: processes that decode.
+        progress: called with tracks done and tracks in all.
+
+    Returns:
+        A bank of every track with two stems that sound at all. Stems of a track are padded with silence to the
+        longest; those that cannot be decoded, or are silent or too short, are left out and listed.
+    """
+    tracks: list[TrackFiles] = []
+    dropped: list[Dropped] = []
+    for root in roots:
+        found, left_out = find_tracks(root)
+        prefix = f"{root.name}/" if len(roots) > 1 else ""
+        tracks += [TrackFiles(prefix + track.name, track.stems) for track in found]
+        dropped += [Dropped(prefix + entry.track, entry.stem, entry.reason) for entry in left_out]
+    folder = cache / _fingerprint(tracks, most_seconds)
+    if (folder / "tracks.json").is_file():
+        return StemBank(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    banked: list[BankedTrack] = []
+    activity: list[NDArray[np.float32]] = []
+    offset = 0
+    scratch = folder / f"samples.{os.getpid()}.partial"
+    with scratch.open("wb") as file, ProcessPoolExecutor(max_workers=max(1, jobs)) as pool:
+        decoded = pool.map(_decode, tracks, [most_seconds] * len(tracks), chunksize=4)
+        for done, (track, (stems, rows, cells, problems)) in enumerate(zip(tracks, decoded, strict=True), start=1):
+            dropped += problems
+            if len(stems) < 2:
+                dropped.append(Dropped(track.name, None, f"{len(stems)} of its stems can be used; two are needed"))
+            else:
+                file.write(rows.tobytes())
+                banked.append(BankedTrack(track.name, stems, offset, rows.shape[1]))
+                activity.append(cells.reshape(-1))
+                offset += rows.size
+            if progress is not None:
+                progress(done, len(tracks))
+    os.replace(scratch, folder / "samples.i16")
+    np.save(folder / "activity.npy", np.concatenate(activity) if activity else np.zeros(0, dtype=np.float32))
+    facts = {"tracks": [asdict(t) for t in banked], "dropped": [asdict(d) for d in dropped]}
+    unnamed = folder / f"tracks.{os.getpid()}.partial"
+    unnamed.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    os.replace(unnamed, folder / "tracks.json")  # last: a bank with this file is whole
+    return StemBank(folder)
+
+
+def _decode(
+    track: TrackFiles, most_seconds: float | None
+) -> tuple[tuple[str, ...], NDArray[np.int16], NDArray[np.float32], list[Dropped]]:
+    """A track's stems as 16-bit rows, their power in each cell of the activity table, and what was left out."""
+    waveforms: dict[str, Waveform] = {}
+    problems: list[Dropped] = []
+    most = None if most_seconds is None else round(most_seconds * SAMPLE_RATE)
+    for name, files in track.stems.items():
+        sources: list[Waveform] = []
+        for path in files:
+            try:
+                sources.append(load_clip(path).waveform[:most])
+            except (AudioError, OSError) as error:
+                problems.append(Dropped(track.name, name, f"{path.name}: {type(error).__name__}: {error}"))
+        if sources:
+            waveforms[name] = _sum(sources)
+    length = max((len(waveform) for waveform in waveforms.values()), default=0)
+    rows = np.zeros((len(waveforms), length), dtype=np.float32)
+    for row, waveform in zip(rows, waveforms.values(), strict=True):
+        row[: len(waveform)] = waveform
+    # One factor for the whole track, where one of its stems leaves the 16-bit range: their balance stays.
+    loudest = float(np.abs(rows).max(initial=0.0))
+    rows *= np.float32(min(1.0, 0.999 / max(loudest, 1e-9)))
+    padded = np.zeros((len(waveforms), _cells(length) * ACTIVITY_HOP), dtype=np.float32)
+    padded[:, :length] = rows
+    cells = np.square(padded).reshape(len(waveforms), _cells(length), ACTIVITY_HOP).mean(axis=2)
+    sounding = np.array([bool((row >= AUDIBLE_RMS**2).any()) for row in cells], dtype=bool)
+    for name, sounds in zip(waveforms, sounding, strict=True):
+        if not sounds:
+            problems.append(Dropped(track.name, name, "never reaches -60 dBFS"))
+    names = tuple(name for name, sounds in zip(waveforms, sounding, strict=True) if sounds)
+    return names, np.round(rows[sounding] * 32_767).astype(np.int16), cells[sounding], problems
+
+
+def _sum(sources: Sequence[Waveform]) -> Waveform:
+    total = np.zeros(max(map(len, sources)), dtype=np.float32)
+    for source in sources:
+        total[: len(source)] += source
+    return total
+
+
+def _audio(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _fingerprint(tracks: Iterable[TrackFiles], most_seconds: float | None) -> str:
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {SAMPLE_RATE} {most_seconds}".encode())
+    for track in tracks:
+        for stem, files in track.stems.items():
+            for path in files:
+                status = path.stat()
+                digest.update(f"\0{track.name}\0{stem}\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Which stems of a track, over which window, make an anchor and its positive."""
+
+    track: int
+    start: int  # sample
+    anchor: tuple[int, ...]  # stems, by their row
+    positive: tuple[int, ...]  # others
+
+
+def draw_examples(
+    bank: StemBank, tracks: Sequence[int], count: int, samples: int, rng: np.random.Generator
+) -> list[Example]:
+    """Draw examples of different tracks: a window, and two disjoint submixes of random sizes that sound in it.
+
+    Args:
+        bank: of the stems.
+        tracks: to draw from, by their place in the bank; each at most once, so that all others are true negatives.
+        count: examples wanted.
+        samples: length of a window.
+        rng: every choice is drawn from it.
+
+    Returns:
+        `count` examples.
+
+    Raises:
+        ValueError: fewer than `count` of the tracks have such a window (in ten tries each).
+    """
+    examples: list[Example] = []
+    for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
+        if len(examples) == count:
+            break
+        example = draw_example(bank, int(track), samples, rng)
+        if example is not None:
+            examples.append(example)
+    if len(examples) < count:
+        raise ValueError(f"{len(examples)} of {len(tracks)} tracks have a window of two stems; {count} are needed")
+    return examples
+
+
+def draw_example(bank: StemBank, track: int, samples: int, rng: np.random.Generator) -> Example | None:
+    """One example of one track; None where ten places have no two stems that sound."""
+    room = bank.tracks[track].samples - samples
+    if room < 0:
+        return None
+    for _ in range(10):
+        start = int(rng.integers(room + 1))
+        sounding = np.flatnonzero(bank.audible(track, start, samples))
+        if len(sounding) < 2:
+            continue
+        shuffled = rng.permutation(sounding)
+        first = int(rng.integers(1, len(sounding)))
+        second = int(rng.integers(1, len(sounding) - first + 1))
+        anchor, positive = shuffled[:first], shuffled[first : first + second]
+        return Example(track, start, tuple(map(int, anchor)), tuple(map(int, positive)))
+    return None
+
+
+def mix_examples(
+    bank: StemBank, samples: Tensor, examples: Sequence[Example], length: int
+) -> tuple[Tensor, Tensor]:
+    """Sum the submixes of examples, on the device where the bank's samples are.
+
+    Args:
+        bank: of the stems.
+        samples: `bank.samples` as an int16 tensor, on any device; see `on_device`.
+        examples: n of them.
+        length: of a window, samples.
+
+    Returns:
+        Anchors and positives, each float32 (n, length).
+    """
+    sides = []
+    for chosen in ([e.anchor for e in examples], [e.positive for e in examples]):
+        mixed = torch.zeros(len(examples), length, device=samples.device)
+        for row, example, stems in zip(mixed, examples, chosen, strict=True):
+            track = bank.tracks[example.track]
+            for stem in stems:
+                begin = track.offset + stem * track.samples + example.start
+                row.add_(samples[begin : begin + length], alpha=1 / 32_768)
+        sides.append(mixed)
+    return sides[0], sides[1]
+
+
+def on_device(bank: StemBank, device: torch.device) -> Tensor:
+    """The bank's samples as an int16 tensor: on a CPU the mapped file itself, elsewhere a copy that stays there."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # only read here
+        mapped = torch.from_numpy(bank.samples)
+    return mapped if device.type == "cpu" else mapped.to(device)
