@@ -1,7 +1,7 @@
 """PHALAR: the encoder that keeps musical phase, its checkpoints, and the audio that goes into it.
 
-Names whose modules import torch wait until they are first used: a process that only decodes audio, or prints a
-command's help, starts in a fifth of a second and stays small. Such a name stands in `_NEEDS_TORCH`, in the imports
+Names whose modules import torch, or make commands, wait until they are first used: a process that only decodes audio,
+or prints a command's help, starts in a fifth of a second and stays small. Such a name stands in `_LATE`, in the imports
 below it that type checkers read, and in `__all__`; any other is imported here at once.
 """
 
@@ -42,8 +42,12 @@ if TYPE_CHECKING:
         load_phalar,
         save_phalar,
     )
+    from model.evaluation.commands import SplitChoice, default_cache, evaluate_app, open_bank
+    from model.evaluation.retrieval import mean_with_interval
     from model.phalar import Phalar, PhalarConfig, untrained_phalar
     from model.torch_archive import CheckpointError, NotACheckpoint, TruncatedCheckpoint, UnsafePickle
+    from model.training.commands import train_app
+    from model.training.stems import StemBank, load_bank, piece_of, split_of
 
 __all__ = [
     "MIN_SECONDS",
@@ -68,6 +72,8 @@ __all__ = [
     "Phalar",
     "PhalarConfig",
     "SilentClip",
+    "SplitChoice",
+    "StemBank",
     "TooManyChannels",
     "Track",
     "TruncatedCheckpoint",
@@ -77,17 +83,25 @@ __all__ = [
     "WrongShape",
     "compose_track",
     "cut_windows",
+    "default_cache",
+    "evaluate_app",
     "is_silent",
+    "load_bank",
     "load_clip",
     "load_phalar",
+    "mean_with_interval",
+    "open_bank",
+    "piece_of",
     "save_phalar",
+    "split_of",
+    "train_app",
     "untrained_phalar",
     "window_starts",
     "write_track",
 ]
 
 # name -> its module, as in "Phalar": "model.phalar"
-_NEEDS_TORCH: dict[str, str] = {
+_LATE: dict[str, str] = {
     "CheckpointError": "model.torch_archive",
     "ForeignKeys": "model.checkpoint",
     "LegacyPickle": "model.checkpoint",
@@ -100,13 +114,23 @@ _NEEDS_TORCH: dict[str, str] = {
     "UnsafePickle": "model.torch_archive",
     "UnsupportedModel": "model.checkpoint",
     "WrongShape": "model.checkpoint",
+    "SplitChoice": "model.evaluation.commands",
+    "StemBank": "model.training.stems",
+    "default_cache": "model.evaluation.commands",
+    "evaluate_app": "model.evaluation.commands",
+    "load_bank": "model.training.stems",
     "load_phalar": "model.checkpoint",
+    "mean_with_interval": "model.evaluation.retrieval",
+    "open_bank": "model.evaluation.commands",
+    "piece_of": "model.training.stems",
     "save_phalar": "model.checkpoint",
+    "split_of": "model.training.stems",
+    "train_app": "model.training.commands",
     "untrained_phalar": "model.phalar",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _NEEDS_TORCH:
+    if name not in _LATE:
         raise AttributeError(f"module 'model' has no attribute {name!r}")
-    return getattr(import_module(_NEEDS_TORCH[name]), name)
+    return getattr(import_module(_LATE[name]), name)

@@ -157,10 +157,10 @@ def _load_native(path: Path) -> Phalar:
             config, trained, notes = _read_metadata(path, metadata)
             model = Phalar(config)
             ours = model.state_dict()
-            _refuse_other_keys(path, file.keys(), ours)
+            refuse_other_keys(path, file.keys(), ours)
             for name, weight in ours.items():
                 shape = tuple(file.get_slice(name).get_shape())
-                _refuse_other_shape(path, name, shape, tuple(weight.shape))
+                refuse_other_shape(path, name, shape, tuple(weight.shape))
             weights = {name: file.get_tensor(name) for name in ours}
     except SafetensorError as error:
         raise NotACheckpoint(path, f"neither safetensors nor a Lightning checkpoint ({error})") from error
@@ -208,7 +208,7 @@ def _refuse_truncated_safetensors(path: Path) -> None:
 # -- what both formats must satisfy ------------------------------------------------------------------------------
 
 
-def _refuse_other_keys(path: Path, names: Iterable[str], expected: Iterable[str]) -> None:
+def refuse_other_keys(path: Path, names: Iterable[str], expected: Iterable[str]) -> None:
     present, needed = set(names), set(expected)
     if needed - present:
         raise MissingKeys(path, needed - present)
@@ -216,7 +216,7 @@ def _refuse_other_keys(path: Path, names: Iterable[str], expected: Iterable[str]
         raise ForeignKeys(path, present - needed)
 
 
-def _refuse_other_shape(path: Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def refuse_other_shape(path: Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
         raise WrongShape(path, name, shape, expected)
 
@@ -310,9 +310,9 @@ def _load_lightning(path: Path) -> Phalar:
             raise NotACheckpoint(path, "its pickle holds no state_dict of tensors")
         model = Phalar(_authors_config(path, root.get("hyper_parameters")))
         names = authors_names(model)
-        _refuse_other_keys(path, stored.keys() - _CQT_BUFFERS, names.values())
+        refuse_other_keys(path, stored.keys() - _CQT_BUFFERS, names.values())
         for ours, weight in model.state_dict().items():
-            _refuse_other_shape(path, names[ours], stored[names[ours]].shape, tuple(weight.shape))
+            refuse_other_shape(path, names[ours], stored[names[ours]].shape, tuple(weight.shape))
         weights = {ours: archive.read(stored[theirs]) for ours, theirs in names.items()}
         if _CQT_LENGTHS in stored:
             lengths = archive.read(stored[_CQT_LENGTHS]).float()

@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from model import evaluate_app, train_app
 from service.client import Client, NewStem, Refused, ServiceUnreachable
+from service.evaluation_commands import catalog
 
 FAILED, UNREACHABLE, REFUSED = 1, 3, 4
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"}
@@ -32,6 +34,9 @@ app = typer.Typer(
 )
 checkpoint_app = typer.Typer(help="Convert and look at checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoint_app, name="checkpoint")
+evaluate_app.command()(catalog)
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(train_app, name="train")
 
 out = Console()
 err = Console(stderr=True)

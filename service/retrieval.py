@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from indexer import (
     Place,
     QueryWindows,
     StemEmbeddings,
+    StemFilter,
     align_all,
     candidates,
     promising_places,
@@ -31,7 +32,7 @@ from service.ingest import on_disk
 from service.metrics import Metrics, Stopwatch
 from service.mix import Plan, plan_windows, sum_stems
 from service.models import Models, note_of
-from service.queue import FingerprintMismatch, Queue
+from service.queue import FingerprintMismatch
 from service.schemas import AlignOut, HitOut, IndexOut, MixOut, ModelOut, RetrieveIn, RetrieveOut, StemOut, WindowPair
 from service.settings import Settings
 from service.uploads import Decoder
@@ -45,7 +46,21 @@ FEWEST_OTHERS = 24  # of them in the last rounds
 WORTHWHILE = 0.01  # a round that lifts the scores by less of them is the last, once the grid is fine enough
 FINEST_S = 0.0015  # no grid is halved below this
 
+Align = Literal["search", "grid"]
 Complex64 = NDArray[np.complex64]
+
+
+class Embedder(Protocol):
+    """Whoever embeds a query: the queue has a worker do it; see `Queue.embed` for what is given and answered."""
+
+    async def embed(
+        self,
+        fingerprint: str,
+        waveform: NDArray[np.float32],
+        starts: NDArray[np.int64],
+        window: int,
+        deadline_s: float,
+    ) -> Complex64: ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,17 @@ class _Scored:
         return {row: self.places[row] for row in order[:n]}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search of the catalog came to. Stems are told by their rows, best first."""
+
+    index: Index  # that answered
+    plan: Plan
+    places: dict[int, Place]  # of the hits
+    others: dict[int, Place]  # of all other stems that were scored exactly, on the grid of shifts
+    exact: bool
+
+
 class Retrieval:
     """Answers queries from one index generation and one model each."""
 
@@ -69,16 +95,15 @@ class Retrieval:
         settings: Settings,
         catalog: Catalog,
         blobs: Blobs,
-        queue: Queue,
+        embedder: Embedder,
         decoder: Decoder,
         models: Models,
         live: LiveIndex,
         metrics: Metrics,
     ) -> None:
-        self._settings = settings
+        self._finder = Finder(settings, catalog, embedder, live)
         self._catalog = catalog
         self._blobs = blobs
-        self._queue = queue
         self._decoder = decoder
         self._models = models
         self._live = live
@@ -96,15 +121,8 @@ class Retrieval:
         index = await self._live.current()
         with watch.stage("decode"):
             waveform, warnings = await self._mix(query)
-        plan = self._plan(waveform, query.align)
-        with watch.stage("embed"):
-            index, queries = await self._embed_mix(index, waveform, plan)
-        scored = await self._search(index, queries, query, watch)
-        places = scored.best(query.limit)
-        if query.align == "search":
-            with watch.stage("refine"):
-                places = await self._refine(index, queries, waveform, plan, scored, query.limit)
-        stems = await self._catalog.stems_by_row(places)
+        found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
+        stems = await self._catalog.stems_by_row(found.places)
         hits = [
             HitOut(
                 rank=rank,
@@ -116,8 +134,9 @@ class Retrieval:
                     for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)
                 ],
             )
-            for rank, (row, place) in enumerate(((r, p) for r, p in places.items() if r in stems), start=1)
+            for rank, (row, place) in enumerate(((r, p) for r, p in found.places.items() if r in stems), start=1)
         ]
+        index, plan = found.index, found.plan
         model = self._models.of(index.fingerprint)
         return RetrieveOut(
             hits=hits,
@@ -128,7 +147,7 @@ class Retrieval:
                 warnings=list(warnings),
             ),
             align=AlignOut(mode=query.align, shift_s=plan.step / SAMPLE_RATE, shifts=plan.shifts, range_s=plan.range_s),
-            exact=scored.exact,
+            exact=found.exact,
             index=IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
             model=ModelOut(fingerprint=index.fingerprint, trained=model.trained, note=note_of(model)),
             timing_ms=watch.done(),
@@ -150,7 +169,55 @@ class Retrieval:
             path = await stack.enter_async_context(self._blobs.fetch(stem.sha256))
             return await self._decoder.decode(path)
 
-    def _plan(self, waveform: NDArray[np.float32], align: Literal["search", "grid"]) -> Plan:
+
+class Finder:
+    """Finds the stems that fit a waveform: all of a retrieval but what comes in and goes out."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, embedder: Embedder, live: LiveIndex) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._embedder = embedder
+        self._live = live
+
+    async def find(
+        self,
+        index: Index,
+        waveform: NDArray[np.float32],
+        wanted: StemFilter,
+        limit: int,
+        align: Align,
+        watch: Stopwatch,
+        *,
+        ranked: int = 0,
+    ) -> Found:
+        """The stems that fit a mix, and where.
+
+        Args:
+            index: live when the question came.
+            waveform: float32 (samples,), 16 kHz.
+            wanted: the stems that may be answered.
+            limit: hits wanted.
+            align: whether the mix starts anywhere or on the windows' grid.
+            watch: times the stages.
+            ranked: stems to be scored exactly at least, where the index can name so many: for whoever wants to know the
+                order below the hits.
+
+        Raises:
+            SilentClip: the mix, or the stretch of it that is looked at.
+            IndexUnavailable, QueueError: not now.
+        """
+        plan = self._plan(waveform, align)
+        with watch.stage("embed"):
+            index, queries = await self._embed_mix(index, waveform, plan)
+        scored = await self._search(index, queries, wanted, limit, ranked, watch)
+        places = scored.best(limit)
+        if align == "search":
+            with watch.stage("refine"):
+                places = await self._refine(index, queries, waveform, plan, scored, limit)
+        others = {row: place for row, place in scored.best(len(scored.places)).items() if row not in places}
+        return Found(index, plan, places, others, scored.exact)
+
+    def _plan(self, waveform: NDArray[np.float32], align: Align) -> Plan:
         settings = self._settings
         longest = settings.query_s if align == "search" else settings.grid_query_s
         return plan_windows(
@@ -187,18 +254,20 @@ class Retrieval:
         self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int
     ) -> Complex64:
         begin, end = int(starts.min()), int(starts.max()) + length
-        return await self._queue.embed(
+        return await self._embedder.embed(
             fingerprint, waveform[begin:end], starts - begin, length, self._settings.query_timeout_s
         )
 
-    async def _search(self, index: Index, queries: QueryWindows, query: RetrieveIn, watch: Stopwatch) -> _Scored:
+    async def _search(
+        self, index: Index, queries: QueryWindows, wanted: StemFilter, limit: int, ranked: int, watch: Stopwatch
+    ) -> _Scored:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
         with watch.stage("index"):
-            allowed = await self._catalog.rows_allowed(query.as_filter())
-            found = await asyncio.to_thread(candidates, index, queries, query.limit, allowed)
+            allowed = await self._catalog.rows_allowed(wanted)
+            found = await asyncio.to_thread(candidates, index, queries, max(limit, ranked), allowed)
         places: dict[int, Place] = {}
         stems: dict[int, StemEmbeddings] = {}
-        enough = max(SCORED_FIRST, 4 * query.limit)
+        enough = max(SCORED_FIRST, 4 * limit, ranked)
         while True:
             some = found.first(enough)
             with watch.stage("rescore"):
@@ -206,14 +275,14 @@ class Retrieval:
                 fresh = await self._catalog.embeddings_of(unseen, index.fingerprint)
                 places |= await asyncio.to_thread(align_all, index.fold, queries, fresh)
                 stems |= fresh
-            exact = proven(places.values(), some, query.limit)
+            exact = proven(places.values(), some, limit)
             if exact or len(stems) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
                 return _Scored(places, stems, exact)
             if enough >= len(found.rows):
                 if found.k >= LARGEST_K:
                     return _Scored(places, stems, exact)
                 with watch.stage("index"):
-                    found = await asyncio.to_thread(candidates, index, queries, query.limit, allowed, k=2 * found.k)
+                    found = await asyncio.to_thread(candidates, index, queries, limit, allowed, k=2 * found.k)
             enough = min(4 * enough, SCORED_MOST)
 
     async def _refine(

@@ -1,10 +1,20 @@
-"""What the protocols measure: anything that embeds clips and scores embeddings; Phalar is one, each baseline another."""
+"""What the protocols measure: anything that embeds clips and scores embeddings, be it Phalar or a baseline."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
 
 from torch import Tensor
+
+DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "default.safetensors"
+"""The model that we ship."""
+
+BASELINES = ("cocola", "clap", "mert", "cdpam", "visqol")
+"""Modules of `model.evaluation.baselines`; each has `load(checkpoint, device) -> System`."""
+
+SYSTEMS = ("phalar", *BASELINES)
 
 
 class System(Protocol):
@@ -17,3 +27,49 @@ class System(Protocol):
     def score(self, x: Tensor, y: Tensor) -> Tensor:
         """The score of all against all, float32 (n, m), higher is better."""
         ...
+
+
+class UnknownSystem(ValueError):
+    """A name that no system has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no system is called {name!r}; there are {', '.join(SYSTEMS)}")
+        self.name = name
+
+
+class NoCheckpoint(FileNotFoundError):
+    """No checkpoint was given, and none is shipped with this installation."""
+
+    def __init__(self) -> None:
+        super().__init__("no checkpoint: name one, since this installation ships no trained model")
+
+
+def load_system(name: str, checkpoint: str | None = None, device: str = "cpu") -> System:
+    """A system by its name, ready to be measured.
+
+    Args:
+        name: one of SYSTEMS; "phalar" takes whatever our trainer wrote, an ablation's or COCOLA's checkpoint too.
+        checkpoint: a file, or what the baseline takes in its place, such as a name on the Hugging Face hub;
+            None: the model that we ship, or the baseline's own default.
+        device: a torch device.
+
+    Raises:
+        UnknownSystem: of that name there is none.
+        NoCheckpoint: none given, and we ship none.
+        FileNotFoundError: no such file.
+        CheckpointError: a file that `load_phalar` refuses.
+        ImportError: the baseline needs a package that is not installed; the message names the extra.
+    """
+    if name == "phalar":
+        return _load_phalar(checkpoint, device)
+    if name in BASELINES:
+        return cast(System, import_module(f"model.evaluation.baselines.{name}").load(checkpoint, device))
+    raise UnknownSystem(name)
+
+
+def _load_phalar(checkpoint: str | None, device: str) -> System:
+    from model.training.variants import load_trained
+
+    if checkpoint is None and not DEFAULT_CHECKPOINT.is_file():
+        raise NoCheckpoint
+    return cast(System, load_trained(DEFAULT_CHECKPOINT if checkpoint is None else checkpoint, device))

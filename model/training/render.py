@@ -370,7 +370,7 @@ def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int =
     if not fonts:
         raise NoSoundfont(settings.soundfonts)
     settings = dataclasses.replace(settings, soundfonts=fonts)
-    files = sorted(path for path in scores.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
+    files = score_files(scores)
     work = [
         (path, "__".join(path.relative_to(scores).with_suffix("").parts) + (f"@{variant}" if variant else ""))
         for path in files
@@ -381,6 +381,11 @@ def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int =
         yield from pool.map(
             _render, [path for path, _ in work], [name for _, name in work], repeat(out), repeat(settings)
         )
+
+
+def score_files(folder: Path) -> list[Path]:
+    """Every MIDI file below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
 
 
 def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rendered:

@@ -120,13 +120,17 @@ def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
     return sorted(tracks, key=lambda track: track.name), dropped
 
 
+def piece_of(track: str) -> str:
+    """What a track is a rendering of: its name up to an "@"."""
+    return track.split("@")[0]
+
+
 def split_of(track: str, seed: int = 0) -> Split:
     """The split of a track: 80, 10 and 10 %, from its name alone, so that adding a track moves no other.
 
-    What follows an "@" is left out: renderings of one score stay together.
+    Renderings of one piece stay together.
     """
-    piece = track.split("@")[0]
-    share = zlib.crc32(f"{seed}\0{piece}".encode()) / 2**32
+    share = zlib.crc32(f"{seed}\0{piece_of(track)}".encode()) / 2**32
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
@@ -139,7 +143,9 @@ class StemBank:
 
     def __init__(self, folder: Path) -> None:
         facts = json.loads((folder / "tracks.json").read_text(encoding="utf-8"))
-        self.tracks = tuple(BankedTrack(t["name"], tuple(t["stems"]), t["offset"], t["samples"]) for t in facts["tracks"])
+        self.tracks = tuple(
+            BankedTrack(t["name"], tuple(t["stems"]), t["offset"], t["samples"]) for t in facts["tracks"]
+        )
         self.dropped = tuple(Dropped(**entry) for entry in facts["dropped"])
         self.samples: NDArray[np.int16] = np.memmap(folder / "samples.i16", dtype=np.int16, mode="r")
         self._activity = np.load(folder / "activity.npy", mmap_mode="r")
@@ -150,7 +156,7 @@ class StemBank:
         banked = self.tracks[track]
         rows = self.samples[banked.offset : banked.offset + len(banked.stems) * banked.samples]
         stop = banked.samples if length is None else start + length
-        return rows.reshape(len(banked.stems), banked.samples)[:, start:stop].astype(np.float32) / 32_768
+        return rows.reshape(len(banked.stems), banked.samples)[:, start:stop].astype(np.float32) / np.float32(32_768)
 
     def audible(self, track: int, start: int, length: int) -> NDArray[np.bool_]:
         """Which stems of a track sound in a window, (stems,); to the nearest tenth of a second."""
@@ -346,9 +352,7 @@ def draw_example(bank: StemBank, track: int, samples: int, rng: np.random.Genera
     return None
 
 
-def mix_examples(
-    bank: StemBank, samples: Tensor, examples: Sequence[Example], length: int
-) -> tuple[Tensor, Tensor]:
+def mix_examples(bank: StemBank, samples: Tensor, examples: Sequence[Example], length: int) -> tuple[Tensor, Tensor]:
     """Sum the submixes of examples, on the device where the bank's samples are.
 
     Args:

@@ -1,0 +1,344 @@
+"""Zero-shot beat tracking: where along a clip do metronomes fit, by a system's own score?
+
+arXiv:2605.03929v4. A metronome of each tempo from 30 to 240 BPM is scored against a window that slides along the clip.
+The score rises as the window's start comes upon a beat, for then the metronome's first click falls on it; so the rises,
+summed over tempi, are an onset curve, in which `librosa.beat` finds the beats. Nothing is trained.
+
+Unlike the authors', every window is embedded by itself (`System.embed` takes clips, no crops of a longer CQT), the
+click is our own, a rise counts at the window that it leads to and not at the one before, and beats go on at the found
+tempo through the last window of a clip, which they leave without any.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, Waveform, cut_windows, load_clip
+from model.evaluation.retrieval import mean_with_interval
+from model.evaluation.systems import System
+from model.synthesis import RIM, Note, play_drums, tune_kit
+from model.training.stems import SUFFIXES, Dropped
+
+SAMPLES_PER_CALL = 64 * 80_000
+"""Most samples handed to `System.embed` at once, which bounds memory: 64 windows of 5 s."""
+
+RISE_DEVIATIONS = 3.0
+"""A rise of the score counts when it exceeds the mean by this many standard deviations..."""
+
+RISE_NEIGHBOURS = 3
+"""...and so do this many of the nine cells around it (its own included), over neighbouring tempi and places."""
+
+FLOOR = 1e-6
+"""Of the onset curve, as a part of its maximum."""
+
+PULSE_BPM = 120.0
+"""The blind answer that is measured beside a system: a pulse of this tempo from the start of the clip."""
+
+
+class BadAnnotation(ValueError):
+    """A line of an annotation file (`path`, `line` from 1) that cannot be read; line 0 is the file as a whole."""
+
+    def __init__(self, path: Path, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}")
+        self.path = path
+        self.line = line
+        self.reason = reason
+
+
+class NothingAnnotated(ValueError):
+    """A folder without any usable audio file that has its annotation beside it."""
+
+    def __init__(self, folder: Path, suffix: str) -> None:
+        super().__init__(f"{folder}: no audio file that can be used has a {suffix} file of its name beside it")
+        self.folder = folder
+        self.suffix = suffix
+
+
+@dataclass(frozen=True)
+class BeatSettings:
+    """The authors' numbers."""
+
+    slowest_bpm: int = 30
+    fastest_bpm: int = 240
+    window_s: float = 5.0
+    step_s: float = 0.02  # from one window to the next; beats lie on this grid
+    first_click_s: float = 0.02  # from a metronome's start
+
+
+@dataclass(frozen=True)
+class FileBeats:
+    """One clip's outcome; F-measures are 0 to 1, a beat counting when it lies within 70 ms of an annotated one."""
+
+    file: str
+    f_measure: float
+    blind: float  # F-measure of a pulse of 120 BPM
+    found: int
+    annotated: int
+
+
+@dataclass(frozen=True)
+class BeatResult:
+    """`low` to `high` is the 95 % interval of the mean F-measure, by bootstrap over clips."""
+
+    mean: float
+    low: float
+    high: float
+    blind: float
+    files: tuple[FileBeats, ...]
+    left_out: tuple[Dropped, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"left_out": [str(entry) for entry in self.left_out]}
+
+
+def beats(
+    system: System,
+    folder: Path,
+    settings: BeatSettings | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> BeatResult:
+    """Track the beats of every annotated clip of a folder, and compare.
+
+    Args:
+        system: what is measured.
+        folder: audio files, at any depth, and beside each a `<name>.beats`: one beat a line, its time in seconds
+            first (what follows on the line, as in the annotations of GTZAN, is not read).
+        settings: default: the authors'.
+        seed: of the bootstrap.
+        progress: called with clips done and clips in all.
+
+    Returns:
+        The F-measure (`mir_eval.beat.f_measure`, over the whole clip) of each clip and its mean. Audio files that
+        cannot be decoded, have no annotation or are no longer than a window are listed as left out.
+
+    Raises:
+        NothingAnnotated: no clip is left.
+        BadAnnotation: a time that is no number, or earlier than the one before.
+        ImportError: without the extra `evaluation`.
+    """
+    settings = settings or BeatSettings()
+    mir_beat = _import_mir_eval()
+    metronomes = embed_metronomes(system, settings)
+    annotated, left_out = annotated_files(folder, ".beats")
+    files: list[FileBeats] = []
+    for done, (name, path, annotation) in enumerate(annotated, start=1):
+        expected = read_beats(annotation)
+        try:
+            waveform = load_clip(path).waveform
+            found = track_beats(system, waveform, settings, metronomes)
+        except (AudioError, OSError) as error:
+            left_out.append(Dropped(name, None, f"{type(error).__name__}: {error}"))
+        else:
+            pulse = np.arange(0.0, len(waveform) / SAMPLE_RATE, 60.0 / PULSE_BPM)
+            f_measure = float(mir_beat.f_measure(expected, found)) if len(found) else 0.0
+            blind = float(mir_beat.f_measure(expected, pulse))
+            files.append(FileBeats(name, f_measure, blind, len(found), len(expected)))
+        if progress is not None:
+            progress(done, len(annotated))
+    if not files:
+        raise NothingAnnotated(folder, ".beats")
+    f_measures = np.array([file.f_measure for file in files])
+    mean, low, high = mean_with_interval(f_measures, np.array([file.file for file in files]), seed)
+    blind = float(np.mean([file.blind for file in files]))
+    return BeatResult(mean, low, high, blind, tuple(files), tuple(left_out))
+
+
+def track_beats(
+    system: System,
+    waveform: Waveform,
+    settings: BeatSettings | None = None,
+    metronomes: Tensor | None = None,
+) -> NDArray[np.float64]:
+    """Find the beats of a clip.
+
+    Args:
+        system: whose score is read.
+        waveform: float32 (samples,) at 16 kHz.
+        settings: default: the authors'.
+        metronomes: as from `embed_metronomes`; default: made here.
+
+    Returns:
+        float64 (beats,), seconds, rising; empty where the score rises nowhere.
+
+    Raises:
+        ClipTooShort: the clip is no longer than a window.
+        ImportError: without the extra `evaluation`.
+    """
+    settings = settings or BeatSettings()
+    window, step = round(settings.window_s * SAMPLE_RATE), round(settings.step_s * SAMPLE_RATE)
+    if len(waveform) <= window:
+        raise ClipTooShort(seconds=len(waveform) / SAMPLE_RATE, minimum=settings.window_s)
+    librosa_beat = _import_librosa()
+    # A little silence first, for the beat that falls on the start.
+    lead = 3 * step + round(settings.first_click_s * SAMPLE_RATE)
+    padded = np.concatenate([np.zeros(lead, dtype=np.float32), waveform])
+    if metronomes is None:
+        metronomes = embed_metronomes(system, settings)
+    starts = np.arange(0, len(padded) - window + 1, step)
+    scores = system.score(metronomes, embed_windows(system, padded, starts, window))  # (tempi, windows)
+    rises = onset_curve(scores.cpu().numpy())
+    if not rises.any():
+        return np.zeros(0)
+    # To the clip's end, where no window starts. The floor is for librosa, which keeps no beat where a curve is 0.
+    curve = np.full(-(-len(padded) // step), FLOOR * rises.max())
+    curve[: len(rises)] += rises
+    _, frames = librosa_beat.beat_track(onset_envelope=curve, sr=SAMPLE_RATE, hop_length=step, trim=False)
+    times = (np.asarray(frames, dtype=np.float64) * step - lead) / SAMPLE_RATE + settings.first_click_s
+    inside: NDArray[np.float64] = times[(times >= 0) & (times < len(waveform) / SAMPLE_RATE)]
+    return inside
+
+
+def onset_curve(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """How strongly the score rises along the clip, over all tempi together.
+
+    Args:
+        scores: real (tempi, windows), of each metronome against each window.
+
+    Returns:
+        float64 (windows,), 0 or more. Only rises that stand out and do not stand alone are counted, so it is 0
+        everywhere for scores that never change.
+    """
+    rise = np.zeros(scores.shape)
+    rise[:, 2:] = scores[:, 2:].astype(np.float64) - scores[:, :-2]
+    strong = rise - rise.mean() > RISE_DEVIATIONS * rise.std()
+    core = _neighbours(strong) >= RISE_NEIGHBOURS
+    near_core = _neighbours(core) > 0
+    curve: NDArray[np.float64] = np.where(near_core, np.maximum(rise, 0.0), 0.0).sum(axis=0)
+    return curve
+
+
+def metronome(bpm: float, settings: BeatSettings | None = None) -> Waveform:
+    """A window of a metronome: a rim click every beat, float32 (samples,) at 16 kHz, peak 0.5."""
+    settings = settings or BeatSettings()
+    samples = round(settings.window_s * SAMPLE_RATE)
+    click = _click()
+    clicks = np.zeros(samples + len(click), dtype=np.float32)
+    for onset_s in np.arange(settings.first_click_s, settings.window_s, 60.0 / bpm):
+        at = round(onset_s * SAMPLE_RATE)
+        clicks[at : at + len(click)] += click
+    return clicks[:samples]
+
+
+def embed_metronomes(system: System, settings: BeatSettings) -> Tensor:
+    """Embeddings of the metronomes of every whole tempo, (tempi, ...)."""
+    tempi = range(settings.slowest_bpm, settings.fastest_bpm + 1)
+    clicks = np.concatenate([metronome(bpm, settings) for bpm in tempi])
+    window = len(clicks) // len(tempi)
+    return embed_windows(system, clicks, np.arange(len(tempi)) * window, window)
+
+
+def embed_windows(system: System, waveform: Waveform, starts: NDArray[np.int64], window: int) -> Tensor:
+    """Embed windows of a waveform, as many at a time as memory bears.
+
+    Args:
+        system: that embeds.
+        waveform: float32 (samples,) at 16 kHz.
+        starts: int64 (n,), samples; at least one, each window inside the waveform.
+        window: samples.
+
+    Returns:
+        Whatever the system makes of them, (n, ...).
+    """
+    calls = np.array_split(starts, -(-len(starts) * window // SAMPLES_PER_CALL))
+    return torch.cat([system.embed(torch.from_numpy(cut_windows(waveform, part, window))) for part in calls])
+
+
+def annotated_files(folder: Path, suffix: str) -> tuple[list[tuple[str, Path, Path]], list[Dropped]]:
+    """Find audio files that have an annotation beside them.
+
+    Returns:
+        (name below the folder, audio file, annotation file) of each, sorted by name; and the audio files without one.
+    """
+    found: list[tuple[str, Path, Path]] = []
+    left_out: list[Dropped] = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            name, annotation = path.relative_to(folder).as_posix(), path.with_suffix(suffix)
+            if annotation.is_file():
+                found.append((name, path, annotation))
+            else:
+                left_out.append(Dropped(name, None, f"no {annotation.name} beside it"))
+    return found, left_out
+
+
+def read_beats(path: Path) -> NDArray[np.float64]:
+    """The times in a `.beats` file, float64 (beats,), seconds; empty lines and those that begin with # are left out.
+
+    Raises:
+        BadAnnotation: a time that is no number or below 0, or earlier than the one before; no time at all.
+    """
+    times: list[float] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            time = float(line.split()[0])
+        except ValueError as error:
+            raise BadAnnotation(path, number, f"{line.split()[0]!r} is no time in seconds") from error
+        if not (times[-1] if times else 0.0) <= time < np.inf:  # NaN compares false
+            raise BadAnnotation(path, number, f"{time:g} s is out of order")
+        times.append(time)
+    if not times:
+        raise BadAnnotation(path, 0, "no beats")
+    return np.array(times)
+
+
+def beats_table(result: BeatResult) -> Table:
+    """The result as a table: a row a clip, the mean last."""
+    table = Table(box=None, header_style="bold", show_footer=True)
+    interval = f"{result.mean:.3f} ({result.low:.3f} to {result.high:.3f})"
+    table.add_column("clip", footer=f"mean of {len(result.files)}, {len(result.left_out)} left out")
+    table.add_column("F-measure", footer=interval, justify="right")
+    table.add_column("of a 120 BPM pulse", footer=f"{result.blind:.3f}", justify="right")
+    for name in ("found", "annotated"):
+        table.add_column(name, footer=str(sum(getattr(file, name) for file in result.files)), justify="right")
+    for file in result.files:
+        cells = (f"{file.f_measure:.3f}", f"{file.blind:.3f}", str(file.found), str(file.annotated))
+        table.add_row(escape(file.file), *cells)
+    return table
+
+
+@functools.cache
+def _click() -> Waveform:
+    """A tenth of a second of a rim shot, peak 0.5: one drum of our composer's kit."""
+    samples = SAMPLE_RATE // 10
+    kit, hits = tune_kit(np.random.default_rng(0)), np.random.default_rng(0)
+    click = play_drums(kit, [Note(0.0, samples / SAMPLE_RATE, RIM, 1.0)], samples, SAMPLE_RATE, hits)
+    return np.asarray(click * (0.5 / np.abs(click).max()), dtype=np.float32)
+
+
+def _neighbours(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of the nine cells in and around each are true."""
+    padded = np.pad(cells.astype(np.int64), 1)
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
+    counts: NDArray[np.int64] = around.sum(axis=(2, 3))
+    return counts
+
+
+def _import_librosa() -> Any:
+    try:
+        import librosa.beat
+    except ImportError as error:
+        raise ImportError("beat tracking needs librosa: install the extra `evaluation`") from error
+    return librosa.beat
+
+
+def _import_mir_eval() -> Any:
+    try:
+        import mir_eval.beat
+    except ImportError as error:
+        raise ImportError("beat evaluation needs mir_eval: install the extra `evaluation`") from error
+    return mir_eval.beat

@@ -1,0 +1,306 @@
+"""The `phalar evaluate` commands: they parse and print; what they measure stands in the modules beside this one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from model.evaluation.systems import System
+    from model.training.stems import StemBank
+
+FAILED = 1
+SHOWN = 5
+"""So many of what was left out are printed; JSON has them all."""
+
+evaluate_app = typer.Typer(help="Measure a model, or a baseline, by the paper's protocols.", no_args_is_help=True)
+
+out = Console()
+err = Console(stderr=True)
+
+
+Checkpoint = Annotated[
+    str | None, typer.Option(help="A file, or what the baseline takes in its place. Default: the shipped model.")
+]
+
+
+class SplitChoice(StrEnum):
+    """Which of a folder's tracks: 80, 10 and 10 %, by their names."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+    all = "all"
+
+
+@evaluate_app.command()
+def retrieval(
+    stems: Annotated[
+        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
+    ],
+    candidates: Annotated[str, typer.Option(help="Counts of candidates, the positive being one.")] = "8,16,64",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a window.")] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other windows and submixes.")] = 0,
+    checkpoint: Checkpoint = None,
+    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    pairs_per_track: Annotated[int, typer.Option(min=1)] = 4,
+    most_pairs: Annotated[int | None, typer.Option(min=2, help="In all, where scores are dear.")] = None,
+    time: Annotated[bool, typer.Option(help="Also: other windows of the same track, and small delays.")] = True,
+    system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """How often an anchor's best candidate is its own positive, among positives of other tracks.
+
+    Example: phalar evaluate retrieval --stems ~/stems --candidates 8,16,64
+    """
+    from model.audio import ClipTooShort
+    from model.evaluation.retrieval import RetrievalSettings, TooFewTracks, evaluate_retrieval
+    from model.training.stems import split_of
+
+    counts = _whole_numbers(candidates, "--candidates")
+    try:
+        settings = RetrievalSettings(counts, seconds, seed, pairs_per_track, most_pairs)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not time:
+        settings = replace(settings, other_windows=0, delays_ms=())
+    measured = open_system(system, checkpoint, device)  # first: it may refuse, and decoding takes long
+    bank = open_bank(stems, cache or default_cache(), jobs)
+    names = [track.name for track in bank.tracks]
+    chosen = [at for at, name in enumerate(names) if split is SplitChoice.all or split_of(name) == split.value]
+    with _progress() as progress:
+        task = progress.add_task("windows", total=None)
+        try:
+            result = evaluate_retrieval(
+                measured, bank, chosen, settings, lambda done, most: progress.update(task, completed=done, total=most)
+            )
+        except (TooFewTracks, ClipTooShort) as error:
+            _fail(str(error))
+    answer = {"system": system, "checkpoint": checkpoint, "split": split.value} | result.as_dict()
+    answer["left_out"] = [str(dropped) for dropped in bank.dropped]
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    for table in retrieval_tables(answer):
+        out.print(table)
+    for note in answer["notes"]:
+        out.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+@evaluate_app.command()
+def listening(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="ratings/*.json, scores_SYSTEM.json.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """How the scores of systems correlate with people's ratings of the same excerpts.
+
+    Example: phalar evaluate listening listening/
+    """
+    from model.evaluation.listening import BadListeningTest, listening_table
+    from model.evaluation.listening import listening as correlate_all
+
+    try:
+        result = correlate_all(folder)
+    except BadListeningTest as error:
+        _fail(str(error))
+    _print(result.as_dict(), [listening_table(result)], as_json)
+
+
+@evaluate_app.command()
+def beats(
+    audio: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Audio files, each with NAME.beats.")],
+    checkpoint: Checkpoint = None,
+    step: Annotated[float, typer.Option(min=0.005, help="Seconds from one scored window to the next.")] = 0.02,
+    seed: Annotated[int, typer.Option(min=0, help="Of the interval.")] = 0,
+    system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Zero-shot beat tracking: clicks of 30 to 240 BPM scored along each clip.
+
+    Example: phalar evaluate beats --audio gtzan/ --device cuda
+    """
+    from model.audio import AudioError
+    from model.evaluation.beats import BadAnnotation, BeatSettings, NothingAnnotated, beats_table
+    from model.evaluation.beats import beats as track_all
+
+    measured = open_system(system, checkpoint, device)
+    try:
+        with _progress() as progress:
+            task = progress.add_task("clips", total=None)
+            result = track_all(
+                measured,
+                audio,
+                BeatSettings(step_s=step),
+                seed=seed,
+                progress=lambda done, most: progress.update(task, completed=done, total=most),
+            )
+    except (BadAnnotation, NothingAnnotated, AudioError, ImportError) as error:
+        _fail(str(error))
+    _print(result.as_dict(), [beats_table(result)], as_json)
+
+
+@evaluate_app.command()
+def chords(
+    audio: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Audio files, each with NAME.chords.")],
+    checkpoint: Checkpoint = None,
+    window: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 2.0,
+    stride: Annotated[float, typer.Option(min=0.05, help="Seconds.")] = 0.5,
+    system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """A linear probe for chords on frozen embeddings, in five folds of whole clips.
+
+    Example: phalar evaluate chords --audio guitarset/
+    """
+    from model.audio import AudioError
+    from model.evaluation.beats import BadAnnotation, NothingAnnotated
+    from model.evaluation.chords import ChordSettings, TooFewClips, chords_table
+    from model.evaluation.chords import chords as probe_all
+
+    measured = open_system(system, checkpoint, device)
+    try:
+        with _progress() as progress:
+            task = progress.add_task("clips", total=None)
+            result = probe_all(
+                measured,
+                audio,
+                ChordSettings(window_s=window, stride_s=stride),
+                progress=lambda done, most: progress.update(task, completed=done, total=most),
+            )
+    except (BadAnnotation, NothingAnnotated, TooFewClips, AudioError, ImportError, ValueError) as error:
+        _fail(str(error))
+    _print(result.as_dict(), [chords_table(result)], as_json)
+
+
+@evaluate_app.command()
+def table(
+    answers: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="What `retrieval --json` gave.")],
+    page: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The Markdown page.")],
+    section: Annotated[str, typer.Option(help="The marked section of the page that becomes the table.")],
+) -> None:
+    """Write the answers of several systems into a page, one row each, named for its file.
+
+    Example: phalar evaluate table phalar.json cocola.json --page docs/results.md --section real-songs
+    """
+    from model.evaluation.results import NoSection, retrieval_markdown, write_section
+
+    try:
+        by_name = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in answers}
+        write_section(page, section, retrieval_markdown(by_name))
+    except (NoSection, ValueError) as error:
+        _fail(str(error))
+    except KeyError as error:
+        _fail(f"an answer lacks {error}: was it written by `retrieval --json`?")
+
+
+def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
+    """The tables of `retrieval`'s JSON: candidates, and where they were measured, time and delays."""
+    measured = f"{answer['system']}: {answer['pairs']} pairs of {answer['tracks']} tracks, {answer['seconds']:g} s"
+    tables = [_table(f"Positives of other tracks ({measured})", "candidates", "accuracy", "95 %", "chance", "pairs")]
+    for count, share in answer["candidates"].items():
+        tables[-1].add_row(count, *_cells(share, "accuracy"))
+    if answer["time"] is not None:
+        tables.append(_table("Other windows of the same track", "candidates", "accuracy", "95 %", "chance", "pairs"))
+        tables[-1].add_row(str(answer["time"]["candidates"]), *_cells(answer["time"], "accuracy"))
+    if answer["delays"]:
+        tables.append(
+            _table("The positive delayed", "delay", "mean score", "lower than in place", "95 %", "chance", "pairs")
+        )
+        for delay_ms, row in answer["delays"].items():
+            shares = _cells(row, "share_lower") if "share_lower" in row else ["", "", "", ""]
+            tables[-1].add_row(f"{delay_ms} ms", f"{row['score']:.3f}", *shares)
+    return tables
+
+
+def open_bank(stems: list[Path], cache: Path, jobs: int) -> StemBank:
+    """The stems below some folders, decoded once, with progress; what was left out is said on stderr."""
+    from model.training.stems import load_bank
+
+    with _progress() as progress:
+        task = progress.add_task("tracks", total=None)
+        bank = load_bank(
+            stems, cache, jobs=jobs, progress=lambda done, most: progress.update(task, completed=done, total=most)
+        )
+    for dropped in bank.dropped[:SHOWN]:
+        err.print(f"left out: {dropped}", markup=False, highlight=False, soft_wrap=True)
+    if len(bank.dropped) > SHOWN:
+        err.print(f"left out: {len(bank.dropped) - SHOWN} more (--json lists all)")
+    return bank
+
+
+def open_system(name: str, checkpoint: str | None, device: str) -> System:
+    """What `load_system` gives; where it refuses, its sentence and exit code 1."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see docs/decisions
+    from model.evaluation.systems import UnknownSystem, load_system
+    from model.torch_archive import CheckpointError
+
+    try:
+        system = load_system(name, checkpoint, device)
+    except UnknownSystem as error:
+        raise typer.BadParameter(str(error)) from error
+    except (CheckpointError, OSError, ImportError, ValueError) as error:
+        _fail(str(error))
+    if not getattr(system, "trained", True):
+        err.print("these weights were never trained: the figures say nothing about the method", style="yellow")
+    return system
+
+
+def default_cache() -> Path:
+    """`phalar` in this user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phalar"
+
+
+def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"whole numbers with commas between, not {text!r}", param_hint=option) from error
+
+
+def _cells(share: dict[str, Any], name: str) -> list[str]:
+    interval = f"{share['low']:.1%} to {share['high']:.1%}"
+    return [f"{share[name]:.1%}", interval, f"{share['chance']:.1%}", str(share["pairs"])]
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True)
+
+
+def _print(answer: dict[str, Any], tables: list[Table], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    for each in tables:
+        out.print(each)
+
+
+def _fail(sentence: str) -> NoReturn:
+    err.print(f"phalar: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(FAILED)

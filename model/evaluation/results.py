@@ -1,0 +1,85 @@
+"""Results as they stand in docs: Markdown tables of what the evaluation commands measured, each in a marked section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class NoSection(ValueError):
+    """The page has no such section: an opening and a closing mark, in this order, each once."""
+
+    def __init__(self, page: Path, name: str) -> None:
+        super().__init__(f"{page} needs the lines {_open(name)} and {_close(name)}, in this order, each once")
+        self.page = page
+        self.name = name
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, all others to the right."""
+    rules = ["---", *["---:"] * (len(header) - 1)]
+    lines = [header, rules, *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
+    """Systems below each other, measured on the same pairs.
+
+    Args:
+        answers: the JSON of `phalar evaluate retrieval`, by the name that the row gets.
+
+    Returns:
+        A table with a column for each count of candidates, for other windows of the same track, and for a delay of
+        250 ms, all with 95 % intervals; its second row says what chance gives.
+
+    Raises:
+        ValueError: no answer, or answers that were not measured on the same tracks, pairs and counts of candidates.
+    """
+    alike = ("tracks", "pairs", "seconds", "seed", "split")
+    measured = {tuple([tuple(answer["candidates"]), *map(answer.get, alike)]) for answer in answers.values()}
+    if len(measured) != 1:
+        raise ValueError(f"a table needs answers of one measurement, not of {len(measured)}")
+    first = next(iter(answers.values()))
+    columns: dict[str, tuple[str, tuple[str, ...]]] = {
+        f"K = {count}": ("accuracy", ("candidates", count)) for count in first["candidates"]
+    }
+    if first["time"] is not None:
+        columns["own other windows"] = ("accuracy", ("time",))
+    if "250" in first["delays"]:
+        columns["lower at 250 ms"] = ("share_lower", ("delays", "250"))
+    rows = [["chance", *(f"{_at(first, path)['chance']:.1%}" for _, path in columns.values())]]
+    for name, answer in answers.items():
+        rows.append([name, *(_share(_at(answer, path), value) for value, path in columns.values())])
+    return markdown_table(["system", *columns], rows)
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Put text between the marks of a section, in the place of what stood there.
+
+    Raises:
+        NoSection: the page lacks the marks.
+    """
+    before, opening, rest = page.read_text(encoding="utf-8").partition(_open(name))
+    _, closing, after = rest.partition(_close(name))
+    if not opening or not closing or _open(name) in after or _close(name) in before + after:
+        raise NoSection(page, name)
+    page.write_text(f"{before}{opening}\n{text.strip()}\n{closing}{after}", encoding="utf-8")
+
+
+def _at(answer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for key in path:
+        answer = answer[key]
+    return answer
+
+
+def _share(share: dict[str, Any], value: str) -> str:
+    return f"{share[value]:.1%} ({share['low']:.1%} to {share['high']:.1%})"
+
+
+def _open(name: str) -> str:
+    return f"<!-- results: {name} -->"
+
+
+def _close(name: str) -> str:
+    return f"<!-- end of {name} -->"

@@ -1,0 +1,60 @@
+"""The bank of a run: the tracks on disk that it names, and those that our composer adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import soundfile
+
+from model.audio import SAMPLE_RATE
+from model.compose import compose_track
+from model.training.recipe import DataSettings
+from model.training.stems import StemBank, load_bank
+
+FIRST_SEED = 1000
+"""The composer's seeds from here on are for training; the demo catalog and tests use those below."""
+
+
+def training_bank(
+    roots: Sequence[Path],
+    settings: DataSettings,
+    cache: Path,
+    jobs: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> StemBank:
+    """Compose what is missing, decode what is new, and map the rest.
+
+    Args:
+        roots: folders of tracks, see `find_tracks`; may be none where the settings ask for composed tracks.
+        settings: how many tracks are composed, and how much of each track is used.
+        cache: where composed tracks and banks are kept.
+        jobs: processes.
+        progress: called with what is being done, how many are done, and how many there are.
+    """
+    folders = list(roots)
+    if settings.composed:
+        chosen = cache / f"composed-{settings.composed_seconds:g}s-{settings.composed}"
+        chosen.mkdir(parents=True, exist_ok=True)
+        seeds = range(FIRST_SEED, FIRST_SEED + settings.composed)
+        with ProcessPoolExecutor(max_workers=max(1, jobs)) as pool:
+            made = pool.map(_compose, seeds, repeat(settings.composed_seconds), repeat(chosen))
+            for done, _ in enumerate(made, start=1):
+                if progress is not None:
+                    progress("composing", done, settings.composed)
+        folders.append(chosen)
+    decoding = None if progress is None else lambda done, total: progress("decoding", done, total)
+    return load_bank(folders, cache, most_seconds=settings.most_seconds, jobs=jobs, progress=decoding)
+
+
+def _compose(seed: int, seconds: float, folder: Path) -> None:
+    """`<folder>/<seed>/<instrument>.flac`, unless it is there."""
+    home = folder / f"{seed:06d}"
+    if (home / "done").is_file():
+        return
+    home.mkdir(exist_ok=True)
+    for stem in compose_track(seed, seconds, SAMPLE_RATE).stems:
+        soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    (home / "done").touch()

@@ -1,0 +1,50 @@
+"""InfoNCE over the pairs of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.training.recipe import LossSettings
+
+
+def contrastive_loss(
+    anchors: Tensor, positives: Tensor, score: Callable[[Tensor, Tensor], Tensor], settings: LossSettings
+) -> tuple[Tensor, Tensor]:
+    """How badly each submix tells its own track's other submix from those of other tracks.
+
+    Args:
+        anchors: (n, ...), any embedding that `score` takes.
+        positives: (n, ...); row i is of the same track and window as the anchors' row i.
+        score: of all against all, (n, ...) and (m, ...) -> (n, m).
+        settings: the target, the directions, the negatives.
+
+    Returns:
+        The mean cross-entropy in nats, and the part of the rows whose true pair has the highest score.
+    """
+    n = len(anchors)
+    if settings.negatives == "all":
+        both = torch.cat([anchors, positives])
+        logits = score(both, both)  # (2n, 2n)
+        rows = torch.arange(2 * n, device=logits.device)
+        logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=logits.device), -torch.inf)
+        return _smoothed(logits, rows.roll(n), settings.positive)
+    logits = score(anchors, positives)  # (n, n)
+    rows = torch.arange(n, device=logits.device)
+    loss, accuracy = _smoothed(logits, rows, settings.positive)
+    if settings.direction == "one":
+        return loss, accuracy
+    back, accuracy_back = _smoothed(logits.T, rows, settings.positive)
+    return (loss + back) / 2, (accuracy + accuracy_back) / 2
+
+
+def _smoothed(logits: Tensor, true: Tensor, positive: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with `positive` for the true column and the rest spread evenly over all finite others."""
+    log = torch.log_softmax(logits, dim=1)
+    of_true = log.gather(1, true[:, None])[:, 0]
+    finite = torch.isfinite(logits)
+    others = torch.where(finite, log, 0.0).sum(dim=1) - of_true
+    smoothed = positive * of_true + (1 - positive) * others / (finite.sum(dim=1) - 1).clamp_min(1)
+    return -smoothed.mean(), (logits.argmax(dim=1) == true).float().mean()

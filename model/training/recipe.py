@@ -1,0 +1,154 @@
+"""What a training run is: a TOML file of these settings. `extends` names a recipe that it changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class BadRecipe(Exception):
+    """A recipe that cannot be used; says which entry, and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What examples are made of."""
+
+    composed: int = 0  # tracks of our own composer, beside those on disk
+    composed_seconds: float = 20.0  # of each
+    most_seconds: float | None = None  # of each track on disk; unset: all
+    shortest_s: float = 2.0  # of an example; each batch draws one length for all its examples
+    longest_s: float = 10.0
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What happens to each side of an example by itself."""
+
+    gain_db: float = 6.0  # up or down, at most
+    noise: float = 0.5  # part of the sides that get noise, of a kind drawn anew each time
+    quietest_snr_db: float = 40.0
+    loudest_snr_db: float = 10.0
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """InfoNCE over a batch."""
+
+    positive: float = 0.9  # the target of the true pair; the rest is spread over the others
+    direction: Literal["both", "one"] = "both"  # one: anchors pick positives only, by one direction of W
+    negatives: Literal["positives", "all"] = "positives"  # all: the other tracks' anchors too
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """Muon for matrices and convolutions, AdamW for the rest."""
+
+    muon_rate: float = 0.02
+    muon_momentum: float = 0.95
+    adam_rate: float = 4e-3
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-3
+    warmup: int = 200  # steps from zero to the full rate
+    decay: float = 0.3  # part of all steps, the last ones, over which the rates fall to zero
+    most_gradient: float = 1.0  # the norm that gradients are cut to
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run."""
+
+    model: str = "phalar"  # or a variant, see `model.training.variants`
+    steps: int = 80_000
+    batch: int = 64  # pairs a step, over all processes
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # bfloat16: autocast, on GPUs only
+    clips_per_pass: int = 0  # clips that go through the network at once; 0: as many as the batch has
+    checkpoint_minutes: float = 3.0
+    validate_every: int = 500  # steps
+    validation_pairs: int = 64
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON and TOML have them."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: Path, **overrides: Any) -> Recipe:
+    """Read a recipe and those that it extends.
+
+    Args:
+        path: a TOML file; `extends` is a path beside it. Without a folder, one of ours may be meant: `smoke`.
+        overrides: top-level entries that replace the file's.
+
+    Raises:
+        BadRecipe: an entry that no recipe has, or of another type.
+        OSError: no such file.
+    """
+    if not path.exists() and path.parent == Path() and (RECIPES / f"{path.stem}.toml").is_file():
+        path = RECIPES / f"{path.stem}.toml"
+    entries = _entries(path, ()) | overrides
+    recipe: Recipe = _fill(Recipe, entries, path, "")
+    return recipe
+
+
+def _entries(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise BadRecipe(path, "it extends itself")
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise BadRecipe(path, str(error)) from error
+    below = entries.pop("extends", None)
+    return entries if below is None else _merge(_entries(path.parent / below, (*seen, path.resolve())), entries)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _fill(kind: Any, entries: dict[str, Any], path: Path, where: str) -> Any:
+    known = {entry.name: entry for entry in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for name, value in entries.items():
+        if name not in known:
+            raise BadRecipe(path, f"no recipe has {where}{name!r}; there are {', '.join(known)}")
+        default = getattr(kind(), name)
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise BadRecipe(path, f"{where}{name} is a table")
+            values[name] = _fill(type(default), value, path, f"{name}.")
+            continue
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            raise BadRecipe(path, f"{where}{name} is {value!r}; its default is {default!r}")
+        choices = {
+            "direction": ("both", "one"),
+            "negatives": ("positives", "all"),
+            "precision": ("float32", "bfloat16"),
+        }
+        if name in choices and value not in choices[name]:
+            raise BadRecipe(path, f"{where}{name} is {value!r}; there are {', '.join(choices[name])}")
+        values[name] = value
+    return kind(**values)

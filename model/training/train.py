@@ -1,0 +1,274 @@
+"""The training loop: seeded examples -> both sides' embeddings -> InfoNCE -> Muon and AdamW.
+
+Every random choice of a step follows from the recipe's seed and the step's number, so a run that was killed goes on
+from its last checkpoint as if nothing had happened. With torchrun each process takes its share of every batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.audio import SAMPLE_RATE
+from model.training.augment import augment
+from model.training.distributed import gather
+from model.training.loss import contrastive_loss
+from model.training.optimiser import optimisers, rate_at
+from model.training.recipe import Recipe
+from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples, on_device
+from model.training.variants import build_model, save_model
+
+CHECKPOINT = "last.pt"
+MODEL = "model.safetensors"
+LOG = "log.jsonl"
+VALIDATION_S = 5.0
+SETTLE_CLIPS = 128
+
+MAY_CHANGE = frozenset({"steps", "checkpoint_minutes", "validate_every", "clips_per_pass"})
+"""Entries of a recipe that a run may change on the way: how long it lasts, how often it reports, what fits a cache."""
+
+_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = range(5)  # what a step's random numbers are for
+
+
+class OtherRun(Exception):
+    """The folder holds a run of another recipe or of other data."""
+
+    def __init__(self, folder: Path, entry: str, there: object, here: object) -> None:
+        super().__init__(f"{folder} holds a run whose {entry} is {there!r}, not {here!r}: choose another folder")
+        self.folder = folder
+        self.entry = entry
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step measured. `timing_s` is its split: data, forward, backward, optimiser."""
+
+    step: int  # of steps done, from 1
+    steps: int
+    loss: float
+    accuracy: float  # in the batch
+    rate: float  # part of the full learning rates
+    timing_s: dict[str, float]
+    validation_accuracy: float | None = None
+
+
+@dataclass
+class Trainer:
+    """A run in a folder: made anew, or gone on with where it ended."""
+
+    recipe: Recipe
+    bank: StemBank
+    folder: Path
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        recipe, data = self.recipe, self.recipe.data
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        if recipe.batch % self.world:
+            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.world} processes")
+        self.tracks = self.bank.of_split("train", data.split_seed)
+        self.validation_tracks = self.bank.of_split("validation", data.split_seed)
+        self.samples = on_device(self.bank, self.device)
+        torch.manual_seed(self._seed(_START, 0))
+        self.model: nn.Module = build_model(recipe.model).to(self.device)
+        self.muon, self.adam = optimisers(self.model, recipe.optimiser)
+        self.step = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / CHECKPOINT).is_file():
+            self._resume()
+        self._validation = self._validation_examples()
+
+    def run(self, report: Callable[[Step], None] | None = None, stop_at: int | None = None) -> None:
+        """Train to the recipe's last step (or to `stop_at`), then write the model.
+
+        Args:
+            report: called after each step, by the first process only.
+            stop_at: steps done when to stop early, with a checkpoint.
+        """
+        recipe = self.recipe
+        last = recipe.steps if stop_at is None else min(stop_at, recipe.steps)
+        saved = time.monotonic()
+        while self.step < last:
+            measured = self._train_step()
+            if self.step % recipe.validate_every == 0 or self.step == recipe.steps:
+                accuracy = self.validate()
+                measured = Step(**(vars(measured) | {"validation_accuracy": accuracy}))
+            if self.rank == 0:
+                self._log(measured)
+                if report is not None:
+                    report(measured)
+                if time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+        if self.rank == 0:
+            self.save()
+            if self.step == recipe.steps:
+                self._settle()
+                save_model(self.model, self.folder / MODEL, self.notes())
+
+    def notes(self) -> dict[str, str]:
+        """What a checkpoint says of its making."""
+        return {
+            "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
+            "steps": str(self.step),
+            "tracks": str(len(self.tracks)),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
+            "tracks": _digest(self.bank),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+        }
+        scratch = self.folder / f"{CHECKPOINT}.partial"
+        with scratch.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, self.folder / CHECKPOINT)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Accuracy among fixed examples of the validation tracks: does each anchor score its own positive highest?"""
+        if len(self._validation) < 2:
+            return float("nan")
+        length = round(VALIDATION_S * SAMPLE_RATE)
+        anchors, positives = mix_examples(self.bank, self.samples, self._validation, length)
+        self._settle()
+        self.model.eval()
+        x, y = (self._embed_in_passes(side) for side in (anchors, positives))
+        scores = self.model.similarity(x, y)  # type: ignore[operator]
+        self.model.train()
+        return float((scores.argmax(dim=1) == torch.arange(len(x), device=self.device)).float().mean())
+
+    def _settle(self) -> None:
+        """Let running statistics, where a model has some (COCOLA), be those of its present weights."""
+        if not any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules()):
+            return
+        from model.evaluation.baselines.cocola import Cocola, refresh_statistics
+
+        assert isinstance(self.model, Cocola)
+        length = round(VALIDATION_S * SAMPLE_RATE)
+        rng = np.random.default_rng(self._seed(_SETTLE, 0))
+        count = min(SETTLE_CLIPS, len(self.tracks))
+        examples = draw_examples(self.bank, self.tracks, count, length, rng)
+        refresh_statistics(self.model, torch.split(mix_examples(self.bank, self.samples, examples, length)[0], 32))
+
+    def _train_step(self) -> Step:
+        recipe, data = self.recipe, self.recipe.data
+        clock = _Clock(self.device)
+        rng = np.random.default_rng(self._seed(_DRAW, self.step))
+        # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
+        seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
+        length = round(seconds * SAMPLE_RATE)
+        examples = draw_examples(self.bank, self.tracks, recipe.batch, length, rng)
+        share = recipe.batch // self.world
+        mine = examples[self.rank * share : (self.rank + 1) * share]
+        anchors, positives = mix_examples(self.bank, self.samples, mine, length)
+        generator = torch.Generator().manual_seed(self._seed(_AUGMENT, self.step * self.world + self.rank))
+        clips = augment(torch.cat([anchors, positives]), recipe.augment, generator)
+        clock.tick("data")
+
+        torch.manual_seed(self._seed(_DROPOUT, self.step * self.world + self.rank))
+        self.model.train()
+        embedded = self._embed_in_passes(clips)
+        x, y = gather(embedded[:share]), gather(embedded[share:])
+        loss, accuracy = contrastive_loss(x, y, cast(Any, self.model.similarity), recipe.loss)
+        clock.tick("forward")
+
+        self.muon.zero_grad(set_to_none=True)
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
+        clock.tick("backward")
+
+        settings = recipe.optimiser
+        rate = rate_at(self.step, recipe.steps, settings)
+        nn.utils.clip_grad_norm_(self.model.parameters(), settings.most_gradient, error_if_nonfinite=True)
+        for optimiser, full in ((self.muon, settings.muon_rate), (self.adam, settings.adam_rate)):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * full
+            optimiser.step()
+        clock.tick("optimiser")
+        self.step += 1
+        return Step(self.step, recipe.steps, float(loss.detach()), float(accuracy), rate, clock.split_s)
+
+    def _embed_in_passes(self, clips: Tensor) -> Tensor:
+        passes = torch.split(clips, self.recipe.clips_per_pass or len(clips))
+        half = self.recipe.precision == "bfloat16" and self.device.type == "cuda"
+        with torch.autocast("cuda", dtype=torch.bfloat16) if half else nullcontext():
+            return torch.cat([self.model(part) for part in passes])
+
+    def _average_gradients(self) -> None:
+        if self.world == 1:
+            return
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world
+
+    def _validation_examples(self) -> list[Example]:
+        rng = np.random.default_rng(self._seed(_DRAW, 2**40))
+        wanted = round(VALIDATION_S * SAMPLE_RATE)
+        drawn = (draw_example(self.bank, track, wanted, rng) for track in rng.permutation(self.validation_tracks))
+        return [example for example in drawn if example is not None][: self.recipe.validation_pairs]
+
+    def _resume(self) -> None:
+        state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)
+        there, here = json.loads(state["recipe"]), json.loads(json.dumps(self.recipe.as_dict()))
+        for entry in here:
+            if entry not in MAY_CHANGE and there.get(entry) != here[entry]:
+                raise OtherRun(self.folder, entry, there.get(entry), here[entry])
+        if state["tracks"] != _digest(self.bank):
+            raise OtherRun(self.folder, "data", state["tracks"], _digest(self.bank))
+        self.model.load_state_dict(state["model"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step = state["step"]
+
+    def _log(self, measured: Step) -> None:
+        line = {name: value for name, value in vars(measured).items() if value is not None}
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _seed(self, purpose: int, number: int) -> int:
+        mixed: int = np.random.SeedSequence([self.recipe.seed, purpose, number]).generate_state(1, np.uint64)[0]
+        return int(mixed) >> 1  # torch takes signed seeds
+
+
+class _Clock:
+    """Seconds since the last tick, by name."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.split_s: dict[str, float] = {}
+        self._device = device
+        self._since = time.perf_counter()
+
+    def tick(self, name: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.split_s[name] = now - self._since
+        self._since = now
+
+
+def _digest(bank: StemBank) -> str:
+    named: Sequence[Any] = [(track.name, track.stems, track.samples) for track in bank.tracks]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()

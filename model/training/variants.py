@@ -1,0 +1,265 @@
+"""The paper's ablations: Phalar with one part replaced, each a class of its own that a recipe names.
+
+They are trained, kept and evaluated as Phalar is, and never served.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from nnAudio.features.mel import MelSpectrogram
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.checkpoint import UnsupportedModel, load_phalar, refuse_other_keys, refuse_other_shape, save_phalar
+from model.complex_layers import ComplexLinear
+from model.cqt import scale_decibels
+from model.phalar import Phalar
+from model.pooling import SpectralPooling
+from model.similarity import HermitianSimilarity
+
+FORMAT = "phalar-variant-1"
+COCOLA_FORMAT = "cocola-1"  # as in model.evaluation.baselines.cocola, which needs an extra
+
+
+class Trainable(Protocol):
+    """What the trainer asks of a model, beside being an nn.Module."""
+
+    similarity: nn.Module
+    """(n, ...) and (m, ...) of `forward`'s outputs -> the score of all against all, (n, m), with gradients."""
+
+    def __call__(self, waveforms: Tensor) -> Tensor:
+        """float32 (batch, samples) -> (batch, ...), with gradients."""
+        ...
+
+
+class AveragePooling(SpectralPooling):
+    """The mean over steps instead of Fourier components: what sounds, without when."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 (batch, channels, bins, steps) -> complex64 (batch, pooled_channels, 1), without imaginary part."""
+        per_step = features.transpose(1, 3).flatten(2)  # (batch, steps, bins * channels)
+        averaged = self.projection(per_step).mean(dim=1)[..., None]  # (batch, pooled_channels, 1)
+        scale = averaged.abs().mean(dim=(1, 2), keepdim=True) + 1e-6
+        return torch.complex(averaged / scale, torch.zeros_like(averaged))
+
+
+class MagnitudePooling(SpectralPooling):
+    """The magnitudes of the Fourier components without their phases: periods, without where they fall."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 (batch, channels, bins, steps) -> complex64 (batch, pooled_channels, n_components), real."""
+        magnitude = super().forward(features).abs()
+        return torch.complex(magnitude, torch.zeros_like(magnitude))
+
+
+class ScaledMel(nn.Module):
+    """A mel spectrogram in scaled decibels, as many bands as the CQT has bins, at the same frames."""
+
+    def __init__(self, model: Phalar) -> None:
+        super().__init__()
+        config = model.config
+        self.padding = model.cqt.padding  # the same clips are too short
+        self.dynamic_range_db = config.dynamic_range_db
+        self.transform = MelSpectrogram(
+            sr=config.sample_rate,
+            n_fft=2048,
+            n_mels=config.bins,
+            hop_length=config.hop,
+            fmin=20.0,
+            fmax=config.sample_rate / 2,
+            power=1.0,
+            center=True,
+            pad_mode="reflect",
+            verbose=False,
+        )
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """float32 (batch, samples) -> float32 (batch, bands, 1 + samples // hop), in scaled decibels."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return scale_decibels(self.transform(waveforms.float()), self.dynamic_range_db)
+
+
+class CosineSimilarity(HermitianSimilarity):
+    """One learned scale for all directions: H = exp(s) I, the plain cosine with a temperature."""
+
+    def __init__(self, dimension: int) -> None:
+        nn.Module.__init__(self)
+        self.dimension = dimension
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    @property
+    def hermitian_form(self) -> Tensor:
+        """complex64 (dimension, dimension)."""
+        identity = torch.eye(self.dimension, dtype=torch.complex64, device=self.log_scale.device)
+        return self.log_scale.exp() * identity
+
+
+class PositiveSimilarity(HermitianSimilarity):
+    """H = AᴴA: Hermitian without negative eigenvalues, so nothing ever repels."""
+
+    def __init__(self, dimension: int) -> None:
+        nn.Module.__init__(self)
+        self.root = ComplexLinear(dimension, dimension)
+
+    @property
+    def hermitian_form(self) -> Tensor:
+        """complex64 (dimension, dimension)."""
+        A = self.root.matrix
+        return A.conj().T @ A
+
+
+class Variant(Phalar):
+    """Phalar with a part replaced; it is named, so that a checkpoint can tell which."""
+
+    name = ""
+
+    @property
+    def hermitian(self) -> Any:
+        """H in double precision, complex128 (dimension, dimension)."""
+        form = self.similarity.hermitian_form.detach().cpu().to(torch.complex128).numpy()
+        return (form + form.conj().T) / 2
+
+
+class AveragePooled(Variant):
+    """Average pooling instead of spectral pooling."""
+
+    name = "average-pooling"
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = self.config
+        self.pooling = AveragePooling(config.bins, self.backbone.out_channels, config.pooled_channels, 1)
+        self.widen = ComplexLinear(config.pooled_channels, config.dimension)
+
+
+class WithoutPhase(Variant):
+    """Magnitudes only."""
+
+    name = "magnitudes"
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = self.config
+        self.pooling = MagnitudePooling(
+            config.bins, self.backbone.out_channels, config.pooled_channels, config.n_components
+        )
+
+
+class OnMel(Variant):
+    """A mel spectrogram instead of the CQT."""
+
+    name = "mel"
+
+    def __init__(self) -> None:
+        super().__init__()
+        mel: nn.Module = ScaledMel(self)
+        del self.cqt
+        self.cqt = mel  # type: ignore[assignment]
+
+
+class Cosine(Variant):
+    """Plain cosine instead of the Hermitian form."""
+
+    name = "cosine"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.similarity = CosineSimilarity(self.config.dimension)
+
+
+class PositiveForm(Variant):
+    """A positive semidefinite form instead of an indefinite one."""
+
+    name = "psd"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.similarity = PositiveSimilarity(self.config.dimension)
+
+
+VARIANTS: Mapping[str, type[Variant]] = {
+    kind.name: kind for kind in (AveragePooled, WithoutPhase, OnMel, Cosine, PositiveForm)
+}
+
+
+def build_model(name: str) -> nn.Module:
+    """A new model by its name in a recipe: `phalar`, `cocola` or a variant, with fresh random weights.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if name == "phalar":
+        return Phalar()
+    if name == "cocola":
+        from model.evaluation.baselines.cocola import Cocola
+
+        return Cocola()
+    if name not in VARIANTS:
+        raise ValueError(f"no model is named {name!r}; there are phalar, cocola, {', '.join(VARIANTS)}")
+    return VARIANTS[name]()
+
+
+def save_model(model: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
+    """Write what `build_model` made: Phalar as a native checkpoint, the others as safetensors that name themselves."""
+    if isinstance(model, Variant):
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+        metadata = {"format": FORMAT, "variant": model.name, "notes": json.dumps(dict(notes), sort_keys=True)}
+        save_file(weights, path, metadata)
+    elif isinstance(model, Phalar):
+        save_phalar(model, path, trained=True, notes=notes)
+    else:
+        from model.evaluation.baselines.cocola import Cocola, save_cocola
+
+        assert isinstance(model, Cocola)
+        save_cocola(model, path, notes)
+
+
+def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> nn.Module:
+    """Load what `save_model` wrote, or the authors' own checkpoint of Phalar, in evaluation mode.
+
+    Raises:
+        CheckpointError: one of its children, which says what is wrong.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    kind, variant = _format_of(path)
+    if kind == FORMAT:
+        return _load_variant(path, variant).to(device).eval()
+    if kind == COCOLA_FORMAT:
+        from model.evaluation.baselines.cocola import load as load_cocola
+
+        return load_cocola(str(path), device)
+    return load_phalar(path, device)
+
+
+def _format_of(path: Path) -> tuple[str, str]:
+    """What a safetensors file says that it holds, and of which variant; nothing for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        return "", ""
+    return metadata.get("format", ""), metadata.get("variant", "")
+
+
+def _load_variant(path: Path, name: str) -> Variant:
+    if name not in VARIANTS:
+        raise UnsupportedModel(path, "variant", name, tuple(VARIANTS))
+    model = VARIANTS[name]()
+    expected = model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        refuse_other_keys(path, file.keys(), expected)
+        for weight, tensor in expected.items():
+            refuse_other_shape(path, weight, tuple(file.get_slice(weight).get_shape()), tuple(tensor.shape))
+        model.load_state_dict({weight: file.get_tensor(weight) for weight in expected})
+        model.notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+    model.trained = True
+    return model
