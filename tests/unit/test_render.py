@@ -1,0 +1,139 @@
+"""Scores become aligned stems: on time, audible, the same for the same seed, and no broken file stops the rest."""
+
+from pathlib import Path
+
+import mido
+import numpy as np
+import pytest
+
+from model import SAMPLE_RATE, load_clip
+from model.synthesis import Note
+from model.training.render import (
+    SOUNDFONTS,
+    NoSoundfont,
+    Part,
+    RenderSettings,
+    read_score,
+    render_scores,
+    render_track,
+)
+from model.training.stems import find_tracks
+
+TICK_S = 1e-6
+EARLY_S, LATE_S = 0.012, 0.06  # a player is at most two looseness deviations off; a room and an attack blur the onset
+
+needs_soundfont = pytest.mark.skipif(
+    not any(path.is_file() for path in SOUNDFONTS), reason="no soundfont: apt-get install timgm6mb-soundfont"
+)
+
+
+def write_score(path: Path, program: int = 0, beats: int = 8) -> None:
+    """A bass and a drum on every beat, at 120 and then at 60 BPM."""
+    midi = mido.MidiFile(ticks_per_beat=480)
+    tempo = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=500_000, time=0)])
+    tempo.append(mido.MetaMessage("set_tempo", tempo=1_000_000, time=480 * 4))
+    midi.tracks.append(tempo)
+    for channel, pitch in ((0, 40), (9, 36)):
+        track = mido.MidiTrack([mido.Message("program_change", channel=channel, program=program, time=0)])
+        for _ in range(beats):
+            track.append(mido.Message("note_on", channel=channel, note=pitch, velocity=100, time=0))
+            track.append(mido.Message("note_off", channel=channel, note=pitch, velocity=0, time=240))
+            track.append(mido.Message("control_change", channel=channel, control=7, value=100, time=240))
+        midi.tracks.append(track)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    midi.save(path)
+
+
+def test_a_score_is_read_in_seconds_through_its_tempo_changes(tmp_path: Path) -> None:
+    write_score(tmp_path / "score.mid", program=33)
+    bass, drums = read_score(tmp_path / "score.mid")
+    assert (bass.program, bass.is_drums, bass.instrument) == (33, False, "bass")
+    assert drums.is_drums
+    onsets = [note.onset_s for note in bass.notes]
+    assert onsets == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0], abs=TICK_S)
+    assert bass.notes[0].duration_s == pytest.approx(0.25, abs=TICK_S)
+    assert bass.notes[-1].duration_s == pytest.approx(0.5, abs=TICK_S)
+
+
+def test_the_pedal_holds_a_note_until_it_is_released(tmp_path: Path) -> None:
+    track = mido.MidiTrack(
+        [
+            mido.Message("control_change", control=64, value=127, time=0),
+            mido.Message("note_on", note=60, velocity=90, time=0),
+            mido.Message("note_off", note=60, velocity=0, time=120),
+            mido.Message("control_change", control=64, value=0, time=840),
+            mido.Message("note_on", note=62, velocity=90, time=0),
+            mido.Message("note_off", note=62, velocity=0, time=480),
+        ]
+    )
+    midi = mido.MidiFile(ticks_per_beat=480)
+    midi.tracks.append(track)
+    midi.save(tmp_path / "pedal.mid")
+    (part,) = read_score(tmp_path / "pedal.mid")
+    assert [(note.pitch, round(note.duration_s, 3)) for note in part.notes] == [(60, 1.0), (62, 0.5)]
+
+
+def onset_s(wave: np.ndarray) -> float:
+    return float(np.flatnonzero(np.abs(wave) > 0.1 * np.abs(wave).max())[0]) / SAMPLE_RATE
+
+
+@needs_soundfont
+@pytest.mark.parametrize("synthesised", [0.0, 1.0], ids=["soundfont", "own synthesiser"])
+def test_all_stems_start_where_the_score_says(synthesised: float) -> None:
+    """A beat at 2 s (of the score): whichever plays it, at whatever tempo is drawn, all stems enter together."""
+    parts = [
+        Part(33, False, (Note(2.0, 0.5, 40, 0.8), Note(6.0, 0.5, 40, 0.8))),
+        Part(0, True, (Note(2.0, 0.1, 36, 0.8), Note(6.0, 0.1, 36, 0.8))),
+        Part(0, False, (Note(2.0, 0.5, 64, 0.8), Note(6.0, 0.5, 64, 0.8))),
+    ]
+    fonts = tuple(path for path in SOUNDFONTS if path.is_file())
+    settings = RenderSettings(soundfonts=fonts, seconds=10.0, synthesised=synthesised)
+    for seed in range(4):
+        stems = render_track(parts, settings, np.random.default_rng(seed))
+        assert len(stems) == 3
+        onsets = [onset_s(wave) for wave in stems.values()]
+        assert min(onsets) >= 2.0 / 1.25 - EARLY_S
+        assert max(onsets) - min(onsets) < EARLY_S + LATE_S
+        assert max(onsets) <= 2.0 / 0.8 + LATE_S
+        assert np.abs(sum(stems.values())).max() < 1
+
+
+@needs_soundfont
+def test_rendering_repeats_goes_on_and_reports_what_is_broken(tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    write_score(scores / "folk" / "one.mid")
+    write_score(scores / "two.MID", program=73)
+    (scores / "broken.mid").write_bytes(b"MThd and nothing more")
+    settings = RenderSettings(seconds=4.0)
+    first = {r.track: r for r in render_scores(scores, tmp_path / "out", settings)}
+    assert set(first) == {"broken", "folk__one", "two"}
+    assert first["broken"].problem
+    assert first["two"].stems == 2
+    tracks, dropped = find_tracks(tmp_path / "out")
+    assert [track.name for track in tracks] == ["folk__one", "two"]
+    assert not dropped
+    again = {r.track: r for r in render_scores(scores, tmp_path / "out", settings)}
+    assert [again[name].known for name in ("folk__one", "two")] == [True, True]
+    list(render_scores(scores, tmp_path / "elsewhere", settings))
+    for track in tracks:
+        for stem, (path,) in track.stems.items():
+            there = tmp_path / "elsewhere" / track.name / f"{stem}.flac"
+            assert there.read_bytes() == path.read_bytes()
+            assert len(load_clip(path).waveform) == 4 * SAMPLE_RATE
+
+
+@needs_soundfont
+def test_variants_of_a_score_differ(tmp_path: Path) -> None:
+    write_score(tmp_path / "scores" / "one.mid")
+    settings = RenderSettings(seconds=4.0, variants=2)
+    list(render_scores(tmp_path / "scores", tmp_path / "out", settings))
+    folders = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert folders == ["one", "one@1"]
+    one, other = (sorted((tmp_path / "out" / name).glob("*.flac"))[0].read_bytes() for name in folders)
+    assert one != other
+
+
+def test_without_a_soundfont_it_says_what_to_install(tmp_path: Path) -> None:
+    settings = RenderSettings(soundfonts=(tmp_path / "none.sf2",))
+    with pytest.raises(NoSoundfont, match=r"none\.sf2"):
+        list(render_scores(tmp_path, tmp_path / "out", settings))

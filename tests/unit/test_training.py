@@ -1,0 +1,171 @@
+"""A run is the same to the digit when it is repeated, and when it was killed and went on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.training.data import training_bank
+from model.training.recipe import Recipe, load_recipe
+from model.training.stems import StemBank
+from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, Step, Trainer
+
+RECIPE = """
+steps = 4
+batch = 4
+precision = "float32"
+clips_per_pass = 4
+checkpoint_minutes = 0.0
+validate_every = 2
+validation_pairs = 4
+[data]
+composed = 24
+composed_seconds = 6.0
+shortest_s = 1.5
+longest_s = 2.0
+[optimiser]
+warmup = 1
+"""
+SUMMATION = 2e-4  # two processes add gradients in another order; Muon's normalisation magnifies that
+PATIENCE_S = 120
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from torch import nn
+from model.training.data import training_bank
+from model.training.distributed import first_alone, process_group
+from model.training.recipe import load_recipe
+from model.training.train import Trainer
+from model.complex_layers import ComplexDropout
+recipe, cache, out = map(Path, sys.argv[1:])
+recipe = load_recipe(recipe)
+with process_group("cpu") as (rank, device):
+    with first_alone(rank):
+        bank = training_bank([], recipe.data, cache)
+    trainer = Trainer(recipe, bank, out, device)
+    for module in trainer.model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+        if isinstance(module, ComplexDropout):
+            module.probability = 0.0
+    trainer.run(stop_at=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "tiny.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(home: Path) -> Recipe:
+    return load_recipe(home / "tiny.toml")
+
+
+@pytest.fixture(scope="module")
+def bank(home: Path, recipe: Recipe) -> StemBank:
+    return training_bank([], recipe.data, home / "cache")
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path, recipe: Recipe, bank: StemBank) -> Path:
+    """A run that nothing disturbed."""
+    Trainer(recipe, bank, home / "whole", torch.device("cpu")).run()
+    return home / "whole"
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    ours, theirs = load_file(left / MODEL), load_file(right / MODEL)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_repeated_run_is_the_same_to_the_digit(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
+    Trainer(recipe, bank, home / "again", torch.device("cpu")).run()
+    assert losses(home / "again") == losses(whole)
+    assert_same_weights(home / "again", whole)
+
+
+def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> None:
+    out = home / "killed"
+    command = [sys.executable, "-m", "service.cli", "train", str(home / "tiny.toml")]
+    command += ["--out", str(out), "--cache", str(home / "cache"), "--threads", str(torch.get_num_threads())]
+    began = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not ((out / LOG).is_file() and (out / CHECKPOINT).is_file() and len(losses(out)) >= 2):
+            assert process.poll() is None
+            assert time.monotonic() - began < PATIENCE_S
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / MODEL).exists(), "killed in the middle"
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert str(out / MODEL) in finished.stdout
+    assert losses(out) == losses(whole)
+    assert_same_weights(out, whole)
+
+
+def test_every_step_is_reported_with_its_split(home: Path, recipe: Recipe, bank: StemBank) -> None:
+    seen: list[Step] = []
+    Trainer(recipe, bank, home / "reported", torch.device("cpu")).run(seen.append, stop_at=2)
+    assert [step.step for step in seen] == [1, 2]
+    assert all(set(step.timing_s) == {"data", "forward", "backward", "optimiser"} for step in seen)
+    assert all(min(step.timing_s.values()) > 0 for step in seen)
+    assert [step.validation_accuracy is not None for step in seen] == [False, True]
+
+
+def test_a_folder_of_another_recipe_is_refused(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
+    other = Recipe(**(vars(recipe) | {"batch": 2}))
+    with pytest.raises(OtherRun, match="batch"):
+        Trainer(other, bank, whole, torch.device("cpu"))
+    longer = Recipe(**(vars(recipe) | {"steps": 6}))
+    assert Trainer(longer, bank, whole, torch.device("cpu")).step == 4, "a run may be made longer"
+
+
+def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
+    """Without what is drawn for each process by itself (dropout, augmentation), the weights agree."""
+    plain = home / "plain.toml"
+    plain.write_text(RECIPE + "[augment]\ngain_db = 0.0\nnoise = 0.0\n")
+    script = home / "two.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    arguments = [str(script), str(plain), str(home / "cache")]
+    alone = [sys.executable, *arguments, str(home / "alone")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command in (alone, [*torchrun, *arguments, str(home / "pair")]):
+        subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=True)
+    one, two = (torch.load(home / name / CHECKPOINT, weights_only=True)["model"] for name in ("alone", "pair"))
+    assert losses(home / "pair") == pytest.approx(losses(home / "alone"), rel=SUMMATION)
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=SUMMATION * float(one[name].abs().max())), name
+
+
+def test_training_learns(home: Path) -> None:
+    """On music it has heard: sixteen tracks, half a minute, and most anchors find their positive among sixteen."""
+    (home / "learning.toml").write_text(
+        'extends = "tiny.toml"\nsteps = 50\nbatch = 12\ncheckpoint_minutes = 60.0\nvalidate_every = 1000\n'
+        '[loss]\nnegatives = "all"\n[optimiser]\nwarmup = 5\ndecay = 0.4\n'
+    )
+    recipe = load_recipe(home / "learning.toml")
+    seen: list[Step] = []
+    Trainer(recipe, training_bank([], recipe.data, home / "cache"), home / "learned", torch.device("cpu")).run(
+        seen.append
+    )
+    first, last = (np.mean([step.accuracy for step in part]) for part in (seen[:10], seen[-10:]))
+    assert first < 0.2, "chance is 1 in 23"
+    assert last > 0.3

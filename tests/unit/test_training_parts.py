@@ -1,0 +1,183 @@
+"""The loss, the optimisers, recipes and variants: each does what it says."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import CheckpointError, Phalar
+from model.training.loss import contrastive_loss
+from model.training.optimiser import Muon, optimisers, orthogonal, rate_at
+from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
+from model.training.variants import VARIANTS, build_model, load_trained, save_model
+
+ROUNDING = 1e-5
+SINGULAR = (0.6, 1.3)  # what five rounds of Muon's quintic leave
+CLIP = 24_000  # samples
+
+
+def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x @ y.T
+
+
+def test_the_loss_of_equal_scores_is_that_of_guessing() -> None:
+    zeros = torch.zeros(8, 4)
+    for settings, others in (
+        (LossSettings(), 8),
+        (LossSettings(direction="one"), 8),
+        (LossSettings(negatives="all"), 15),
+    ):
+        loss, _ = contrastive_loss(zeros, zeros, dot, settings)
+        assert abs(float(loss) - math.log(others)) < ROUNDING
+
+
+def test_the_loss_is_least_where_the_positive_has_its_target() -> None:
+    """Cross-entropy with a target is least at the target itself: 0.9 for the positive, the rest spread evenly."""
+    n, positive = 5, 0.9
+    margin = math.log(positive / ((1 - positive) / (n - 1)))
+
+    def loss_at(scale: float) -> float:
+        eye = torch.eye(n)
+        return float(contrastive_loss(scale * eye, eye, dot, LossSettings(positive=positive))[0])
+
+    assert loss_at(margin) < min(loss_at(margin - 0.1), loss_at(margin + 0.1))
+
+
+def test_all_negatives_count_the_other_tracks_anchors_and_never_a_row_itself() -> None:
+    """Anchors alike and positives alike: each row's only rivals are of its own side, which only `all` looks at."""
+    anchors = torch.nn.functional.one_hot(torch.arange(4), 8).float()
+    anchors[1] = anchors[0]
+    positives = 2 * anchors
+    across = contrastive_loss(anchors, positives, dot, LossSettings())[1]
+    everywhere = contrastive_loss(anchors, positives, dot, LossSettings(negatives="all"))[1]
+    assert across < 1, "rows 0 and 1 cannot be told apart"
+    assert everywhere < 1
+    alone = contrastive_loss(anchors[1:], positives[1:], dot, LossSettings(negatives="all"))
+    assert alone[1] == 1, "a row's own score, the highest of all for positives, is no candidate"
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 24), (1, 8, 120)])
+def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > SINGULAR[0]
+    assert values.max() < SINGULAR[1]
+
+
+def test_muon_takes_matrices_and_convolutions_and_adam_the_rest() -> None:
+    model = Phalar()
+    muon, adam = optimisers(model, OptimiserSettings())
+    of_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    of_adam = {id(p) for group in adam.param_groups for p in group["params"]}
+    assert not of_muon & of_adam
+    assert of_muon | of_adam == {id(p) for p in model.parameters()}
+    named = dict(model.named_parameters())
+    assert id(named["similarity.form.weight"]) in of_muon
+    assert id(named["backbone.blocks.0.along_time.spread.weight"]) in of_muon
+    assert id(named["backbone.blocks.0.along_time.spread.bias"]) in of_adam
+    assert id(named["backbone.input_projection.weight"]) in of_adam, "one input: a vector"
+
+
+def test_muon_minimises_a_quadratic() -> None:
+    target = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(torch.zeros(6, 4))
+    muon = Muon([weight], rate=0.05, momentum=0.9, weight_decay=0.0)
+    for step in range(300):
+        muon.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
+        loss = (weight - target).square().sum()
+        muon.zero_grad()
+        loss.backward()
+        muon.step()
+    assert float((weight - target).abs().max()) < 0.05
+
+
+def test_rates_rise_stay_and_fall_to_zero() -> None:
+    settings = OptimiserSettings(warmup=10, decay=0.5)
+    rates = [rate_at(step, 100, settings) for step in range(100)]
+    assert rates[0] == 0.1
+    assert rates[9:50] == [1.0] * 41
+    assert all(later < earlier for earlier, later in pairwise(rates[50:]))
+    assert 0 < rates[-1] < 0.03
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_of_ours_can_be_read_and_names_a_model(path: Path) -> None:
+    assert load_recipe(path).model in {"phalar", "cocola", *VARIANTS}
+
+
+def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "below.toml").write_text("steps = 10\n[data]\ncomposed = 3\nshortest_s = 2.5\n")
+    (tmp_path / "above.toml").write_text('extends = "below.toml"\nbatch = 8\n[data]\ncomposed = 4\n')
+    recipe = load_recipe(tmp_path / "above.toml")
+    assert (recipe.steps, recipe.batch, recipe.data.composed, recipe.data.shortest_s) == (10, 8, 4, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("setps = 3", "setps"),
+        ("steps = 'many'", "steps"),
+        ("data = 3", "data"),
+        ("[loss]\ndirection = 'up'", "direction"),
+        ("extends = 'bad.toml'", "extends itself"),
+        ("steps =", "bad.toml"),
+    ],
+)
+def test_a_wrong_recipe_says_which_entry(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(BadRecipe, match=said):
+        load_recipe(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_embeds_scores_and_comes_back_from_its_file(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name).eval()
+    assert isinstance(model, Phalar)
+    clips = 0.1 * torch.randn(3, CLIP)
+    embedding = model.embed(clips)
+    score = model.score(embedding, embedding)
+    assert torch.allclose(score, score.T, atol=ROUNDING)
+    assert torch.allclose(score, model.similarity(embedding, embedding), atol=1e-4), "trained as it is used"
+    save_model(model, tmp_path / "variant.safetensors", {"steps": "1"})
+    again = load_trained(tmp_path / "variant.safetensors")
+    assert isinstance(again, VARIANTS[name])
+    assert again.notes == {"steps": "1"}
+    assert torch.equal(again.embed(clips), embedding)
+
+
+def test_variants_differ_from_phalar_in_what_they_leave_out() -> None:
+    """Half a second later, or backwards in time: average pooling and magnitudes cannot tell, Phalar can."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 4, 6, 32)
+    later = features.roll(5, dims=3)
+    shape = (6, 4, 3, 8)
+    from model.pooling import SpectralPooling
+    from model.training.variants import AveragePooling, MagnitudePooling
+
+    spectral = SpectralPooling(*shape)
+    for kind, blind in ((SpectralPooling, False), (AveragePooling, True), (MagnitudePooling, True)):
+        pooling = kind(*shape)
+        pooling.load_state_dict(spectral.state_dict())
+        assert torch.allclose(pooling(features), pooling(later), atol=1e-4) is blind
+
+
+def test_a_positive_form_has_no_negative_eigenvalue_and_phalars_has() -> None:
+    torch.manual_seed(0)
+    positive, indefinite = build_model("psd"), build_model("phalar")
+    assert torch.linalg.eigvalsh(positive.similarity.hermitian_form.detach()).min() > -ROUNDING
+    assert torch.linalg.eigvalsh(indefinite.similarity.hermitian_form.detach()).min() < 0
+
+
+def test_a_file_of_an_unknown_variant_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({}, tmp_path / "x.safetensors", {"format": "phalar-variant-1", "variant": "nothing we know"})
+    with pytest.raises(CheckpointError, match="nothing we know"):
+        load_trained(tmp_path / "x.safetensors")
+
+
+def test_no_model_has_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match="average-pooling"):
+        build_model("transformer")
