@@ -58,6 +58,12 @@ class HermitianSimilarity(nn.Module):
         Returns:
             float32, (n, m). Norms are softened by 1e-6 inside the root as in the authors' training.
         """
-        x = x * torch.rsqrt(squared_magnitude(x).sum(dim=-1, keepdim=True) + EPSILON)
-        y = y * torch.rsqrt(squared_magnitude(y).sum(dim=-1, keepdim=True) + EPSILON)
-        return (x.conj() @ self.hermitian_form @ y.T).real
+        return (_softly_unit(x).conj() @ self.hermitian_form @ _softly_unit(y).T).real
+
+    def one_way(self, x: Tensor, y: Tensor) -> Tensor:
+        """Re((W x)ᴴ y), what the authors train by, to make it symmetric afterwards; otherwise as `forward`."""
+        return (_softly_unit(x).conj() @ self.form.matrix.conj().T @ _softly_unit(y).T).real
+
+
+def _softly_unit(embeddings: Tensor) -> Tensor:
+    return embeddings * torch.rsqrt(squared_magnitude(embeddings).sum(dim=-1, keepdim=True) + EPSILON)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 RECIPES = Path(__file__).parent / "recipes"
+
+Form = Literal["hermitian", "one way"]
+Direction = Literal["both", "one"]
+Negatives = Literal["positives", "all"]
+Precision = Literal["float32", "bfloat16"]
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "form": get_args(Form),
+    "direction": get_args(Direction),
+    "negatives": get_args(Negatives),
+    "precision": get_args(Precision),
+}
 
 
 class BadRecipe(Exception):
@@ -47,8 +60,9 @@ class LossSettings:
     """InfoNCE over a batch."""
 
     positive: float = 0.9  # the target of the true pair; the rest is spread over the others
-    direction: Literal["both", "one"] = "both"  # one: anchors pick positives only, by one direction of W
-    negatives: Literal["positives", "all"] = "positives"  # all: the other tracks' anchors too
+    form: Form = "hermitian"  # one way: by W itself, made symmetric only for use
+    direction: Direction = "both"  # one: anchors pick positives only, not positives anchors too
+    negatives: Negatives = "positives"  # all: the other tracks' anchors too
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Recipe:
     steps: int = 80_000
     batch: int = 64  # pairs a step, over all processes
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "bfloat16"  # bfloat16: autocast, on GPUs only
+    precision: Precision = "bfloat16"  # bfloat16: autocast, on GPUs only
     clips_per_pass: int = 0  # clips that go through the network at once; 0: as many as the batch has
     checkpoint_minutes: float = 3.0
     validate_every: int = 500  # steps
@@ -103,6 +117,16 @@ def load_recipe(path: Path, **overrides: Any) -> Recipe:
         path = RECIPES / f"{path.stem}.toml"
     entries = _entries(path, ()) | overrides
     recipe: Recipe = _fill(Recipe, entries, path, "")
+    return recipe
+
+
+def recipe_of(entries: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe that `as_dict` gave, as it stands in a run's checkpoint; what is newer than it has its default.
+
+    Raises:
+        BadRecipe: an entry that no recipe has any more.
+    """
+    recipe: Recipe = _fill(Recipe, dict(entries), path, "")
     return recipe
 
 
@@ -143,12 +167,7 @@ def _fill(kind: Any, entries: dict[str, Any], path: Path, where: str) -> Any:
             value = float(value)
         if default is not None and type(value) is not type(default):
             raise BadRecipe(path, f"{where}{name} is {value!r}; its default is {default!r}")
-        choices = {
-            "direction": ("both", "one"),
-            "negatives": ("positives", "all"),
-            "precision": ("float32", "bfloat16"),
-        }
-        if name in choices and value not in choices[name]:
-            raise BadRecipe(path, f"{where}{name} is {value!r}; there are {', '.join(choices[name])}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise BadRecipe(path, f"{where}{name} is {value!r}; there are {', '.join(CHOICES[name])}")
         values[name] = value
     return kind(**values)

@@ -26,7 +26,7 @@ from model.training.augment import augment
 from model.training.distributed import gather
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers, rate_at
-from model.training.recipe import Recipe
+from model.training.recipe import Recipe, recipe_of
 from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples, on_device
 from model.training.variants import build_model, save_model
 
@@ -190,7 +190,7 @@ class Trainer:
         self.model.train()
         embedded = self._embed_in_passes(clips)
         x, y = gather(embedded[:share]), gather(embedded[share:])
-        loss, accuracy = contrastive_loss(x, y, cast(Any, self.model.similarity), recipe.loss)
+        loss, accuracy = contrastive_loss(x, y, self._score(), recipe.loss)
         clock.tick("forward")
 
         self.muon.zero_grad(set_to_none=True)
@@ -216,6 +216,13 @@ class Trainer:
         with torch.autocast("cuda", dtype=torch.bfloat16) if half else nullcontext():
             return torch.cat([self.model(part) for part in passes])
 
+    def _score(self) -> Callable[[Tensor, Tensor], Tensor]:
+        similarity = cast(Any, self.model.similarity)
+        score: Callable[[Tensor, Tensor], Tensor] = (
+            similarity.one_way if self.recipe.loss.form == "one way" else similarity
+        )
+        return score
+
     def _average_gradients(self) -> None:
         if self.world == 1:
             return
@@ -232,10 +239,11 @@ class Trainer:
 
     def _resume(self) -> None:
         state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)
-        there, here = json.loads(state["recipe"]), json.loads(json.dumps(self.recipe.as_dict()))
+        there = recipe_of(json.loads(state["recipe"]), self.folder / CHECKPOINT).as_dict()
+        here = self.recipe.as_dict()
         for entry in here:
-            if entry not in MAY_CHANGE and there.get(entry) != here[entry]:
-                raise OtherRun(self.folder, entry, there.get(entry), here[entry])
+            if entry not in MAY_CHANGE and there[entry] != here[entry]:
+                raise OtherRun(self.folder, entry, there[entry], here[entry])
         if state["tracks"] != _digest(self.bank):
             raise OtherRun(self.folder, "data", state["tracks"], _digest(self.bank))
         self.model.load_state_dict(state["model"])

@@ -27,6 +27,14 @@ def test_score_is_the_mean_of_the_two_directions_of_the_learned_form() -> None:
     torch.testing.assert_close(similarity(x, y).detach(), (forth + back) / 2, atol=ROUNDING, rtol=0)
 
 
+def test_one_way_scores_of_both_directions_average_to_the_score() -> None:
+    similarity = HermitianSimilarity(32)
+    x, y = embeddings(4, 0), embeddings(3, 1)
+    both = (similarity.one_way(x, y) + similarity.one_way(y, x).T) / 2
+    torch.testing.assert_close(similarity(x, y), both, atol=ROUNDING, rtol=0)
+    assert (similarity.one_way(x, y) - both).abs().max() > ROUNDING
+
+
 def test_training_score_has_a_gradient_at_silence() -> None:
     similarity = HermitianSimilarity(32)
     x = torch.zeros(1, 32, dtype=torch.complex64, requires_grad=True)
