@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         load_phalar,
         save_phalar,
     )
-    from model.evaluation.commands import SplitChoice, default_cache, evaluate_app, open_bank
+    from model.evaluation.commands import SplitChoice, default_cache, evaluate_app, open_bank, show_answer
     from model.evaluation.retrieval import mean_with_interval
     from model.phalar import Phalar, PhalarConfig, untrained_phalar
     from model.torch_archive import CheckpointError, NotACheckpoint, TruncatedCheckpoint, UnsafePickle
@@ -93,6 +93,7 @@ __all__ = [
     "open_bank",
     "piece_of",
     "save_phalar",
+    "show_answer",
     "split_of",
     "train_app",
     "untrained_phalar",
@@ -124,6 +125,7 @@ _LATE: dict[str, str] = {
     "open_bank": "model.evaluation.commands",
     "piece_of": "model.training.stems",
     "save_phalar": "model.checkpoint",
+    "show_answer": "model.evaluation.commands",
     "split_of": "model.training.stems",
     "train_app": "model.training.commands",
     "untrained_phalar": "model.phalar",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from enum import StrEnum
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from model import SplitChoice, default_cache, open_bank
+from model import SplitChoice, default_cache, open_bank, show_answer
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -61,6 +60,10 @@ def catalog(
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    page: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")
+    ] = None,
+    section: Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
@@ -88,11 +91,7 @@ def catalog(
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     if answer["model"]["note"]:
         err.print(answer["model"]["note"], style="yellow", markup=False, soft_wrap=True)
-    if as_json:
-        print(json.dumps(answer, indent=2))
-        return
-    for table in catalog_tables(answer):
-        out.print(table)
+    show_answer(answer, catalog_tables(answer), as_json, page, section)
 
 
 def catalog_tables(answer: dict[str, Any]) -> list[Table]:

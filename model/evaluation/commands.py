@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -34,6 +35,10 @@ Checkpoint = Annotated[
 ]
 
 
+Page = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")]
+Section = Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")]
+
+
 class SplitChoice(StrEnum):
     """Which of a folder's tracks: 80, 10 and 10 %, by their names."""
 
@@ -60,6 +65,8 @@ def retrieval(
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    page: Page = None,
+    section: Section = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """How often an anchor's best candidate is its own positive, among positives of other tracks.
@@ -91,18 +98,14 @@ def retrieval(
             _fail(str(error))
     answer = {"system": system, "checkpoint": checkpoint, "split": split.value} | result.as_dict()
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
-    if as_json:
-        print(json.dumps(answer, indent=2))
-        return
-    for table in retrieval_tables(answer):
-        out.print(table)
-    for note in answer["notes"]:
-        out.print(note, markup=False, highlight=False, soft_wrap=True)
+    show_answer(answer, retrieval_tables(answer), as_json, page, section, answer["notes"])
 
 
 @evaluate_app.command()
 def listening(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="ratings/*.json, scores_SYSTEM.json.")],
+    page: Page = None,
+    section: Section = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """How the scores of systems correlate with people's ratings of the same excerpts.
@@ -116,7 +119,7 @@ def listening(
         result = correlate_all(folder)
     except BadListeningTest as error:
         _fail(str(error))
-    _print(result.as_dict(), [listening_table(result)], as_json)
+    show_answer(result.as_dict(), [listening_table(result)], as_json, page, section)
 
 
 @evaluate_app.command()
@@ -150,7 +153,7 @@ def beats(
             )
     except (BadAnnotation, NothingAnnotated, AudioError, ImportError) as error:
         _fail(str(error))
-    _print(result.as_dict(), [beats_table(result)], as_json)
+    show_answer(result.as_dict(), [beats_table(result)], as_json)
 
 
 @evaluate_app.command()
@@ -184,7 +187,7 @@ def chords(
             )
     except (BadAnnotation, NothingAnnotated, TooFewClips, AudioError, ImportError, ValueError) as error:
         _fail(str(error))
-    _print(result.as_dict(), [chords_table(result)], as_json)
+    show_answer(result.as_dict(), [chords_table(result)], as_json)
 
 
 @evaluate_app.command()
@@ -293,12 +296,31 @@ def _progress() -> Progress:
     return Progress(*columns, console=err, transient=True)
 
 
-def _print(answer: dict[str, Any], tables: list[Table], as_json: bool) -> None:
+def show_answer(
+    answer: dict[str, Any],
+    tables: list[Table],
+    as_json: bool,
+    page: Path | None = None,
+    section: str | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print an answer, as JSON or as tables and notes; write these into a page too, where one is named."""
+    from model.evaluation.results import NoSection, tables_markdown, write_section
+
+    if (page is None) != (section is None):
+        raise typer.BadParameter("--page and --section go together")
+    if page is not None and section is not None:
+        try:
+            write_section(page, section, "\n".join([tables_markdown(tables), *notes]))
+        except NoSection as error:
+            _fail(str(error))
     if as_json:
         print(json.dumps(answer, indent=2))
         return
     for each in tables:
         out.print(each)
+    for note in notes:
+        out.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(sentence: str) -> NoReturn:

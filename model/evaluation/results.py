@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class NoSection(ValueError):
@@ -21,6 +24,16 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rules = ["---", *["---:"] * (len(header) - 1)]
     lines = [header, rules, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def tables_markdown(tables: Sequence[Table]) -> str:
+    """The commands' tables in Markdown, each under its title."""
+    parts = []
+    for table in tables:
+        header = [str(column.header) for column in table.columns]
+        rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+        parts.append(f"**{table.title}**\n\n{markdown_table(header, rows)}")
+    return "\n".join(parts)
 
 
 def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:

@@ -11,7 +11,12 @@ from model.training.recipe import LossSettings
 
 
 def contrastive_loss(
-    anchors: Tensor, positives: Tensor, score: Callable[[Tensor, Tensor], Tensor], settings: LossSettings
+    anchors: Tensor,
+    positives: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor],
+    settings: LossSettings,
+    decoys: Tensor | None = None,
+    decoys_of: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How badly each submix tells its own track's other submix from those of other tracks.
 
@@ -20,23 +25,29 @@ def contrastive_loss(
         positives: (n, ...); row i is of the same track and window as the anchors' row i.
         score: of all against all, (n, ...) and (m, ...) -> (n, m).
         settings: the target, the directions, the negatives.
+        decoys: (m, ...), positives at the wrong time: negatives of every row but the positive that they repeat.
+        decoys_of: int64 (m,), the rows of those positives.
 
     Returns:
         The mean cross-entropy in nats, and the part of the rows whose true pair has the highest score.
     """
     n = len(anchors)
+    others = positives[:0] if decoys is None else decoys
     if settings.negatives == "all":
         both = torch.cat([anchors, positives])
-        logits = score(both, both)  # (2n, 2n)
+        logits = score(both, torch.cat([both, others]))  # (2n, 2n + m)
         rows = torch.arange(2 * n, device=logits.device)
-        logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=logits.device), -torch.inf)
-        return _smoothed(logits, rows.roll(n), settings.positive)
-    logits = score(anchors, positives)  # (n, n)
+        itself = torch.zeros_like(logits, dtype=torch.bool)
+        itself[rows, rows] = True
+        if decoys_of is not None:
+            itself[n + decoys_of, 2 * n + torch.arange(len(decoys_of), device=logits.device)] = True
+        return _smoothed(logits.masked_fill(itself, -torch.inf), rows.roll(n), settings.positive)
+    logits = score(anchors, torch.cat([positives, others]))  # (n, n + m)
     rows = torch.arange(n, device=logits.device)
     loss, accuracy = _smoothed(logits, rows, settings.positive)
     if settings.direction == "one":
         return loss, accuracy
-    back, accuracy_back = _smoothed(logits.T, rows, settings.positive)
+    back, accuracy_back = _smoothed(logits[:, :n].T, rows, settings.positive)
     return (loss + back) / 2, (accuracy + accuracy_back) / 2
 
 

@@ -63,6 +63,10 @@ class LossSettings:
     form: Form = "hermitian"  # one way: by W itself, made symmetric only for use
     direction: Direction = "both"  # one: anchors pick positives only, not positives anchors too
     negatives: Negatives = "positives"  # all: the other tracks' anchors too
+    decoys: float = 0.0  # part of the examples whose positive is a negative too, at the wrong time
+    decoys_from: int = 0  # the step with which they begin
+    nearest_decoy_s: float = 0.04  # how far off the time of one is, earlier or later
+    farthest_decoy_s: float = 0.6
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,38 @@ def draw_example(bank: StemBank, track: int, samples: int, rng: np.random.Genera
     return None
 
 
+def draw_decoys(
+    bank: StemBank,
+    examples: Sequence[Example],
+    count: int,
+    samples: int,
+    shifts: tuple[int, int],
+    rng: np.random.Generator,
+) -> list[Example]:
+    """The first examples once more with their positive at the wrong time: the same sound, where it does not fit.
+
+    Args:
+        bank: of the stems.
+        examples: as from `draw_examples`, of `samples` each.
+        count: of decoys, at most as many as examples.
+        samples: length of a window.
+        shifts: the nearest and the farthest, samples; equally often each octave between, earlier or later.
+        rng: every choice is drawn from it.
+
+    Returns:
+        `count` examples without an anchor.
+    """
+    decoys = []
+    for example in examples[:count]:
+        shift = round(float(np.exp(rng.uniform(*np.log(shifts)))))
+        places = [example.start + sign * shift for sign in rng.permutation([-1, 1])]
+        room = bank.tracks[example.track].samples - samples
+        fitting = [place for place in places if 0 <= place <= room]
+        start = int(fitting[0]) if fitting else room - example.start  # a track hardly longer than its window
+        decoys.append(Example(example.track, start, (), example.positive))
+    return decoys
+
+
 def mix_examples(bank: StemBank, samples: Tensor, examples: Sequence[Example], length: int) -> tuple[Tensor, Tensor]:
     """Sum the submixes of examples, on the device where the bank's samples are.
 

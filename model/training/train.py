@@ -27,7 +27,7 @@ from model.training.distributed import gather
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
-from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples, on_device
+from model.training.stems import Example, StemBank, draw_decoys, draw_example, draw_examples, mix_examples, on_device
 from model.training.variants import build_model, save_model
 
 CHECKPOINT = "last.pt"
@@ -39,7 +39,7 @@ SETTLE_CLIPS = 128
 MAY_CHANGE = frozenset({"steps", "checkpoint_minutes", "validate_every", "clips_per_pass"})
 """Entries of a recipe that a run may change on the way: how long it lasts, how often it reports, what fits a cache."""
 
-_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = range(5)  # what a step's random numbers are for
+_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE, _DECOYS = range(6)  # what a step's random numbers are for
 
 
 class OtherRun(Exception):
@@ -181,16 +181,20 @@ class Trainer:
         examples = draw_examples(self.bank, self.tracks, recipe.batch, length, rng)
         share = recipe.batch // self.world
         mine = examples[self.rank * share : (self.rank + 1) * share]
+        late = self._decoys(mine, length)
         anchors, positives = mix_examples(self.bank, self.samples, mine, length)
+        decoys = mix_examples(self.bank, self.samples, late, length)[1]
         generator = torch.Generator().manual_seed(self._seed(_AUGMENT, self.step * self.world + self.rank))
-        clips = augment(torch.cat([anchors, positives]), recipe.augment, generator)
+        clips = augment(torch.cat([anchors, positives, decoys]), recipe.augment, generator)
         clock.tick("data")
 
         torch.manual_seed(self._seed(_DROPOUT, self.step * self.world + self.rank))
         self.model.train()
         embedded = self._embed_in_passes(clips)
-        x, y = gather(embedded[:share]), gather(embedded[share:])
-        loss, accuracy = contrastive_loss(x, y, self._score(), recipe.loss)
+        x, y, others = (gather(part) for part in torch.split(embedded, [share, share, len(late)]))
+        at = torch.arange(len(others), device=self.device)
+        decoys_of = at // max(1, len(late)) * share + at % max(1, len(late))  # each process's first examples
+        loss, accuracy = contrastive_loss(x, y, self._score(), recipe.loss, others, decoys_of)
         clock.tick("forward")
 
         self.muon.zero_grad(set_to_none=True)
@@ -215,6 +219,14 @@ class Trainer:
         half = self.recipe.precision == "bfloat16" and self.device.type == "cuda"
         with torch.autocast("cuda", dtype=torch.bfloat16) if half else nullcontext():
             return torch.cat([self.model(part) for part in passes])
+
+    def _decoys(self, examples: list[Example], length: int) -> list[Example]:
+        loss = self.recipe.loss
+        if self.step < loss.decoys_from:
+            return []
+        rng = np.random.default_rng(self._seed(_DECOYS, self.step * self.world + self.rank))
+        shifts = round(loss.nearest_decoy_s * SAMPLE_RATE), round(loss.farthest_decoy_s * SAMPLE_RATE)
+        return draw_decoys(self.bank, examples, round(loss.decoys * len(examples)), length, shifts, rng)
 
     def _score(self) -> Callable[[Tensor, Tensor], Tensor]:
         similarity = cast(Any, self.model.similarity)

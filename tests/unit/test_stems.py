@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model import SAMPLE_RATE
 from model.training.stems import (
     StemBank,
+    draw_decoys,
     draw_example,
     draw_examples,
     find_tracks,
@@ -176,6 +177,19 @@ def test_a_batch_has_no_track_twice(bank: StemBank) -> None:
     assert len({example.track for example in examples}) == 12
     with pytest.raises(ValueError, match="13 are needed"):
         draw_examples(bank, range(12), 13, SAMPLE_RATE, np.random.default_rng(0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_decoy_is_the_positive_at_another_time(bank: StemBank, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    examples = draw_examples(bank, range(12), 6, SAMPLE_RATE, rng)
+    decoys = draw_decoys(bank, examples, 4, SAMPLE_RATE, (800, 8_000), rng)
+    assert len(decoys) == 4
+    for decoy, example in zip(decoys, examples, strict=False):
+        assert (decoy.track, decoy.positive, decoy.anchor) == (example.track, example.positive, ())
+        assert 800 <= abs(decoy.start - example.start) <= 8_000
+        assert 0 <= decoy.start <= bank.tracks[decoy.track].samples - SAMPLE_RATE
 
 
 def test_an_example_is_the_sum_of_its_stems(bank: StemBank) -> None:

@@ -58,6 +58,17 @@ def test_all_negatives_count_the_other_tracks_anchors_and_never_a_row_itself() -
     assert alone[1] == 1, "a row's own score, the highest of all for positives, is no candidate"
 
 
+@pytest.mark.parametrize("negatives", ["positives", "all"])
+def test_a_decoy_that_outscores_the_positive_makes_the_anchors_row_wrong(negatives: str) -> None:
+    eye = torch.eye(3)
+    settings = LossSettings(negatives=negatives)
+    plain, right = contrastive_loss(eye, eye, dot, settings)
+    worse, wrong = contrastive_loss(eye, eye, dot, settings, decoys=2 * eye[1:2], decoys_of=torch.tensor([1]))
+    assert right == 1
+    assert worse > plain
+    assert wrong == pytest.approx(5 / 6), "row 1's anchor is misled; its positive is not asked about itself"
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 24), (1, 8, 120)])
 def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))

@@ -1,0 +1,64 @@
+"""Train Phalar, each ablation and COCOLA for the same steps on the same data, measure all, and write the table.
+
+    python -m benchmarks.compare --stems DIR --real DIR --steps 300 --page docs/results.md
+
+Every run lies in a folder of its own and goes on where it ended, so this may be stopped and started again at any time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from model.evaluation.results import retrieval_markdown, write_section
+
+RECIPES = ("default", "one-way", "average-pooling", "magnitudes", "mel", "cosine", "psd", "cocola")
+
+
+def phalar(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--stems", type=Path, required=True, help="rendered tracks; trained on one split, measured on another"
+    )
+    parser.add_argument("--real", type=Path, help="real tracks, only measured on")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pairs-per-track", type=int, default=2)
+    parser.add_argument("--page", type=Path, help="write the tables into this page")
+    parser.add_argument("recipes", nargs="*", default=list(RECIPES))
+    arguments = parser.parse_args()
+    measured: dict[str, dict[str, dict[str, object]]] = {"compared-rendered": {}, "compared-real": {}}
+    for recipe in arguments.recipes:
+        home = arguments.runs / f"{recipe}-{arguments.steps}"
+        if not (home / "model.safetensors").is_file():
+            options = ["--stems", str(arguments.stems), "--out", str(home), "--steps", str(arguments.steps)]
+            phalar("train", recipe, *options, "--device", arguments.device)
+        sets = [("compared-rendered", arguments.stems, "test"), ("compared-real", arguments.real, "all")]
+        for section, stems, split in sets:
+            if stems is None:
+                continue
+            answer = home / f"{section}.json"
+            if not answer.is_file():
+                options = ["--stems", str(stems), "--split", split, "--pairs-per-track", str(arguments.pairs_per_track)]
+                options += ["--checkpoint", str(home / "model.safetensors"), "--device", arguments.device]
+                answer.write_text(phalar("evaluate", "retrieval", *options, "--json"), encoding="utf-8")
+            measured[section][recipe] = json.loads(answer.read_text(encoding="utf-8"))
+        for section, answers in measured.items():
+            if answers:
+                table = f"After {arguments.steps} steps each.\n\n{retrieval_markdown(answers)}"
+                print(table, flush=True)
+                if arguments.page:
+                    write_section(arguments.page, section, table)
+
+
+if __name__ == "__main__":
+    main()

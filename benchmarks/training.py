@@ -1,0 +1,153 @@
+"""Time of a training step, and of the plain version it replaced: `python -m benchmarks.training --stems DIR`.
+
+Plain: every example's stems are decoded from disk, nnAudio's CQT, the whole batch through the network at once. Both
+take the same examples, weights, loss and optimisers, in turn, in one process. The table is for docs/performance.md.
+"""
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cqt import SETTINGS
+from model import SAMPLE_RATE, Phalar, load_clip
+from model.cqt import plain_cqt, scale_decibels
+from model.evaluation.results import markdown_table, write_section
+from model.training.augment import augment
+from model.training.loss import contrastive_loss
+from model.training.optimiser import optimisers
+from model.training.recipe import Recipe, load_recipe
+from model.training.stems import (
+    Example,
+    StemBank,
+    TrackFiles,
+    draw_examples,
+    find_tracks,
+    load_bank,
+    mix_examples,
+    on_device,
+)
+
+PARTS = ("data", "forward", "backward", "optimiser")
+
+
+def from_disk(bank: StemBank, files: dict[str, TrackFiles], examples: list[Example], length: int) -> Tensor:
+    """Anchors, then positives, each stem decoded as it is needed: float32 (2 * examples, length)."""
+    sides: list[list[np.ndarray]] = [[], []]
+    for example in examples:
+        track = bank.tracks[example.track]
+        for side, stems in zip(sides, (example.anchor, example.positive), strict=True):
+            mix = np.zeros(length, dtype=np.float32)
+            for stem in stems:
+                (path,) = files[track.name].stems[track.stems[stem]]
+                part = load_clip(path).waveform[example.start : example.start + length]
+                mix[: len(part)] += part
+            side.append(mix)
+    return torch.from_numpy(np.stack(sides[0] + sides[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stems", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, default=Path("default"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="of an example; default: the mean of the recipe's")
+    parser.add_argument("--page", type=Path, help="write the table into this page")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    recipe = load_recipe(arguments.recipe)
+    seconds = arguments.seconds or (recipe.data.shortest_s + recipe.data.longest_s) / 2
+    length = round(seconds * SAMPLE_RATE)
+    with tempfile.TemporaryDirectory() as cache:
+        bank = load_bank([arguments.stems], Path(cache), jobs=arguments.threads)
+        files = {track.name: track for track in find_tracks(arguments.stems)[0]}
+        table = compare(recipe, bank, files, length, device, arguments.repeats)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{arguments.threads} threads"
+    head = (
+        f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {card}, torch {torch.__version__}, "
+        f"{recipe.batch} pairs of {seconds:g} s a step, median of {arguments.repeats}.\n\n"
+    )
+    print(head + table)
+    if arguments.page:
+        write_section(arguments.page, "training-step", head + table)
+
+
+def compare(
+    recipe: Recipe, bank: StemBank, files: dict[str, TrackFiles], length: int, device: torch.device, repeats: int
+) -> str:
+    """The table: seconds of each part of a step, ours and plain, and their ratio."""
+    torch.manual_seed(0)
+    model = Phalar().to(device).train()
+    plain_transform = plain_cqt(SETTINGS).to(device)
+    muon, adam = optimisers(model, recipe.optimiser)
+    samples = on_device(bank, device)
+
+    def ours(clips: Tensor) -> Tensor:
+        half = recipe.precision == "bfloat16" and device.type == "cuda"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            return torch.cat([model(part) for part in torch.split(clips, recipe.clips_per_pass or len(clips))])
+
+    def plain(clips: Tensor) -> Tensor:
+        cqt = scale_decibels(plain_transform(clips), model.config.dynamic_range_db)
+        return model.head(model.pooling(model.backbone(cqt)))
+
+    def step(number: int, load: Callable[[list[Example]], Tensor], embed: Callable[[Tensor], Tensor]) -> list[float]:
+        examples = draw_examples(bank, range(len(bank.tracks)), recipe.batch, length, np.random.default_rng(number))
+        times = [now(device)]
+        clips = augment(load(examples), recipe.augment, torch.Generator().manual_seed(number))
+        times.append(now(device))
+        x, y = embed(clips).chunk(2)
+        loss, _ = contrastive_loss(x, y, model.similarity, recipe.loss)
+        times.append(now(device))
+        model.zero_grad()
+        loss.backward()
+        times.append(now(device))
+        muon.step()
+        adam.step()
+        times.append(now(device))
+        return [later - earlier for earlier, later in pairwise(times)]
+
+    ways = {
+        "ours": (lambda examples: torch.cat(mix_examples(bank, samples, examples, length)), ours),
+        "plain": (lambda examples: from_disk(bank, files, examples, length).to(device), plain),
+    }
+    taken: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for number in range(repeats + 1):
+        for name, (load, embed) in ways.items():
+            parts = step(number, load, embed)
+            if number:  # the first of each only warms up
+                taken[name].append(parts)
+    median = {name: np.median(np.array(rows), axis=0) for name, rows in taken.items()}
+    rows = [
+        [
+            part,
+            f"{median['ours'][at]:.3f}",
+            f"{median['plain'][at]:.3f}",
+            f"{median['plain'][at] / median['ours'][at]:.1f}",
+        ]
+        for at, part in enumerate(PARTS)
+    ]
+    totals = {name: float(np.median(np.array(rows).sum(axis=1))) for name, rows in taken.items()}
+    rows.append(["step", f"{totals['ours']:.3f}", f"{totals['plain']:.3f}", f"{totals['plain'] / totals['ours']:.1f}"])
+    return markdown_table(["part", "ours, s", "plain, s", "ratio"], rows)
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
