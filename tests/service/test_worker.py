@@ -91,7 +91,10 @@ class House:
 
 @pytest.fixture
 async def house(tmp_path: Path, valkey: EmbeddedValkey, phalar: Phalar) -> AsyncIterator[House]:
+    weights = tmp_path / "untrained.safetensors"
+    save_phalar(untrained_phalar(), weights, trained=False)
     settings = Settings(
+        checkpoint=weights,
         data=tmp_path,
         redis_url=valkey.url,
         redis_prefix=tmp_path.name,
