@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def compose_demo(folder: Path, tracks: int = 12, seconds: float = 20.0, seed: in
 
     The first track's mix without its bass is written to `<folder>/mix.flac`.
     """
-    with ProcessPoolExecutor(max_workers=2) as pool:
+    # Spawned: a child forked from a process that runs threads may wait forever.
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
         yield from pool.map(
             _compose, range(seed, seed + tracks), [seconds] * tracks, [folder] * tracks, [True] + [False] * (tracks - 1)
         )

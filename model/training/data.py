@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import soundfile
 
 from model.audio import SAMPLE_RATE
 from model.compose import compose_track
+from model.training.processes import map_in_processes
 from model.training.recipe import DataSettings
 from model.training.stems import StemBank, load_bank
 
@@ -39,11 +39,10 @@ def training_bank(
         chosen = cache / f"composed-{settings.composed_seconds:g}s-{settings.composed}"
         chosen.mkdir(parents=True, exist_ok=True)
         seeds = range(FIRST_SEED, FIRST_SEED + settings.composed)
-        with ProcessPoolExecutor(max_workers=max(1, jobs)) as pool:
-            made = pool.map(_compose, seeds, repeat(settings.composed_seconds), repeat(chosen))
-            for done, _ in enumerate(made, start=1):
-                if progress is not None:
-                    progress("composing", done, settings.composed)
+        made = map_in_processes(_compose, seeds, repeat(settings.composed_seconds), repeat(chosen), jobs=jobs)
+        for done, _ in enumerate(made, start=1):
+            if progress is not None:
+                progress("composing", done, settings.composed)
         folders.append(chosen)
     decoding = None if progress is None else lambda done, total: progress("decoding", done, total)
     return load_bank(folders, cache, most_seconds=settings.most_seconds, jobs=jobs, progress=decoding)

@@ -2,7 +2,8 @@
 
 FluidSynth plays them from several soundfonts, our own synthesiser from its voices; instrument within its family,
 tempo, key, excerpt, levels, tone and room vary by seed. Every draw follows from the seed and the score's name alone, so
-a rendering that was cut off goes on where it ended, and other workers give the same files.
+a rendering that was cut off goes on where it ended, and other processes make the same music. Not the same bits:
+FluidSynth's voices keep a little of what they played before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -50,6 +50,7 @@ from model.synthesis import (
     play_voice,
     tune_kit,
 )
+from model.training.processes import map_in_processes
 
 SOUNDFONTS = (
     Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
@@ -283,8 +284,6 @@ def _play(
             synth.program_select(channel, font, _DRUM_BANK, 0)
     else:
         synth.program_select(channel, font, 0, _another_program(part.program, rng))
-    synth.set_reverb(float(rng.uniform(0.1, 0.8)), float(rng.uniform(0.0, 0.6)), 0.5, float(rng.uniform(0.0, 0.5)))
-    synth.set_chorus(3, float(rng.uniform(0.0, 1.2)), 0.4, 6.0, 0)
     events = sorted(
         event
         for note in notes
@@ -314,7 +313,9 @@ def _play(
 def _synth(soundfont: Path) -> tuple[Any, int]:
     import fluidsynth
 
-    synth = fluidsynth.Synth(gain=0.4, samplerate=PLAYED_HZ, channels=16)
+    # Its reverb and chorus would go on from one part to the next.
+    settings = {"synth.reverb.active": 0, "synth.chorus.active": 0}
+    synth = fluidsynth.Synth(gain=0.4, samplerate=PLAYED_HZ, channels=16, **settings)
     return synth, synth.sfload(str(soundfont))
 
 
@@ -377,10 +378,8 @@ def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int =
         for variant in range(settings.variants)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
-        yield from pool.map(
-            _render, [path for path, _ in work], [name for _, name in work], repeat(out), repeat(settings)
-        )
+    files, names = [path for path, _ in work], [name for _, name in work]
+    yield from map_in_processes(_render, files, names, repeat(out), repeat(settings), jobs=jobs)
 
 
 def score_files(folder: Path) -> list[Path]:

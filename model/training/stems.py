@@ -11,7 +11,6 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
+from model.training.processes import map_in_processes
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -213,8 +213,8 @@ def load_bank(
     activity: list[NDArray[np.float32]] = []
     offset = 0
     scratch = folder / f"samples.{os.getpid()}.partial"
-    with scratch.open("wb") as file, ProcessPoolExecutor(max_workers=max(1, jobs)) as pool:
-        decoded = pool.map(_decode, tracks, [most_seconds] * len(tracks), chunksize=4)
+    with scratch.open("wb") as file:
+        decoded = map_in_processes(_decode, tracks, [most_seconds] * len(tracks), jobs=jobs)
         for done, (track, (stems, rows, cells, problems)) in enumerate(zip(tracks, decoded, strict=True), start=1):
             dropped += problems
             if len(stems) < 2:
