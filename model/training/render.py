@@ -211,7 +211,7 @@ def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random
     end = max((part.notes[-1].onset_s for part in parts), default=0.0) / tempo
     start = float(rng.uniform(0.0, max(0.0, end - settings.seconds)))
     samples = round(settings.seconds * SAMPLE_RATE)
-    room = Room(samples, SAMPLE_RATE, float(rng.uniform(0.3, 1.6)), rng)
+    shared = Room(samples, SAMPLE_RATE, float(rng.uniform(0.3, 1.6)), rng)
     waveforms: dict[str, Waveform] = {}
     for number, part in enumerate(sorted(parts, key=lambda part: len(part.notes), reverse=True)[: settings.most_stems]):
         own = np.random.default_rng(rng.integers(2**63))
@@ -232,6 +232,8 @@ def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random
             dry = _synthesise(part, notes, samples, own)
         else:
             dry = _play(part, notes, samples, settings.soundfonts, own)
+        # A room that all stems shared would tell which of them belong together.
+        room = shared if own.random() < 0.3 else Room(samples, SAMPLE_RATE, float(own.uniform(0.1, 1.6)), own)
         shaped = _shape(dry, room, part.is_drums, own)
         if shaped is not None:
             waveforms[f"{number:02d}-{part.instrument}"] = shaped
