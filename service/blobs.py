@@ -1,6 +1,5 @@
 """Audio bytes by their SHA-256: in a local folder, or in any object store that `obstore` speaks to."""
 
-import asyncio
 import hashlib
 import logging
 import tempfile
@@ -9,7 +8,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
-from weakref import WeakValueDictionary
 
 import obstore
 from obstore.exceptions import BaseError
@@ -72,15 +70,6 @@ class Blobs:
             self._store = LocalStore(self._folder, mkdir=True)
         else:
             self._store = from_url(url)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def lock(self, sha256: str) -> asyncio.Lock:
-        """Held while these bytes and what the catalog says of them change together: a delete must not take away the
-        bytes that an upload has just found in place."""
-        lock = self._locks.get(sha256)
-        if lock is None:
-            lock = self._locks[sha256] = asyncio.Lock()
-        return lock
 
     async def put(self, sha256: str, file: BinaryIO) -> None:
         """Keep a file's bytes, unless they are here already."""

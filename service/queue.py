@@ -10,6 +10,7 @@ docs/decisions/queue-claims-one-job-at-a-time.md.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -238,9 +240,16 @@ def open_queue(settings: Settings, consumer: str | None = None) -> "Queue":
     )
 
 
-def consumer_name(slot: int | None) -> str:
-    """A worker's name: stable for a supervised slot, so that it finds its own unfinished jobs after a crash."""
-    return f"{socket.gethostname()}:{f'slot{slot}' if slot is not None else f'pid{os.getpid()}'}"
+def consumer_name(slot: int | None, data: Path) -> str:
+    """A worker's name: stable for a supervised slot, so that it finds its own unfinished jobs after a crash.
+
+    Two workers of one name would take each other's jobs. On one host a supervisor is alone in its data folder; a worker
+    without one gets a name that nobody has: in containers that share a host's name, process ids repeat.
+    """
+    if slot is None:
+        return f"{socket.gethostname()}:{uuid.uuid4().hex[:12]}"
+    folder = hashlib.sha256(os.fsencode(data)).hexdigest()[:8]
+    return f"{socket.gethostname()}:{folder}:slot{slot}"
 
 
 class Queue:

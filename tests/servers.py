@@ -89,6 +89,21 @@ def execute(url: str, *statements: str) -> list[list[object]]:
         return thread.submit(asyncio.run, run()).result()
 
 
+def cut_connections(stores: Mapping[str, str]) -> None:
+    """Cut every connection to an installation's database, and all of normal clients to its Redis."""
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    execute(stores["PHALAR_DATABASE_URL"], f"SELECT pg_terminate_backend(pid) {others}")
+    with redis.Redis.from_url(stores["PHALAR_REDIS_URL"]) as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def forget(stores: Mapping[str, str]) -> None:
+    """Delete every key of an installation, as if Redis had lost them."""
+    with redis.Redis.from_url(stores["PHALAR_REDIS_URL"]) as client:
+        for key in client.scan_iter(f"{stores['PHALAR_REDIS_PREFIX']}:*"):
+            client.delete(key)
+
+
 def redis_url() -> str:
     """The URL of a Redis or Valkey server that listens on TCP."""
     return os.environ.get("PHALAR_TEST_REDIS_URL") or _redis().url

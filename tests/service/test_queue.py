@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -35,25 +35,25 @@ STARTS = np.array([0, 640, 1280], np.int64)
 Open = Callable[..., Queue]
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
 @pytest.fixture
-async def opened(valkey: EmbeddedValkey) -> AsyncIterator[Open]:
+async def opened(redis_url: str) -> AsyncIterator[Open]:
     """Opens queues of one fresh prefix; opening a consumer's name again is its worker's restart."""
     prefix = uuid.uuid4().hex
     async with AsyncExitStack() as stack:
 
-        def open_one(consumer: str | None = None, url: str = valkey.url, **changed: float) -> Queue:
+        def open_one(consumer: str | None = None, url: str = redis_url, **changed: float) -> Queue:
             limits = {"max_uploads": 100, "max_queries": 4, "max_deliveries": 2, "claim_after_s": CLAIM_AFTER_S}
             queue = Queue(connect(url), prefix, consumer=consumer, **(limits | changed))  # type: ignore[arg-type]
             stack.push_async_callback(queue.aclose)
             return queue
 
         yield open_one
+
+
+async def forget_everything(queue: Queue) -> None:
+    """What a flushed Redis has forgotten, of this queue's."""
+    async for key in queue._redis.scan_iter(f"{queue._prefix}:*"):
+        await queue._redis.delete(key)
 
 
 async def drain(worker: Queue) -> list[UploadJob | Poisoned]:
@@ -209,7 +209,7 @@ async def test_flushed_redis_is_taken_up_again(opened: Open) -> None:
     (lost,) = await worker.take(8, 0)
     waiting = asyncio.create_task(worker.take(8, SOON_MS))
     await asyncio.sleep(0.05)
-    await api._redis.flushall()
+    await forget_everything(api)
     await api.submit_upload("s2", MODEL)
     (job,) = await waiting or await worker.take(8, SOON_MS)
     assert isinstance(job, UploadJob)
@@ -343,7 +343,7 @@ async def test_query_survives_a_flush(opened: Open, monkeypatch: pytest.MonkeyPa
     api, worker = opened(), opened("a")
     asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10))
     await take_query(worker)
-    await api._redis.flushall()
+    await forget_everything(api)
     job = await take_query(worker)
     answer = np.ones((3, 512), np.complex64)
     await worker.reply(job, answer)
