@@ -9,8 +9,8 @@ IndexType = Literal["flat", "fp16", "sq8", "ivf"]
 
 # Bytes of a stored coordinate.
 CODE_BYTES: dict[IndexType, int] = {"flat": 4, "fp16": 2, "sq8": 1, "ivf": 1}
-# Bytes of a window beside its code: its id (ours and FAISS's), its row, its two errors, its bit in a mask.
-WINDOW_BYTES = 40
+# Bytes of a window beside its code: its id (ours, FAISS's, and FAISS's way back from it), its row, its two errors.
+WINDOW_BYTES = 96
 # Below this rank the dropped tail is so large that little can be proven; the recall then decides.
 LOWEST_RANK = 32
 MEMORY_SHARE = 0.25  # the live index and the next one are held at a time, and the service has other needs

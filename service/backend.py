@@ -132,7 +132,7 @@ class Backend:
                 await self.reindexer.resume()
             except IndexUnavailable as error:
                 log.warning("%s", error)
-                await asyncio.sleep(FOLLOW_S)
+                await asyncio.sleep(max(FOLLOW_S, error.retry_after_s))
             except Exception:
                 log.exception("the index could not be opened; trying again")
                 await asyncio.sleep(FOLLOW_S)
@@ -140,11 +140,14 @@ class Backend:
                 return
 
     async def _follow(self) -> None:
-        await self.live.check()
-        if self.live.status == "ready":
-            await self.live.current()
-            await self.live.absorb()
-            await self.reindexer.seal_if_due()
+        try:
+            await self.live.check()
+            if self.live.status == "ready":
+                await self.live.current()
+                await self.live.absorb()
+                await self.reindexer.seal_if_due()
+        except IndexUnavailable:
+            return  # /readyz says so, and its connection has logged why
 
 
 def index_store(settings: Settings) -> IndexStore:

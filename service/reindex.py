@@ -35,6 +35,7 @@ class Reindexer:
         self._models = models
         self._live = live
         self._task: asyncio.Task[None] | None = None
+        self._first: int | None = None  # generation of an empty installation, until it is built
 
     async def point_alias(self) -> None:
         """At start: give an empty installation its first generation, and follow a changed setting.
@@ -44,9 +45,9 @@ class Reindexer:
         wanted = self._models.configured_fingerprint
         alias = await self._catalog.alias()
         if alias is None:
-            generation = await self._catalog.new_generation(wanted)
-            await self._build(generation, wanted, None, None)
-            await self._catalog.go_live(generation, configured=wanted)
+            self._first = self._first or await self._catalog.new_generation(wanted)
+            await self._build(self._first, wanted, None, None)
+            await self._catalog.go_live(self._first, configured=wanted)
         elif alias.configured != wanted:
             log.info("the configured model has changed: every stem will be embedded again while the old one answers")
             await self.start(ReindexIn(checkpoint=self._models.file_name(wanted)))

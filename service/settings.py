@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     )
     qdrant_mode: Literal["exact", "graph", "int8"] = Field(
         "exact",
-        description="of Qdrant: exact, every key is compared; graph, HNSW; int8, HNSW over 8-bit keys, the best scored again",
+        description="exact: compare every key; graph: HNSW; int8: HNSW over 8-bit keys, the best scored again (Qdrant)",
     )
     seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
 

@@ -1,4 +1,4 @@
-"""The index on Qdrant: what concerns Qdrant alone. That it gives the right hits is shown in parity/test_index_stores.py."""
+"""The index on Qdrant: what concerns Qdrant alone. Its hits: parity/test_index_stores.py."""
 
 import threading
 import time
