@@ -28,7 +28,7 @@ from indexer.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata,
 from indexer.search import QueryWindows, candidates
 from indexer.snapshot import SnapshotError, split_ids
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
 
 DIMENSION = 6
 # float32 inner products of twelve coordinates, in each engine's order and in ours.

@@ -154,7 +154,7 @@ def test_an_index_server_that_is_down_is_named_and_nothing_else_fails(tmp_path: 
                 except httpx.TransportError:
                     return False
 
-            eventually(unreachable)
+            eventually(unreachable, 240)
             assert client.get("/readyz").status_code == 503
             assert client.get("/livez").status_code == 200
             add_stem(client, encode(noise_bursts(1)))

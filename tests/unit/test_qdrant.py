@@ -2,7 +2,6 @@
 
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -184,9 +183,3 @@ def test_a_server_in_trouble_is_asked_again_only_after_a_pause() -> None:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def test_the_local_client_warns_of_nothing_else() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        QdrantClient(":memory:").close()
