@@ -4,7 +4,9 @@ from indexer.build import build_snapshot, snapshot_folder
 from indexer.catalog import Catalog
 from indexer.fold import HermitianFold
 from indexer.index import Index
+from indexer.keys import ApiKey, ApiKeyNotFound, ApiKeys
 from indexer.live import IndexUnavailable, LiveIndex
+from indexer.quotas import EVERYBODY, Charge, Quota, QuotaExceeded, Usage
 from indexer.records import (
     Alias,
     BadCursor,
@@ -36,11 +38,16 @@ from indexer.search import (
 from indexer.snapshot import Snapshot
 
 __all__ = [
+    "EVERYBODY",
     "LARGEST_K",
     "Alias",
+    "ApiKey",
+    "ApiKeyNotFound",
+    "ApiKeys",
     "BadCursor",
     "Candidates",
     "Catalog",
+    "Charge",
     "ClipFacts",
     "HermitianFold",
     "Index",
@@ -52,6 +59,8 @@ __all__ = [
     "NothingToRollBackTo",
     "Place",
     "QueryWindows",
+    "Quota",
+    "QuotaExceeded",
     "Rejected",
     "Snapshot",
     "Stem",
@@ -60,6 +69,7 @@ __all__ = [
     "StemMetadata",
     "StemNotFound",
     "Upload",
+    "Usage",
     "align_all",
     "build_snapshot",
     "candidates",

@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.elements import ColumnElement
 
+from indexer.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
 from indexer.records import (
     Alias,
     BadCursor,
@@ -84,16 +85,21 @@ class Catalog:
 
     # ---------------------------------------------------------------- stems
 
-    async def add(self, files: Sequence[Upload | Rejected]) -> tuple[Job, list[str]]:
+    async def add(self, files: Sequence[Upload | Rejected], charge: Charge | None = None) -> tuple[Job, list[str]]:
         """Record one request's files as an ingest job.
 
         Bytes that are here already are the same stem: nothing is made anew, except that a failed one is tried again.
+        `charge` says who pays for the stems that are made.
 
         Returns:
             the job, and the ids of the stems that now wait to be embedded.
+
+        Raises:
+            QuotaExceeded: nothing was recorded.
         """
         job_id, now = secrets.token_hex(8), time.time()
         waiting: list[str] = []
+        made: dict[int, str] = {}
         async with self._write() as sql:
             await sql.execute(
                 insert(jobs).values(id=job_id, kind="ingest", state="running", created_at=now, request={})
@@ -107,7 +113,11 @@ class Catalog:
                     item |= {"stem_row": row, "created": int(created), "problem": None}
                     if state == "queued":
                         waiting.append(stem_id)
+                    if created:
+                        made[row] = file.sha256
                 await sql.execute(insert(job_items).values(item))
+            if charge is not None:
+                await charge_for(sql, charge, made)
         return await self.job(job_id), waiting
 
     async def stem(self, stem_id: str) -> Stem:
@@ -189,7 +199,23 @@ class Catalog:
             await sql.execute(update(stems).where(stems.c.row == row).values(state="deleted", sha256=None, seq=seq))
             await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
             await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
+            await give_back(sql, row)
         return sha256
+
+    async def refuse_if_over(self, charge: Charge) -> None:
+        """Look, before any work is done on it, whether an upload can fit the quotas. Raises QuotaExceeded."""
+        async with self._read() as sql:
+            known: set[str | None] = set()
+            for chunk in _chunks(list(charge.sizes)):
+                known.update((await sql.execute(select(stems.c.sha256).where(stems.c.sha256.in_(chunk)))).scalars())
+            new = [size for sha256, size in charge.sizes.items() if sha256 not in known]
+            if new:
+                await refuse_if_over(sql, charge, Usage(len(new), sum(new)))
+
+    async def usage(self, owner: str) -> Usage:
+        """What the stems of an owner take."""
+        async with self._read() as sql:
+            return await usage_of(sql, owner)
 
     async def holds(self, sha256: str) -> bool:
         """Whether a stem that was not deleted has these bytes."""

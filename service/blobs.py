@@ -82,11 +82,13 @@ class Blobs:
             lock = self._locks[sha256] = asyncio.Lock()
         return lock
 
-    async def put(self, sha256: str, file: BinaryIO) -> None:
-        """Keep a file's bytes, unless they are here already."""
-        if not await self.exists(sha256):
-            with _naming_failures():
-                await obstore.put_async(self._store, _path(sha256), file)
+    async def put(self, sha256: str, file: BinaryIO) -> bool:
+        """Keep a file's bytes, unless they are here already. Returns whether they are new."""
+        if await self.exists(sha256):
+            return False
+        with _naming_failures():
+            await obstore.put_async(self._store, _path(sha256), file)
+        return True
 
     async def exists(self, sha256: str) -> bool:
         try:
