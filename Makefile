@@ -1,13 +1,14 @@
 # make run   the service with its demo catalog, at http://127.0.0.1:8000
 # make test  every test that needs no network, GPU or downloaded weights
 # make lint  ruff and mypy
+# make bench how fast everything is, into docs/performance.md; takes minutes, on a machine with nothing else to do
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS ?=
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs bench clean
 
 run: .venv/run.stamp
 	$(BIN)/phalar serve --demo $(ARGS)
@@ -22,6 +23,9 @@ lint: .venv/lint.stamp
 
 docs: .venv/run.stamp
 	$(BIN)/python -m service.settings > docs/settings.md
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks --page docs/performance.md $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from indexer import Catalog, HermitianFold, LiveIndex
 from service.blobs import Blobs
@@ -49,7 +49,9 @@ class Backend:
             stack.push_async_callback(catalog.close)
             queue = open_queue(settings)
             stack.push_async_callback(queue.aclose)
-            decoder = await stack.enter_async_context(Decoder(DecodeLimits.of(settings)))
+            # Twice what uploads may take: a query does not wait for them.
+            limits = replace(DecodeLimits.of(settings), processes=2 * settings.decoders)
+            decoder = await stack.enter_async_context(Decoder(limits))
             blobs = Blobs(settings.resolved_blob_url)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()

@@ -77,7 +77,9 @@ class Settings(BaseSettings):
 
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
-    batch_windows: int = Field(8, description="most windows embedded at once", ge=1)
+    batch_windows: int = Field(
+        4, description="most windows embedded at once, which a query may have to wait for; on a GPU 64", ge=1
+    )
     max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
     max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=2)

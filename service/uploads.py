@@ -97,7 +97,7 @@ class DecodeLimits:
     """What one file may cost.
 
     `memory_bytes` is address space on top of the loaded libraries; `timeout_s` counts from the child's start, not the
-    wait for it; `processes` children run at a time.
+    wait for it; `processes` children run at a time, with their priority lowered by `nice`.
     """
 
     max_seconds: float
@@ -105,6 +105,7 @@ class DecodeLimits:
     memory_bytes: int
     timeout_s: float
     processes: int
+    nice: int = 0
 
     @classmethod
     def of(cls, settings: "Settings") -> "DecodeLimits":
@@ -426,6 +427,7 @@ def _bare_environment() -> dict[str, str]:
 def serve_children(control_fd: int) -> NoReturn:
     """Fork a child for every file that arrives, until the other end of the control socket closes."""
     limits = DecodeLimits(**json.loads(sys.argv[1]))
+    os.nice(limits.nice)
     control = socket.socket(fileno=control_fd)
     woken, waker = socket.socketpair()
     woken.setblocking(False)
