@@ -105,7 +105,7 @@ class Place:
     start_s: float  # second of the stem that sounds with the mix's second 0; negative: the stem enters later
     pairs: tuple[Pair, ...]
     # (displacement of the mix's windows in seconds, score there) around the place, ascending, itself at 0 included.
-    # A neighbour's score is the place's plus the mean change over the pairs that both have. Empty once refined.
+    # A neighbour's score is the place's plus the mean change over the pairs that both have.
     curve: tuple[tuple[float, float], ...]
 
     @property
@@ -404,8 +404,8 @@ def refine_offsets(
     The peak lies within half a shift of the best shift, where the score varies slowly enough for the grid. The
     neighbouring shifts' scores tell more: when the grid is only halved, the side on which they are higher is tried;
     with a finer one that side as far as half a shift, and one fine shift on the other, in case the peak leans. Of a
-    `smooth` score they tell the peak itself, as that of the parabola through the three: it alone is tried. Where a
-    neighbour is missing (first and last shift, or a single one), both sides are tried.
+    `smooth` score they tell the peak itself, as that of the parabola through the three: it alone is tried, unless it
+    is known. Where a neighbour is missing (first and last shift, or a single one), both sides are tried.
 
     Args:
         places: of the hits to be refined.
@@ -443,8 +443,9 @@ def _fine_steps(place: Place, shift_s: float, fine_shift_s: float, smooth: bool)
     slope = after - bend * right[0]
     side = 1 if slope >= 0 else -1
     if smooth:
-        peak = round(-slope / (2 * bend) / fine_shift_s) if bend < 0 else side * reach
-        return [max(-reach, min(reach, peak))] if peak else []
+        peak = -slope / (2 * bend) / fine_shift_s if bend < 0 else side * reach
+        step = max(-reach, min(reach, round(peak)))
+        return [] if any(abs(at - step * fine_shift_s) < fine_shift_s / 2 for at, _ in near) else [step]
     return [side] if reach == 1 else sorted([-side] + [side * step for step in range(1, reach + 1)])
 
 
@@ -468,7 +469,7 @@ def refined(
         shift_s: the grid the places were found on; a place moves by half of it at most.
 
     Returns:
-        By stem row. Neighbours are compared by the mean change over the pairs they have, at least half of the place's:
+        By stem row, with what was learnt in their curves. Neighbours are compared by the mean change over the pairs they have, at least half of the place's:
         at either end of the mix some pairs cannot be moved. The score is the mean over the pairs at the new place.
     """
     if not len(fine_offset_s):
@@ -480,12 +481,16 @@ def refined(
         scores = left @ fold.real_rows(stems[row].embedding[windows]).T  # (m, pairs)
         moved = _places_ms(fine_offset_s[:, None], np.array([pair.mix_s for pair in place.pairs])[None, :])
         changes = scores - np.array([pair.score for pair in place.pairs])[None, :]
-        best, best_change = place, 0.0
+        best, best_ms, best_change = place, 0, 0.0
+        curve = {round(at * 1000): score for at, score in place.curve} | {0: place.score}
         reached = {int(ms) for ms in moved[np.abs(moved) <= shift_s * 500 + 1] if ms}
         for ms in sorted(reached, key=lambda ms: (abs(ms), ms)):
             rows, columns = np.nonzero(moved == ms)
             change = round(float(changes[rows, columns].mean()), _TIE_DECIMALS)
-            if 2 * len(np.unique(columns)) < len(place.pairs) or change <= best_change:
+            if 2 * len(np.unique(columns)) < len(place.pairs):
+                continue
+            curve[ms] = place.score + change
+            if change <= best_change:
                 continue
             pairs = tuple(
                 place.pairs[j]._replace(query=int(q), score=float(scores[q, j]), mix_s=float(fine_offset_s[q]))
@@ -493,6 +498,8 @@ def refined(
             )
             start_ms = _places_ms(np.array([pairs[0].stem_s]), np.array([pairs[0].mix_s]))
             best = Place(float(np.mean([pair.score for pair in pairs])), int(start_ms[0]) / 1000, pairs, ())
-            best_change = change
-        result[row] = replace(best, curve=())
+            best_ms, best_change = ms, change
+        rise = best.score - (place.score + best_change)  # of the mean, where pairs were lost on the way
+        around = tuple(((ms - best_ms) / 1000, curve[ms] + rise) for ms in sorted(curve))
+        result[row] = replace(best, curve=around)
     return result

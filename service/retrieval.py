@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -41,6 +41,7 @@ from service.uploads import Decoder
 COARSER = (4, 2, 1)  # times the step of the shifts: what is tried, in this order
 FEWEST_SHIFTS = 8  # fewer do not tell how fast the score varies
 SMOOTH = 0.25  # a grid is fine enough if one twice as coarse would miss no more of the score than this share
+SMOOTH_ROUNDS = 2  # peaks that are tried for one place of a smooth score, each drawn through the one before
 SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
@@ -325,7 +326,8 @@ class Finder:
         every = [(row, place) for row, places in found.items() for place in places]
         if mix.smooth:
             places = _first_and_best(every, 0, lambda place: place.promise)
-            places = await self._on_finer_grid(index, mix, stems, places, spacing_s, fine_s)
+            for _ in range(SMOOTH_ROUNDS):
+                places = await self._on_finer_grid(index, mix, stems, places, spacing_s, fine_s)
         else:
             places = await self._by_halving(index, mix, stems, every)
         places.sort(key=lambda found: (-found[1].score, found[0]))
@@ -346,6 +348,7 @@ class Finder:
         while spacing_s > self._settings.fine_shift_s * 1.01 or (rise > WORTHWHILE and spacing_s > FINEST_S):
             before = _mean_score(places)
             places = await self._on_finer_grid(index, mix, stems, places, spacing_s, spacing_s / 2)
+            places = [(row, replace(place, curve=())) for row, place in places]  # from here on both sides are tried
             rise = (_mean_score(places) - before) / max(1e-9, abs(before))
             spacing_s, others = spacing_s / 2, max(FEWEST_OTHERS, others // 2)
             places.sort(key=lambda found: (-found[1].score, found[0]))

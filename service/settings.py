@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
 
     # A query.
-    shift_s: float = Field(0.04, description="step of the shifts of an aligned query, seconds", gt=0)
+    shift_s: float = Field(0.04, description="finest step of the shifts of an aligned query, seconds", gt=0)
     fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
     query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
     grid_query_s: float = Field(
