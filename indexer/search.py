@@ -469,9 +469,9 @@ def refined(
         shift_s: the grid the places were found on; a place moves by half of it at most.
 
     Returns:
-        By stem row, with what was learnt in their curves. Neighbours are compared by the mean change over the pairs they
-        have, at least half of the place's: at either end of the mix some pairs cannot be moved. The score is the mean
-        over the pairs at the new place.
+        By stem row, with what was learnt in their curves. Neighbours are compared by the mean change over the pairs
+        they have, at least half of the place's: at either end of the mix some pairs cannot be moved. The score is the
+        mean over the pairs at the new place.
     """
     if not len(fine_offset_s):
         return dict(places)
