@@ -21,7 +21,7 @@ import soundfile
 from benchmarks.bare import BareEncoder, compose, mixes, variations
 from benchmarks.installation import Installation
 from benchmarks.queries import SECONDS, SETTINGS, ask, worker_windows
-from model import load_clip
+from model import SAMPLE_RATE, load_clip
 from model.evaluation.results import markdown_table, write_section
 from service.client import Client, NewStem
 from service.settings import Settings
@@ -88,9 +88,9 @@ def _memory_row(what: str, seen: Sequence[float]) -> list[str]:
 
 def measure_long_stem(installation: Installation, stem: Path, folder: Path) -> list[str]:
     """The worker's memory over one stem of twenty minutes."""
-    waveform, rate = soundfile.read(stem, dtype="float32")
+    waveform = np.resize(load_clip(stem).waveform, round((LONG_S - 1) * SAMPLE_RATE))
     path = folder / "long.flac"
-    soundfile.write(path, 0.3 * np.resize(waveform, round((LONG_S - 1) * rate)), rate, subtype="PCM_16")
+    soundfile.write(path, 0.3 * waveform, SAMPLE_RATE, subtype="PCM_16")
     memory = Memory(installation.pids()["worker"])
     memory.start()
     ingest(installation.url, [path])
