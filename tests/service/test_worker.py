@@ -218,7 +218,7 @@ async def test_batch_is_halved_when_memory_does_not_suffice(house: House, monkey
         return embed(self, windows)
 
     monkeypatch.setattr(Phalar, "embed", small_device)
-    device = Device(house.settings)
+    device = Device(house.settings.model_copy(update={"batch_windows": 8}))
     windows = np.stack([noise(seed) for seed in range(5)])
     assert device.embed(house.fingerprint, windows).shape == (5, 512)
     assert device.batch_limit == 2
