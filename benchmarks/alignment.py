@@ -185,7 +185,7 @@ def main() -> None:
 
 
 def wait_until_ready(client: httpx.Client) -> None:
-    for _ in range(120):
+    for _ in range(600):
         try:
             if client.get("/readyz").status_code == 200:
                 return
