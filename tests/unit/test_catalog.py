@@ -1,4 +1,4 @@
-"""The catalog over a real SQLite file."""
+"""The catalog over a real SQLite file and a real PostgreSQL: the same claims on both."""
 
 import asyncio
 import hashlib
@@ -19,6 +19,7 @@ from indexer.records import (
     StemNotFound,
     Upload,
 )
+from tests import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +27,16 @@ FACTS = ClipFacts(format="FLAC", duration_s=10.0, sample_rate=44_100, channels=2
 D = 4
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}"
+    return servers.emptied_database()
+
+
 @pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    opened = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
+async def catalog(url: str) -> AsyncIterator[Catalog]:
+    opened = await Catalog.open(url)
     yield opened
     await opened.close()
 

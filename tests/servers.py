@@ -1,0 +1,222 @@
+"""PostgreSQL and Redis for tests: private servers on loopback, or those that PHALAR_TEST_DATABASE_URL and
+PHALAR_TEST_REDIS_URL name. Each is started when a test first asks for it, and ended with the run."""
+
+import asyncio
+import atexit
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import asyncpg
+import pytest
+import redis
+from sqlalchemy.engine import make_url
+
+from service.processes import valkey_binary
+
+START_S = 60.0
+# Nothing of a test's database must survive the machine, and waiting for its disk is most of what it would do.
+UNSAFE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+
+
+def wanted() -> bool:
+    """Whether installations under test use servers instead of what is embedded: `make test-servers`."""
+    return os.environ.get("PHALAR_TEST_SERVERS") == "1"
+
+
+def own_stores() -> dict[str, str]:
+    """The settings of a new installation: a database and a key prefix of its own, where servers are wanted."""
+    if not wanted():
+        return {}
+    return {
+        "PHALAR_DATABASE_URL": new_database(),
+        "PHALAR_REDIS_URL": redis_url(),
+        "PHALAR_REDIS_PREFIX": f"test-{uuid.uuid4().hex}",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def new_database() -> str:
+    """The URL of a new, empty database; skips the test where there is no PostgreSQL."""
+    url = os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres()
+    name = f"test_{uuid.uuid4().hex}"
+    execute(url, f'CREATE DATABASE "{name}"')
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def emptied_database() -> str:
+    """The URL of one database that every caller finds empty: quicker than a new one. Skips where there is none."""
+    url = _shared_database()
+    execute(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    return url
+
+
+@cache
+def _shared_database() -> str:
+    return new_database()
+
+
+def execute(url: str, *statements: str) -> list[list[object]]:
+    """Run statements on a database; returns the rows of the last."""
+
+    async def run() -> list[list[object]]:
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        try:
+            rows = [await connection.fetch(statement) for statement in statements]
+        finally:
+            await connection.close()
+        return [list(row.values()) for row in rows[-1]]
+
+    with ThreadPoolExecutor(1) as thread:  # the caller may be in an event loop
+        return thread.submit(asyncio.run, run()).result()
+
+
+def redis_url() -> str:
+    """The URL of a Redis or Valkey server that listens on TCP."""
+    return os.environ.get("PHALAR_TEST_REDIS_URL") or _redis().url
+
+
+@dataclass
+class RedisServer:
+    """A Redis (where none is installed, the embedded Valkey's binary) on a loopback port, with the options given."""
+
+    folder: Path
+    options: Mapping[str, str] = field(default_factory=dict)
+    scheme: str = "redis"
+    port: int = field(default_factory=free_port)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}/0"
+
+    def start(self) -> "RedisServer":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = "tls-port" if self.scheme == "rediss" else "port"
+        options = {"port": "0", "bind": "127.0.0.1", "dir": str(self.folder), "appendonly": "yes", "save": ""}
+        options |= {port: str(self.port), **self.options}
+        command = [redis_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        self._process = _start(command, self.folder / "log.txt")
+        _wait_for(self.port, self._process, self.folder / "log.txt")
+        return self
+
+    def kill(self) -> None:
+        """End it as `kill -9` does; `start` brings it back with what it had written."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def redis_binary() -> str:
+    return shutil.which("redis-server") or str(valkey_binary())
+
+
+@cache
+def _redis() -> RedisServer:
+    folder = Path(tempfile.mkdtemp(prefix="phalar-test-redis-"))
+    server = RedisServer(folder).start()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(server.kill)
+    with redis.Redis.from_url(server.url) as client:
+        client.ping()
+    return server
+
+
+def postgres_binaries() -> Path | None:
+    """The folder of initdb and postgres: on the PATH, or where Debian keeps them, the newest first."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    return kept[-1].parent if kept else None
+
+
+@cache
+def _postgres() -> str:
+    """Start a cluster in a folder of its own, and say where; skips the test where PostgreSQL is not installed."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL on this machine: nothing was tested on it")
+    folder = Path(tempfile.mkdtemp(prefix="phalar-test-postgres-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        account = _account()
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        user = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    data, log = folder / "data", folder / "log.txt"
+    # A collation unlike SQLite's, so that an order which depends on it fails here.
+    initdb = [binaries / "initdb", "-D", data, "-U", "phalar", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    initdb += ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en"]
+    made = _start([*map(str, initdb)], log, user)
+    assert made.wait() == 0, log.read_text()
+    port = free_port()
+    options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", **UNSAFE}
+    command = [str(binaries / "postgres"), "-D", str(data)]
+    process = _start([*command, *(part for option in options.items() for part in ("-c", "=".join(option)))], log, user)
+    atexit.register(_end, process)
+    _wait_for(port, process, log)
+    url = f"postgresql+asyncpg://phalar@127.0.0.1:{port}/postgres"
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            execute(url, "SELECT 1")
+        except asyncpg.CannotConnectNowError:  # it listens, and is still starting up
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        else:
+            return url
+
+
+def _account() -> pwd.struct_passwd:
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise AssertionError("no user to run PostgreSQL as")
+
+
+def _start(command: Sequence[str], log: Path, user: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+    """Run it; where the kernel can, so that it dies with this run."""
+    if setpriv := shutil.which("setpriv"):
+        command = [setpriv, *user, "--pdeathsig", "KILL", *command]
+    else:
+        assert not user, "setpriv is needed to run PostgreSQL as somebody else than root"
+    with log.open("ab") as said:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=log.parent)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGQUIT)  # at once, and its children with it
+    process.wait(timeout=30)
+
+
+def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        else:
+            return
