@@ -40,8 +40,8 @@ image:
 
 # PyPI has only the CUDA build of torch: the CPU's lock is without it and what it alone needs.
 lock: .venv/test.stamp
-	$(LOCK) --extra gpu --output-file deploy/locks/gpu.txt
-	$(LOCK) --extra cpu --output-file deploy/locks/cpu.txt \
+	$(LOCK) --extra gpu --extra postgres --extra qdrant --output-file deploy/locks/gpu.txt
+	$(LOCK) --extra cpu --extra postgres --extra qdrant --output-file deploy/locks/cpu.txt \
 		$$(sed -n -E 's/^(torch|triton|cuda-[^=]*|nvidia-[^=]*)==.*/--no-emit-package \1/p' deploy/locks/gpu.txt)
 	grep '^torch==' constraints.txt | $(BIN)/uv pip compile --quiet - --no-deps --generate-hashes --no-annotate \
 		--index-url $(CPU_TORCH) --custom-compile-command 'make lock' --output-file deploy/locks/torch-cpu.txt \
