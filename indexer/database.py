@@ -4,6 +4,7 @@ import asyncio
 import functools
 import hashlib
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from sqlalchemy import event, func, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -37,9 +38,11 @@ GIVE_UP = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-# Each ends by itself: a connection lost (class 08), no more of them allowed, the server going down or coming up, a
-# deadlock or another's change in the way, a turn that did not come.
+# PostgreSQL's states that end by themselves: a connection lost (class 08), no more of them allowed, the server going
+# down or coming up, a deadlock or another's change in the way, a turn that did not come.
 PASSING = ("08", "53300", "57P01", "57P02", "57P03", "40001", "40P01", "55P03", "25P03")
+# Those that may last, and are no fault of the statement: no room, no disk, cancelled by an operator, a standby.
+LASTING = ("53", "57", "58", "25006")
 
 
 class CommitUnknown(Exception):
@@ -63,8 +66,8 @@ def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
         while True:
             try:
                 return await method(*args, **kwargs)
-            except (DBAPIError, NoFreeConnection, OSError, TimeoutError, CommitUnknown) as error:
-                if not _means_away(error):
+            except Exception as error:
+                if not (_passes(error) or _lasts(error)):
                     raise
                 if not _passes(error) or time.monotonic() + pause > deadline:
                     log.error("the database failed: %s", error)
@@ -183,19 +186,24 @@ async def _let_go(sql: AsyncConnection) -> None:
         await sql.close()
 
 
-def _means_away(error: Exception) -> bool:
-    """Whether it is the database's state, and no fault of the statement."""
-    if isinstance(error, DBAPIError):
-        away = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
-        return away or _passes(error)
-    return True
-
-
 def _passes(error: Exception) -> bool:
-    if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None) or ""
-        return error.connection_invalidated or state.startswith(PASSING)
-    return isinstance(error, OSError | TimeoutError)
+    """Whether it is worth trying again soon."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return _state(error).startswith(PASSING) or isinstance(error, OSError)  # TimeoutError is one
+
+
+def _lasts(error: Exception) -> bool:
+    """Whether it is the database's state, and no fault of the statement."""
+    if isinstance(error, OperationalError) and isinstance(error.orig, sqlite3.OperationalError):
+        return error.orig.sqlite_errorcode != sqlite3.SQLITE_ERROR  # that one is a wrong statement
+    return _state(error).startswith(LASTING) or isinstance(error, CommitUnknown | NoFreeConnection)
+
+
+def _state(error: Exception) -> str:
+    """PostgreSQL's five letters for what happened; an error of connecting comes as the driver's own."""
+    found = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(found, "sqlstate", None) or ""
 
 
 def _number(name: str) -> int:

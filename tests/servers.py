@@ -12,8 +12,9 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -148,41 +149,93 @@ def postgres_binaries() -> Path | None:
     return kept[-1].parent if kept else None
 
 
-@cache
+@contextmanager
+def stopped_postgres() -> Iterator[None]:
+    """The private cluster is away, with every connection to it; skips the test where it is not ours to stop."""
+    if "PHALAR_TEST_DATABASE_URL" in os.environ:
+        pytest.skip("the PostgreSQL of PHALAR_TEST_DATABASE_URL is not stopped")
+    server = _postgres_server()
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
 def _postgres() -> str:
-    """Start a cluster in a folder of its own, and say where; skips the test where PostgreSQL is not installed."""
+    return _postgres_server().url
+
+
+class PostgresServer:
+    """A cluster in a folder of its own, on a loopback port."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        self._folder = Path(tempfile.mkdtemp(prefix="phalar-test-postgres-"))
+        self._port = free_port()
+        self._user: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            account = _account()
+            os.chown(self._folder, account.pw_uid, account.pw_gid)
+            self._user = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+        # A collation unlike SQLite's, so that an order which depends on it fails here.
+        locale = ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en"]
+        made = self._run("initdb", "-D", self._data, "-U", "phalar", "-A", "trust", "-E", "UTF8", "--no-sync", *locale)
+        assert made.wait() == 0, self._log.read_text()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+asyncpg://phalar@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        """Run it and return when it answers."""
+        options = {"listen_addresses": "127.0.0.1", "port": self._port, "unix_socket_directories": "", **UNSAFE}
+        given = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        self._process = self._run("postgres", "-D", self._data, *given)
+        _wait_for(self._port, self._process, self._log)
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                execute(self.url, "SELECT 1")
+            except asyncpg.CannotConnectNowError:  # it listens, and is still starting up
+                assert time.monotonic() < deadline, self._log.read_text()
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        """End it and every connection at once, as a crash does."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(timeout=START_S)
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _data(self) -> str:
+        return str(self._folder / "data")
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "log.txt"
+
+    def _run(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        return _start([str(self._binaries / name), *arguments], self._log, self._user)
+
+
+@cache
+def _postgres_server() -> PostgresServer:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL on this machine: nothing was tested on it")
-    folder = Path(tempfile.mkdtemp(prefix="phalar-test-postgres-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        account = _account()
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        user = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-    data, log = folder / "data", folder / "log.txt"
-    # A collation unlike SQLite's, so that an order which depends on it fails here.
-    initdb = [binaries / "initdb", "-D", data, "-U", "phalar", "-A", "trust", "-E", "UTF8", "--no-sync"]
-    initdb += ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en"]
-    made = _start([*map(str, initdb)], log, user)
-    assert made.wait() == 0, log.read_text()
-    port = free_port()
-    options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", **UNSAFE}
-    command = [str(binaries / "postgres"), "-D", str(data)]
-    process = _start([*command, *(part for option in options.items() for part in ("-c", "=".join(option)))], log, user)
-    atexit.register(_end, process)
-    _wait_for(port, process, log)
-    url = f"postgresql+asyncpg://phalar@127.0.0.1:{port}/postgres"
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            execute(url, "SELECT 1")
-        except asyncpg.CannotConnectNowError:  # it listens, and is still starting up
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        else:
-            return url
+    server = PostgresServer(binaries)
+    atexit.register(server.remove)
+    server.start()
+    return server
 
 
 def _account() -> pwd.struct_passwd:
@@ -195,18 +248,13 @@ def _account() -> pwd.struct_passwd:
 
 
 def _start(command: Sequence[str], log: Path, user: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
-    """Run it; where the kernel can, so that it dies with this run."""
+    """Run it; where the kernel can, so that it dies with the thread that calls: the main one, that is."""
     if setpriv := shutil.which("setpriv"):
         command = [setpriv, *user, "--pdeathsig", "KILL", *command]
     else:
         assert not user, "setpriv is needed to run PostgreSQL as somebody else than root"
     with log.open("ab") as said:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=log.parent)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGQUIT)  # at once, and its children with it
-    process.wait(timeout=30)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
