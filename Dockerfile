@@ -9,7 +9,7 @@ FROM debian:bookworm-slim AS system
 # Not pinned: a Debian version vanishes from the mirrors with the next security fix.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 tini \
+    && apt-get install -y --no-install-recommends ca-certificates python3 tini \
     && rm -rf /var/lib/apt/lists/*
 
 FROM system AS packages
@@ -23,9 +23,8 @@ RUN apt-get update \
     && python3 -m venv /opt/phalar
 ENV PATH=/opt/phalar/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY deploy/locks /locks
-RUN pip install --require-hashes --no-deps -r "/locks/${VARIANT}.txt" \
-    && if [ "${VARIANT}" = cpu ]; then pip install --no-deps --index-url "${TORCH_INDEX}" -r /locks/torch-cpu.txt; fi \
-    && pip check
+RUN if [ "${VARIANT}" = cpu ]; then pip install --no-deps --index-url "${TORCH_INDEX}" -r /locks/torch-cpu.txt; fi
+RUN pip install --require-hashes --no-deps -r "/locks/${VARIANT}.txt" && pip check
 
 FROM packages AS app
 WORKDIR /src

@@ -17,11 +17,12 @@ keep() { # NAME VALUE
     echo "deploy/secrets/$1"
 }
 
-for name in postgres_password redis_password s3_key_id s3_secret phalar_read_key phalar_ingest_key phalar_admin_key \
-    grafana_password; do
+for name in postgres_password redis_password s3_key_id s3_secret qdrant_key phalar_read_key phalar_ingest_key \
+    phalar_admin_key grafana_password; do
     keep "$name" "$(random)"
 done
 keep redis.conf "requirepass $(cat redis_password)"
 keep redis_url "redis://:$(cat redis_password)@redis:6379/0"
+keep qdrant.yaml "service: {api_key: $(cat qdrant_key)}"
 keep s3.json "{\"identities\": [{\"name\": \"phalar\", \"credentials\": [{\"accessKey\": \"$(cat s3_key_id)\", \
 \"secretKey\": \"$(cat s3_secret)\"}], \"actions\": [\"Read\", \"Write\", \"List\", \"Admin\"]}]}"

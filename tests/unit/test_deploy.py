@@ -149,7 +149,14 @@ def test_the_scale_profile_moves_audio_and_index_out_of_the_data_volume() -> Non
     assert {"s3", "qdrant"} < plan.keys()
     assert plan["api"]["deploy"]["replicas"] > 1
     assert plan["worker"]["deploy"]["replicas"] > 1
-    assert plan["api"]["environment"]["PHALAR_BLOB_URL"].startswith("s3://")
+    for service in ("api", "worker"):
+        assert plan[service]["environment"]["PHALAR_BLOB_URL"].startswith("s3://")
+        assert plan[service]["environment"]["PHALAR_INDEX_URL"] == "http://qdrant:6333"
+
+
+def test_without_the_scale_profile_the_index_is_a_file() -> None:
+    plan = yaml.safe_load(run(program("docker-compose"), "config"))["services"]
+    assert plan["api"]["environment"].get("PHALAR_INDEX_URL") is None
 
 
 # ---------------------------------------------------------------- secrets
@@ -167,7 +174,8 @@ def test_every_secret_that_compose_names_is_made(secrets: Path) -> None:
     named = {Path(secret["file"]) for secret in COMPOSE["secrets"].values()}
     assert {path.parent for path in named} == {Path("deploy/secrets")}
     assert {path.name for path in named} <= {file.name for file in secrets.iterdir()}
-    used = {name for service in SERVICES.values() for name in service.get("secrets", [])}
+    uses = [use for service in SERVICES.values() for use in service.get("secrets", [])]
+    used = {use["source"] if isinstance(use, dict) else use for use in uses}
     assert used == COMPOSE["secrets"].keys()
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
