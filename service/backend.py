@@ -116,6 +116,7 @@ class Backend:
         self._tasks = [
             asyncio.create_task(self._open_index()),
             asyncio.create_task(_every(self.settings.sweep_s, self.ingest.sweep)),
+            asyncio.create_task(_every(self.settings.sweep_s, self.reindexer.resume)),
             asyncio.create_task(_every(FOLLOW_S, self._follow)),
         ]
 

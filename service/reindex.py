@@ -26,7 +26,7 @@ class RecallTooLow(Exception):
 
 
 class Reindexer:
-    """Runs one reindex at a time, as a job that survives a restart."""
+    """Runs one reindex at a time, in one of the processes on this catalog, as a job that survives each of them."""
 
     def __init__(self, settings: Settings, catalog: Catalog, queue: Queue, models: Models, live: LiveIndex) -> None:
         self._settings = settings
@@ -52,10 +52,11 @@ class Reindexer:
             await self.start(ReindexIn(checkpoint=self._models.file_name(wanted)))
 
     async def resume(self) -> None:
-        """At start: go on with a reindex that was cut off."""
-        job = await self._catalog.unfinished_reindex()
-        if job is not None:
-            self._run_in_background(job)
+        """Go on with a reindex that was cut off; where another process is at it, wait in case it dies."""
+        if self._task is None or self._task.done():
+            job = await self._catalog.unfinished_reindex()
+            if job is not None:
+                self._run_in_background(job)
 
     async def start(self, wanted: ReindexIn) -> Job:
         """Begin a reindex, or return the one that runs. Raises UnknownCheckpoint, CheckpointError."""
@@ -91,6 +92,11 @@ class Reindexer:
         self._task = asyncio.create_task(self._run(job))
 
     async def _run(self, job: Job) -> None:
+        async with self._catalog.alone("reindex"):
+            if (await self._catalog.job(job.id)).state == "running":
+                await self._run_alone(job)
+
+    async def _run_alone(self, job: Job) -> None:
         try:
             result = await self._reindex(job)
         except asyncio.CancelledError:

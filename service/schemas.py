@@ -35,11 +35,11 @@ class Metadata(BaseModel):
 class Filters(BaseModel):
     """Which stems are meant; what is not given does not restrict."""
 
-    instrument: list[ShortText] = Field(default_factory=list, description="any of these")
-    tag: list[ShortText] = Field(default_factory=list, description="all of these")
-    track: list[ShortText] = Field(default_factory=list, description="any of these")
-    collection: list[ShortText] = Field(default_factory=list, description="any of these")
-    key: list[ShortText] = Field(default_factory=list, description="any of these")
+    instrument: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    tag: list[ShortText] = Field(default_factory=list, max_length=50, description="all of these")
+    track: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    collection: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    key: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
     tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
     tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
 

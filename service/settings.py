@@ -32,10 +32,25 @@ class Settings(BaseSettings):
 
     # Where things live.
     data: Path = Field(Path("data"), description="folder of the embedded database, audio, index and queue")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
-    redis_url: str | None = Field(None, description="Redis or Valkey; unset: a private Valkey in the data folder")
+    database_url: str | None = Field(
+        None,
+        description="`postgresql+asyncpg://user:password@host/name` (TLS: `?ssl=verify-full`); unset: SQLite in the "
+        "data folder",
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis or Valkey, `redis://:password@host:6379/0`, with TLS `rediss://`; unset: a private Valkey "
+        "in the data folder",
+    )
+    redis_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed a `rediss://` server; unset: those the system trusts"
+    )
     redis_prefix: str = Field("phalar", description="every key in Redis starts with it")
-    blob_url: str | None = Field(None, description="s3://bucket/prefix or file:///folder; unset: the data folder")
+    blob_url: str | None = Field(
+        None,
+        description="`s3://bucket/prefix` (with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and, for "
+        "another's store, `AWS_ENDPOINT_URL`) or `file:///folder`; unset: the data folder",
+    )
 
     # The listening side.
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback, keys are required")
