@@ -76,6 +76,10 @@ class UnknownCheckpoint(ServiceError):
     """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
 
 
+class NoIndexTypes(ServiceError):
+    """A reindex names a FAISS index type, and the index is kept by Qdrant."""
+
+
 @dataclass(frozen=True)
 class ProblemType:
     """How one kind of error looks on the wire."""
@@ -114,6 +118,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),
     StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
     UnknownCheckpoint: ProblemType(422, "unknown-checkpoint", "No such checkpoint"),
+    NoIndexTypes: ProblemType(422, "no-index-types", "This index has no types"),
     RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
     CatalogUnavailable: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
 }
