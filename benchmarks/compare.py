@@ -7,6 +7,7 @@ Every run lies in a folder of its own and goes on where it ended, so this may be
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,20 @@ from model.evaluation.results import retrieval_markdown, write_section
 RECIPES = ("default", "one-way", "average-pooling", "magnitudes", "mel", "cosine", "psd", "cocola")
 
 
-def phalar(*arguments: str) -> str:
+WHOLE_BATCHES = ("cocola",)
+"""Recipes whose batch normalisation must see the whole batch: never shared by processes."""
+
+
+def phalar(*arguments: str, processes: int = 1) -> str:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    program = [sys.executable] if processes == 1 else launcher
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if processes > 1 else {}
     done = subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments], stdout=subprocess.PIPE, text=True, check=True
+        [*program, "-m", "service.cli", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | one_thread,
     )
     return done.stdout
 
@@ -32,16 +44,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cache", type=Path, help="where decoded stems are kept")
+    parser.add_argument("--processes", type=int, default=1, help="that train together; on a CPU, one for each core")
     parser.add_argument("--pairs-per-track", type=int, default=2)
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
     arguments = parser.parse_args()
+    common = ["--device", arguments.device, *(["--cache", str(arguments.cache)] if arguments.cache else [])]
     measured: dict[str, dict[str, dict[str, object]]] = {"compared-rendered": {}, "compared-real": {}}
     for recipe in arguments.recipes:
         home = arguments.runs / f"{recipe}-{arguments.steps}"
         if not (home / "model.safetensors").is_file():
-            options = ["--stems", str(arguments.stems), "--out", str(home), "--steps", str(arguments.steps)]
-            phalar("train", recipe, *options, "--device", arguments.device)
+            options = ["--stems", str(arguments.stems), "--out", str(home), "--steps", str(arguments.steps), *common]
+            phalar("train", recipe, *options, processes=1 if recipe in WHOLE_BATCHES else arguments.processes)
         sets = [("compared-rendered", arguments.stems, "test"), ("compared-real", arguments.real, "all")]
         for section, stems, split in sets:
             if stems is None:
@@ -49,7 +64,7 @@ def main() -> None:
             answer = home / f"{section}.json"
             if not answer.is_file():
                 options = ["--stems", str(stems), "--split", split, "--pairs-per-track", str(arguments.pairs_per_track)]
-                options += ["--checkpoint", str(home / "model.safetensors"), "--device", arguments.device]
+                options += ["--checkpoint", str(home / "model.safetensors"), *common]
                 answer.write_text(phalar("evaluate", "retrieval", *options, "--json"), encoding="utf-8")
             measured[section][recipe] = json.loads(answer.read_text(encoding="utf-8"))
         for section, answers in measured.items():

@@ -228,6 +228,13 @@ class Catalog:
             return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
 
     @retried
+    async def window_count(self) -> int:
+        """How many windows the ready stems have under the live model; another one cuts them the same."""
+        async with self._database.read() as sql:
+            query = select(func.coalesce(func.sum(stems.c.windows), 0)).where(stems.c.state == "ready")
+            return int((await sql.execute(query)).scalar_one())
+
+    @retried
     async def counts(self) -> dict[str, int]:
         """How many stems are queued, ready and failed."""
         async with self._database.read() as sql:
@@ -371,6 +378,12 @@ class Catalog:
                         upserted[record.stem_row] = _unpack(record)
             removed.update(row for row, _ in changed if row not in upserted)
         return Changes(upserted, frozenset(removed), reached)
+
+    async def gone_since(self, seq: int) -> frozenset[int]:
+        """Rows of the stems that changed after `seq` and are not ready: `changes_since` without the embeddings."""
+        async with self._database.read() as sql:
+            query = select(stems.c.row).where(stems.c.seq > seq, stems.c.state != "ready")
+            return frozenset((await sql.execute(query)).scalars())
 
     async def all_embeddings(self, fingerprint: str, chunk: int = 200) -> AsyncIterator[dict[int, StemEmbeddings]]:
         """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row."""

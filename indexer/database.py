@@ -178,10 +178,12 @@ class Database:
 
 async def _let_go(sql: AsyncConnection) -> None:
     try:
-        await sql.execute(select(func.pg_advisory_unlock_all()))
-    except (DBAPIError, OSError) as error:  # the server let go of them when it lost the connection
+        if not sql.invalidated:  # else the server let go of them when it lost the connection
+            await sql.execute(select(func.pg_advisory_unlock_all()))
+    except DBAPIError as error:
         log.warning("names were not held to the end: %s", error)
-        await sql.invalidate()
+        if not sql.invalidated:
+            await sql.invalidate()
     finally:
         await sql.close()
 

@@ -16,12 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 
 import asyncpg
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from sqlalchemy.engine import make_url
 
 from service.processes import valkey_binary
@@ -89,6 +96,21 @@ def execute(url: str, *statements: str) -> list[list[object]]:
         return thread.submit(asyncio.run, run()).result()
 
 
+def cut_connections(stores: Mapping[str, str]) -> None:
+    """Cut every connection to an installation's database, and all of normal clients to its Redis."""
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    execute(stores["PHALAR_DATABASE_URL"], f"SELECT pg_terminate_backend(pid) {others}")
+    with redis.Redis.from_url(stores["PHALAR_REDIS_URL"]) as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def forget(stores: Mapping[str, str]) -> None:
+    """Delete every key of an installation, as if Redis had lost them."""
+    with redis.Redis.from_url(stores["PHALAR_REDIS_URL"]) as client:
+        for key in client.scan_iter(f"{stores['PHALAR_REDIS_PREFIX']}:*"):
+            client.delete(key)
+
+
 def redis_url() -> str:
     """The URL of a Redis or Valkey server that listens on TCP."""
     return os.environ.get("PHALAR_TEST_REDIS_URL") or _redis().url
@@ -118,12 +140,53 @@ class RedisServer:
         _wait_for(self.port, self._process, self.folder / "log.txt")
         return self
 
+    def __enter__(self) -> "RedisServer":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def kill(self) -> None:
         """End it as `kill -9` does; `start` brings it back with what it had written."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class Authority:
+    """An authority that signs certificates for servers on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority {uuid.uuid4()}")])
+        made = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(True, 0), critical=True)
+        self.ca = folder / "ca.pem"
+        self.ca.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+
+    def issue(self, name: str, address: str) -> dict[str, str]:
+        """A certificate for a server at an IP address, and its key, as Redis options."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
+        made = self._builder(subject, key).add_extension(names, critical=False).sign(self._key, hashes.SHA256())
+        certificate, private = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        certificate.write_bytes(made.public_bytes(Encoding.PEM))
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return {"tls-cert-file": str(certificate), "tls-key-file": str(private), "tls-ca-cert-file": str(self.ca)}
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now, day = datetime.now(UTC), timedelta(days=1)
+        identified = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
+        return (
+            builder.not_valid_before(now - day)
+            .not_valid_after(now + day)
+            .add_extension(identified, critical=False)
+            .add_extension(issued_by, critical=False)
+        )
 
 
 def redis_binary() -> str:
