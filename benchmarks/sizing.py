@@ -3,8 +3,9 @@
     python -m benchmarks.sizing [--page deploy/sizing.md] [--tracks 12] [--seconds 20]
 
 The demo catalog is ingested into an installation of its own and reindexed; then its files are measured. The search is
-timed over random keys, since a flat search reads every key whatever it holds. Larger catalogs are extrapolated: every
-size grows with the windows, and the table says with which.
+timed over random keys, since a flat search reads every key whatever it holds. Times are of the processor, not of the
+clock, so that what else the machine does changes them little. Larger catalogs are extrapolated: everything grows with
+the windows.
 """
 
 import argparse
@@ -34,7 +35,11 @@ from service.settings import Settings
 
 CATALOGS = (100_000, 1_000_000, 10_000_000)  # stems
 STEM_S = 180.0  # a stem of a whole track
-LOW_RANK = 64
+KINDS: dict[str, tuple[int | None, str]] = {  # rank and type of an index
+    "float32": (None, "flat"),
+    "sq8": (None, "sq8"),
+    "sq8, rank 64": (64, "sq8"),
+}
 TIMED_KEYS = 100_000
 MANY_QUERIES = 64  # a mix of one window, tried at every 40 ms of a stride of 2.5 s
 SMALL_MACHINE, LARGE_MACHINE = 32e9, 256e9  # bytes of index that one machine holds beside everything else
@@ -50,12 +55,10 @@ class Sizes:
     sql_bytes: int
     embedding_bytes: int  # of sql_bytes, in the embeddings' own columns
     blob_bytes: int
-    key_bytes: int  # of the index, without what a generation has once
+    key_bytes: dict[str, int]  # of each kind of index, without what a generation has once
     fold_bytes: int
-    decode_s: float
-    embed_s: float
-    store_s: float
-    search_s: float  # MANY_QUERIES against TIMED_KEYS, one thread
+    work_s: float  # of a worker and its decoders
+    search_s: float  # MANY_QUERIES against TIMED_KEYS
 
     @property
     def sql_per_window(self) -> float:
@@ -64,18 +67,6 @@ class Sizes:
     @property
     def sql_per_stem(self) -> float:
         return (self.sql_bytes - self.embedding_bytes) / self.stems
-
-    @property
-    def keys_per_window(self) -> float:
-        return self.key_bytes / self.windows
-
-    @property
-    def work_s(self) -> float:
-        return self.decode_s + self.embed_s + self.store_s
-
-    @property
-    def search_per_key(self) -> float:
-        return self.search_s / TIMED_KEYS
 
 
 def main() -> None:
@@ -104,29 +95,55 @@ def measure(tracks: int, seconds: float, threads: int) -> Sizes:
         service = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment)
         try:
             url = f"http://127.0.0.1:{port}"
-            with httpx.Client(base_url=url, timeout=120) as http:
+            with httpx.Client(base_url=url, timeout=120) as http, Client(url) as client:
                 wait_until_ready(http)
+                worker = _worker(http)
+                before = _processor_s(worker)
                 if ingest_demo(url, None, Path(folder) / "demo", tracks, seconds, seed=0):
                     raise SystemExit("a stem failed")
-                with Client(url) as client:
-                    client.follow(client.reindex(None, None))
-                time.sleep(12)  # two beats: the worker has told all it did
-                figures = _worker_figures(http.get("/metrics").text)
+                work_s = _processor_s(worker) - before
+                key_bytes = {kind: _reindexed(client, data, *wanted) for kind, wanted in KINDS.items()}
         finally:
             service.send_signal(signal.SIGINT)
             service.wait()
-        return _sizes(data, figures)
+        return _sizes(data, key_bytes, work_s)
 
 
-def _sizes(data: Path, figures: dict[str, float]) -> Sizes:
+def _worker(http: httpx.Client) -> int:
+    """The process of the one worker, once it has reported."""
+    while True:
+        found = re.search(
+            r'^phalar_worker\{figure="pid",worker="[^"]*"\} (\S+)$', http.get("/metrics").text, re.MULTILINE
+        )
+        if found:
+            return int(float(found[1]))
+        time.sleep(1)
+
+
+def _processor_s(process: int) -> float:
+    """What a process and its children have used, seconds."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
+    ticks = 0
+    for pid in [process, *children]:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        ticks += sum(map(int, fields[11:15]))  # of itself and of its own dead children, in user and in kernel mode
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _reindexed(client: Client, data: Path, rank: int | None, index_type: str) -> int:
+    """Bytes of the keys of a new index."""
+    job = client.follow(client.reindex(None, rank, index_type))
+    folder = data / "index" / f"generation-{job['result']['generation']:06d}"
+    return sum((folder / name).stat().st_size for name in ("keys.faiss", "key_errors.npz"))
+
+
+def _sizes(data: Path, key_bytes: dict[str, int], work_s: float) -> Sizes:
     compact = data / "compact.sqlite"
     with sqlite3.connect(data / "catalog.sqlite") as sql:
         sql.execute("VACUUM INTO ?", (str(compact),))
         stems, audio_s = sql.execute("SELECT count(*), sum(duration_s) FROM stems WHERE state = 'ready'").fetchone()
         columns = "length(windows) + length(starts_s) + length(embedding)"
         held, windows = sql.execute(f"SELECT sum({columns}), sum(length(windows)) / 8 FROM embeddings").fetchone()
-    newest = max((data / "index").glob("generation-*"))
-    parts = {file.name: file.stat().st_size for file in newest.iterdir()}
     return Sizes(
         stems=stems,
         windows=windows,
@@ -134,22 +151,15 @@ def _sizes(data: Path, figures: dict[str, float]) -> Sizes:
         sql_bytes=compact.stat().st_size,
         embedding_bytes=held,
         blob_bytes=sum(file.stat().st_size for file in (data / "audio").rglob("*") if file.is_file()),
-        key_bytes=parts["keys.faiss"] + parts["key_errors.npz"],
-        fold_bytes=parts["fold.npz"],
-        decode_s=figures["decode_seconds"],
-        embed_s=figures["embed_seconds"],
-        store_s=figures["store_seconds"],
+        key_bytes=key_bytes,
+        fold_bytes=(max((data / "index").glob("generation-*")) / "fold.npz").stat().st_size,
+        work_s=work_s,
         search_s=_time_search(),
     )
 
 
-def _worker_figures(metrics: str) -> dict[str, float]:
-    found = re.findall(r'^phalar_worker\{figure="(\w+)",worker="[^"]*"\} (\S+)$', metrics, re.MULTILINE)
-    return {figure: float(value) for figure, value in found}
-
-
 def _time_search() -> float:
-    """Median seconds of MANY_QUERIES against TIMED_KEYS random keys of full rank, on one thread."""
+    """Median seconds of MANY_QUERIES against TIMED_KEYS random float32 keys of full rank, on this thread."""
     rng = np.random.default_rng(0)
     dimension = 2 * PhalarConfig().dimension
     index = faiss.IndexFlatIP(dimension)
@@ -158,35 +168,35 @@ def _time_search() -> float:
     faiss.omp_set_num_threads(1)
     times = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         index.search(queries, 500)
-        times.append(time.perf_counter() - begun)
+        times.append(time.thread_time() - begun)
     return float(np.median(times))
 
 
 def _head(threads: int, sizes: Sizes) -> str:
     return (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores with a load of "
-        f"{os.getloadavg()[2]:.1f} beside it, {threads} thread: {sizes.stems} stems, {sizes.audio_s / 60:.0f} minutes, "
-        f"{sizes.windows} windows. Seconds are of a busy machine: read them as an upper bound.\n"
+        f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, a worker with {threads} "
+        f"thread: {sizes.stems} stems, {sizes.audio_s / 60:.0f} minutes, {sizes.windows} windows.\n"
     )
 
 
 def _measured(sizes: Sizes) -> str:
     hours = sizes.audio_s / 3600
     rows = [
-        ["SQL", f"{sizes.sql_per_stem:,.0f}", f"{sizes.sql_per_window:,.0f}", _bytes(sizes.sql_bytes / hours)],
+        ["SQL (SQLite)", f"{sizes.sql_per_stem:,.0f}", f"{sizes.sql_per_window:,.0f}", _bytes(sizes.sql_bytes / hours)],
         ["audio (the demo's FLAC: one channel, 16 bits)", "", "", _bytes(sizes.blob_bytes / hours)],
-        ["index, float32, every eigenvalue", "", f"{sizes.keys_per_window:,.0f}", _bytes(sizes.key_bytes / hours)],
+        *(
+            [f"index, {kind}", "", f"{count / sizes.windows:,.0f}", _bytes(count / hours)]
+            for kind, count in sizes.key_bytes.items()
+        ),
     ]
     table = markdown_table(["measured", "bytes a stem", "bytes a window", "an hour of audio"], rows)
     times = markdown_table(
-        ["measured", "seconds"],
+        ["measured", "processor seconds"],
         [
-            ["a worker decodes an hour of audio", f"{sizes.decode_s / hours:,.0f}"],
-            ["a worker embeds an hour of audio", f"{sizes.embed_s / hours:,.0f}"],
-            ["a worker stores an hour of audio", f"{sizes.store_s / hours:,.0f}"],
-            [f"{MANY_QUERIES} queries at once against {TIMED_KEYS:,} keys", f"{sizes.search_s:.2f}"],
+            ["a worker and its decoders, an hour of audio", f"{sizes.work_s / hours:,.0f}"],
+            [f"{MANY_QUERIES} queries at once against {TIMED_KEYS:,} float32 keys", f"{sizes.search_s:.2f}"],
         ],
     )
     return f"{table}\nThe fold is in every generation once: {_bytes(sizes.fold_bytes)}.\n\n{times}"
@@ -196,39 +206,32 @@ def _extrapolated(sizes: Sizes) -> str:
     defaults = Settings.model_fields
     window, stride = (round(defaults[name].default * SAMPLE_RATE) for name in ("window_s", "stride_s"))
     per_stem = len(window_starts(round(STEM_S * SAMPLE_RATE), window, stride))
-    per_low_rank_window = sizes.keys_per_window - 8 * (PhalarConfig().dimension - LOW_RANK)
     rows = []
     for stems in CATALOGS:
         windows = stems * per_stem
-        audio = stems * STEM_S * sizes.blob_bytes / sizes.audio_s
-        low = windows * per_low_rank_window
+        indexes = [windows * count / sizes.windows for count in sizes.key_bytes.values()]
         rows.append(
             [
                 f"{stems:,}",
                 f"{windows / 1e6:,.1f} million",
                 _bytes(stems * sizes.sql_per_stem + windows * sizes.sql_per_window),
-                _bytes(audio),
-                _bytes(windows * sizes.keys_per_window),
-                _bytes(low),
-                f"{windows * sizes.search_per_key:,.0f} s",
-                f"{stems * STEM_S * sizes.work_s / sizes.audio_s / 86400:,.1f}",
-                _advice(windows * sizes.keys_per_window, low),
+                _bytes(stems * STEM_S * sizes.blob_bytes / sizes.audio_s),
+                *map(_bytes, indexes),
+                f"{windows * sizes.search_s / TIMED_KEYS:,.0f} s",
+                f"{stems * STEM_S * sizes.work_s / sizes.audio_s / 86400:,.1f} days",
+                _advice(*indexes),
             ]
         )
-    header = [
-        "stems", "windows", "SQL", "audio", "index in memory", f"at rank {LOW_RANK}", "flat search, one thread",
-        "days of one worker", "so",
-    ]  # fmt: skip
+    header = ["stems", "windows", "SQL", "audio", *(f"index, {kind}" for kind in sizes.key_bytes)]
+    header += ["one query, every key compared", "to embed, one core", "so"]
     return f"Extrapolated, for stems of {STEM_S:.0f} s ({per_stem} windows each):\n\n{markdown_table(header, rows)}"
 
 
-def _advice(full: float, low: float) -> str:
-    if full <= SMALL_MACHINE:
-        return "one API, FAISS"
-    if full <= LARGE_MACHINE:
-        return "one large machine with FAISS, or Qdrant"
-    if low <= SMALL_MACHINE * 2:
-        return "Qdrant; or FAISS at a low rank"
+def _advice(*indexes: float) -> str:
+    if max(indexes) <= SMALL_MACHINE:
+        return "FAISS on one machine"
+    if min(indexes) <= LARGE_MACHINE / 4:
+        return "FAISS on one large machine, compressed; or Qdrant"
     return "Qdrant on several machines"
 
 

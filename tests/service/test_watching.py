@@ -1,7 +1,10 @@
-"""Dashboard and alerts ask only for what /metrics really tells."""
+"""What watches the service: dashboard and alerts ask for what /metrics tells, and the workers' health check finds them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.installation import encode, eventually, noise_bursts, retrieve
+from tests.installation import Installation, encode, eventually, noise_bursts, retrieve
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 SELECTOR = re.compile(r"\b((?:phalar|process)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 EQUAL = re.compile(r'(\w+)="([^"]*)"')
 ANY_VALUE = {"status", "route"}  # which of them there are depends on what was asked so far
@@ -82,3 +86,16 @@ def test_the_dashboard_is_one_that_grafana_can_load() -> None:
         for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
     ]
     assert len(cells) == len(set(cells)), "panels lie on each other"
+
+
+def test_the_workers_health_check_knows_who_beats(installation: Installation, client: httpx.Client) -> None:
+    eventually(lambda: "phalar_worker{" in client.get("/metrics").text)
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    script = compose["services"]["worker"]["healthcheck"]["test"][-1]
+    here = os.environ | {"PHALAR_DATA": str(installation.folder / "data"), **installation.settings}
+
+    def check(**changed: str) -> int:
+        return subprocess.run([sys.executable, "-c", script], env=here | changed, timeout=120).returncode
+
+    assert check() == 0
+    assert check(PHALAR_REDIS_PREFIX="another") == 1
