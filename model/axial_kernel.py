@@ -54,23 +54,14 @@ class AxialKernel:
         for _ in filter(None, compresses):
             steps = (steps + 1) // 2
         out = torch.empty(batch, bins, widths[-1], steps)
-        pointers = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
-        shape = (ctypes.c_int32 * len(widths))(*widths), (ctypes.c_int32 * len(compresses))(*compresses)
-        status = NO_THREADS
-        for threads in (torch.get_num_threads(), 1):  # a process out of threads still has its own
-            if status == NO_THREADS:
-                status = self._infer(
-                    cqt.data_ptr(),
-                    out.data_ptr(),
-                    batch,
-                    bins,
-                    frames,
-                    len(compresses),
-                    *shape,
-                    pointers,
-                    epsilon,
-                    threads,
-                )
+        arguments = [
+            cqt.data_ptr(), out.data_ptr(), batch, bins, frames, len(compresses),
+            (ctypes.c_int32 * len(widths))(*widths), (ctypes.c_int32 * len(compresses))(*compresses),
+            (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights)), epsilon,
+        ]  # fmt: skip
+        status = self._infer(*arguments, torch.get_num_threads())
+        if status == NO_THREADS:  # a process that may start no more still has its own
+            status = self._infer(*arguments, 1)
         if status == NO_MEMORY:
             raise MemoryError(f"no memory for the features of {batch} clips of {frames} frames")
         assert status == DONE
