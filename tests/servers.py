@@ -66,6 +66,8 @@ def new_database() -> str:
     url = os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres()
     name = f"test_{uuid.uuid4().hex}"
     execute(url, f'CREATE DATABASE "{name}"')
+    if "PHALAR_TEST_DATABASE_URL" in os.environ:  # the private cluster goes as a whole
+        atexit.register(lambda: asyncio.run(_execute(url, f'DROP DATABASE "{name}" WITH (FORCE)')))
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
@@ -83,17 +85,17 @@ def _shared_database() -> str:
 
 def execute(url: str, *statements: str) -> list[list[object]]:
     """Run statements on a database; returns the rows of the last."""
-
-    async def run() -> list[list[object]]:
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-        try:
-            rows = [await connection.fetch(statement) for statement in statements]
-        finally:
-            await connection.close()
-        return [list(row.values()) for row in rows[-1]]
-
     with ThreadPoolExecutor(1) as thread:  # the caller may be in an event loop
-        return thread.submit(asyncio.run, run()).result()
+        return thread.submit(asyncio.run, _execute(url, *statements)).result()
+
+
+async def _execute(url: str, *statements: str) -> list[list[object]]:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        rows = [await connection.fetch(statement) for statement in statements]
+    finally:
+        await connection.close()
+    return [list(row.values()) for row in rows[-1]]
 
 
 def cut_connections(stores: Mapping[str, str]) -> None:
