@@ -1,4 +1,4 @@
-"""What watches the service: dashboard and alerts ask for what /metrics tells, and the workers' health check finds them."""
+"""What watches the service: dashboard and alerts ask for what /metrics tells; the health check finds its worker."""
 
 import json
 import os
