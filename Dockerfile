@@ -27,15 +27,19 @@ RUN if [ "${VARIANT}" = cpu ]; then pip install --no-deps --index-url "${TORCH_I
 RUN pip install --require-hashes --no-deps -r "/locks/${VARIANT}.txt" && pip check
 
 FROM packages AS app
+# A compiler for the axial CNN, three times as fast as without it on x86_64.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY model model
 COPY indexer indexer
 COPY service service
 # Into a folder of its own, so that a change of ours is a layer of some megabytes; then everything is imported once.
 RUN pip install --no-deps --no-build-isolation --target /opt/app . \
     && PYTHONPATH=/opt/app /opt/app/bin/phalar --version \
-    && PYTHONPATH=/opt/app python -c "import faiss, service.app, service.worker"
+    && PYTHONPATH=/opt/app python -c "import faiss, service.app, service.worker" \
+    && { [ "$(uname -m)" != x86_64 ] || ls /opt/app/model/axial_*.so; }
 
 FROM system
 ARG VARIANT=cpu
