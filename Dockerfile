@@ -4,8 +4,10 @@ WORKDIR /src
 # The CPU build of torch; for CUDA: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 --build-arg EXTRA=gpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRA=cpu
+# A compiler for the axial CNN, three times as fast as without it.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/phalar
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY model model
 COPY indexer indexer
 COPY service service

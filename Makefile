@@ -24,7 +24,7 @@ docs: .venv/run.stamp
 	$(BIN)/python -m service.settings > docs/settings.md
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info model/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,7 +32,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/run.stamp: .venv/python.stamp pyproject.toml constraints.txt
+.venv/run.stamp: .venv/python.stamp pyproject.toml setup.py model/axial_kernel.cpp constraints.txt
 	@echo "Installing (the first time takes a few minutes) ..."
 	$(PIP) --editable '.[cpu]'
 	@touch $@

@@ -1,60 +1,90 @@
 """How much faster the CQT is than nnAudio's layer, and how far from it: `python -m benchmarks.cqt --threads 2`."""
 
 import argparse
+import platform
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.cqt import CQTSettings, FastCQT, plain_cqt, scale_decibels
+from model.evaluation.results import markdown_table, write_section
 
 SETTINGS = CQTSettings(sample_rate=16_000, hop=160, lowest_hz=16.35, bins=96, bins_per_octave=12)
 RANGE_DB = 80.0
+COLUMNS = ["seconds", "batch", "nnAudio, ms", "ours, ms", "ratio", "relative error", "scaled dB, largest difference"]
 
 
-def interleaved_ms(*calls: Callable[[], Tensor], repeats: int) -> list[float]:
-    """The best time of each call, in turns, so that what else the machine does hits all of them."""
-    best = [float("inf")] * len(calls)
-    for _ in range(repeats + 1):  # one to warm up: it only ever loses
+def interleaved_ms(*calls: Callable[[], object], repeats: int) -> NDArray[np.float64]:
+    """What each call took, in turns, so that what else the machine does hits all of them: ms, (repeats, calls).
+
+    With one thread it is the process's own time on a processor, which others' work does not lengthen; with more, which
+    may wait for each other, it is time on the wall.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    taken = np.empty((repeats + 1, len(calls)))  # one turn more, to warm up
+    for turn in taken:
         for place, call in enumerate(calls):
-            started = time.perf_counter()
+            started = clock()
             call()
-            best[place] = min(best[place], 1000 * (time.perf_counter() - started))
-    return best
+            turn[place] = 1000 * (clock() - started)
+    return taken[1:]
+
+
+def median_ratio(taken: NDArray[np.float64]) -> float:
+    """How much longer the first call took than the second: the median over turns."""
+    return float(np.median(taken[:, 0] / taken[:, 1]))
+
+
+def headline(what: str) -> str:
+    """Day, processor, torch and threads, and what was measured: the line over a table."""
+    processor = next(
+        (line.partition(": ")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
+    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    return (
+        f"Measured {datetime.now(UTC):%Y-%m-%d}, {processor} ({capability}), torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; {what}.\n\n"
+    )
+
+
+def _cpu_lines() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    return info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+
+
+def compare(seconds: int, batch: int, repeats: int) -> list[str]:
+    """One row of the table: white noise at full scale."""
+    plain, fast = plain_cqt(SETTINGS), FastCQT(SETTINGS)
+    clips = 2 * torch.rand(batch, seconds * 16_000, generator=torch.Generator().manual_seed(0)) - 1
+    taken = interleaved_ms(lambda: plain(clips), lambda: fast(clips), repeats=repeats)
+    expected, magnitudes = plain(clips), fast(clips)
+    relative = float((magnitudes - expected).norm() / expected.norm())
+    apart: Tensor = scale_decibels(magnitudes, RANGE_DB) - scale_decibels(expected, RANGE_DB)
+    old, new = np.median(taken, axis=0)
+    row = [str(seconds), str(batch), f"{old:.1f}", f"{new:.2f}", f"{median_ratio(taken):.1f}"]
+    return [*row, f"{relative:.1e}", f"{float(apart.abs().max()):.1e}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--page", type=Path, help="write the table into this page")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    plain, fast = plain_cqt(SETTINGS), FastCQT(SETTINGS)
-    generator = torch.Generator().manual_seed(0)
-    print(f"{arguments.threads} threads, best of {arguments.repeats}, white noise at full scale")
-    print("| seconds | batch | nnAudio, ms | ours, ms | ratio | relative error | scaled dB, largest difference |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     with torch.inference_mode():
-        for seconds, batch in ((2, 8), (5, 1), (5, 8), (5, 16), (10, 8), (30, 1)):
-            clips = 2 * torch.rand(batch, seconds * 16_000, generator=generator) - 1
-
-            def nnaudio(clips: Tensor = clips) -> Tensor:
-                magnitudes: Tensor = plain(clips)
-                return magnitudes
-
-            def ours(clips: Tensor = clips) -> Tensor:
-                magnitudes: Tensor = fast(clips)
-                return magnitudes
-
-            old, new = interleaved_ms(nnaudio, ours, repeats=arguments.repeats)
-            expected, magnitudes = nnaudio(), ours()
-            relative = float((magnitudes - expected).norm() / expected.norm())
-            scaled = scale_decibels(magnitudes, RANGE_DB) - scale_decibels(expected, RANGE_DB)
-            print(
-                f"| {seconds} | {batch} | {old:.1f} | {new:.2f} | {old / new:.1f} "
-                f"| {relative:.1e} | {float(scaled.abs().max()):.1e} |"
-            )
+        sizes = ((2, 8), (5, 1), (5, 8), (5, 16), (10, 8), (30, 1))
+        rows = [compare(seconds, batch, arguments.repeats) for seconds, batch in sizes]
+    text = headline(f"white noise at full scale, medians of {arguments.repeats} turns") + markdown_table(COLUMNS, rows)
+    print(text)
+    if arguments.page:
+        write_section(arguments.page, "cqt", text)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,161 @@
 """Time of an embedding, and of the plain path it replaced: `python -m benchmarks.encoder --threads 2`.
 
-Plain: nnAudio's CQT and the layers one by one, the whole batch at once.
+Plain: nnAudio's CQT and the layers one by one, the whole batch at once. On a CPU also what an aligned query costs, and
+each path of the axial CNN; with `--device cuda`, ways that a card offers.
 """
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cqt import SETTINGS, interleaved_ms
-from model import untrained_phalar
+from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
+from model import SAMPLE_RATE, Phalar, cut_windows, untrained_phalar
+from model.axial_kernel import built_kernels
 from model.cqt import plain_cqt, scale_decibels
+from model.evaluation.results import markdown_table, write_section
 from model.similarity import to_unit_norm
+
+WINDOW, STRIDE, SHIFT, MIX = 5 * SAMPLE_RATE, SAMPLE_RATE * 5 // 2, SAMPLE_RATE // 25, 8 * SAMPLE_RATE
+
+
+def noise(batch: int, samples: int, device: torch.device) -> Tensor:
+    return 0.1 * torch.randn(batch, samples, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def plain_path(phalar: Phalar, device: torch.device) -> Callable[[Tensor], Tensor]:
+    transform = plain_cqt(SETTINGS).to(device)
+
+    def embed(clips: Tensor) -> Tensor:
+        cqt = scale_decibels(transform(clips), phalar.config.dynamic_range_db)
+        return to_unit_norm(phalar.head(phalar.pooling(phalar.backbone(cqt))))
+
+    return embed
+
+
+def whole_encoder(phalar: Phalar, repeats: int) -> str:
+    """`embed` beside the plain path, by batch."""
+    plain, rows = plain_path(phalar, phalar.device), []
+    for batch in (1, 8, 16):
+        clips = noise(batch, WINDOW, phalar.device)
+
+        def old(clips: Tensor = clips) -> Tensor:
+            return plain(clips)
+
+        def new(clips: Tensor = clips) -> Tensor:
+            return phalar.embed(clips)
+
+        taken = interleaved_ms(old, new, repeats=repeats)
+        before, after = np.median(taken, axis=0) / batch
+        difference = float((old() - new()).abs().max())
+        rows.append([str(batch), f"{before:.1f}", f"{after:.1f}", f"{median_ratio(taken):.1f}", f"{difference:.1e}"])
+    return markdown_table(["batch", "plain, ms a clip", "embed, ms a clip", "ratio", "largest difference"], rows)
+
+
+def axial_paths(phalar: Phalar, repeats: int) -> str:
+    """The axial CNN alone, one clip and eight: layers, matrix products, each build of the kernel."""
+    backbone, rows = phalar.backbone, []
+    for batch in (1, 8):
+        cqt = phalar.cqt(noise(batch, WINDOW, phalar.device))
+        paths: dict[str, Callable[[], Tensor]] = {
+            "layers one by one": lambda cqt=cqt: backbone(cqt),
+            "matrix products": lambda cqt=cqt: backbone.infer_by_products(cqt),
+        }
+        for kernel in built_kernels():
+            paths[kernel.name] = lambda kernel=kernel, cqt=cqt: backbone.infer_by_kernel(kernel, cqt)
+        taken = interleaved_ms(*paths.values(), repeats=repeats)
+        for place, name in enumerate(paths):
+            ratio = median_ratio(taken[:, [0, place]])
+            rows.append([name, str(batch), f"{np.median(taken[:, place]) / batch:.1f}", f"{ratio:.1f}"])
+    return markdown_table(["axial CNN by", "batch", "ms a clip", "ratio to layers"], rows)
+
+
+def aligned_query(phalar: Phalar, repeats: int) -> str:
+    """All windows of 5 s that a query for an 8 s mix embeds, at 63 shifts of 40 ms."""
+    mix = noise(1, MIX, phalar.device)[0].numpy()
+    shifts = np.arange(0, STRIDE, SHIFT)
+    starts = np.concatenate([shifts, shifts + STRIDE])
+    windows = cut_windows(mix, starts[starts + WINDOW <= MIX], WINDOW)
+    taken = interleaved_ms(lambda: phalar.embed(windows), repeats=repeats)
+    return f"An aligned query for a mix of 8 s, {len(windows)} windows: {np.median(taken) / 1000:.2f} s.\n"
+
+
+def ways_on_a_card(phalar: Phalar, repeats: int) -> str:
+    """float32, bfloat16, and both replayed from a CUDA graph of this batch and window length."""
+    rows = []
+
+    def synchronised(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            result = call()
+            torch.cuda.synchronize(phalar.device)
+            return result
+
+        return run
+
+    for batch in (1, 8, 64):
+        clips = noise(batch, WINDOW, phalar.device)
+
+        def single(clips: Tensor = clips) -> Tensor:
+            return to_unit_norm(phalar(clips))
+
+        def half(clips: Tensor = clips) -> Tensor:
+            cqt = phalar.cqt(clips)  # in float32 under any precision: the dB scale magnifies what rounding loses
+            with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):  # a graph must not keep old casts
+                features = phalar.backbone(cqt)
+            return to_unit_norm(phalar.head(phalar.pooling(features.float())))
+
+        ways = {"float32": single, "bfloat16": half, "float32, graph": graph(single), "bfloat16, graph": graph(half)}
+        taken = interleaved_ms(*(synchronised(way) for way in ways.values()), repeats=repeats)
+        expected = single()
+        for place, (name, way) in enumerate(ways.items()):
+            row = [name, str(batch), f"{np.median(taken[:, place]) / batch:.2f}"]
+            row += [f"{median_ratio(taken[:, [0, place]]):.1f}", f"{float((way() - expected).abs().max()):.1e}"]
+            rows.append(row)
+    return markdown_table(["way", "batch", "ms a clip", "ratio to float32", "largest difference"], rows)
+
+
+def graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same work on the same input, replayed from one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # plans and workspaces must exist before the capture
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        result = call()
+
+    def replay() -> Tensor:
+        captured.replay()
+        return result
+
+    return replay
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--page", type=Path, help="write the tables into this page")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    phalar, plain_transform = untrained_phalar(0), plain_cqt(SETTINGS)
-    generator = torch.Generator().manual_seed(0)
-    print(f"{arguments.threads} threads, best of {arguments.repeats}, clips of 5 s, ms a clip")
-    print("| batch | plain | embed | ratio | largest difference |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
-    with torch.inference_mode():
-        for batch in (1, 8, 16):
-            clips = 0.1 * torch.randn(batch, 80_000, generator=generator)
-
-            def plain(clips: Tensor = clips) -> Tensor:
-                cqt = scale_decibels(plain_transform(clips), phalar.config.dynamic_range_db)
-                return to_unit_norm(phalar.head(phalar.pooling(phalar.backbone(cqt))))
-
-            def embed(clips: Tensor = clips) -> Tensor:
-                return phalar.embed(clips)
-
-            old, new = interleaved_ms(plain, embed, repeats=arguments.repeats)
-            difference = float((plain() - embed()).abs().max())
-            print(f"| {batch} | {old / batch:.1f} | {new / batch:.1f} | {old / new:.1f} | {difference:.1e} |")
+    device = torch.device(arguments.device)
+    phalar = untrained_phalar(0).to(device)
+    text = headline(f"clips of 5 s, medians of {arguments.repeats} turns")
+    with torch.no_grad():
+        if device.type == "cuda":
+            text += f"{torch.cuda.get_device_name(device)}\n\n" + ways_on_a_card(phalar, arguments.repeats)
+        else:
+            parts = [measure(phalar, arguments.repeats) for measure in (whole_encoder, axial_paths, aligned_query)]
+            text += "\n".join(parts)
+    print(text)
+    if arguments.page:
+        write_section(arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card", text)
 
 
 if __name__ == "__main__":

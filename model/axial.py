@@ -1,14 +1,21 @@
 """The axial CNN: convolutions along frequency, then along time, then across channels."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.axial_kernel import AxialKernel, fastest_kernel
+
 ALONG_FREQUENCY = (3, 1)
 ALONG_TIME = (1, 3)
 POINTWISE = (1, 1)
+
+FRAMES_PER_PASS = 4 * 501
+"""Most frames that `infer_by_products` takes at once: 4 windows of 5 s. More fall out of a CPU's caches and cost up to
+four times as much each."""
 
 
 class Branch(nn.Module):
@@ -125,7 +132,30 @@ class AxialBackbone(nn.Module):
 
     @torch.no_grad()
     def infer(self, cqt: Tensor) -> Tensor:
-        """`forward` without dropout and gradients, laid out for a CPU's caches and threads: the same to rounding."""
+        """`forward` without dropout and gradients, as fast as this CPU can: the same to rounding.
+
+        By the compiled kernel where there is one, else by `infer_by_products`.
+        """
+        kernel, weights = fastest_kernel(), list(self._weights())
+        if kernel is None or not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *weights)):
+            return self.infer_by_products(cqt)
+        return self.infer_by_kernel(kernel, cqt)
+
+    @torch.no_grad()
+    def infer_by_kernel(self, kernel: AxialKernel, cqt: Tensor) -> Tensor:
+        """`infer` by this build of the compiled kernel; cqt and weights are float32 on the CPU."""
+        blocks = [block for block in self.blocks if isinstance(block, AxialBlock)]
+        widths = [*(block.pointwise.norm.num_channels for block in blocks), self.out_channels]
+        compresses = [block.compression is not None for block in blocks]
+        return kernel.infer(cqt, widths, compresses, list(self._weights()), blocks[0].pointwise.norm.eps)
+
+    @torch.no_grad()
+    def infer_by_products(self, cqt: Tensor) -> Tensor:
+        """`infer` by torch's matrix products, laid out for a CPU's caches and threads."""
+        few = max(1, FRAMES_PER_PASS // cqt.shape[2])
+        return torch.cat([self._infer_few(part) for part in torch.split(cqt, few)])
+
+    def _infer_few(self, cqt: Tensor) -> Tensor:
         bins = cqt.shape[1]
         features = _as_positions(self.input_projection(cqt.unsqueeze(1)))  # (batch, bins * frames, channels)
         for block in self.blocks:
@@ -135,3 +165,19 @@ class AxialBackbone(nn.Module):
             if block.compression is not None:
                 features = _as_positions(block.compression(_as_image(features, bins)))
         return _as_image(features, bins)  # (batch, out_channels, bins, steps)
+
+    def _weights(self) -> Iterator[Tensor]:
+        """All weights, in the order in which the network uses them."""
+        yield self.input_projection.weight
+        for block in self.blocks:
+            assert isinstance(block, AxialBlock)
+            for branch in (block.along_frequency, block.along_time, block.pointwise):
+                assert branch.spread.bias is not None
+                yield from (branch.norm.weight, branch.norm.bias, branch.spread.weight, branch.spread.bias)
+                yield from (branch.contract.weight, branch.scale)
+            if block.compression is not None:
+                yield block.compression.weight
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()

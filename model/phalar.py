@@ -19,12 +19,11 @@ from model.cqt import ScaledCQT
 from model.pooling import SpectralPooling
 from model.similarity import HermitianSimilarity, to_unit_norm
 
-SAMPLES_PER_PASS = {"cpu": 4 * 80_000}
-"""Most samples that one pass of `embed` takes, by kind of device: 4 windows of 5 s. More fall out of a CPU's caches and
-cost up to four times as much each."""
+SAMPLES_PER_PASS = 64 * 80_000
+"""Most samples that one pass of `embed` takes, which bounds memory: 64 windows of 5 s."""
 
-SAMPLES_PER_PASS_ELSEWHERE = 64 * 80_000
-"""The same on an accelerator, where it bounds memory."""
+SAMPLES_PER_CQT = 4 * 80_000
+"""Most samples that one CQT takes on a CPU: more fall out of its caches."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,7 @@ class Phalar(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            most = SAMPLES_PER_PASS.get(self.device.type, SAMPLES_PER_PASS_ELSEWHERE)
-            passes = torch.split(clips, max(1, most // samples))
+            passes = torch.split(clips, max(1, SAMPLES_PER_PASS // samples))
             return torch.cat([to_unit_norm(self.head(self._infer(part))) for part in passes])
         finally:
             self.train(was_training)
@@ -214,11 +212,12 @@ class Phalar(nn.Module):
         return self.similarity.hermitian()
 
     def _infer(self, clips: Tensor) -> Tensor:
-        """`pool`, by the backbone's path for this device."""
+        """`pool`, by the fastest path for this device."""
         if self.device.type != "cpu":
             return self.pool(clips)
-        phasors: Tensor = self.pooling(self.backbone.infer(self.cqt(clips)))
-        return phasors
+        few = torch.split(clips, max(1, SAMPLES_PER_CQT // clips.shape[1]))
+        cqt = torch.cat([self.cqt(part) for part in few])  # (batch, bins, frames)
+        return self.pooling.infer(self.backbone.infer(cqt))
 
     def _embeddings(self, embeddings: Tensor | NDArray[np.complexfloating[Any, Any]]) -> Tensor:
         tensor = torch.as_tensor(embeddings)

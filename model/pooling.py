@@ -67,3 +67,9 @@ class SpectralPooling(nn.Module):
         per_step = features.transpose(1, 3).flatten(2)  # (batch, steps, bins * channels)
         projected = self.projection(per_step).transpose(1, 2)  # (batch, pooled_channels, steps)
         return spectral_pool(pad_steps(projected, self.n_components), self.n_components)
+
+    @torch.no_grad()
+    def infer(self, features: Tensor) -> Tensor:
+        """`forward` for inference: the same to rounding, without a copy where steps are innermost in memory."""
+        projected = self.projection.weight @ features.transpose(1, 2).flatten(1, 2)  # (batch, pooled_channels, steps)
+        return spectral_pool(pad_steps(projected, self.n_components), self.n_components)

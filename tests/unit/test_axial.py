@@ -1,10 +1,21 @@
 """Facts of the axial CNN."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from model.axial import ALONG_FREQUENCY, ALONG_TIME, POINTWISE, AxialBackbone, AxialBlock, Branch
+from model.axial import (
+    ALONG_FREQUENCY,
+    ALONG_TIME,
+    FRAMES_PER_PASS,
+    POINTWISE,
+    AxialBackbone,
+    AxialBlock,
+    Branch,
+)
+from model.axial_kernel import AxialKernel, built_kernels
 
 INFERENCE_TOLERANCE = 1e-5  # of the largest feature: float32 sums in another order, through thirty branches
 
@@ -55,3 +66,95 @@ def test_dropout_drops_whole_channels_and_only_in_training() -> None:
     assert (flat[~silent] != 0).all()
     assert 16 < int(silent.sum()) < 48
     assert (branch.eval()(features) != 0).all()
+
+
+# -- inference against the layers one by one --------------------------------------------------------------------------
+
+
+def learned_backbone(seed: int = 0, depth: int = 5) -> AxialBackbone:
+    """A backbone none of whose weights is at its starting constant."""
+    torch.manual_seed(seed)
+    backbone = AxialBackbone(channels=8, growth=1.5, depth=depth, dropout=0.1).eval()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.ndim < 2:
+                parameter.copy_(0.5 + 0.3 * torch.randn(parameter.shape))
+    return backbone
+
+
+def assert_equal_to_the_layers(features: torch.Tensor, backbone: AxialBackbone, cqt: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected = backbone(cqt)
+    assert features.shape == expected.shape
+    assert (features - expected).abs().max() < INFERENCE_TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("frames", [104, 501, 1001])
+def test_matrix_products_equal_the_layers(frames: int) -> None:
+    backbone, cqt = learned_backbone(), torch.randn(2, 12, frames)
+    assert_equal_to_the_layers(backbone.infer_by_products(cqt), backbone, cqt)
+
+
+def test_matrix_products_pass_by_pass_equal_the_layers() -> None:
+    backbone, cqt = learned_backbone(depth=1), torch.randn(9, 3, FRAMES_PER_PASS // 2)
+    assert_equal_to_the_layers(backbone.infer_by_products(cqt), backbone, cqt)
+
+
+@pytest.fixture(params=built_kernels() or [None], ids=lambda kernel: kernel.name if kernel else "none")
+def kernel(request: pytest.FixtureRequest) -> AxialKernel:
+    """Each build of the compiled kernel that runs here."""
+    if request.param is None:
+        pytest.skip("the compiled kernel was not built here: no C++ compiler, or a processor without AVX2")
+    built: AxialKernel = request.param
+    return built
+
+
+@pytest.mark.parametrize("frames", [1, 2, 31, 104, 151, 501, 512, 801, 1001])
+def test_kernel_equals_the_layers_at_any_length(kernel: AxialKernel, frames: int) -> None:
+    backbone, cqt = learned_backbone(), torch.randn(1, 7, frames)
+    assert_equal_to_the_layers(backbone.infer_by_kernel(kernel, cqt), backbone, cqt)
+
+
+@pytest.mark.parametrize(("channels", "growth", "depth", "bins"), [(1, 1.0, 1, 1), (3, 2.5, 2, 5), (17, 1.1, 3, 96)])
+def test_kernel_equals_the_layers_of_any_configuration(
+    kernel: AxialKernel, channels: int, growth: float, depth: int, bins: int
+) -> None:
+    torch.manual_seed(0)
+    backbone, cqt = AxialBackbone(channels, growth, depth, dropout=0.0).eval(), torch.randn(2, bins, 40)
+    assert_equal_to_the_layers(backbone.infer_by_kernel(kernel, cqt), backbone, cqt)
+
+
+@pytest.mark.parametrize("level", [0.0, -1.5, 100.0])
+def test_kernel_loses_no_digits_where_almost_nothing_is_heard(kernel: AxialKernel, level: float) -> None:
+    """The norm magnifies what little differs, and with it the rounding of a mean: no more than the layers do."""
+    backbone = learned_backbone(depth=2)
+    cqt = torch.full((1, 9, 104), level)
+    cqt[0, 0, 0] += 1e-3
+    with torch.no_grad():
+        exact = copy.deepcopy(backbone).double()(cqt.double())
+        layers = (backbone(cqt) - exact).abs().max()
+    ours = (backbone.infer_by_kernel(kernel, cqt) - exact).abs().max()
+    assert ours < 2 * layers + INFERENCE_TOLERANCE * exact.abs().max()
+
+
+def test_kernel_gives_silence_finite_features(kernel: AxialKernel) -> None:
+    assert torch.isfinite(learned_backbone().infer_by_kernel(kernel, torch.full((1, 96, 104), -1.5))).all()
+
+
+def test_kernel_gives_the_same_bits_in_any_batch_and_for_any_threads(kernel: AxialKernel) -> None:
+    backbone, cqt = learned_backbone(), torch.randn(5, 11, 301)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = torch.cat([backbone.infer_by_kernel(kernel, clip[None]) for clip in cqt])
+        for threads in (1, 2, 3, 8):  # 5 clips: one thread each, or all on one clip after the other
+            torch.set_num_threads(threads)
+            assert torch.equal(backbone.infer_by_kernel(kernel, cqt), expected)
+            assert torch.equal(backbone.infer_by_kernel(kernel, cqt[3:4]), expected[3:4])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_inference_takes_weights_that_the_kernel_cannot() -> None:
+    backbone, cqt = learned_backbone(depth=1).double(), torch.randn(1, 5, 40, dtype=torch.float64)
+    assert_equal_to_the_layers(backbone.infer(cqt), backbone, cqt)

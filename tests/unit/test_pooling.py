@@ -43,3 +43,9 @@ def test_projection_reads_bins_outside_and_channels_inside() -> None:
     features = torch.randn(1, 2, 3, 8)
     ordered = features.permute(0, 2, 1, 3).reshape(1, 6, 8)  # (batch, bins * channels, steps)
     torch.testing.assert_close(pooling(features), spectral_pool(ordered, 1))
+
+
+def test_pooling_for_inference_equals_pooling() -> None:
+    pooling = SpectralPooling(bins=3, channels=2, pooled_channels=6, n_components=4)
+    features = torch.randn(2, 2, 3, 9)
+    torch.testing.assert_close(pooling.infer(features), pooling(features).detach(), rtol=0, atol=ROUNDING)
