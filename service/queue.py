@@ -28,7 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.settings import Settings
@@ -63,7 +63,7 @@ class QueueFull(QueueError):
 
 
 class QueueUnavailable(QueueError):
-    """Redis cannot be reached, although it was tried again for a few seconds."""
+    """Redis cannot be reached, or takes nothing, although it was tried again for a few seconds."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the queue cannot be reached: {reason}")
@@ -621,7 +621,9 @@ class Queue:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     return await command(*args, **kwargs)
-            except (RedisConnectionError, RedisTimeoutError, TimeoutError) as error:
+            except (RedisConnectionError, RedisTimeoutError, TimeoutError, ResponseError) as error:
+                if isinstance(error, ResponseError) and not _takes_nothing(error):
+                    raise
                 if time.monotonic() + pause > deadline:
                     raise QueueUnavailable(str(error) or "it does not answer") from error
                 log.debug("Redis is away, trying again: %s", error)
@@ -665,3 +667,8 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
     if len(embedding) != windows:
         raise EmbedFailed(f"{windows} windows were asked for and {len(embedding)} came back")
     return embedding
+
+
+def _takes_nothing(error: ResponseError) -> bool:
+    """Whether the answer says nothing of the command, but that Redis has no memory or no disk left for any."""
+    return isinstance(error, OutOfMemoryError) or "MISCONF" in str(error)  # a pipeline puts its own words before it

@@ -363,6 +363,40 @@ async def test_unreachable_redis_is_named_after_a_short_while(opened: Open, tmp_
         await api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10)
 
 
+async def test_redis_that_cannot_write_to_its_disk_is_unavailable_until_it_can(opened: Open, tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as own:
+        api, worker = opened(url=own.url, retry_s=0.2), opened("a", url=own.url, retry_s=0.2)
+        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 20))
+        job = await take_query(worker)
+        answer = np.ones((3, 512), np.complex64)
+        redis = connect(own.url)
+        (tmp_path / "dump.rdb").mkdir()  # no snapshot can be put where a folder is
+        await redis.config_set("save", "3600 1")
+        await redis.bgsave()
+        while (await redis.info("persistence"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110 - Valkey changes it
+            await asyncio.sleep(0.02)
+        with pytest.raises(QueueUnavailable, match="MISCONF"):
+            await api.submit_upload("s1", MODEL)
+        with pytest.raises(QueueUnavailable, match="MISCONF"):
+            await worker.reply(job, answer)
+        await redis.config_set("save", "")
+        await worker.reply(job, answer)
+        np.testing.assert_array_equal(await asking, answer)
+        await api.submit_upload("s1", MODEL)
+        assert await api.outstanding_uploads() == {"s1"}
+        await redis.aclose()
+
+
+async def test_redis_without_memory_is_unavailable(opened: Open, tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as own:
+        api = opened(url=own.url, retry_s=0.2)
+        redis = connect(own.url)
+        await redis.config_set("maxmemory", "1")
+        with pytest.raises(QueueUnavailable):
+            await api.submit_upload("s1", MODEL)
+        await redis.aclose()
+
+
 async def test_killed_redis_keeps_uploads_and_answers_the_query_that_waited(opened: Open, tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as own:
         api, worker = opened(url=own.url), opened("a", url=own.url)
