@@ -6,7 +6,7 @@
 // each row's mean and squared deviations behind for the next norm. Rows are summed up in the order of bins, whoever
 // computed them: the result is the same to the bit for any number of threads and any batch.
 //
-// Compiled once for each instruction set (see pyproject.toml), plain C linkage, no Python: model/axial_kernel.py.
+// Compiled once for each instruction set (see setup.py), plain C linkage, no Python: model/axial_kernel.py.
 
 #include <algorithm>
 #include <atomic>
@@ -14,11 +14,11 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <future>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -562,13 +562,14 @@ extern "C" int phalar_axial_infer(
     std::promise<bool> complete;
     const std::shared_future<bool> begin = complete.get_future().share();
     std::vector<std::thread> others;
+    others.reserve(threads);
     bool enough = true;
     try {
         for (int n = 1; n < threads; ++n)
             others.emplace_back([&, n] {
                 if (begin.get()) work(n);
             });
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // no more threads, or no memory for one: those that wait must be told
         enough = false;
     }
     complete.set_value(enough);
