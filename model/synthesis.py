@@ -299,7 +299,7 @@ def _fft_length(samples: int) -> int:
 
 
 class Room:
-    """One small reverb that all stems of a track share. Holds the room's spectrum for clips of `samples`."""
+    """One small reverb, which stems may share. Holds the room's spectrum for clips of `samples`."""
 
     def __init__(self, samples: int, sample_rate: int, decay_s: float, rng: np.random.Generator) -> None:
         n = int(decay_s * sample_rate)
