@@ -13,7 +13,7 @@ run: .venv/run.stamp
 	$(BIN)/phalar serve --demo $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .
