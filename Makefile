@@ -1,5 +1,7 @@
 # make run   the service with its demo catalog, at http://127.0.0.1:8000
 # make test  every test that needs no network, GPU or downloaded weights
+# make test-servers  the service's and the catalog's tests on PostgreSQL and Redis: those installed here, or those of
+#            PHALAR_TEST_DATABASE_URL (it may create databases) and PHALAR_TEST_REDIS_URL
 # make lint  ruff and mypy
 
 PYTHON ?= python3
@@ -7,13 +9,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 ARGS ?=
 
-.PHONY: run test lint docs clean
+.PHONY: run test test-servers lint docs clean
 
 run: .venv/run.stamp
 	$(BIN)/phalar serve --demo $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-servers: .venv/test.stamp
+	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest tests/service tests/unit/test_catalog.py tests/unit/test_schema.py $(ARGS)
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .

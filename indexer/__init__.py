@@ -1,18 +1,21 @@
 """From embeddings to answers: the fold, the catalog, and the index that is searched."""
 
-from indexer.build import build_snapshot, snapshot_folder
+from indexer.build import FolderStore
 from indexer.catalog import Catalog
+from indexer.choice import IndexType, Limits
 from indexer.fold import HermitianFold
-from indexer.index import Index
-from indexer.live import IndexUnavailable, LiveIndex
+from indexer.index import Index, IndexUnavailable
+from indexer.live import IndexStore, LiveIndex, QdrantNotInstalled, open_store
 from indexer.records import (
     Alias,
     BadCursor,
+    CatalogUnavailable,
     ClipFacts,
     Job,
     JobItem,
     JobNotFound,
     NothingToRollBackTo,
+    NulInText,
     Rejected,
     Stem,
     StemEmbeddings,
@@ -33,7 +36,6 @@ from indexer.search import (
     refine_offsets,
     refined,
 )
-from indexer.snapshot import Snapshot
 
 __all__ = [
     "LARGEST_K",
@@ -41,19 +43,25 @@ __all__ = [
     "BadCursor",
     "Candidates",
     "Catalog",
+    "CatalogUnavailable",
     "ClipFacts",
+    "FolderStore",
     "HermitianFold",
     "Index",
+    "IndexStore",
+    "IndexType",
     "IndexUnavailable",
     "Job",
     "JobItem",
     "JobNotFound",
+    "Limits",
     "LiveIndex",
     "NothingToRollBackTo",
+    "NulInText",
     "Place",
+    "QdrantNotInstalled",
     "QueryWindows",
     "Rejected",
-    "Snapshot",
     "Stem",
     "StemEmbeddings",
     "StemFilter",
@@ -61,11 +69,10 @@ __all__ = [
     "StemNotFound",
     "Upload",
     "align_all",
-    "build_snapshot",
     "candidates",
+    "open_store",
     "promising_places",
     "proven",
     "refine_offsets",
     "refined",
-    "snapshot_folder",
 ]

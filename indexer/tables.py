@@ -1,8 +1,29 @@
-"""The catalog's tables. What may be asked of them stands in catalog.py."""
+"""The catalog's tables. What may be asked of them stands in catalog.py.
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table
+A change here is a new file in `migrations/versions` too; a test compares the two on SQLite and PostgreSQL.
+"""
+
+from sqlalchemy import JSON, Column, Dialect, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, Table
+from sqlalchemy import String as AnyString
+from sqlalchemy.types import TypeDecorator
+
+from indexer.records import NulInText
 
 metadata = MetaData()
+
+
+class String(TypeDecorator[str]):
+    """Text, as a column or as what one is compared with. Raises NulInText: PostgreSQL takes every character but one,
+    and a catalog must not depend on where it lies."""
+
+    impl = AnyString
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is not None and "\0" in value:
+            raise NulInText
+        return value
+
 
 clock = Table("clock", metadata, Column("id", Integer, primary_key=True), Column("value", Integer, nullable=False))
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from indexer import Catalog, HermitianFold, LiveIndex
+from indexer import Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.blobs import Blobs
 from service.errors import UnknownCheckpoint
 from service.ingest import Ingest
@@ -58,7 +58,7 @@ class Backend:
                 return await asyncio.to_thread(models.fold, fingerprint)
 
             live = LiveIndex(
-                catalog, settings.index_folder, fold_of, window_s=settings.window_s, stride_s=settings.stride_s
+                catalog, index_store(settings), fold_of, window_s=settings.window_s, stride_s=settings.stride_s
             )
             reindexer = Reindexer(settings, catalog, queue, models, live)
             stack.push_async_callback(reindexer.close)
@@ -116,6 +116,7 @@ class Backend:
         self._tasks = [
             asyncio.create_task(self._open_index()),
             asyncio.create_task(_every(self.settings.sweep_s, self.ingest.sweep)),
+            asyncio.create_task(_every(self.settings.sweep_s, self.reindexer.resume)),
             asyncio.create_task(_every(FOLLOW_S, self._follow)),
         ]
 
@@ -130,6 +131,9 @@ class Backend:
                 await self.reindexer.point_alias()
                 await self.live.open()
                 await self.reindexer.resume()
+            except IndexUnavailable as error:
+                log.warning("%s", error)
+                await asyncio.sleep(max(FOLLOW_S, error.retry_after_s))
             except Exception:
                 log.exception("the index could not be opened; trying again")
                 await asyncio.sleep(FOLLOW_S)
@@ -137,9 +141,27 @@ class Backend:
                 return
 
     async def _follow(self) -> None:
-        if self.live.status == "ready":
-            await self.live.current()
-            await self.reindexer.seal_if_due()
+        try:
+            await self.live.check()
+            if self.live.status == "ready":
+                await self.live.current()
+                await self.live.absorb()
+                await self.reindexer.seal_if_due()
+        except IndexUnavailable:
+            return  # /readyz says so, and its connection has logged why
+
+
+def index_store(settings: Settings) -> IndexStore:
+    """Where the settings keep the index. Raises QdrantNotInstalled."""
+    return open_store(
+        settings.index_folder,
+        settings.index_limits,
+        url=settings.index_url,
+        api_key=settings.index_key.get_secret_value() if settings.index_key else None,
+        timeout_s=settings.index_timeout_s,
+        prefix=settings.index_prefix,
+        mode=settings.qdrant_mode,
+    )
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:

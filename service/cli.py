@@ -273,14 +273,15 @@ def embed(
 @app.command()
 def reindex(
     checkpoint: Annotated[str | None, typer.Option(help="A file in the service's checkpoints folder.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Eigenvalues the fold keeps; default: all.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Eigenvalues the fold keeps; default: what fits.")] = None,
+    index_type: Annotated[str | None, typer.Option(help="flat, fp16, sq8 or ivf; default: the best that fits.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the new index answers.")] = True,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Build the next index beside the live one, and swap. Queries go on meanwhile."""
     with _service(url, key) as client:
-        job = client.reindex(checkpoint, rank)
+        job = client.reindex(checkpoint, rank, index_type)
         if wait:
             with err.status("reindexing") as status:
                 job = client.follow(job, lambda seen: status.update(f"reindexing: {escape(str(seen['progress']))}"))

@@ -8,15 +8,16 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer import (
     BadCursor,
+    CatalogUnavailable,
     IndexUnavailable,
     JobNotFound,
     NothingToRollBackTo,
+    NulInText,
     StemNotFound,
 )
 from model import AudioError, CheckpointError, SilentClip, UnknownFormat
@@ -75,6 +76,10 @@ class UnknownCheckpoint(ServiceError):
     """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
 
 
+class NoIndexTypes(ServiceError):
+    """A reindex names a FAISS index type, and the index is kept by Qdrant."""
+
+
 @dataclass(frozen=True)
 class ProblemType:
     """How one kind of error looks on the wire."""
@@ -92,6 +97,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     StemNotFound: ProblemType(404, "stem-not-found", "No such stem"),
     JobNotFound: ProblemType(404, "job-not-found", "No such job"),
     BadCursor: ProblemType(422, "bad-cursor", "Not a cursor of this service"),
+    NulInText: ProblemType(422, "nul-in-text", "Text may not hold a NUL character"),
     NothingToRollBackTo: ProblemType(409, "nothing-to-roll-back-to", "No previous index"),
     IndexUnavailable: ProblemType(503, "index-unavailable", "The index is not ready"),
     BlobMissing: ProblemType(503, "audio-missing", "The audio store does not hold this stem"),
@@ -112,8 +118,9 @@ TABLE: dict[type[Exception], ProblemType] = {
     KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),
     StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
     UnknownCheckpoint: ProblemType(422, "unknown-checkpoint", "No such checkpoint"),
+    NoIndexTypes: ProblemType(422, "no-index-types", "This index has no types"),
     RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
-    SQLAlchemyError: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
+    CatalogUnavailable: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
 }
 UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
 BODY_TOO_LARGE = ProblemType(413, "body-too-large", "The request is too large")
@@ -149,7 +156,7 @@ def problem(error: Exception) -> dict[str, Any]:
     """What goes over the wire (RFC 9457): type, title, status, detail, and the error's facts."""
     kind = problem_type(error)
     body: dict[str, Any] = {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
-    if kind is UNEXPECTED or isinstance(error, SQLAlchemyError | BlobStoreUnavailable):
+    if kind is UNEXPECTED or isinstance(error, CatalogUnavailable | BlobStoreUnavailable):
         return body  # its text may hold what is nobody's business; the log has it
     if isinstance(error, RequestValidationError):
         wrong = [{"at": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import UploadFile
@@ -60,10 +60,10 @@ class Ingest:
         clips = await asyncio.gather(*(self._check(file) for file, _ in files))
         if len(files) == 1 and isinstance(clips[0], AudioError):
             raise clips[0]
-        async with AsyncExitStack() as locks:
-            digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
-            for sha256 in sorted(set(digests)):
-                await locks.enter_async_context(self._blobs.lock(sha256))
+        digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
+        # Bytes and what the catalog says of them change together, in whichever process: a delete must not take away
+        # the bytes that an upload has just found in place.
+        async with self._catalog.alone(*digests):
             records: list[Upload | Rejected] = []
             for (file, said), clip, sha256 in zip(files, clips, digests, strict=True):
                 name = _shown_name(file)
@@ -82,7 +82,7 @@ class Ingest:
     async def delete(self, stem_id: str) -> None:
         """Take a stem out with its audio. Raises StemNotFound."""
         stem = await self._catalog.stem(stem_id)
-        async with self._blobs.lock(stem.sha256):
+        async with self._catalog.alone(stem.sha256):
             await self._catalog.delete(stem_id)
             if not await self._catalog.holds(stem.sha256):
                 await self._blobs.delete(stem.sha256)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from indexer import IndexType, Limits
 from service.processes import socket_path
 
 Scope = Literal["read", "ingest", "admin"]
@@ -32,10 +33,31 @@ class Settings(BaseSettings):
 
     # Where things live.
     data: Path = Field(Path("data"), description="folder of the embedded database, audio, index and queue")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
-    redis_url: str | None = Field(None, description="Redis or Valkey; unset: a private Valkey in the data folder")
+    database_url: str | None = Field(
+        None,
+        description="`postgresql+asyncpg://user:password@host/name` (TLS: `?ssl=verify-full`); unset: SQLite in the "
+        "data folder",
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis or Valkey, `redis://:password@host:6379/0`, with TLS `rediss://`; unset: a private Valkey "
+        "in the data folder",
+    )
+    redis_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed a `rediss://` server; unset: those the system trusts"
+    )
     redis_prefix: str = Field("phalar", description="every key in Redis starts with it")
-    blob_url: str | None = Field(None, description="s3://bucket/prefix or file:///folder; unset: the data folder")
+    blob_url: str | None = Field(
+        None,
+        description="`s3://bucket/prefix` (with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and, for "
+        "another's store, `AWS_ENDPOINT_URL`) or `file:///folder`; unset: the data folder",
+    )
+    index_url: str | None = Field(
+        None, description="Qdrant, http://host:6333 for one; unset: FAISS in memory and in the data folder"
+    )
+    index_key: SecretStr | None = Field(None, description="API key of Qdrant")
+    index_prefix: str = Field("phalar", description="every collection and alias in Qdrant starts with it", min_length=1)
+    index_timeout_s: float = Field(30.0, description="a request to Qdrant that takes longer has failed, seconds", gt=0)
 
     # The listening side.
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback, keys are required")
@@ -87,7 +109,23 @@ class Settings(BaseSettings):
     # The index.
     rank: int | None = Field(None, description="eigenvalues kept by the fold; unset: all", ge=1)
     minimum_recall: float = Field(
-        0.95, description="a new index that misses more of the exact top 10 stays out", ge=0, le=1
+        0.95,
+        description="a new index that misses more of the exact top 10, after scoring its first 50 again, stays out",
+        ge=0,
+        le=1,
+    )
+    index_type: IndexType | None = Field(
+        None, description="flat, fp16, sq8 or ivf; unset: the most exact one that memory and size allow (FAISS)"
+    )
+    index_memory_bytes: int | None = Field(
+        None, description="memory of one index generation, bytes; unset: a quarter of the machine's (FAISS)", gt=0
+    )
+    exact_windows: int = Field(
+        2_000_000, description="windows beyond which an approximate index is tried, behind its recall (FAISS)", ge=1
+    )
+    qdrant_mode: Literal["exact", "graph", "int8"] = Field(
+        "exact",
+        description="exact: compare every key; graph: HNSW; int8: HNSW over 8-bit keys, the best scored again (Qdrant)",
     )
     seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
 
@@ -114,6 +152,12 @@ class Settings(BaseSettings):
     @property
     def index_folder(self) -> Path:
         return self.data_folder / "index"
+
+    @property
+    def index_limits(self) -> Limits:
+        """What a FAISS index may take."""
+        limits = Limits.of_this_machine()
+        return Limits(self.index_memory_bytes or limits.memory_bytes, self.exact_windows, self.minimum_recall)
 
     @property
     def checkpoint_folder(self) -> Path:

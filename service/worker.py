@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sqlalchemy.exc import SQLAlchemyError
 
-from indexer import Catalog
+from indexer import Catalog, CatalogUnavailable
 from model import SAMPLE_RATE, AudioError, CheckpointError, Phalar, cut_windows, is_silent, load_phalar, window_starts
 from service.blobs import BlobMissing, Blobs
 from service.errors import KilledItsWorker, StemNotEmbedded, problem
@@ -495,7 +494,7 @@ class Worker:
         for attempt in range(1, STORE_ATTEMPTS + 1):
             try:
                 return await operation()
-            except SQLAlchemyError as error:
+            except CatalogUnavailable as error:
                 if attempt == STORE_ATTEMPTS or self._stopping.is_set():
                     raise
                 log.warning("the catalog does not answer, trying again: %s", error)
@@ -534,7 +533,7 @@ async def run_worker(settings: Settings, slot: int | None = None) -> None:
     on with what its predecessor left.
     """
     catalog = await Catalog.open(settings.resolved_database_url)
-    queue = open_queue(settings, consumer_name(slot))
+    queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:
         async with Decoder(DecodeLimits.of(settings)) as decoder:
             worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from model import SAMPLE_RATE, Phalar, PhalarConfig, save_phalar
+from tests import servers
+from tests.servers import free_port
 
 T = TypeVar("T")
 START_S = 60.0
@@ -59,13 +60,6 @@ def encode(waveform: NDArray[np.float32], form: str = "FLAC", rate: int = SAMPLE
     return file.getvalue()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def eventually(claim: Callable[[], T], seconds: float = 60.0, every: float = 0.1) -> T:
     """The claim's value once it is true; AssertionError after some time without."""
     deadline = time.monotonic() + seconds
@@ -79,11 +73,13 @@ def eventually(claim: Callable[[], T], seconds: float = 60.0, every: float = 0.1
 
 @dataclass
 class Installation:
-    """One data folder, and the service that runs on it while started."""
+    """One data folder, what it has on servers (`stores`; nothing, where all is embedded), and the service that runs on
+    them while started."""
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    stores: dict[str, str] = field(default_factory=servers.own_stores)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,6 +97,7 @@ class Installation:
             "PHALAR_PORT": str(self.port),
             "PHALAR_SWEEP_S": "0.5",
             "PHALAR_TORCH_THREADS": "1",
+            **self.stores,
             **self.settings,
         }
         with (self.folder / "log.txt").open("ab") as log:
@@ -139,6 +136,19 @@ class Installation:
     def kill(self, name: str) -> None:
         """kill -9 of one child: `api`, `worker` or `valkey`."""
         os.kill(self.pids()[name], signal.SIGKILL)
+
+    def cut_connections(self) -> None:
+        """What a restarted or failing-over server does to all that talk to it."""
+        servers.cut_connections(self.stores)
+
+    def forget_queue(self) -> None:
+        """The queue loses everything, as a Redis without persistence does when it is killed."""
+        if self.stores:
+            servers.forget(self.stores)
+            return
+        self.kill("valkey")
+        for journal in (self.folder / "data" / "valkey").rglob("*.aof"):
+            journal.unlink(missing_ok=True)
 
     def pids(self) -> dict[str, int]:
         """The service's children by what they are."""

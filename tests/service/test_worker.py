@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,11 +24,11 @@ from indexer import Catalog, ClipFacts, StemMetadata, Upload
 from model import SAMPLE_RATE, Phalar, save_phalar, untrained_phalar
 from service import worker as worker_module
 from service.blobs import Blobs
-from service.processes import EmbeddedValkey
 from service.queue import EmbedFailed, FingerprintMismatch, Queue, open_queue
 from service.settings import Settings
 from service.uploads import DecodeLimits, Decoder
 from service.worker import Device, Worker
+from tests import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -42,12 +43,6 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def phalar() -> Phalar:
     return untrained_phalar()
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 def noise(seed: int, seconds: float = STEM_S, peak: float = 0.5) -> NDArray[np.float32]:
@@ -90,14 +85,15 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path, valkey: EmbeddedValkey, phalar: Phalar) -> AsyncIterator[House]:
+async def house(tmp_path: Path, redis_url: str, phalar: Phalar) -> AsyncIterator[House]:
     weights = tmp_path / "untrained.safetensors"
     save_phalar(untrained_phalar(), weights, trained=False)
     settings = Settings(
         checkpoint=weights,
         data=tmp_path,
-        redis_url=valkey.url,
-        redis_prefix=tmp_path.name,
+        database_url=servers.own_stores().get("PHALAR_DATABASE_URL"),
+        redis_url=redis_url,
+        redis_prefix=f"{tmp_path.name}-{uuid.uuid4().hex}",
         torch_threads=1,
         claim_after_s=5.0,
         window_s=1.2,
