@@ -229,6 +229,7 @@ def connect(url: str, ca: Path | None = None) -> Redis:
 
     redis-py would wait with asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
     """
+    tls: dict[str, Any] = {"ssl_ca_certs": str(ca)} if ca is not None and url.startswith("rediss:") else {}
     return Redis.from_url(
         url,
         protocol=2,
@@ -236,7 +237,7 @@ def connect(url: str, ca: Path | None = None) -> Redis:
         socket_connect_timeout=2.0,
         retry=Retry(NoBackoff(), 0),
         max_connections=2**16,
-        **({"ssl_ca_certs": str(ca)} if ca is not None and url.startswith("rediss:") else {}),
+        **tls,
     )
 
 

@@ -34,8 +34,8 @@ from sqlalchemy.engine import make_url
 from service.processes import valkey_binary
 
 START_S = 60.0
-# Nothing of a test's database must survive the machine, and waiting for its disk is most of what it would do.
-UNSAFE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+# A test's database must survive its server, as commits promise, but not the machine: nobody waits for a disk.
+OPTIONS = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 
 
 def wanted() -> bool:
@@ -66,6 +66,8 @@ def new_database() -> str:
     url = os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres()
     name = f"test_{uuid.uuid4().hex}"
     execute(url, f'CREATE DATABASE "{name}"')
+    if "PHALAR_TEST_DATABASE_URL" in os.environ:  # the private cluster goes as a whole
+        atexit.register(lambda: asyncio.run(_execute(url, f'DROP DATABASE "{name}" WITH (FORCE)')))
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
@@ -83,17 +85,17 @@ def _shared_database() -> str:
 
 def execute(url: str, *statements: str) -> list[list[object]]:
     """Run statements on a database; returns the rows of the last."""
-
-    async def run() -> list[list[object]]:
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-        try:
-            rows = [await connection.fetch(statement) for statement in statements]
-        finally:
-            await connection.close()
-        return [list(row.values()) for row in rows[-1]]
-
     with ThreadPoolExecutor(1) as thread:  # the caller may be in an event loop
-        return thread.submit(asyncio.run, run()).result()
+        return thread.submit(asyncio.run, _execute(url, *statements)).result()
+
+
+async def _execute(url: str, *statements: str) -> list[list[object]]:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        rows = [await connection.fetch(statement) for statement in statements]
+    finally:
+        await connection.close()
+    return [list(row.values()) for row in rows[-1]]
 
 
 def cut_connections(stores: Mapping[str, str]) -> None:
@@ -105,10 +107,9 @@ def cut_connections(stores: Mapping[str, str]) -> None:
 
 
 def forget(stores: Mapping[str, str]) -> None:
-    """Delete every key of an installation, as if Redis had lost them."""
+    """Delete every key of an installation at once, as if Redis had lost them."""
     with redis.Redis.from_url(stores["PHALAR_REDIS_URL"]) as client:
-        for key in client.scan_iter(f"{stores['PHALAR_REDIS_PREFIX']}:*"):
-            client.delete(key)
+        client.delete(*client.scan_iter(f"{stores['PHALAR_REDIS_PREFIX']}:*"))
 
 
 def redis_url() -> str:
@@ -253,7 +254,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Run it and return when it answers."""
-        options = {"listen_addresses": "127.0.0.1", "port": self._port, "unix_socket_directories": "", **UNSAFE}
+        options = {"listen_addresses": "127.0.0.1", "port": self._port, "unix_socket_directories": "", **OPTIONS}
         given = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self._process = self._run("postgres", "-D", self._data, *given)
         _wait_for(self._port, self._process, self._log)

@@ -286,3 +286,15 @@ def test_keys_grant_what_their_scope_says(tmp_path_factory: pytest.TempPathFacto
             problem_of(administrator.post("/admin/rollback"), 409, "nothing-to-roll-back-to")
     finally:
         running.stop()
+
+
+def test_text_with_a_nul_is_a_problem_of_the_request(client: httpx.Client) -> None:
+    for answer in (
+        client.get("/stems/%00"),
+        client.get("/jobs/%00"),
+        client.get("/stems", params={"instrument": "a\0b"}),
+        client.get("/stems", params={"tag": "a\0b"}),
+        client.post("/retrieve", data={"stem_id": "\0"}),
+    ):
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["type"] == "/problems/nul-in-text"
