@@ -5,7 +5,9 @@ from indexer.catalog import Catalog
 from indexer.choice import IndexType, Limits
 from indexer.fold import HermitianFold
 from indexer.index import Index, IndexUnavailable
+from indexer.keys import ApiKey, ApiKeyNotFound, ApiKeys
 from indexer.live import IndexStore, LiveIndex, QdrantNotInstalled, open_store
+from indexer.quotas import EVERYBODY, Charge, Quota, QuotaExceeded, Usage
 from indexer.records import (
     Alias,
     BadCursor,
@@ -38,12 +40,17 @@ from indexer.search import (
 )
 
 __all__ = [
+    "EVERYBODY",
     "LARGEST_K",
     "Alias",
+    "ApiKey",
+    "ApiKeyNotFound",
+    "ApiKeys",
     "BadCursor",
     "Candidates",
     "Catalog",
     "CatalogUnavailable",
+    "Charge",
     "ClipFacts",
     "FolderStore",
     "HermitianFold",
@@ -61,6 +68,8 @@ __all__ = [
     "Place",
     "QdrantNotInstalled",
     "QueryWindows",
+    "Quota",
+    "QuotaExceeded",
     "Rejected",
     "Stem",
     "StemEmbeddings",
@@ -68,6 +77,7 @@ __all__ = [
     "StemMetadata",
     "StemNotFound",
     "Upload",
+    "Usage",
     "align_all",
     "candidates",
     "open_store",

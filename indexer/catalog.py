@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from indexer.database import Database, retried
+from indexer.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
 from indexer.records import (
     Alias,
     BadCursor,
@@ -73,6 +74,11 @@ class Catalog:
         """
         return cls(await Database.open(url))
 
+    @property
+    def database(self) -> Database:
+        """For what else lives in the same database."""
+        return self._database
+
     async def close(self) -> None:
         await self._database.close()
 
@@ -87,17 +93,22 @@ class Catalog:
     # ---------------------------------------------------------------- stems
 
     @retried
-    async def add(self, files: Sequence[Upload | Rejected]) -> tuple[Job, list[str]]:
+    async def add(self, files: Sequence[Upload | Rejected], charge: Charge | None = None) -> tuple[Job, list[str]]:
         """Record one request's files as an ingest job.
 
         Bytes that are here already are the same stem: nothing is made anew, except that a failed one is tried again.
+        `charge` says who pays for the stems that are made.
 
         Returns:
             the job, and the ids of the stems that now wait to be embedded.
+
+        Raises:
+            QuotaExceeded: nothing was recorded.
         """
         job_id, now = secrets.token_hex(8), time.time()
         waiting: list[str] = []
         items: list[dict[str, Any]] = []
+        made: dict[int, str] = {}
         async with self._database.write() as sql:
             await sql.execute(
                 insert(jobs).values(id=job_id, kind="ingest", state="running", created_at=now, request={})
@@ -111,9 +122,13 @@ class Catalog:
                     item |= {"stem_row": row, "created": int(created), "problem": None}
                     if state == "queued":
                         waiting.append(stem_id)
+                    if created:
+                        made[row] = file.sha256
                 items.append(item)
             if items:
                 await sql.execute(insert(job_items), items)
+            if charge is not None:
+                await charge_for(sql, charge, made)
         return await self.job(job_id), waiting
 
     @retried
@@ -203,7 +218,25 @@ class Catalog:
             await sql.execute(update(stems).where(stems.c.row == row).values(state="deleted", sha256=None, seq=seq))
             await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
             await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
+            await give_back(sql, row)
         return sha256
+
+    @retried
+    async def refuse_if_over(self, charge: Charge) -> None:
+        """Look, before any work is done on it, whether an upload can fit the quotas. Raises QuotaExceeded."""
+        async with self._database.read() as sql:
+            known: set[str | None] = set()
+            for chunk in _chunks(list(charge.sizes)):
+                known.update((await sql.execute(select(stems.c.sha256).where(stems.c.sha256.in_(chunk)))).scalars())
+            new = [size for sha256, size in charge.sizes.items() if sha256 not in known]
+            if new:
+                await refuse_if_over(sql, charge, Usage(len(new), sum(new)))
+
+    @retried
+    async def usage(self, owner: str) -> Usage:
+        """What the stems of an owner take."""
+        async with self._database.read() as sql:
+            return await usage_of(sql, owner)
 
     @retried
     async def holds(self, sha256: str) -> bool:

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from indexer import Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
+from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.blobs import Blobs
 from service.errors import UnknownCheckpoint
 from service.ingest import Ingest
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.models import Models, note_of
-from service.queue import Queue, QueueError, open_queue
+from service.queue import Queue, QueueError, connect, open_queue
+from service.rates import RateLimiter
 from service.reindex import Reindexer
 from service.retrieval import Retrieval
 from service.schemas import IndexOut, ModelOut, ReadyOut
@@ -21,16 +23,20 @@ from service.uploads import DecodeLimits, Decoder
 
 log = logging.getLogger("phalar.backend")
 FOLLOW_S = 1.0  # how often the index catches up with the catalog when nobody asks
+NOTE_USES_S = 30.0  # how often it is written down when keys were last used
 
 
 @dataclass
 class Backend:
-    """Catalog, audio, queue, models, index, and the work that goes on beside requests."""
+    """Catalog, keys, audio, queue, models, index, and the work that goes on beside requests."""
 
     settings: Settings
     catalog: Catalog
+    keys: KeyRing
+    rates: RateLimiter
     blobs: Blobs
     queue: Queue
+    decoder: Decoder
     models: Models
     live: LiveIndex
     ingest: Ingest
@@ -49,6 +55,8 @@ class Backend:
             stack.push_async_callback(catalog.close)
             queue = open_queue(settings)
             stack.push_async_callback(queue.aclose)
+            rates = RateLimiter(connect(settings.resolved_redis_url), settings.redis_prefix, settings.rates)
+            stack.push_async_callback(rates.aclose)
             decoder = await stack.enter_async_context(Decoder(DecodeLimits.of(settings)))
             blobs = Blobs(settings.resolved_blob_url)
             models = await asyncio.to_thread(Models, settings)
@@ -65,8 +73,11 @@ class Backend:
             backend = cls(
                 settings,
                 catalog,
+                KeyRing(settings, ApiKeys(catalog.database)),
+                rates,
                 blobs,
                 queue,
+                decoder,
                 models,
                 live,
                 Ingest(settings, catalog, blobs, queue, decoder),
@@ -100,6 +111,7 @@ class Backend:
             else IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
             queue=depths,
             stems=await self.catalog.counts(),
+            decoders=self.decoder.confinement or "limits-only",
         )
 
     async def exposition(self) -> bytes:
@@ -118,6 +130,7 @@ class Backend:
             asyncio.create_task(_every(self.settings.sweep_s, self.ingest.sweep)),
             asyncio.create_task(_every(self.settings.sweep_s, self.reindexer.resume)),
             asyncio.create_task(_every(FOLLOW_S, self._follow)),
+            asyncio.create_task(_every(NOTE_USES_S, self.keys.flush_uses)),
         ]
 
     async def _stop(self) -> None:

@@ -80,15 +80,17 @@ class Blobs:
         else:
             self._store = from_url(url, client_options=CLIENT, retry_config=RETRY)
 
-    async def put(self, sha256: str, file: BinaryIO) -> None:
-        """Keep a file's bytes, unless they are here already."""
-        if not await self.exists(sha256):
-            try:
-                with _naming_failures():
-                    await obstore.put_async(self._store, _path(sha256), file)
-            except FileNotFoundError as error:  # of the bucket
-                log.error("the audio store failed: %s", error)
-                raise BlobStoreUnavailable(str(error)) from error
+    async def put(self, sha256: str, file: BinaryIO) -> bool:
+        """Keep a file's bytes, unless they are here already. Returns whether they are new."""
+        if await self.exists(sha256):
+            return False
+        try:
+            with _naming_failures():
+                await obstore.put_async(self._store, _path(sha256), file)
+        except FileNotFoundError as error:  # of the bucket
+            log.error("the audio store failed: %s", error)
+            raise BlobStoreUnavailable(str(error)) from error
+        return True
 
     async def exists(self, sha256: str) -> bool:
         try:

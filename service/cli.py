@@ -18,6 +18,7 @@ from rich.markup import escape
 from model import evaluate_app, train_app
 from service.client import Client, NewStem, Refused, ServiceUnreachable
 from service.evaluation_commands import catalog
+from service.key_commands import keys_app
 
 FAILED, UNREACHABLE, REFUSED = 1, 3, 4
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"}
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 checkpoint_app = typer.Typer(help="Convert and look at checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(keys_app, name="keys")
 evaluate_app.command()(catalog)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")

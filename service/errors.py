@@ -1,6 +1,7 @@
 """One table: error class -> HTTP status, problem type and title. Every error answers as application/problem+json."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,7 @@ from indexer import (
     JobNotFound,
     NothingToRollBackTo,
     NulInText,
+    QuotaExceeded,
     StemNotFound,
 )
 from model import AudioError, CheckpointError, SilentClip, UnknownFormat
@@ -37,11 +39,38 @@ class ServiceError(Exception):
 
 
 class KeyMissing(ServiceError):
-    """Keys are configured and the request carries none."""
+    """A key is needed and the request carries none."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with the scope {scope!r}: Authorization: Bearer <key>.", scope=scope)
+        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar"'}
+
+
+class KeyUnknown(ServiceError):
+    """The key is nobody's, or was revoked, or has expired: which of them is not told."""
+
+    def __init__(self) -> None:
+        super().__init__("This key is unknown, was revoked or has expired.")
+        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
 
 
 class KeyRefused(ServiceError):
-    """The key is unknown, or may not do this."""
+    """The key may not do this."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This key does not grant the scope {scope!r}.", scope=scope)
+        self.headers = {"WWW-Authenticate": f'Bearer realm="phalar", error="insufficient_scope", scope="{scope}"'}
+
+
+class TooManyRequests(ServiceError):
+    """The caller has used up its rate."""
+
+    def __init__(self, scope: str, per_s: float, retry_after_s: float, headers: dict[str, str]) -> None:
+        super().__init__(
+            f"{per_s:g} requests a second are allowed; try again in {retry_after_s:.1f} s.", scope=scope, per_s=per_s
+        )
+        self.retry_after_s = retry_after_s
+        self.headers = headers
 
 
 class NoMix(ServiceError):
@@ -109,7 +138,10 @@ TABLE: dict[type[Exception], ProblemType] = {
     FingerprintMismatch: ProblemType(503, "fingerprint-mismatch", "No worker has the live model"),
     CheckpointError: ProblemType(422, "bad-checkpoint", "Not a checkpoint we can load"),
     KeyMissing: ProblemType(401, "key-missing", "An API key is needed"),
+    KeyUnknown: ProblemType(401, "key-unknown", "Not a working API key"),
     KeyRefused: ProblemType(403, "key-refused", "This API key may not do that"),
+    TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
+    QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
@@ -169,11 +201,9 @@ def problem(error: Exception) -> dict[str, Any]:
 
 def problem_response(error: Exception) -> JSONResponse:
     body = problem(error)
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = dict(getattr(error, "headers", {}))
     if body["status"] in (429, 503):
-        headers["Retry-After"] = str(max(1, round(getattr(error, "retry_after_s", 2))))
-    if body["status"] == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", 2))))
     return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
 
 

@@ -8,6 +8,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from indexer import IndexType, Job, JobItem, Stem, StemFilter, StemMetadata
+from service.sandbox import Confinement
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
 Seconds = float
@@ -282,6 +283,9 @@ class ReadyOut(BaseModel):
     index: IndexOut | None
     queue: dict[str, int]
     stems: dict[str, int]
+    decoders: Confinement = Field(
+        description="what holds the processes that decode uploads: a system call filter and limits, or limits alone"
+    )
 
 
 class ProblemOut(BaseModel):

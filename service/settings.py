@@ -1,6 +1,6 @@
 """Every PHALAR_* variable, with its unit and meaning. Nothing else in the project reads the environment."""
 
-import secrets
+from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,13 +15,21 @@ from service.processes import socket_path
 Scope = Literal["read", "ingest", "admin"]
 
 
+@dataclass(frozen=True)
+class Rate:
+    """`per_s` requests a second in the long run, `burst` at once."""
+
+    per_s: float
+    burst: int
+
+
 class InsecureBind(Exception):
     """The service would listen beyond this machine without a single API key."""
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"refusing to listen on {host} without API keys: set PHALAR_READ_KEY, PHALAR_INGEST_KEY "
-            "and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
+            f"refusing to listen on {host} without API keys: set PHALAR_REQUIRE_KEYS=true and use `phalar keys "
+            "create`, or set PHALAR_READ_KEY, PHALAR_INGEST_KEY and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
         )
         self.host = host
 
@@ -65,7 +73,24 @@ class Settings(BaseSettings):
     read_key: SecretStr | None = Field(None, description="key that may search and listen")
     ingest_key: SecretStr | None = Field(None, description="key that may also add and change stems")
     admin_key: SecretStr | None = Field(None, description="key that may also reindex and roll back")
+    require_keys: bool = Field(
+        False, description="requests need a key, also where none of the three is set: one of `phalar keys create`"
+    )
     max_body_bytes: int = Field(256 * 2**20, description="largest request body, bytes", gt=0)
+
+    # How much one may ask for: each API key, or, where no key is needed or given, each client address.
+    read_rate: float = Field(0.0, description="requests a second that search, list or listen; 0: no limit", ge=0)
+    read_burst: int = Field(100, description="and so many at once", ge=1)
+    ingest_rate: float = Field(0.0, description="requests a second that add, change or delete; 0: no limit", ge=0)
+    ingest_burst: int = Field(100, description="and so many at once", ge=1)
+    admin_rate: float = Field(0.0, description="requests a second that administer; 0: no limit", ge=0)
+    admin_burst: int = Field(10, description="and so many at once", ge=1)
+    quota_key_stems: int | None = Field(None, description="stems that one key may hold; unset: no limit", ge=0)
+    quota_key_bytes: int | None = Field(None, description="bytes of audio that one key may hold; unset: no limit", ge=0)
+    quota_stems: int | None = Field(None, description="stems that all keys may hold together; unset: no limit", ge=0)
+    quota_bytes: int | None = Field(
+        None, description="bytes of audio that all keys may hold together; unset: no limit", ge=0
+    )
 
     # The model.
     checkpoint: Path | None = Field(None, description="a checkpoint; unset: the default one")
@@ -165,7 +190,7 @@ class Settings(BaseSettings):
 
     @property
     def keys(self) -> dict[Scope, str]:
-        """The configured keys by scope; empty when the service is open."""
+        """The keys set here, by scope."""
         named: dict[Scope, SecretStr | None] = {
             "read": self.read_key,
             "ingest": self.ingest_key,
@@ -173,10 +198,25 @@ class Settings(BaseSettings):
         }
         return {scope: key.get_secret_value() for scope, key in named.items() if key is not None}
 
+    @property
+    def rates(self) -> dict[Scope, Rate]:
+        """The rate of each scope that has one."""
+        named: dict[Scope, Rate] = {
+            "read": Rate(self.read_rate, self.read_burst),
+            "ingest": Rate(self.ingest_rate, self.ingest_burst),
+            "admin": Rate(self.admin_rate, self.admin_burst),
+        }
+        return {scope: rate for scope, rate in named.items() if rate.per_s > 0}
+
+    @property
+    def keys_needed(self) -> bool:
+        """Whether a request must carry a key."""
+        return self.require_keys or bool(self.keys)
+
     def refuse_insecure_bind(self) -> None:
         """Raise InsecureBind when anyone on the network could read and write."""
         loopback = self.host == "localhost" or (_is_address(self.host) and ip_address(self.host).is_loopback)
-        if not loopback and not self.keys:
+        if not loopback and not self.keys_needed:
             raise InsecureBind(self.host)
 
 
@@ -186,18 +226,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def key_allows(keys: dict[Scope, str], presented: str | None, needed: Scope) -> bool:
-    """Whether the presented key grants `needed`: admin includes ingest, ingest includes read."""
-    order: tuple[Scope, ...] = ("read", "ingest", "admin")
-    if not keys:
-        return True
-    allowed = False
-    for scope in order[order.index(needed) :]:
-        if scope in keys and presented is not None:
-            allowed |= secrets.compare_digest(keys[scope].encode(), presented.encode())
-    return allowed
 
 
 def as_markdown() -> str:

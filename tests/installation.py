@@ -7,23 +7,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import numpy as np
 import soundfile
 import torch
+import uvicorn
 from numpy.typing import NDArray
 
 from model import SAMPLE_RATE, Phalar, PhalarConfig, save_phalar
 from tests import servers
 from tests.servers import free_port
 
+if TYPE_CHECKING:
+    from service.settings import Settings
+
 T = TypeVar("T")
-START_S = 60.0
+START_S = 180.0  # a busy machine takes its time to import torch twice
 SMALL = PhalarConfig(channels=1, growth=1.0, dimension=128)
 
 
@@ -166,6 +172,25 @@ class Installation:
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+
+@contextmanager
+def serving(settings: "Settings") -> Iterator[str]:
+    """The URL of an API without workers, in a thread of this process; several share what their settings name."""
+    from service.app import create_app
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: server.started or not thread.is_alive(), START_S)
+        eventually(lambda: httpx.get(f"{url}/readyz").json()["status"] == "ready", START_S)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def add_stem(client: httpx.Client, audio: bytes, name: str = "stem.flac", **metadata: Any) -> str:

@@ -275,7 +275,7 @@ def test_keys_grant_what_their_scope_says(tmp_path_factory: pytest.TempPathFacto
             assert nobody.get("/livez").status_code == 200
             problem_of(nobody.get("/stems"), 401, "key-missing")
         with running.client("wrong") as wrong:
-            problem_of(wrong.get("/stems"), 403, "key-refused")
+            problem_of(wrong.get("/stems"), 401, "key-unknown")
         with running.client("reader") as reader:
             assert reader.get("/stems").status_code == 200
             problem_of(reader.post("/stems", files={"files": ("a.flac", b"x")}), 403, "key-refused")

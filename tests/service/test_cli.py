@@ -36,7 +36,18 @@ def own_stems(tmp_path: Path) -> Path:
 def test_help_names_every_command() -> None:
     said = phalar("--help")
     assert said.returncode == 0
-    for command in ("serve", "worker", "ingest", "retrieve", "embed", "reindex", "rollback", "demo", "checkpoint"):
+    for command in (
+        "serve",
+        "worker",
+        "ingest",
+        "retrieve",
+        "embed",
+        "reindex",
+        "rollback",
+        "demo",
+        "checkpoint",
+        "keys",
+    ):
         assert command in said.stdout
 
 
@@ -94,6 +105,24 @@ def test_checkpoints_are_shown_and_converted(small_checkpoint: Path, tmp_path: P
     refused = phalar("checkpoint", "show", tmp_path / "text.ckpt")
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
+    data = {"PHALAR_DATA": str(tmp_path)}
+    made = phalar("keys", "create", "--scope", "ingest", "--name", "daw", "--expires", "90d", **data)
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.strip()
+    assert token.startswith("phalar_")
+    assert "PHALAR_REQUIRE_KEYS" in made.stderr
+    listed = phalar("keys", "list", COLUMNS="200", **data)
+    key_id = token.split("_")[1]
+    assert key_id in listed.stdout
+    assert "until" in listed.stdout
+    assert token not in listed.stdout
+    assert phalar("keys", "revoke", key_id, **data).returncode == 0
+    assert "revoked" in phalar("keys", "list", COLUMNS="200", **data).stdout
+    assert phalar("keys", "revoke", "nobody", **data).returncode == 1
+    assert phalar("keys", "create", "--scope", "read", "--name", "x", "--expires", "soon", **data).returncode == 2
 
 
 def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_path: Path) -> None:
