@@ -3,6 +3,7 @@
 # make test-servers  the service's and the catalog's tests on PostgreSQL and Redis: those installed here, or those of
 #            PHALAR_TEST_DATABASE_URL (it may create databases) and PHALAR_TEST_REDIS_URL
 # make lint  ruff, mypy, and the known vulnerabilities of what we install (make audit: these alone)
+# make bench how fast everything is, into docs/performance.md; takes minutes, on a machine with nothing else to do
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 ARGS ?=
 ADVISORIES := https://pypi.org/pypi/pip/24.0/json
 
-.PHONY: run test test-servers lint audit docs clean
+.PHONY: run test test-servers lint audit docs bench clean
 
 run: .venv/run.stamp
 	$(BIN)/phalar serve --demo $(ARGS)
@@ -39,6 +40,9 @@ audit: .venv/lint.stamp
 
 docs: .venv/run.stamp
 	$(BIN)/python -m service.settings > docs/settings.md
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks --page docs/performance.md $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info model/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,10 @@
-"""FAISS at the size of a large catalog: what each kind of index takes, how fast it is, and what it finds.
+"""FAISS at the sizes of catalogs: what each kind of index takes, how fast it is, and what it finds.
 
-    python -m benchmarks.index_at_size [--windows 1000000] [--memory-gb 24] [--types flat,fp16,sq8,ivf] [--page FILE]
+    python -m benchmarks.index_at_size [--windows 10000,100000,1000000] [--memory-gb 24] [--types flat,fp16,sq8,ivf] [--page FILE]
 
 Real embeddings of the demo catalog, each repeated with a jitter of its own, go into an index as a reindex puts them in,
-a few stems at a time. Each kind is loaded and searched in a process of its own, so that its memory is its own. The last
-row is the kind that a reindex chooses by itself within a quarter of the memory.
+a few stems at a time. Each kind is loaded and searched in a process of its own, so that its memory is its own. What a
+reindex chooses by itself within a quarter of the memory is said below the table, and has a row.
 """
 
 import argparse
@@ -37,18 +37,19 @@ WINDOWS_EACH = 8  # of a stem, as 20 s of audio have
 STEMS_AT_ONCE = 500
 # How far a window is moved from the one it repeats, of its length 1: from nearly the same audio to other audio.
 JITTER = (0.05, 0.6)
+SIZES = (10_000, 100_000)
 DEEP = 500  # what grouping by stem asks for
 SINGLE_QUERIES, BATCHES, BATCH = 100, 5, 64
-AUTOMATIC = "automatic"
 COLUMNS = (
-    *("index", "rank", "build s", "file MB", "load s", "resident MB", "p50 ms", "p99 ms", "row of 64, ms"),
+    *("windows", "index", "rank", "build s", "file MB", "bytes a window", "load s", "resident MB"),
+    *("p50 ms", "p99 ms", "row of 64, ms"),
     *("recall@10", "@10 rescored", "@500"),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=1_000_000)
+    parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
     parser.add_argument("--exact-windows", type=int, default=2_000_000, help="windows beyond which ivf is tried")
     parser.add_argument("--types", default=",".join(CODE_BYTES))
@@ -63,21 +64,23 @@ def main() -> None:
     from model.evaluation.results import markdown_table, write_section
 
     limits = Limits(int(arguments.memory_gb * 2**30 * MEMORY_SHARE), arguments.exact_windows)
+    rows, chosen = [], []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         embedding, hermitian = demo_embeddings(Path(scratch) / "demo")
         fold = HermitianFold(hermitian)
-        chosen = choose(arguments.windows, fold.rank, limits)
-        choices = {kind: Choice(kind, fold.rank, "asked for") for kind in arguments.types.split(",")}
-        rows = [
-            measured(name, choice, fold, embedding, arguments.windows, Path(scratch))
-            for name, choice in [*choices.items(), (AUTOMATIC, chosen)]
-        ]
-    table = markdown_table(COLUMNS, rows)
+        for windows in map(int, arguments.windows.split(",")):
+            automatic = choose(windows, fold.rank, limits)
+            choices = [Choice(kind, fold.rank, "asked for") for kind in arguments.types.split(",")]
+            if not any((one.index_type, one.rank) == (automatic.index_type, automatic.rank) for one in choices):
+                choices.append(automatic)
+            rows += [measured(choice, fold, embedding, windows, Path(scratch)) for choice in choices]
+            chosen.append(f"{windows:,} windows: {automatic.index_type}, rank {automatic.rank}; {automatic.reason}.")
     text = (
         f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} "
-        f"OpenMP threads, faiss {faiss.__version__}, {arguments.windows:,} windows of {len(embedding)} different ones, "
-        f"keys of {fold.dim} coordinates, {PROBES} probes.\n\n{table}\n\n"
-        f"The automatic choice within {limits.memory_bytes / 2**30:.1f} GiB: {chosen.index_type}, {chosen.reason}."
+        f"OpenMP threads, faiss {faiss.__version__}, {len(embedding)} different windows, keys of {fold.dim} coordinates, "
+        f"{PROBES} probes.\n\n{markdown_table(COLUMNS, rows)}\n\n"
+        f"Chosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the memory:\n\n"
+        + "\n".join(f"- {line}" for line in chosen)
     )
     print(text)
     if arguments.page:
@@ -123,11 +126,9 @@ def stems(embedding: Complex64, windows: int) -> Iterator[dict[int, StemEmbeddin
         yield {row: StemEmbeddings(numbers, starts_s, own) for row, own in zip(rows, some, strict=True)}
 
 
-def measured(
-    name: str, choice: Choice, fold: HermitianFold, embedding: Complex64, windows: int, scratch: Path
-) -> list[str]:
+def measured(choice: Choice, fold: HermitianFold, embedding: Complex64, windows: int, scratch: Path) -> list[str]:
     """One row of the table."""
-    folder, asked = scratch / name, scratch / "queries.npy"
+    folder, asked = scratch / choice.index_type, scratch / "queries.npy"
     kept = fold.at_rank(choice.rank)
     learns: set[IndexType] = {"sq8", "ivf"}
     began = time.perf_counter()
@@ -157,12 +158,14 @@ def measured(
     size = sum(file.size for file in manifest.files.values())
     shutil.rmtree(folder)
     assert manifest.recall is not None
-    label = f"{manifest.index_type}, {manifest.probed} of {manifest.lists} lists" if manifest.lists else name
+    lists = f", {manifest.probed} of {manifest.lists} lists" if manifest.lists else ""
     return [
-        f"{name}: {choice.index_type}" if name == AUTOMATIC else label,
+        f"{windows:,}",
+        f"{manifest.index_type}{lists}",
         str(manifest.rank),
-        f"{build_s:.0f}",
+        f"{build_s:.1f}",
         f"{size / 1e6:.0f}",
+        f"{size / windows:,.0f}",
         f"{found['load_s']:.1f}",
         f"{found['resident'] / 1e6:.0f}",
         f"{found['p50_ms']:.1f}",

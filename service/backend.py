@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.blobs import Blobs
@@ -57,7 +57,9 @@ class Backend:
             stack.push_async_callback(queue.aclose)
             rates = RateLimiter(connect(settings.resolved_redis_url), settings.redis_prefix, settings.rates)
             stack.push_async_callback(rates.aclose)
-            decoder = await stack.enter_async_context(Decoder(DecodeLimits.of(settings)))
+            # Twice what uploads may take: a query does not wait for them.
+            limits = replace(DecodeLimits.of(settings), processes=2 * settings.decoders)
+            decoder = await stack.enter_async_context(Decoder(limits))
             blobs = Blobs(settings.resolved_blob_url)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()

@@ -86,6 +86,7 @@ def serve(
 
     Every setting is also an environment variable; see docs/settings.md.
     """
+    _waiting_threads_sleep()
     from pydantic import ValidationError
 
     from service.processes import ProcessError
@@ -424,8 +425,10 @@ def _log(name: str) -> None:
 
 
 def _waiting_threads_sleep() -> None:
-    """Before torch is loaded: see docs/decisions/threads-that-wait-do-not-spin.md."""
+    """Before torch is loaded, and for the processes that are started: see
+    docs/decisions/threads-that-wait-do-not-spin.md."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy has read it here: this one is for children alone
 
 
 if __name__ == "__main__":

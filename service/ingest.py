@@ -44,6 +44,7 @@ class Ingest:
         self._blobs = blobs
         self._queue = queue
         self._decoder = decoder
+        self._checks = asyncio.Semaphore(settings.decoders)
 
     async def accept(self, files: Sequence[tuple[UploadFile, StemMetadata]], caller: Caller) -> Job:
         """Check and keep some files, and have them embedded. From the moment this returns, none of them can be lost.
@@ -127,7 +128,7 @@ class Ingest:
 
     async def _check(self, file: UploadFile) -> Clip | AudioError:
         try:
-            async with on_disk(file) as path:
+            async with self._checks, on_disk(file) as path:
                 return await self._decoder.decode(path)
         except AudioError as error:
             return error

@@ -220,7 +220,7 @@ class AlignOut(BaseModel):
     """Which delays of the mix against the catalog's grid were tried."""
 
     mode: Literal["search", "grid"]
-    shift_s: Seconds = Field(description="step between the tried delays")
+    shift_s: Seconds = Field(description="step between the tried delays: as fine as the score of this mix needs")
     shifts: int = Field(description="how many were tried")
     range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
 

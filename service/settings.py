@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
 
     # A query.
-    shift_s: float = Field(0.04, description="step of the shifts of an aligned query, seconds", gt=0)
+    shift_s: float = Field(0.04, description="finest step of the shifts of an aligned query, seconds", gt=0)
     fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
     query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
     grid_query_s: float = Field(
@@ -124,7 +124,9 @@ class Settings(BaseSettings):
 
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
-    batch_windows: int = Field(8, description="most windows embedded at once", ge=1)
+    batch_windows: int = Field(
+        4, description="most windows embedded at once, which a query may have to wait for; on a GPU 64", ge=1
+    )
     max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
     max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=2)

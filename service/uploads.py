@@ -102,7 +102,7 @@ class DecodeLimits:
     """What one file may cost.
 
     `memory_bytes` is address space on top of the loaded libraries; `timeout_s` counts from the child's start, not the
-    wait for it; `processes` children run at a time.
+    wait for it; `processes` children run at a time, with their priority lowered by `nice`.
     """
 
     max_seconds: float
@@ -110,6 +110,7 @@ class DecodeLimits:
     memory_bytes: int
     timeout_s: float
     processes: int
+    nice: int = 0
 
     @classmethod
     def of(cls, settings: "Settings") -> "DecodeLimits":
@@ -447,6 +448,7 @@ def serve_children() -> NoReturn:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     limits = DecodeLimits(**json.loads(sys.argv[2]))
+    os.nice(limits.nice)
     woken, waker = socket.socketpair()
     woken.setblocking(False)
     waker.setblocking(False)

@@ -2,17 +2,12 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -21,15 +16,26 @@ import torch
 import uvicorn
 from numpy.typing import NDArray
 
+from benchmarks.installation import START_S, eventually, free_port
+from benchmarks.installation import Installation as _Installation
 from model import SAMPLE_RATE, Phalar, PhalarConfig, save_phalar
 from tests import servers
-from tests.servers import free_port
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-T = TypeVar("T")
-START_S = 180.0  # a busy machine takes its time to import torch twice
+__all__ = [
+    "Installation",
+    "add_stem",
+    "encode",
+    "eventually",
+    "free_port",
+    "noise_bursts",
+    "retrieve",
+    "save_small_checkpoint",
+    "serving",
+    "wait_ready",
+]
 SMALL = PhalarConfig(channels=1, growth=1.0, dimension=128)
 
 
@@ -66,82 +72,15 @@ def encode(waveform: NDArray[np.float32], form: str = "FLAC", rate: int = SAMPLE
     return file.getvalue()
 
 
-def eventually(claim: Callable[[], T], seconds: float = 60.0, every: float = 0.1) -> T:
-    """The claim's value once it is true; AssertionError after some time without."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = claim()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {claim}"
-        time.sleep(every)
-
-
 @dataclass
-class Installation:
-    """One data folder, what it has on servers (`stores`; nothing, where all is embedded), and the service that runs on
-    them while started."""
+class Installation(_Installation):
+    """With what it has on servers (`stores`; nothing, where all is embedded), and what makes tests quick: a sweep twice
+    a second, and no more threads than a test needs."""
 
-    folder: Path
-    settings: dict[str, str] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
     stores: dict[str, str] = field(default_factory=servers.own_stores)
-    _process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-
-    def start(self, *, wait: bool = True) -> "Installation":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "PHALAR_DATA": str(self.folder / "data"),
-            "PHALAR_PORT": str(self.port),
-            "PHALAR_SWEEP_S": "0.5",
-            "PHALAR_TORCH_THREADS": "1",
-            **self.stores,
-            **self.settings,
-        }
-        with (self.folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=log, stderr=log
-            )
-        if wait:
-            eventually(self.ready, START_S)
-        return self
-
-    def ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log
-        try:
-            return httpx.get(f"{self.url}/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def stop(self) -> int:
-        """Ctrl-C, and wait. Returns the exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
-        code = self._process.wait(timeout=60)
-        self._process = None
-        return code
-
-    def kill_all(self) -> None:
-        """kill -9 of the supervisor; everything else must die with it."""
-        assert self._process is not None
-        pids = [*self.pids().values()]
-        self._process.kill()
-        self._process.wait()
-        self._process = None
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20)
-
-    def kill(self, name: str) -> None:
-        """kill -9 of one child: `api`, `worker` or `valkey`."""
-        os.kill(self.pids()[name], signal.SIGKILL)
+    def __post_init__(self) -> None:
+        self.settings = {"PHALAR_SWEEP_S": "0.5", "PHALAR_TORCH_THREADS": "1", **self.stores, **self.settings}
 
     def cut_connections(self) -> None:
         """What a restarted or failing-over server does to all that talk to it."""
@@ -155,23 +94,6 @@ class Installation:
         self.kill("valkey")
         for journal in (self.folder / "data" / "valkey").rglob("*.aof"):
             journal.unlink(missing_ok=True)
-
-    def pids(self) -> dict[str, int]:
-        """The service's children by what they are."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        named = {}
-        for pid in children:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            for name in ("valkey", "worker", "api"):
-                if name in command.split("service.cli")[-1]:
-                    named[name] = int(pid)
-                    break
-        return named
-
-    def client(self, key: str | None = None) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
 
 @contextmanager
