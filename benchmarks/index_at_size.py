@@ -1,6 +1,6 @@
 """FAISS at the sizes of catalogs: what each kind of index takes, how fast it is, and what it finds.
 
-    python -m benchmarks.index_at_size [--windows 10000,100000,1000000] [--memory-gb 24] [--types flat,fp16,sq8,ivf] [--page FILE]
+    python -m benchmarks.index_at_size [--windows 10000,1000000] [--memory-gb 24] [--types flat,fp16,sq8,ivf] [--page FILE]
 
 Real embeddings of the demo catalog, each repeated with a jitter of its own, go into an index as a reindex puts them in,
 a few stems at a time. Each kind is loaded and searched in a process of its own, so that its memory is its own. What a
@@ -77,8 +77,8 @@ def main() -> None:
             chosen.append(f"{windows:,} windows: {automatic.index_type}, rank {automatic.rank}; {automatic.reason}.")
     text = (
         f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} "
-        f"OpenMP threads, faiss {faiss.__version__}, {len(embedding)} different windows, keys of {fold.dim} coordinates, "
-        f"{PROBES} probes.\n\n{markdown_table(COLUMNS, rows)}\n\n"
+        f"OpenMP threads, faiss {faiss.__version__}, {len(embedding)} different windows, "
+        f"keys of {fold.dim} coordinates, {PROBES} probes.\n\n{markdown_table(COLUMNS, rows)}\n\n"
         f"Chosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the memory:\n\n"
         + "\n".join(f"- {line}" for line in chosen)
     )
