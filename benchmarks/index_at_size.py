@@ -1,6 +1,6 @@
 """FAISS at the sizes of catalogs: what each kind of index takes, how fast it is, and what it finds.
 
-    python -m benchmarks.index_at_size [--windows 10000,1000000] [--memory-gb 24] [--types flat,fp16,sq8,ivf] [--page FILE]
+    python -m benchmarks.index_at_size [--windows 10000,1000000] [--memory-gb 24] [--types flat,sq8] [--page FILE]
 
 Real embeddings of the demo catalog, each repeated with a jitter of its own, go into an index as a reindex puts them in,
 a few stems at a time. Each kind is loaded and searched in a process of its own, so that its memory is its own. What a
