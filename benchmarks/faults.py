@@ -335,7 +335,7 @@ def main() -> int:
     binaries = postgres_binaries()
     if binaries is None:
         sys.exit("no PostgreSQL on this machine")
-    postgres = PostgresServer(binaries, {"max_connections": "200"})
+    postgres = PostgresServer(binaries)
     with tempfile.TemporaryDirectory(prefix="phalar-faults-") as scratch, small_disk(Path(scratch) / "disk") as full:
         folder = arguments.keep or Path(scratch) / "logs"
         folder.mkdir(parents=True, exist_ok=True)

@@ -61,12 +61,14 @@ def free_port() -> int:
         return port
 
 
-def new_database() -> str:
-    """The URL of a new, empty database; skips the test where there is no PostgreSQL."""
-    url = os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres()
+def new_database(url: str | None = None) -> str:
+    """The URL of a new, empty database, on the server of `url`; by default on the tests', skipping the test where there
+    is no PostgreSQL."""
+    lasting = url is None and "PHALAR_TEST_DATABASE_URL" in os.environ  # a private cluster goes as a whole
+    url = url or os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres()
     name = f"test_{uuid.uuid4().hex}"
     execute(url, f'CREATE DATABASE "{name}"')
-    if "PHALAR_TEST_DATABASE_URL" in os.environ:  # the private cluster goes as a whole
+    if lasting:
         atexit.register(lambda: asyncio.run(_execute(url, f'DROP DATABASE "{name}" WITH (FORCE)')))
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
