@@ -88,8 +88,8 @@ class Ingest:
                 await self._forget(stored)
                 raise
         alias = await self._catalog.alias()
-        assert alias is not None
-        await self._enqueue(queued, alias.fingerprint)
+        if alias is not None:  # before the first index no model is known; the sweep queues them once it is
+            await self._enqueue(queued, alias.fingerprint)
         return job
 
     async def delete(self, stem_id: str) -> None:
