@@ -11,11 +11,6 @@ DIR holds `<track>/<stem>.ogg` (or another format); no file of it is changed.
 import argparse
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -27,6 +22,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.installation import Installation
 from model import SAMPLE_RATE, is_silent, load_clip, save_phalar, untrained_phalar
 
 PLACE_TOLERANCE_S = 0.020
@@ -95,13 +91,6 @@ def repeats(cut: Cut, stem: Path, start_s: float) -> bool:
     return best >= REPEAT_CORRELATION
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def ingest(client: httpx.Client, stems: list[Path]) -> dict[str, Path]:
     """Upload every stem, wait until each is ready or failed; returns the ready ones by id."""
     by_id: dict[str, Path] = {}
@@ -165,34 +154,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "identity.safetensors"
         save_identity_checkpoint(checkpoint)
-        port = free_port()
-        environment = os.environ | {
-            "PHALAR_DATA": str(Path(folder) / "data"),
-            "PHALAR_PORT": str(port),
-            "PHALAR_CHECKPOINT": str(checkpoint),
-        }
-        service = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment)
+        service = Installation(Path(folder), {"PHALAR_CHECKPOINT": str(checkpoint)}, client_timeout_s=600).start()
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-                wait_until_ready(client)
+            with service.client() as client:
                 by_id = ingest(client, stems)
                 measure(
                     client, by_id, draw_cuts(sorted(by_id.values()), arguments.cuts, arguments.seconds, arguments.seed)
                 )
         finally:
-            service.send_signal(signal.SIGINT)
-            service.wait()
-
-
-def wait_until_ready(client: httpx.Client) -> None:
-    for _ in range(120):
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise SystemExit("the service did not become ready")
+            service.stop()
 
 
 if __name__ == "__main__":

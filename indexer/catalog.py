@@ -4,24 +4,29 @@ SQL is the only truth. Everything that must never be lost or answered wrongly is
 queue and the index can be rebuilt from these tables at any time.
 
 **The clock.** Each change that the index must see (a stem became ready, was deleted, was sent back) takes the next
-number of one counter row in its own transaction. Taking the number locks the row until commit, so numbers appear in
-commit order on SQLite and PostgreSQL alike, and whoever has applied every change up to n has missed nothing below n.
+number of one counter row in its own transaction. Numbers appear in commit order, so whoever has applied every change up
+to n has missed nothing below n.
+
+**One writer at a time.** Every writing transaction holds that row from its first statement to its commit (in SQLite,
+the one write lock). So what it reads stays true until it commits, rows are numbered in the order in which they appear,
+and no two writers deadlock, with any number of processes. See docs/decisions/one-writer-at-a-time.md.
 """
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Row, and_, delete, event, exists, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
+from indexer.database import Database, retried
+from indexer.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
 from indexer.records import (
     Alias,
     BadCursor,
@@ -40,61 +45,71 @@ from indexer.records import (
     StemState,
     Upload,
 )
-from indexer.tables import aliases, clock, embeddings, generations, job_items, jobs, metadata, stem_tags, stems
+from indexer.tables import aliases, clock, embeddings, generations, job_items, jobs, stem_tags, stems
 
 LIVE = "live"
-SQL_CHUNK = 500  # values in one IN (...); SQLite allows 32,766 and PostgreSQL 65,535
+SQL_CHUNK = 500  # values in one IN (...); SQLite allows 32,766 and asyncpg 32,767
+LARGEST_ROW = 2**31 - 1
 
 
 @dataclass
 class Catalog:
-    """The database. Open it with `Catalog.open`; every method is one transaction."""
+    """The catalog of one installation. Open it with `Catalog.open`; every method is one transaction.
 
-    _engine: AsyncEngine
-    _reader: AsyncEngine = field(init=False)
+    A method whose database is away, or that another transaction stood in the way of, is tried again for a few seconds;
+    then it raises CatalogUnavailable.
+    """
 
-    def __post_init__(self) -> None:
-        self._reader = self._engine.execution_options(read_only=True)
+    _database: Database
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        """Connect, and create what is missing. `url` is an async SQLAlchemy URL."""
-        engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        catalog = cls(engine)
-        async with engine.begin() as sql:
-            await sql.run_sync(metadata.create_all)
-            if (await sql.execute(select(clock.c.value))).first() is None:
-                await sql.execute(insert(clock).values(id=1, value=0))
-        return catalog
+        """Connect; make the tables, or bring an older release's up to date.
+
+        Args:
+            url: `sqlite+aiosqlite:///file` or `postgresql+asyncpg://user:password@host/name`.
+
+        Raises:
+            UnsupportedDatabase, NewerSchema, ForeignTables: see indexer.records.
+        """
+        return cls(await Database.open(url))
+
+    @property
+    def database(self) -> Database:
+        """For what else lives in the same database."""
+        return self._database
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        await self._database.close()
 
-    @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
-        async with self._reader.begin() as sql:
-            yield sql
+    def alone(self, *names: str) -> AbstractAsyncContextManager[None]:
+        """Hold these names until the context ends: of all processes on this database, one at a time holds a name.
 
-    @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.begin() as sql:
-            yield sql
+        For what SQL alone cannot make one step, such as bytes in a store and the stem that names them. SQLite, which
+        is for one API process, keeps them in this process.
+        """
+        return self._database.alone(names)
 
     # ---------------------------------------------------------------- stems
 
-    async def add(self, files: Sequence[Upload | Rejected]) -> tuple[Job, list[str]]:
+    @retried
+    async def add(self, files: Sequence[Upload | Rejected], charge: Charge | None = None) -> tuple[Job, list[str]]:
         """Record one request's files as an ingest job.
 
         Bytes that are here already are the same stem: nothing is made anew, except that a failed one is tried again.
+        `charge` says who pays for the stems that are made.
 
         Returns:
             the job, and the ids of the stems that now wait to be embedded.
+
+        Raises:
+            QuotaExceeded: nothing was recorded.
         """
         job_id, now = secrets.token_hex(8), time.time()
         waiting: list[str] = []
-        async with self._write() as sql:
+        items: list[dict[str, Any]] = []
+        made: dict[int, str] = {}
+        async with self._database.write() as sql:
             await sql.execute(
                 insert(jobs).values(id=job_id, kind="ingest", state="running", created_at=now, request={})
             )
@@ -107,25 +122,34 @@ class Catalog:
                     item |= {"stem_row": row, "created": int(created), "problem": None}
                     if state == "queued":
                         waiting.append(stem_id)
-                await sql.execute(insert(job_items).values(item))
+                    if created:
+                        made[row] = file.sha256
+                items.append(item)
+            if items:
+                await sql.execute(insert(job_items), items)
+            if charge is not None:
+                await charge_for(sql, charge, made)
         return await self.job(job_id), waiting
 
+    @retried
     async def stem(self, stem_id: str) -> Stem:
         """One stem. Raises StemNotFound."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             found = await _stems_where(sql, stems.c.id == stem_id)
         if not found:
             raise StemNotFound(stem_id)
         return found[0]
 
-    async def stems_by_row(self, rows: Iterable[int]) -> dict[int, Stem]:
+    @retried
+    async def stems_by_row(self, rows: Collection[int]) -> dict[int, Stem]:
         """The stems of these rows that are ready; others are left out."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             found: list[Stem] = []
             for chunk in _chunks(list(rows)):
                 found += await _stems_where(sql, and_(stems.c.row.in_(chunk), stems.c.state == "ready"))
         return {stem.row: stem for stem in found}
 
+    @retried
     async def list_stems(
         self,
         wanted: StemFilter,
@@ -141,10 +165,11 @@ class Catalog:
         where.append(stems.c.state == state if state else stems.c.state != "deleted")
         if sha256 is not None:
             where.append(stems.c.sha256 == sha256)
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             page = await _stems_where(sql, and_(*where), limit=limit + 1)
         return page[:limit], (f"s{page[limit - 1].row}" if len(page) > limit else None)
 
+    @retried
     async def values(self) -> dict[str, list[str]]:
         """Which instruments, tags, tracks, collections and keys the catalog holds, sorted."""
         columns = {
@@ -154,25 +179,28 @@ class Catalog:
             "keys": stems.c.key,
         }
         found: dict[str, list[str]] = {}
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             for name, column in columns.items():
-                query = select(column).where(column.is_not(None), stems.c.state == "ready").distinct().order_by(column)
+                query = select(column).where(column.is_not(None), stems.c.state == "ready").distinct()
                 found[name] = list((await sql.execute(query)).scalars())
             tags = select(stem_tags.c.tag).join(stems).where(stems.c.state == "ready").distinct()
-            found["tags"] = list((await sql.execute(tags.order_by(stem_tags.c.tag))).scalars())
-        return found
+            found["tags"] = list((await sql.execute(tags)).scalars())
+        # Sorted here: how a database orders text depends on where it was set up.
+        return {name: sorted(values) for name, values in found.items()}
 
+    @retried
     async def tempo_range(self) -> tuple[float | None, float | None]:
         """The slowest and the fastest tempo of a ready stem, beats a minute; None where none states one."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             query = select(func.min(stems.c.tempo_bpm), func.max(stems.c.tempo_bpm)).where(stems.c.state == "ready")
             slowest, fastest = (await sql.execute(query)).one()
         return slowest, fastest
 
+    @retried
     async def change_metadata(self, stem_id: str, changed: Mapping[str, Any]) -> Stem:
         """Replace some fields of a stem's metadata (keys are StemMetadata's fields). Raises StemNotFound."""
         columns = {name: value for name, value in changed.items() if name != "tags"}
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             row = await _row_of(sql, stem_id)
             if columns:
                 await sql.execute(update(stems).where(stems.c.row == row).values(columns))
@@ -180,61 +208,94 @@ class Catalog:
                 await _set_tags(sql, row, changed["tags"])
         return await self.stem(stem_id)
 
+    @retried
     async def delete(self, stem_id: str) -> str:
         """Take a stem out, for good. Returns the SHA-256 of its audio. Raises StemNotFound."""
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             row = await _row_of(sql, stem_id)
             sha256: str = (await sql.execute(select(stems.c.sha256).where(stems.c.row == row))).scalar_one()
             seq = await _tick(sql)
             await sql.execute(update(stems).where(stems.c.row == row).values(state="deleted", sha256=None, seq=seq))
             await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
             await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
+            await give_back(sql, row)
         return sha256
 
+    @retried
+    async def refuse_if_over(self, charge: Charge) -> None:
+        """Look, before any work is done on it, whether an upload can fit the quotas. Raises QuotaExceeded."""
+        async with self._database.read() as sql:
+            known: set[str | None] = set()
+            for chunk in _chunks(list(charge.sizes)):
+                known.update((await sql.execute(select(stems.c.sha256).where(stems.c.sha256.in_(chunk)))).scalars())
+            new = [size for sha256, size in charge.sizes.items() if sha256 not in known]
+            if new:
+                await refuse_if_over(sql, charge, Usage(len(new), sum(new)))
+
+    @retried
+    async def usage(self, owner: str) -> Usage:
+        """What the stems of an owner take."""
+        async with self._database.read() as sql:
+            return await usage_of(sql, owner)
+
+    @retried
     async def holds(self, sha256: str) -> bool:
         """Whether a stem that was not deleted has these bytes."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             return (await sql.execute(select(stems.c.row).where(stems.c.sha256 == sha256))).first() is not None
 
+    @retried
     async def rows_allowed(self, wanted: StemFilter) -> NDArray[np.int64] | None:
         """The rows of ready stems that pass the filter; None when it restricts nothing."""
         if wanted.is_empty:
             return None
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             query = select(stems.c.row).where(stems.c.state == "ready", *_conditions(wanted)).order_by(stems.c.row)
             return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
 
+    @retried
     async def ready_rows(self) -> NDArray[np.int64]:
         """The rows of all ready stems, ascending."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             query = select(stems.c.row).where(stems.c.state == "ready").order_by(stems.c.row)
             return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
 
+    @retried
+    async def window_count(self) -> int:
+        """How many windows the ready stems have under the live model; another one cuts them the same."""
+        async with self._database.read() as sql:
+            query = select(func.coalesce(func.sum(stems.c.windows), 0)).where(stems.c.state == "ready")
+            return int((await sql.execute(query)).scalar_one())
+
+    @retried
     async def counts(self) -> dict[str, int]:
         """How many stems are queued, ready and failed."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             query = select(stems.c.state, func.count()).where(stems.c.state != "deleted").group_by(stems.c.state)
             found = {state: n for state, n in await sql.execute(query)}
         return {state: found.get(state, 0) for state in ("queued", "ready", "failed")}
 
     # ---------------------------------------------------------------- what the worker does
 
+    @retried
     async def stem_for_embedding(self, stem_id: str) -> StemJob | None:
         """The stem a job names; None when it is gone."""
         query = select(stems.c.row, stems.c.id, stems.c.sha256, stems.c.state).where(
             stems.c.id == stem_id, stems.c.state != "deleted"
         )
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             found = (await sql.execute(query)).first()
         return StemJob(*found) if found else None
 
+    @retried
     async def embeddings_exist(self, row: int, fingerprint: str) -> bool:
         query = select(embeddings.c.stem_row).where(
             embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint
         )
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             return (await sql.execute(query)).first() is not None
 
+    @retried
     async def store_embeddings(
         self,
         row: int,
@@ -258,7 +319,7 @@ class Catalog:
             "embedding": np.ascontiguousarray(embedding).tobytes(),
             "problem": None,
         }
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             seq = await _tick(sql)
             state = (await sql.execute(select(stems.c.state).where(stems.c.row == row))).scalar()
             if state in (None, "deleted"):
@@ -272,13 +333,14 @@ class Catalog:
                 )
         return True
 
+    @retried
     async def mark_failed(self, stem_id: str, problem: Problem, fingerprint: str | None = None) -> None:
         """A stem cannot be embedded; `problem` says why.
 
         Under a fingerprint that is not live (a reindex with a new model is on its way) the stem goes on answering, and
         fails when that model takes over.
         """
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             seq = await _tick(sql)
             found = (await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.id == stem_id))).first()
             if found is None or found.state == "deleted":
@@ -291,6 +353,7 @@ class Catalog:
                 nothing = {"windows": b"", "starts_s": b"", "embedding": b"", "problem": dict(problem)}
                 await _put_embeddings(sql, found.row, fingerprint, nothing)
 
+    @retried
     async def queued(self, *, older_than_s: float = 0.0) -> list[str]:
         """Ids of the stems that wait for the live model, oldest first, if they have waited this long."""
         query = (
@@ -298,21 +361,23 @@ class Catalog:
             .where(stems.c.state == "queued", stems.c.created_at <= time.time() - older_than_s)
             .order_by(stems.c.row)
         )
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             return list((await sql.execute(query)).scalars())
 
+    @retried
     async def lacking(self, fingerprint: str) -> list[str]:
         """Ids of the ready stems that a model other than the live one has not seen yet, oldest first."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             query = select(stems.c.id).where(_lacks(fingerprint)).order_by(stems.c.row)
             return list((await sql.execute(query)).scalars())
 
     # ---------------------------------------------------------------- what the index reads
 
+    @retried
     async def embeddings_of(self, rows: Sequence[int], fingerprint: str) -> dict[int, StemEmbeddings]:
         """The embeddings of these stems under one fingerprint; stems that have none are left out."""
         found: dict[int, StemEmbeddings] = {}
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             for chunk in _chunks(list(rows)):
                 query = select(embeddings).where(
                     embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
@@ -321,15 +386,17 @@ class Catalog:
                     found[record.stem_row] = _unpack(record)
         return found
 
+    @retried
     async def clock_value(self) -> int:
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             return int((await sql.execute(select(clock.c.value))).scalar_one())
 
+    @retried
     async def changes_since(self, seq: int, fingerprint: str) -> Changes:
         """What an index that has seen everything up to `seq` must put in and take out."""
         upserted: dict[int, StemEmbeddings] = {}
         removed: set[int] = set()
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             reached = int((await sql.execute(select(clock.c.value))).scalar_one())
             changed = list(
                 await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.seq > seq, stems.c.seq <= reached))
@@ -345,56 +412,68 @@ class Catalog:
             removed.update(row for row, _ in changed if row not in upserted)
         return Changes(upserted, frozenset(removed), reached)
 
+    @retried
+    async def gone_since(self, seq: int) -> frozenset[int]:
+        """Rows of the stems that changed after `seq` and are not ready: `changes_since` without the embeddings."""
+        async with self._database.read() as sql:
+            query = select(stems.c.row).where(stems.c.seq > seq, stems.c.state != "ready")
+            return frozenset((await sql.execute(query)).scalars())
+
     async def all_embeddings(self, fingerprint: str, chunk: int = 200) -> AsyncIterator[dict[int, StemEmbeddings]]:
         """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row."""
         after = 0
-        while True:
-            async with self._read() as sql:
-                query = (
-                    select(embeddings)
-                    .join(stems, stems.c.row == embeddings.c.stem_row)
-                    .where(
-                        stems.c.state == "ready",
-                        embeddings.c.fingerprint == fingerprint,
-                        embeddings.c.problem.is_(None),
-                        embeddings.c.stem_row > after,
-                    )
-                    .order_by(embeddings.c.stem_row)
-                    .limit(chunk)
-                )
-                records = list(await sql.execute(query))
-            if not records:
-                return
-            after = records[-1].stem_row
-            yield {record.stem_row: _unpack(record) for record in records}
+        while found := await self._embeddings_after(after, fingerprint, chunk):
+            yield found
+            after = max(found)
+
+    @retried
+    async def _embeddings_after(self, row: int, fingerprint: str, limit: int) -> dict[int, StemEmbeddings]:
+        query = (
+            select(embeddings)
+            .join(stems, stems.c.row == embeddings.c.stem_row)
+            .where(
+                stems.c.state == "ready",
+                embeddings.c.fingerprint == fingerprint,
+                embeddings.c.problem.is_(None),
+                embeddings.c.stem_row > row,
+            )
+            .order_by(embeddings.c.stem_row)
+            .limit(limit)
+        )
+        async with self._database.read() as sql:
+            return {record.stem_row: _unpack(record) for record in await sql.execute(query)}
 
     # ---------------------------------------------------------------- generations and the alias
 
+    @retried
     async def new_generation(self, fingerprint: str) -> int:
         """A number for an index about to be built; never given twice."""
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             made = await sql.execute(insert(generations).values(fingerprint=fingerprint, created_at=time.time()))
             key = made.inserted_primary_key
             assert key is not None
             return int(key[0])
 
+    @retried
     async def alias(self) -> Alias | None:
         """Where `live` points; None before the first index."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             return await _alias(sql)
 
+    @retried
     async def position(self) -> tuple[Alias | None, int]:
         """Where `live` points and the clock, from one instant: what an index compares itself with."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             return await _alias(sql), int((await sql.execute(select(clock.c.value))).scalar_one())
 
+    @retried
     async def go_live(self, generation: int, configured: str) -> bool:
         """Point `live` at a generation, if every ready stem has been embedded by its model.
 
         The check and the switch are one transaction, so no stem can slip between. Stems that its model could not
         embed become failed; stems that wait go on waiting. Returns False when some ready stem is not embedded yet.
         """
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             seq = await _tick(sql)
             fingerprint = await _fingerprint_of(sql, generation)
             before = await _alias(sql)
@@ -411,12 +490,13 @@ class Catalog:
                 )
         return True
 
+    @retried
     async def roll_back(self) -> Alias:
         """Point `live` at the previous generation again; calling it twice comes back.
 
         Stems that only the present model has embedded wait again. Raises NothingToRollBackTo.
         """
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             seq = await _tick(sql)
             before = await _alias(sql)
             if before is None or before.previous is None or before.previous_fingerprint is None:
@@ -433,17 +513,19 @@ class Catalog:
             assert after is not None
             return after
 
-    async def forget_models(self, keep: Iterable[str]) -> int:
+    @retried
+    async def forget_models(self, keep: Collection[str]) -> int:
         """Drop the embeddings of every fingerprint but these. Returns how many stems' worth went."""
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             gone = await sql.execute(delete(embeddings).where(embeddings.c.fingerprint.not_in(list(keep))))
             return gone.rowcount
 
     # ---------------------------------------------------------------- jobs
 
+    @retried
     async def job(self, job_id: str) -> Job:
         """One job with its items. Raises JobNotFound."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             record = (await sql.execute(select(jobs).where(jobs.c.id == job_id))).first()
             if record is None:
                 raise JobNotFound(job_id)
@@ -460,9 +542,10 @@ class Catalog:
             job = replace(job, state="running" if waiting else "done")
         return job
 
+    @retried
     async def start_reindex(self, request: Mapping[str, Any]) -> tuple[Job, bool]:
         """A reindex job; if one is running already, that one. Returns the job and whether it is new."""
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             running = (
                 await sql.execute(select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running"))
             ).scalar()
@@ -475,22 +558,25 @@ class Catalog:
                 )
         return await self.job(job_id), running is None
 
+    @retried
     async def unfinished_reindex(self) -> Job | None:
         """The reindex job that a restart found unfinished."""
-        async with self._read() as sql:
+        async with self._database.read() as sql:
             query = select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running")
             job_id = (await sql.execute(query)).scalar()
         return await self.job(job_id) if job_id else None
 
+    @retried
     async def report_progress(self, job_id: str, progress: Mapping[str, Any]) -> None:
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             await sql.execute(update(jobs).where(jobs.c.id == job_id).values(progress=dict(progress)))
 
+    @retried
     async def finish_job(
         self, job_id: str, *, result: Mapping[str, Any] | None = None, problem: Problem | None = None
     ) -> None:
         """End a job: done with a result, or failed with a problem."""
-        async with self._write() as sql:
+        async with self._database.write() as sql:
             await sql.execute(
                 update(jobs)
                 .where(jobs.c.id == job_id)
@@ -503,29 +589,8 @@ class Catalog:
             )
 
 
-def _prepare_sqlite(engine: AsyncEngine) -> None:
-    """WAL, durable commits, and transactions that say at once whether they write.
-
-    A transaction that reads and later writes can find the database changed under it, which SQLite answers with
-    "database is locked" however long one is willing to wait. Writers therefore begin IMMEDIATE.
-    """
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _on_connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _on_begin(connection: Any) -> None:
-        read_only = connection.get_execution_options().get("read_only", False)
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
 async def _tick(sql: AsyncConnection) -> int:
-    """Take the next clock value; holds the clock until commit."""
+    """Take the next clock value."""
     advance = update(clock).where(clock.c.id == 1).values(value=clock.c.value + 1).returning(clock.c.value)
     return int((await sql.execute(advance)).scalar_one())
 
@@ -534,11 +599,7 @@ async def _add_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int
     known = select(stems.c.row, stems.c.id, stems.c.state).where(stems.c.sha256 == file.sha256)
     found = (await sql.execute(known)).first()
     if found is None:
-        try:
-            async with sql.begin_nested():
-                return await _insert_stem(sql, file, now)
-        except IntegrityError:  # another replica was first
-            found = (await sql.execute(known)).one()
+        return await _insert_stem(sql, file, now)
     state: StemState = found.state
     if state == "failed":
         state = "queued"
@@ -577,8 +638,8 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
 
 async def _set_tags(sql: AsyncConnection, row: int, tags: Iterable[str]) -> None:
     await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
-    for tag in sorted(set(tags)):
-        await sql.execute(insert(stem_tags).values(stem_row=row, tag=tag))
+    if tagged := [{"stem_row": row, "tag": tag} for tag in sorted(set(tags))]:
+        await sql.execute(insert(stem_tags), tagged)
 
 
 async def _row_of(sql: AsyncConnection, stem_id: str) -> int:
@@ -594,10 +655,9 @@ async def _stems_where(sql: AsyncConnection, where: ColumnElement[bool], limit: 
     records = list(await sql.execute(query))
     tags: dict[int, list[str]] = {record.row: [] for record in records}
     for chunk in _chunks(list(tags)):
-        tagged = select(stem_tags).where(stem_tags.c.stem_row.in_(chunk)).order_by(stem_tags.c.tag)
-        for stem_row, tag in await sql.execute(tagged):
+        for stem_row, tag in await sql.execute(select(stem_tags).where(stem_tags.c.stem_row.in_(chunk))):
             tags[stem_row].append(tag)
-    return [_stem(record, tags[record.row]) for record in records]
+    return [_stem(record, sorted(tags[record.row])) for record in records]
 
 
 def _stem(record: Row[Any], tags: list[str]) -> Stem:
@@ -706,4 +766,6 @@ def _parse_cursor(cursor: str | None) -> int:
         return 0
     if not (cursor.startswith("s") and cursor[1:].isdecimal() and len(cursor) < 20):
         raise BadCursor(cursor)
-    return int(cursor[1:])
+    if (row := int(cursor[1:])) > LARGEST_ROW:
+        raise BadCursor(cursor)
+    return row

@@ -1,5 +1,6 @@
 """Embeddings and H -> real queries and keys whose inner product is the score; the rank, and what it costs at most."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,12 @@ class HermitianFold:
         self._kept, self._dropped = scaled[:, :rank], scaled[:, rank:]
         self._signs = np.where(values[:rank] < 0, -1.0, 1.0)
 
+    def at_rank(self, rank: int) -> "HermitianFold":
+        """The same decomposition with another number of eigenvalues kept. Raises RankOutOfRange."""
+        fold = HermitianFold.__new__(HermitianFold)
+        fold._keep(self._hermitian, self._values, self._vectors, rank)
+        return fold
+
     @property
     def hermitian(self) -> Complex128:
         """complex128 (D, D), read-only."""
@@ -180,25 +187,35 @@ class HermitianFold:
         """Re(xᴴ H y) by the full form, whatever the rank: complex64 (n, D), (m, D) -> float32 (n, m)."""
         return np.asarray(self.form_rows(x) @ self.real_rows(y).T, dtype=np.float32)
 
+    def to_bytes(self) -> bytes:
+        """Everything needed to fold again, without torch and bit for bit, as an uncompressed .npz."""
+        file = io.BytesIO()
+        np.savez(
+            file,
+            hermitian=self._hermitian,
+            eigenvalues=self._values,
+            eigenvectors=self._vectors,
+            rank=np.int64(self._rank),
+        )
+        return file.getvalue()
+
     def save(self, path: Path) -> None:
-        """Write everything needed to fold again, without torch and bit for bit, as an uncompressed .npz."""
-        with path.open("wb") as file:
-            np.savez(
-                file,
-                hermitian=self._hermitian,
-                eigenvalues=self._values,
-                eigenvectors=self._vectors,
-                rank=np.int64(self._rank),
-            )
+        """Write `to_bytes` to a file."""
+        path.write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> "HermitianFold":
-        """Read what `save` wrote.
+        """Read what `save` wrote; see `of_bytes`. Raises OSError also."""
+        return cls.of_bytes(path.read_bytes())
+
+    @classmethod
+    def of_bytes(cls, raw: bytes) -> "HermitianFold":
+        """Read what `to_bytes` wrote.
 
         Raises:
-            FoldError: the file's arrays are no fold. OSError, ValueError, KeyError: it is no such file.
+            FoldError: the arrays are no fold. ValueError, KeyError, OSError: these are no such bytes.
         """
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(io.BytesIO(raw), allow_pickle=False) as data:
             form = np.asarray(data["hermitian"], dtype=np.complex128)
             values = np.asarray(data["eigenvalues"], dtype=np.float64)
             vectors = np.asarray(data["eigenvectors"], dtype=np.complex128)

@@ -1,11 +1,12 @@
 """What the catalog gives and takes: stems, their embeddings, filters, jobs; and the errors it raises."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.exc import DontWrapMixin
 
 StemState = Literal["queued", "ready", "failed", "deleted"]
 JobState = Literal["running", "done", "failed"]
@@ -45,6 +46,49 @@ class BadCursor(CatalogError):
     def __init__(self, cursor: str) -> None:
         super().__init__(f"{cursor!r} is not a cursor of this service")
         self.cursor = cursor
+
+
+class NulInText(CatalogError, DontWrapMixin):
+    """A NUL character, which no text of the catalog can hold."""
+
+    def __init__(self) -> None:
+        super().__init__("text may not hold a NUL character")
+
+
+class CatalogUnavailable(CatalogError):
+    """The database does not answer or take changes, although it was tried again for a few seconds."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the catalog cannot be reached")
+        self.reason = reason  # for the log: it may name hosts
+
+
+class UnsupportedDatabase(CatalogError):
+    """A database URL of a kind that the catalog is not tested on."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"a catalog lies in sqlite+aiosqlite://... or postgresql+asyncpg://..., not in {found}://...")
+        self.found = found
+
+
+class NewerSchema(CatalogError):
+    """The database was made by a newer release, whose tables this one does not know."""
+
+    def __init__(self, found: str, known: str) -> None:
+        super().__init__(
+            f"the catalog has schema {found} and this release knows schemas up to {known}: "
+            "run the release that made it, or a newer one"
+        )
+        self.found = found
+        self.known = known
+
+
+class ForeignTables(CatalogError):
+    """The database holds tables of our names that no release of ours has made."""
+
+    def __init__(self, tables: Sequence[str]) -> None:
+        super().__init__(f"the database holds tables of something else ({', '.join(tables)}); give the catalog its own")
+        self.tables = tuple(tables)
 
 
 @dataclass(frozen=True)

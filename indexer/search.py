@@ -35,6 +35,7 @@ _TIE_DECIMALS = 9
 # bit and tear a diagonal apart. This threshold is 0.01 ms away from every multiple of a sample.
 _HALF_MS = 0.49
 _SAME_TIME_S = 1e-5
+_FEWEST_TRIPLES = 5  # of neighbouring shifts, to tell how fast the score varies
 
 
 class Searched(Protocol):
@@ -104,7 +105,7 @@ class Place:
     start_s: float  # second of the stem that sounds with the mix's second 0; negative: the stem enters later
     pairs: tuple[Pair, ...]
     # (displacement of the mix's windows in seconds, score there) around the place, ascending, itself at 0 included.
-    # A neighbour's score is the place's plus the mean change over the pairs that both have. Empty once refined.
+    # A neighbour's score is the place's plus the mean change over the pairs that both have.
     curve: tuple[tuple[float, float], ...]
 
     @property
@@ -112,6 +113,26 @@ class Place:
         """The score and the best beside it, if positive: a peak between two shifts shares itself out among both."""
         beside = (score for displacement_s, score in self.curve if displacement_s)
         return self.score + max(0.0, max(beside, default=0.0))
+
+
+def missed_by_half(fold: HermitianFold, queries: QueryWindows) -> float | None:
+    """How much of the score would be missed if every second shift were left out and drawn as a straight line.
+
+    The score is linear in the folded query, so one number holds for every key: the root mean square of what lies
+    between two neighbouring shifts beside the line through them, over that of the queries themselves. Between the
+    shifts that are there less is missed. A slow model on slow music is near 0, noise is above 1.
+
+    Returns:
+        None where there are too few shifts to tell.
+    """
+    order = np.lexsort((queries.shift, queries.window))
+    shift, window = queries.shift[order], queries.window[order]
+    inner = (shift[2:] - shift[1:-1] == 1) & (shift[1:-1] - shift[:-2] == 1) & (window[2:] == window[:-2])
+    if np.count_nonzero(inner) < _FEWEST_TRIPLES:
+        return None
+    folded = fold.queries(queries.embedding[order]).astype(np.float64)
+    missed = folded[1:-1][inner] - (folded[:-2][inner] + folded[2:][inner]) / 2
+    return float(np.sqrt((missed**2).sum(axis=1).mean() / max(1e-30, float((folded**2).sum(axis=1).mean()))))
 
 
 def candidates(
@@ -376,14 +397,15 @@ def _neighbours(offset_s: Float64) -> tuple[Int64, Int64]:
 
 
 def refine_offsets(
-    places: Iterable[Place], *, shift_s: float, fine_shift_s: float, first_s: float, last_s: float
+    places: Iterable[Place], *, shift_s: float, fine_shift_s: float, first_s: float, last_s: float, smooth: bool = False
 ) -> Float64:
     """Where in the mix more windows must be embedded to know these places on the fine grid.
 
-    The score is smooth in the delay, so a true peak lies within half a shift of the best shift. Its slope there, from
-    the neighbouring shifts, tells the side: that side is tried as far as half a shift, the other by one fine shift, in
-    case the peak leans; when the grid is only halved, that side alone. Where a neighbour is missing (first and last
-    shift, or a single one), both sides are tried.
+    The peak lies within half a shift of the best shift, where the score varies slowly enough for the grid. The
+    neighbouring shifts' scores tell more: when the grid is only halved, the side on which they are higher is tried;
+    with a finer one that side as far as half a shift, and one fine shift on the other, in case the peak leans. Of a
+    `smooth` score they tell the peak itself, as that of the parabola through the three: it alone is tried, unless it
+    is known. Where a neighbour is missing (first and last shift, or a single one), both sides are tried.
 
     Args:
         places: of the hits to be refined.
@@ -391,6 +413,7 @@ def refine_offsets(
         fine_shift_s: the grid wanted, seconds.
         first_s, last_s: earliest and latest second of the mix where a window may begin; usually 0 and the mix's
             duration less a window. Windows beyond are left out.
+        smooth: whether the grid of shifts draws the score well; see `missed_by_half`.
 
     Returns:
         float64 (m,), seconds, ascending, without repetitions: hits share them.
@@ -398,7 +421,7 @@ def refine_offsets(
     offsets = {
         round(pair.mix_s + step * fine_shift_s, 6)
         for place in places
-        for step in _fine_steps(place, shift_s, fine_shift_s)
+        for step in _fine_steps(place, shift_s, fine_shift_s, smooth)
         for pair in place.pairs
     }
     return np.array(
@@ -406,17 +429,23 @@ def refine_offsets(
     )
 
 
-def _fine_steps(place: Place, shift_s: float, fine_shift_s: float) -> list[int]:
+def _fine_steps(place: Place, shift_s: float, fine_shift_s: float, smooth: bool) -> list[int]:
     reach = int(shift_s / 2 / fine_shift_s + 1e-6)
-    everywhere = [step for step in range(-reach, reach + 1) if step]
     near = [point for point in place.curve if abs(point[0]) < 1.5 * shift_s]
     left = max((point for point in near if point[0] < 0), default=None)
     right = min((point for point in near if point[0] > 0), default=None)
     if left is None or right is None or reach == 0:
-        return everywhere
-    # The slope at 0 of the parabola through the three points.
-    slope = (right[1] - place.score) * left[0] ** 2 - (left[1] - place.score) * right[0] ** 2
+        steps = {-reach, -(reach // 2), reach // 2, reach} if smooth else set(range(-reach, reach + 1))
+        return sorted(steps - {0})
+    # The parabola through the three points, as its slope at 0 and half its curvature.
+    before, after = (left[1] - place.score) / left[0], (right[1] - place.score) / right[0]
+    bend = (after - before) / (right[0] - left[0])
+    slope = after - bend * right[0]
     side = 1 if slope >= 0 else -1
+    if smooth:
+        peak = -slope / (2 * bend) / fine_shift_s if bend < 0 else side * reach
+        step = max(-reach, min(reach, round(peak)))
+        return [] if any(abs(at - step * fine_shift_s) < fine_shift_s / 2 for at, _ in near) else [step]
     return [side] if reach == 1 else sorted([-side] + [side * step for step in range(1, reach + 1)])
 
 
@@ -440,8 +469,9 @@ def refined(
         shift_s: the grid the places were found on; a place moves by half of it at most.
 
     Returns:
-        By stem row. Neighbours are compared by the mean change over the pairs they have, at least half of the place's:
-        at either end of the mix some pairs cannot be moved. The score is the mean over the pairs at the new place.
+        By stem row, with what was learnt in their curves. Neighbours are compared by the mean change over the pairs
+        they have, at least half of the place's: at either end of the mix some pairs cannot be moved. The score is the
+        mean over the pairs at the new place.
     """
     if not len(fine_offset_s):
         return dict(places)
@@ -452,12 +482,16 @@ def refined(
         scores = left @ fold.real_rows(stems[row].embedding[windows]).T  # (m, pairs)
         moved = _places_ms(fine_offset_s[:, None], np.array([pair.mix_s for pair in place.pairs])[None, :])
         changes = scores - np.array([pair.score for pair in place.pairs])[None, :]
-        best, best_change = place, 0.0
+        best, best_ms, best_change = place, 0, 0.0
+        curve = {round(at * 1000): score for at, score in place.curve} | {0: place.score}
         reached = {int(ms) for ms in moved[np.abs(moved) <= shift_s * 500 + 1] if ms}
         for ms in sorted(reached, key=lambda ms: (abs(ms), ms)):
             rows, columns = np.nonzero(moved == ms)
             change = round(float(changes[rows, columns].mean()), _TIE_DECIMALS)
-            if 2 * len(np.unique(columns)) < len(place.pairs) or change <= best_change:
+            if 2 * len(np.unique(columns)) < len(place.pairs):
+                continue
+            curve[ms] = place.score + change
+            if change <= best_change:
                 continue
             pairs = tuple(
                 place.pairs[j]._replace(query=int(q), score=float(scores[q, j]), mix_s=float(fine_offset_s[q]))
@@ -465,6 +499,8 @@ def refined(
             )
             start_ms = _places_ms(np.array([pairs[0].stem_s]), np.array([pairs[0].mix_s]))
             best = Place(float(np.mean([pair.score for pair in pairs])), int(start_ms[0]) / 1000, pairs, ())
-            best_change = change
-        result[row] = replace(best, curve=())
+            best_ms, best_change = ms, change
+        rise = best.score - (place.score + best_change)  # of the mean, where pairs were lost on the way
+        around = tuple(((ms - best_ms) / 1000, curve[ms] + rise) for ms in sorted(curve))
+        result[row] = replace(best, curve=around)
     return result

@@ -7,36 +7,42 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from indexer.choice import IndexType
 from indexer.fold import HermitianFold
+from indexer.recall import Recall, RecallMeter
 from indexer.records import StemEmbeddings
 
 T = TypeVar("T")
-IndexType = Literal["flat", "fp16", "sq8"]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 KEYS, FOLD, ERRORS = "keys.faiss", "fold.npz", "key_errors.npz"
-RECALL_AT = 10
 
 _FILES = (KEYS, FOLD, ERRORS)
 _TEMPORARY = ".partial"
 _HASH_BLOCK = 4 * 2**20
 _WINDOW_BITS = 20
 _LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
-# Keys from which sq8 learns each coordinate's range; more change the range by little, and cost memory.
-_TRAINING_WINDOWS = 50_000
+# From this size on a keys file is mapped, not copied: its pages are shared by all processes that map it, and the
+# system may take them back. Smaller ones gain nothing by it.
+MAPPED_FROM_BYTES = 256 * 2**20
+# Lists of an approximate index, and how many windows of the sample FAISS asks for to find the middle of each.
+_MOST_LISTS = 1024
+_WINDOWS_PER_LIST = 39
+# What the number of lists that a search looks at must reach: the exact ten best among those that are scored again, and
+# the deep answers that many windows of one stem need.
+PROBED_RECALL = 0.99
+PROBED_DEEP_RECALL = 0.95
 # float32 arithmetic leaves an embedding's norm within 1e-6 of 1; more means that it is none of the model's.
 _NORM_TOLERANCE = 1e-4
-# Two windows of the same audio tie; an answer whose exact score is this close to the tenth is no miss.
-_TIE = 1e-5
 
 
 class SnapshotError(Exception):
@@ -65,6 +71,10 @@ class SnapshotExists(SnapshotError):
     def __init__(self, *, path: Path) -> None:
         super().__init__(f"a finished snapshot already lies in {path}")
         self.path = path
+
+
+class ManifestUnreadable(ValueError):
+    """Bytes that are no manifest of this build."""
 
 
 class KeyRefused(ValueError):
@@ -167,15 +177,6 @@ def _rounded_up(values: npt.NDArray[np.float64]) -> Float32:
 
 
 @dataclass(frozen=True)
-class Recall:
-    """How much of the exact top `at` the sealed keys return, on average over the probes."""
-
-    at: int
-    probes: int
-    value: float
-
-
-@dataclass(frozen=True)
 class FileFacts:
     sha256: str
     size: int  # bytes
@@ -183,7 +184,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a snapshot is, as its manifest.json says it."""
+    """What a sealed generation is, as its manifest says it."""
 
     generation: int
     fingerprint: str
@@ -191,7 +192,12 @@ class Manifest:
     rank: int
     bound: float
     dim: int
-    index_type: IndexType
+    index_type: str  # an IndexType, or what a cluster calls it
+    reason: str  # why this type and this rank
+    asked_type: str | None  # what a person asked for; None: it was left to the catalog's size and the memory
+    highest_rank: int  # that the keys could have had
+    lists: int  # of an approximate index; 0: every key is compared
+    probed: int  # lists that a search looks at
     windows: int
     stems: int
     seq: int  # every change of the catalog up to this one is in the keys
@@ -235,6 +241,11 @@ class Snapshot:
             bound=fold.bound,
             dim=fold.dim,
             index_type="flat",
+            reason="the catalog is empty",
+            asked_type=None,
+            highest_rank=fold.rank,
+            lists=0,
+            probed=0,
             windows=0,
             stems=0,
             seq=seq,
@@ -245,14 +256,19 @@ class Snapshot:
             files={},
         )
         nothing = np.empty(0, np.float32)
-        keys = faiss.IndexIDMap2(_new_keys("flat", fold.dim))
+        keys = faiss.IndexIDMap2(faiss.IndexFlatIP(fold.dim))
         return cls(None, manifest, fold, keys, np.empty(0, np.int64), nothing, nothing)
 
     @classmethod
     def write(cls, folder: Path, stems: Iterable[Mapping[int, StemEmbeddings]], **facts: Any) -> "Snapshot":
-        """Fold and seal the stems, given some at a time; `facts` are SnapshotWriter's keyword arguments."""
-        writer = SnapshotWriter(folder, **facts)
-        for some in stems:
+        """Fold and seal the stems, given some at a time; `facts` are SnapshotWriter's keyword arguments.
+
+        The sample, where a type needs one, is all of them: give what memory can hold.
+        """
+        held = list(stems)
+        parts = [stem.embedding for some in held for stem in some.values() if len(stem.windows)]
+        writer = SnapshotWriter(folder, sample=np.concatenate(parts) if parts else None, **facts)
+        for some in held:
             writer.add(some)
         return writer.seal()
 
@@ -275,6 +291,7 @@ class Snapshot:
         _agree(folder / FOLD, "dim", fold.dim, manifest.dim)
         _agree(folder / KEYS, "dim", keys.d, manifest.dim)
         _agree(folder / KEYS, "windows", keys.ntotal, manifest.windows)
+        _agree(folder / KEYS, "lists", _lists(keys), manifest.lists)
         _agree(folder / KEYS, "different ids", len(np.unique(ids)), manifest.windows)
         _agree(folder / ERRORS, "windows", len(tails), manifest.windows)
         return cls(folder, manifest, fold, keys, ids, tails, residuals)
@@ -297,13 +314,20 @@ class SnapshotWriter:
         window_s: float,
         stride_s: float,
         index_type: IndexType = "flat",
+        reason: str = "asked for",
+        asked_type: IndexType | None = None,
+        highest_rank: int | None = None,
+        sample: npt.NDArray[np.complex64] | None = None,
         probes: npt.NDArray[np.complex64] | None = None,
     ) -> None:
         """
         Args:
             folder: made if need be; what an unfinished writer left there is overwritten.
             seq: the catalog's change number that the stems cover.
-            index_type: `flat` keeps float32; `fp16` halves it; `sq8` quarters it, with a range learnt per coordinate.
+            index_type: `flat` keeps float32; `fp16` halves it; `sq8` quarters it, with a range learnt per coordinate;
+                `ivf` holds the same 8 bits in lists of similar keys, of which a search looks at a part.
+            reason, asked_type, highest_rank: for the manifest; the fold's own rank unless told.
+            sample: complex64 (m, D), windows drawn from the whole catalog: what sq8 and ivf learn from.
             probes: complex64 (n, D) embeddings to measure the recall with; None measures none.
 
         Raises:
@@ -314,20 +338,22 @@ class SnapshotWriter:
         if (folder / MANIFEST).exists():
             raise SnapshotExists(path=folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._fold, self._probes = folder, fold, probes
-        self._keys = faiss.IndexIDMap2(_new_keys(index_type, fold.dim))
-        self._waiting: list[CheckedKeys] = []
+        self._folder, self._fold = folder, fold
+        keys = fold.keys(sample) if sample is not None and len(sample) else np.zeros((1, fold.dim), np.float32)
+        self._keys = faiss.IndexIDMap2(_trained_keys(index_type, keys))
+        self._meter = None if probes is None else RecallMeter(fold, probes)
         self._tails: list[Float32] = []
         self._residuals: list[Float32] = []
         self._seen: set[int] = set()
-        n_probes = 0 if probes is None else len(probes)
-        self._best_scores = np.full((n_probes, 0), -np.inf, np.float32)
-        self._best_ids = np.zeros((n_probes, 0), np.int64)
         self._manifest = replace(
             Snapshot.empty(
                 fold, fingerprint=fingerprint, generation=generation, seq=seq, window_s=window_s, stride_s=stride_s
             ).manifest,
             index_type=index_type,
+            reason=reason,
+            asked_type=asked_type,
+            highest_rank=highest_rank or fold.rank,
+            lists=_lists(self._keys),
         )
 
     def add(self, stems: Mapping[int, StemEmbeddings]) -> None:
@@ -343,15 +369,18 @@ class SnapshotWriter:
         self._seen |= rows
         if not len(checked.ids):
             return
-        if self._probes is not None:
-            self._remember_best(checked)
-        self._waiting.append(checked)
-        if self._keys.index.is_trained or sum(len(some.ids) for some in self._waiting) >= _TRAINING_WINDOWS:
-            self._flush()
+        if self._meter is not None:
+            self._meter.see(checked.ids, checked.embedding)
+        self._keys.add_with_ids(checked.keys, checked.ids)
+        self._tails.append(checked.tails)
+        self._residuals.append(_residuals(faiss.downcast_index(self._keys.index), checked.keys))
 
     def seal(self) -> Snapshot:
-        """Write the files, the manifest last, and return the snapshot as read back from them."""
-        self._flush()
+        """Write the files, the manifest last, and return the snapshot as read back from them.
+
+        Call it once: what was collected is dropped before it is read back, so that it is not held twice.
+        """
+        recall, probed = self._measured()
         tails = np.concatenate([np.empty(0, np.float32), *self._tails])
         residuals = np.concatenate([np.empty(0, np.float32), *self._residuals])
 
@@ -368,51 +397,57 @@ class SnapshotWriter:
             self._manifest,
             windows=self._keys.ntotal,
             stems=len(self._seen),
-            recall=self._recall(),
+            probed=probed,
+            recall=recall,
             created_at=_now(),
             files=files,
         )
-        _replace(self._folder / MANIFEST, lambda path: path.write_bytes(_manifest_bytes(asdict(manifest))))
+        _replace(self._folder / MANIFEST, lambda path: path.write_bytes(manifest_bytes(asdict(manifest))))
         _sync_folder(self._folder.parent)
+        del self._keys
         return Snapshot.load(self._folder)
 
-    def _flush(self) -> None:
-        keys = np.concatenate([np.empty((0, self._fold.dim), np.float32), *(some.keys for some in self._waiting)])
-        if not self._keys.index.is_trained:
-            self._keys.index.train(keys if len(keys) else np.zeros((1, self._fold.dim), np.float32))
-        if not len(keys):
-            return
-        self._keys.add_with_ids(keys, np.concatenate([some.ids for some in self._waiting]))
-        self._tails += [some.tails for some in self._waiting]
-        self._residuals.append(_residuals(faiss.downcast_index(self._keys.index), keys))
-        self._waiting = []
-
-    def _remember_best(self, checked: CheckedKeys) -> None:
-        """Keep each probe's exact best windows: twice as many as the recall needs, so that ties are seen."""
-        assert self._probes is not None
-        found = self._fold.scores(self._probes, checked.embedding)  # (probes, windows)
-        ids = np.broadcast_to(checked.ids, found.shape)
-        scores = np.concatenate([self._best_scores, found], axis=1)
-        ids = np.concatenate([self._best_ids, ids], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : 2 * RECALL_AT]
-        self._best_scores = np.take_along_axis(scores, order, axis=1)
-        self._best_ids = np.take_along_axis(ids, order, axis=1)
-
-    def _recall(self) -> Recall | None:
-        if self._probes is None or not len(self._probes) or not self._keys.ntotal:
-            return None
-        at = min(RECALL_AT, self._keys.ntotal)
-        _, found = self._keys.search(self._fold.queries(self._probes), at)
-        right = self._best_scores >= self._best_scores[:, at - 1 : at] - _TIE  # (probes, kept)
-        hit = (found[:, :, None] == np.where(right, self._best_ids, -2)[:, None, :]).any(axis=2)  # (probes, at)
-        return Recall(at=at, probes=len(self._probes), value=float(hit.mean()))
+    def _measured(self) -> tuple[Recall | None, int]:
+        """The recall, and of an approximate index the fewest lists that reach what they must; all if none do."""
+        lists = self._manifest.lists
+        if self._meter is None:
+            return None, lists
+        if not lists:
+            return self._meter.measure(self._keys.search), 0
+        ivf = faiss.extract_index_ivf(self._keys)
+        recall, probed = None, lists
+        for probed in sorted({*(2**power for power in range(lists.bit_length())), lists}):
+            ivf.nprobe = probed
+            recall = self._meter.measure(self._keys.search)
+            if recall is None or (recall.rescored >= PROBED_RECALL and recall.deep >= PROBED_DEEP_RECALL):
+                break
+        return recall, probed if recall else lists
 
 
-def _new_keys(index_type: IndexType, dim: int) -> Any:
+def _trained_keys(index_type: IndexType, sample: Float32) -> Any:
+    """An empty index of a type, taught by a sample of keys, float32 (m, dim)."""
+    dim = sample.shape[1]
     if index_type == "flat":
         return faiss.IndexFlatIP(dim)
-    kind = faiss.ScalarQuantizer.QT_fp16 if index_type == "fp16" else faiss.ScalarQuantizer.QT_8bit
-    return faiss.IndexScalarQuantizer(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    if index_type == "ivf":
+        quantizer: Any = faiss.IndexFlatIP(dim)
+        lists = max(1, min(_MOST_LISTS, len(sample) // _WINDOWS_PER_LIST))
+        keys: Any = faiss.IndexIVFScalarQuantizer(
+            quantizer, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+        )
+        quantizer.this.disown()  # the index that is read back owns its own; this one must free it too
+        keys.own_fields = True
+    else:
+        kind = faiss.ScalarQuantizer.QT_fp16 if index_type == "fp16" else faiss.ScalarQuantizer.QT_8bit
+        keys = faiss.IndexScalarQuantizer(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    keys.train(sample)
+    return keys
+
+
+def _lists(keys: Any) -> int:
+    """How many lists an approximate index has; 0 for one that compares every key."""
+    inner = faiss.downcast_index(keys.index)
+    return int(inner.nlist) if isinstance(inner, faiss.IndexIVF) else 0
 
 
 def _residuals(keys_index: Any, keys: Float32) -> Float32:
@@ -458,34 +493,40 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _manifest_bytes(fields: Mapping[str, Any]) -> bytes:
+def manifest_bytes(fields: Mapping[str, Any]) -> bytes:
     """The one way to write these fields, with their own SHA-256 among them, so that the manifest vouches for itself."""
     own = {name: value for name, value in fields.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**own, "sha256": digest}, sort_keys=True, indent=2) + "\n").encode()
 
 
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SnapshotMissing(path=path.parent) from error
+def manifest_of(raw: bytes) -> Manifest:
+    """What `manifest_bytes` wrote. Raises ManifestUnreadable."""
     try:
         fields = json.loads(raw)
-        rewritten = _manifest_bytes(fields)
+        rewritten = manifest_bytes(fields)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise SnapshotCorrupt(path=path, reason="is no manifest") from error
+        raise ManifestUnreadable("is no manifest") from error
     if rewritten != raw:
-        raise SnapshotCorrupt(path=path, reason="does not carry its own checksum")
+        raise ManifestUnreadable("does not carry its own checksum")
     if fields.get("format") != FORMAT:
-        raise SnapshotCorrupt(path=path, reason=f"has format {fields.get('format')}, this build reads {FORMAT}")
+        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {FORMAT}")
     try:
         del fields["sha256"]
         fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
         fields["recall"] = None if fields["recall"] is None else Recall(**fields["recall"])
         return Manifest(**fields)
     except (KeyError, TypeError, AttributeError) as error:
-        raise SnapshotCorrupt(path=path, reason="lacks a field, or has one too many") from error
+        raise ManifestUnreadable("lacks a field, or has one too many") from error
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return manifest_of(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SnapshotMissing(path=path.parent) from error
+    except ManifestUnreadable as error:
+        raise SnapshotCorrupt(path=path, reason=str(error)) from error
 
 
 def _verify(path: Path, facts: FileFacts | None) -> None:
@@ -510,7 +551,8 @@ def _read(path: Path, read: Callable[[Path], T]) -> T:
 
 
 def _load_keys(path: Path) -> Any:
-    keys = faiss.read_index(str(path))
+    mapped = path.stat().st_size >= MAPPED_FROM_BYTES
+    keys = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     if not isinstance(keys, faiss.IndexIDMap2):
         raise ValueError(f"holds a {type(keys).__name__}, not an IndexIDMap2")
     return keys

@@ -1,8 +1,41 @@
-"""The catalog's tables. What may be asked of them stands in catalog.py."""
+"""The catalog's tables. What may be asked of them stands in catalog.py.
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table
+A change here is a new file in `migrations/versions` too; a test compares the two on SQLite and PostgreSQL.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+)
+from sqlalchemy import String as AnyString
+from sqlalchemy.types import TypeDecorator
+
+from indexer.records import NulInText
 
 metadata = MetaData()
+
+
+class String(TypeDecorator[str]):
+    """Text, as a column or as what one is compared with. Raises NulInText: PostgreSQL takes every character but one,
+    and a catalog must not depend on where it lies."""
+
+    impl = AnyString
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is not None and "\0" in value:
+            raise NulInText
+        return value
+
 
 clock = Table("clock", metadata, Column("id", Integer, primary_key=True), Column("value", Integer, nullable=False))
 
@@ -92,4 +125,33 @@ aliases = Table(
     Column("generation", ForeignKey("generations.generation"), nullable=False),
     Column("previous", ForeignKey("generations.generation")),
     Column("configured", String(64), nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False),  # SHA-256 of the token, hex
+    Column("name", String(200), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("last_used_at", Float),
+    Column("revoked_at", Float),  # a row stays, so that its id is never given again and its stems keep an owner
+)
+
+quota_usage = Table(
+    "quota_usage",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("stems", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
+
+quota_holdings = Table(
+    "quota_holdings",
+    metadata,
+    Column("stem_row", ForeignKey("stems.row", ondelete="CASCADE"), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
 )

@@ -63,6 +63,9 @@ async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Re
     metrics.requests.labels(request.method, route, str(response.status_code)).inc()
     metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    allowance = getattr(request.state, "allowance", None)
+    if allowance is not None:
+        response.headers.update(allowance.headers)
     if request.url.path == "/" or request.url.path.startswith("/static/"):
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         response.headers["Cache-Control"] = "no-cache"  # ask again each time, so that no module outlives an upgrade

@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from indexer import Catalog, HermitianFold, LiveIndex
+from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.blobs import Blobs
 from service.errors import UnknownCheckpoint
 from service.ingest import Ingest
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.models import Models, note_of
-from service.queue import Queue, QueueError, open_queue
+from service.queue import Queue, QueueError, connect, open_queue
+from service.rates import RateLimiter
 from service.reindex import Reindexer
 from service.retrieval import Retrieval
 from service.schemas import IndexOut, ModelOut, ReadyOut
@@ -21,16 +23,20 @@ from service.uploads import DecodeLimits, Decoder
 
 log = logging.getLogger("phalar.backend")
 FOLLOW_S = 1.0  # how often the index catches up with the catalog when nobody asks
+NOTE_USES_S = 30.0  # how often it is written down when keys were last used
 
 
 @dataclass
 class Backend:
-    """Catalog, audio, queue, models, index, and the work that goes on beside requests."""
+    """Catalog, keys, audio, queue, models, index, and the work that goes on beside requests."""
 
     settings: Settings
     catalog: Catalog
+    keys: KeyRing
+    rates: RateLimiter
     blobs: Blobs
     queue: Queue
+    decoder: Decoder
     models: Models
     live: LiveIndex
     ingest: Ingest
@@ -49,7 +55,11 @@ class Backend:
             stack.push_async_callback(catalog.close)
             queue = open_queue(settings)
             stack.push_async_callback(queue.aclose)
-            decoder = await stack.enter_async_context(Decoder(DecodeLimits.of(settings)))
+            rates = RateLimiter(connect(settings.resolved_redis_url), settings.redis_prefix, settings.rates)
+            stack.push_async_callback(rates.aclose)
+            # Twice what uploads may take: a query does not wait for them.
+            limits = replace(DecodeLimits.of(settings), processes=2 * settings.decoders)
+            decoder = await stack.enter_async_context(Decoder(limits))
             blobs = Blobs(settings.resolved_blob_url)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
@@ -58,15 +68,18 @@ class Backend:
                 return await asyncio.to_thread(models.fold, fingerprint)
 
             live = LiveIndex(
-                catalog, settings.index_folder, fold_of, window_s=settings.window_s, stride_s=settings.stride_s
+                catalog, index_store(settings), fold_of, window_s=settings.window_s, stride_s=settings.stride_s
             )
             reindexer = Reindexer(settings, catalog, queue, models, live)
             stack.push_async_callback(reindexer.close)
             backend = cls(
                 settings,
                 catalog,
+                KeyRing(settings, ApiKeys(catalog.database)),
+                rates,
                 blobs,
                 queue,
+                decoder,
                 models,
                 live,
                 Ingest(settings, catalog, blobs, queue, decoder),
@@ -100,6 +113,7 @@ class Backend:
             else IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
             queue=depths,
             stems=await self.catalog.counts(),
+            decoders=self.decoder.confinement or "limits-only",
         )
 
     async def exposition(self) -> bytes:
@@ -116,7 +130,9 @@ class Backend:
         self._tasks = [
             asyncio.create_task(self._open_index()),
             asyncio.create_task(_every(self.settings.sweep_s, self.ingest.sweep)),
+            asyncio.create_task(_every(self.settings.sweep_s, self.reindexer.resume)),
             asyncio.create_task(_every(FOLLOW_S, self._follow)),
+            asyncio.create_task(_every(NOTE_USES_S, self.keys.flush_uses)),
         ]
 
     async def _stop(self) -> None:
@@ -130,6 +146,9 @@ class Backend:
                 await self.reindexer.point_alias()
                 await self.live.open()
                 await self.reindexer.resume()
+            except IndexUnavailable as error:
+                log.warning("%s", error)
+                await asyncio.sleep(max(FOLLOW_S, error.retry_after_s))
             except Exception:
                 log.exception("the index could not be opened; trying again")
                 await asyncio.sleep(FOLLOW_S)
@@ -137,9 +156,27 @@ class Backend:
                 return
 
     async def _follow(self) -> None:
-        if self.live.status == "ready":
-            await self.live.current()
-            await self.reindexer.seal_if_due()
+        try:
+            await self.live.check()
+            if self.live.status == "ready":
+                await self.live.current()
+                await self.live.absorb()
+                await self.reindexer.seal_if_due()
+        except IndexUnavailable:
+            return  # /readyz says so, and its connection has logged why
+
+
+def index_store(settings: Settings) -> IndexStore:
+    """Where the settings keep the index. Raises QdrantNotInstalled."""
+    return open_store(
+        settings.index_folder,
+        settings.index_limits,
+        url=settings.index_url,
+        api_key=settings.index_key.get_secret_value() if settings.index_key else None,
+        timeout_s=settings.index_timeout_s,
+        prefix=settings.index_prefix,
+        mode=settings.qdrant_mode,
+    )
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:

@@ -1,22 +1,28 @@
 """Audio bytes by their SHA-256: in a local folder, or in any object store that `obstore` speaks to."""
 
-import asyncio
 import hashlib
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
-from weakref import WeakValueDictionary
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
 log = logging.getLogger("phalar.blobs")
 READ_BYTES = 1 << 20
+# An object store is tried again for a while; obstore's own three minutes would outlast every client.
+RETRY: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=15)}
+# An endpoint that is written http://... is meant so.
+CLIENT: "ClientConfig" = {"connect_timeout": "5s", "timeout": "60s", "allow_http": True}
 
 
 class BlobMissing(Exception):
@@ -28,7 +34,7 @@ class BlobMissing(Exception):
 
 
 class BlobStoreUnavailable(Exception):
-    """The store does not answer, or its disk is full."""
+    """The store does not answer, does not let us in, has no such bucket, or its disk is full."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("the audio store cannot be used now")
@@ -60,7 +66,8 @@ def sha256_of(file: BinaryIO) -> str:
 class Blobs:
     """A content-addressed store. Writing is atomic, and the same bytes are kept once.
 
-    url: `file:///folder` (made when missing) or `s3://bucket/prefix` (credentials from the environment, as AWS has it).
+    url: `file:///folder` (made when missing) or `s3://bucket/prefix` (credentials, region and endpoint from the
+        environment, as AWS has it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL).
     """
 
     def __init__(self, url: str) -> None:
@@ -71,22 +78,19 @@ class Blobs:
             self._folder = Path(unquote(parts.path))
             self._store = LocalStore(self._folder, mkdir=True)
         else:
-            self._store = from_url(url)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+            self._store = from_url(url, client_options=CLIENT, retry_config=RETRY)
 
-    def lock(self, sha256: str) -> asyncio.Lock:
-        """Held while these bytes and what the catalog says of them change together: a delete must not take away the
-        bytes that an upload has just found in place."""
-        lock = self._locks.get(sha256)
-        if lock is None:
-            lock = self._locks[sha256] = asyncio.Lock()
-        return lock
-
-    async def put(self, sha256: str, file: BinaryIO) -> None:
-        """Keep a file's bytes, unless they are here already."""
-        if not await self.exists(sha256):
+    async def put(self, sha256: str, file: BinaryIO) -> bool:
+        """Keep a file's bytes, unless they are here already. Returns whether they are new."""
+        if await self.exists(sha256):
+            return False
+        try:
             with _naming_failures():
                 await obstore.put_async(self._store, _path(sha256), file)
+        except FileNotFoundError as error:  # of the bucket
+            log.error("the audio store failed: %s", error)
+            raise BlobStoreUnavailable(str(error)) from error
+        return True
 
     async def exists(self, sha256: str) -> bool:
         try:
@@ -109,12 +113,15 @@ class Blobs:
             raise BlobMissing(sha256) from None
 
     async def read(self, sha256: str, start: int, end: int) -> AsyncIterator[memoryview]:
-        """The bytes from `start` up to, not with, `end`, piece by piece."""
+        """The bytes from `start` up to, not with, `end`, piece by piece. Raises BlobMissing."""
         for at in range(start, end, READ_BYTES):
-            with _naming_failures():
-                piece = await obstore.get_range_async(
-                    self._store, _path(sha256), start=at, end=min(at + READ_BYTES, end)
-                )
+            try:
+                with _naming_failures():
+                    piece = await obstore.get_range_async(
+                        self._store, _path(sha256), start=at, end=min(at + READ_BYTES, end)
+                    )
+            except FileNotFoundError:
+                raise BlobMissing(sha256) from None
             yield memoryview(piece)
 
     @asynccontextmanager

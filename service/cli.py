@@ -18,6 +18,7 @@ from rich.markup import escape
 from model import evaluate_app, train_app
 from service.client import Client, NewStem, Refused, ServiceUnreachable
 from service.evaluation_commands import catalog
+from service.key_commands import keys_app
 
 FAILED, UNREACHABLE, REFUSED = 1, 3, 4
 AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"}
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 checkpoint_app = typer.Typer(help="Convert and look at checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(keys_app, name="keys")
 evaluate_app.command()(catalog)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
@@ -84,6 +86,7 @@ def serve(
 
     Every setting is also an environment variable; see docs/settings.md.
     """
+    _waiting_threads_sleep()
     from pydantic import ValidationError
 
     from service.processes import ProcessError
@@ -273,14 +276,15 @@ def embed(
 @app.command()
 def reindex(
     checkpoint: Annotated[str | None, typer.Option(help="A file in the service's checkpoints folder.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Eigenvalues the fold keeps; default: all.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Eigenvalues the fold keeps; default: what fits.")] = None,
+    index_type: Annotated[str | None, typer.Option(help="flat, fp16, sq8 or ivf; default: the best that fits.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the new index answers.")] = True,
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
     """Build the next index beside the live one, and swap. Queries go on meanwhile."""
     with _service(url, key) as client:
-        job = client.reindex(checkpoint, rank)
+        job = client.reindex(checkpoint, rank, index_type)
         if wait:
             with err.status("reindexing") as status:
                 job = client.follow(job, lambda seen: status.update(f"reindexing: {escape(str(seen['progress']))}"))
@@ -421,8 +425,10 @@ def _log(name: str) -> None:
 
 
 def _waiting_threads_sleep() -> None:
-    """Before torch is loaded: see docs/decisions/threads-that-wait-do-not-spin.md."""
+    """Before torch is loaded, and for the processes that are started: see
+    docs/decisions/threads-that-wait-do-not-spin.md."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy has read it here: this one is for children alone
 
 
 if __name__ == "__main__":

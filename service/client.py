@@ -90,9 +90,10 @@ class Client:
         with mix.open("rb") as file:
             return self._body("POST", "/retrieve", files={"file": (mix.name, file)}, data=dict(form))
 
-    def reindex(self, checkpoint: str | None, rank: int | None) -> Body:
+    def reindex(self, checkpoint: str | None, rank: int | None, index_type: str | None = None) -> Body:
         """POST /admin/reindex; the job."""
-        return self._body("POST", "/admin/reindex", json={"checkpoint": checkpoint, "rank": rank})
+        wanted = {"checkpoint": checkpoint, "rank": rank, "index_type": index_type}
+        return self._body("POST", "/admin/reindex", json=wanted)
 
     def roll_back(self) -> Body:
         """POST /admin/rollback."""

@@ -1,6 +1,7 @@
 """One table: error class -> HTTP status, problem type and title. Every error answers as application/problem+json."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer import (
     BadCursor,
+    CatalogUnavailable,
     IndexUnavailable,
     JobNotFound,
     NothingToRollBackTo,
+    NulInText,
+    QuotaExceeded,
     StemNotFound,
 )
 from model import AudioError, CheckpointError, SilentClip, UnknownFormat
@@ -36,11 +39,38 @@ class ServiceError(Exception):
 
 
 class KeyMissing(ServiceError):
-    """Keys are configured and the request carries none."""
+    """A key is needed and the request carries none."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with the scope {scope!r}: Authorization: Bearer <key>.", scope=scope)
+        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar"'}
+
+
+class KeyUnknown(ServiceError):
+    """The key is nobody's, or was revoked, or has expired: which of them is not told."""
+
+    def __init__(self) -> None:
+        super().__init__("This key is unknown, was revoked or has expired.")
+        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
 
 
 class KeyRefused(ServiceError):
-    """The key is unknown, or may not do this."""
+    """The key may not do this."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This key does not grant the scope {scope!r}.", scope=scope)
+        self.headers = {"WWW-Authenticate": f'Bearer realm="phalar", error="insufficient_scope", scope="{scope}"'}
+
+
+class TooManyRequests(ServiceError):
+    """The caller has used up its rate."""
+
+    def __init__(self, scope: str, per_s: float, retry_after_s: float, headers: dict[str, str]) -> None:
+        super().__init__(
+            f"{per_s:g} requests a second are allowed; try again in {retry_after_s:.1f} s.", scope=scope, per_s=per_s
+        )
+        self.retry_after_s = retry_after_s
+        self.headers = headers
 
 
 class NoMix(ServiceError):
@@ -75,6 +105,10 @@ class UnknownCheckpoint(ServiceError):
     """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
 
 
+class NoIndexTypes(ServiceError):
+    """A reindex names a FAISS index type, and the index is kept by Qdrant."""
+
+
 @dataclass(frozen=True)
 class ProblemType:
     """How one kind of error looks on the wire."""
@@ -92,6 +126,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     StemNotFound: ProblemType(404, "stem-not-found", "No such stem"),
     JobNotFound: ProblemType(404, "job-not-found", "No such job"),
     BadCursor: ProblemType(422, "bad-cursor", "Not a cursor of this service"),
+    NulInText: ProblemType(422, "nul-in-text", "Text may not hold a NUL character"),
     NothingToRollBackTo: ProblemType(409, "nothing-to-roll-back-to", "No previous index"),
     IndexUnavailable: ProblemType(503, "index-unavailable", "The index is not ready"),
     BlobMissing: ProblemType(503, "audio-missing", "The audio store does not hold this stem"),
@@ -103,7 +138,10 @@ TABLE: dict[type[Exception], ProblemType] = {
     FingerprintMismatch: ProblemType(503, "fingerprint-mismatch", "No worker has the live model"),
     CheckpointError: ProblemType(422, "bad-checkpoint", "Not a checkpoint we can load"),
     KeyMissing: ProblemType(401, "key-missing", "An API key is needed"),
+    KeyUnknown: ProblemType(401, "key-unknown", "Not a working API key"),
     KeyRefused: ProblemType(403, "key-refused", "This API key may not do that"),
+    TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
+    QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
@@ -112,8 +150,9 @@ TABLE: dict[type[Exception], ProblemType] = {
     KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),
     StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
     UnknownCheckpoint: ProblemType(422, "unknown-checkpoint", "No such checkpoint"),
+    NoIndexTypes: ProblemType(422, "no-index-types", "This index has no types"),
     RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
-    SQLAlchemyError: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
+    CatalogUnavailable: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
 }
 UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
 BODY_TOO_LARGE = ProblemType(413, "body-too-large", "The request is too large")
@@ -149,7 +188,7 @@ def problem(error: Exception) -> dict[str, Any]:
     """What goes over the wire (RFC 9457): type, title, status, detail, and the error's facts."""
     kind = problem_type(error)
     body: dict[str, Any] = {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
-    if kind is UNEXPECTED or isinstance(error, SQLAlchemyError | BlobStoreUnavailable):
+    if kind is UNEXPECTED or isinstance(error, CatalogUnavailable | BlobStoreUnavailable):
         return body  # its text may hold what is nobody's business; the log has it
     if isinstance(error, RequestValidationError):
         wrong = [{"at": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
@@ -162,11 +201,9 @@ def problem(error: Exception) -> dict[str, Any]:
 
 def problem_response(error: Exception) -> JSONResponse:
     body = problem(error)
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = dict(getattr(error, "headers", {}))
     if body["status"] in (429, 503):
-        headers["Retry-After"] = str(max(1, round(getattr(error, "retry_after_s", 2))))
-    if body["status"] == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", 2))))
     return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
 
 

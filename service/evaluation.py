@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from indexer import (
     Catalog,
     ClipFacts,
+    FolderStore,
     HermitianFold,
     Index,
     LiveIndex,
@@ -29,7 +30,6 @@ from indexer import (
     StemFilter,
     StemMetadata,
     Upload,
-    build_snapshot,
 )
 from model import (
     MIN_SECONDS,
@@ -450,9 +450,8 @@ class _Installation:
         self._models = models
         self._fingerprint = models.configured_fingerprint
         self._embedder = _DirectEmbedder(settings)
-        self._live = LiveIndex(
-            catalog, settings.index_folder, self._fold, window_s=settings.window_s, stride_s=settings.stride_s
-        )
+        store = FolderStore(settings.index_folder, settings.index_limits)
+        self._live = LiveIndex(catalog, store, self._fold, window_s=settings.window_s, stride_s=settings.stride_s)
         self._finder = Finder(settings, catalog, self._embedder, self._live)
         self._metrics = Metrics()
         self.stems = 0
@@ -504,15 +503,7 @@ class _Installation:
         """Build the index of what has been put in."""
         alias = await self._catalog.alias()
         assert alias is not None
-        await build_snapshot(
-            self._catalog,
-            self._settings.index_folder,
-            generation=alias.generation,
-            fingerprint=self._fingerprint,
-            fold=await self._fold(self._fingerprint),
-            window_s=self._settings.window_s,
-            stride_s=self._settings.stride_s,
-        )
+        await self._live.build(alias.generation, self._fingerprint, await self._fold(self._fingerprint))
         await self._live.open()
         index = await self._live.current()
         self.stems = index.stems

@@ -4,15 +4,16 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import UploadFile
 
-from indexer import Catalog, ClipFacts, Job, Rejected, StemMetadata, Upload
+from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, Rejected, StemMetadata, Upload
 from model import AudioError, Clip
 from service.blobs import Blobs, BlobStoreUnavailable, sha256_of
 from service.errors import problem
+from service.keys import Caller
 from service.queue import Queue, QueueError, QueueFull
 from service.settings import Settings
 from service.uploads import Decoder
@@ -43,49 +44,60 @@ class Ingest:
         self._blobs = blobs
         self._queue = queue
         self._decoder = decoder
+        self._checks = asyncio.Semaphore(settings.decoders)
 
-    async def accept(self, files: Sequence[tuple[UploadFile, StemMetadata]]) -> Job:
+    async def accept(self, files: Sequence[tuple[UploadFile, StemMetadata]], caller: Caller) -> Job:
         """Check and keep some files, and have them embedded. From the moment this returns, none of them can be lost.
 
         Each file is decoded here once, so that what cannot be used is refused at once and by name.
 
         Raises:
             QueueFull: as many stems wait as may; try again later.
+            QuotaExceeded: the caller, or everybody together, would hold more than they may; nothing was kept.
             AudioError: there is one file, and it cannot be used.
         """
         waiting = (await self._catalog.counts())["queued"]
         limit = self._settings.max_queued_uploads
         if waiting + len(files) > limit:
             raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
+        digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
+        sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
+        charge = self._charge(caller, sizes)
+        await self._catalog.refuse_if_over(charge)
         clips = await asyncio.gather(*(self._check(file) for file, _ in files))
         if len(files) == 1 and isinstance(clips[0], AudioError):
             raise clips[0]
-        async with AsyncExitStack() as locks:
-            digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
-            for sha256 in sorted(set(digests)):
-                await locks.enter_async_context(self._blobs.lock(sha256))
+        # Bytes and what the catalog says of them change together, in whichever process: a delete must not take away
+        # the bytes that an upload has just found in place.
+        async with self._catalog.alone(*digests):
             records: list[Upload | Rejected] = []
+            stored: list[str] = []
             for (file, said), clip, sha256 in zip(files, clips, digests, strict=True):
                 name = _shown_name(file)
                 if isinstance(clip, AudioError):
                     records.append(Rejected(name, problem(clip)))
                     continue
-                await self._blobs.put(sha256, file.file)
+                await asyncio.to_thread(file.file.seek, 0)
+                if await self._blobs.put(sha256, file.file):
+                    stored.append(sha256)
                 facts = ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings)
                 records.append(Upload(sha256, name, said, facts))
-            job, queued = await self._catalog.add(records)
+            try:
+                job, queued = await self._catalog.add(records, charge)
+            except QuotaExceeded:  # another upload took the room while this one was decoded
+                await self._forget(stored)
+                raise
         alias = await self._catalog.alias()
-        assert alias is not None
-        await self._enqueue(queued, alias.fingerprint)
+        if alias is not None:  # before the first index no model is known; the sweep queues them once it is
+            await self._enqueue(queued, alias.fingerprint)
         return job
 
     async def delete(self, stem_id: str) -> None:
         """Take a stem out with its audio. Raises StemNotFound."""
         stem = await self._catalog.stem(stem_id)
-        async with self._blobs.lock(stem.sha256):
+        async with self._catalog.alone(stem.sha256):
             await self._catalog.delete(stem_id)
-            if not await self._catalog.holds(stem.sha256):
-                await self._blobs.delete(stem.sha256)
+            await self._forget([stem.sha256])
 
     async def sweep(self) -> None:
         """Queue again every stem that waits in the catalog and that the queue does not know: it was flushed, or an
@@ -99,9 +111,24 @@ class Ingest:
                 log.info("queueing %d stems again that the queue did not know", len(forgotten))
             await self._enqueue(forgotten, alias.fingerprint)
 
+    def _charge(self, caller: Caller, sizes: dict[str, int]) -> Charge:
+        chosen = self._settings
+        return Charge(
+            owner=caller.owner or "anybody",
+            sizes=sizes,
+            own=Quota(chosen.quota_key_stems, chosen.quota_key_bytes),
+            overall=Quota(chosen.quota_stems, chosen.quota_bytes),
+        )
+
+    async def _forget(self, digests: Sequence[str]) -> None:
+        """Drop the bytes that no stem has; their locks are held."""
+        for sha256 in digests:
+            if not await self._catalog.holds(sha256):
+                await self._blobs.delete(sha256)
+
     async def _check(self, file: UploadFile) -> Clip | AudioError:
         try:
-            async with on_disk(file) as path:
+            async with self._checks, on_disk(file) as path:
                 return await self._decoder.decode(path)
         except AudioError as error:
             return error

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from indexer import Index
@@ -38,11 +38,13 @@ class Metrics:
             buckets=STAGE_BUCKETS,
             registry=self.registry,
         )
+        self._queue_up = Gauge("phalar_queue_up", "1: Redis answers; 0: it is away", registry=self.registry)
         self._depth = Gauge("phalar_queue_depth", "Jobs waiting or in work", ["kind"], registry=self.registry)
         self._stems = Gauge("phalar_stems", "Stems by state", ["state"], registry=self.registry)
         self._index = Gauge("phalar_index", "The live index", ["what"], registry=self.registry)
         self._worker_stats: dict[str, dict[str, float]] = {}
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)  # memory, CPU time and open files of the API process
 
     def collect(self) -> Iterator[Any]:
         """The workers' own figures, as they last reported them; called by the registry."""
@@ -60,7 +62,9 @@ class Metrics:
         workers: dict[str, dict[str, float]],
         index: Index | None,
     ) -> bytes:
-        """Prometheus text, with the state of the moment."""
+        """Prometheus text, with the state of the moment; no depths say that Redis is away."""
+        self._queue_up.set(bool(depths))
+        self._depth.clear()  # an old depth would look like a queue that stands still
         for kind, depth in depths.items():
             self._depth.labels(kind).set(depth)
         for state, count in stems.items():

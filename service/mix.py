@@ -1,6 +1,6 @@
 """A mix -> the windows that are asked about: which stretch of it, at which delays against the catalog's grid."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,18 @@ class Plan:
     def range_s(self) -> float:
         """The longest delay tried, seconds."""
         return (self.shifts - 1) * self.step / SAMPLE_RATE
+
+    def coarser(self, times: int) -> "Plan":
+        """Every so manieth shift of them, from the first."""
+        kept = self.shift % times == 0
+        return replace(
+            self,
+            step=self.step * times,
+            shifts=-(-self.shifts // times),
+            starts=self.starts[kept],
+            shift=self.shift[kept] // times,
+            window=self.window[kept],
+        )
 
 
 def plan_windows(

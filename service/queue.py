@@ -10,6 +10,7 @@ docs/decisions/queue-claims-one-job-at-a-time.md.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +30,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.settings import Settings
@@ -38,9 +40,12 @@ log = logging.getLogger("phalar.queue")
 Kind = Literal["uploads", "queries"]
 
 GROUP = "workers"
+NO_GROUP = ("NOGROUP", "no such key", "UNBLOCKED")  # the last: the stream went while a worker waited on it
 ANSWER_S = 5.0  # a command without an answer for so long has none to expect
 BLOCK_S = 2.0  # well under it, or it would cut a blocking command short
 RETRY_S = 5.0  # a killed Valkey is back within a second; a file it must load takes a few
+NO_ANSWER = (RedisConnectionError, RedisTimeoutError, TimeoutError)
+TAKES_NOTHING = (ReadOnlyError, MasterDownError, OutOfMemoryError)
 REPLY_TTL_S = 60
 RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
 STATS_TTL_S = 120
@@ -155,12 +160,15 @@ if depth >= tonumber(ARGV[1]) then return {0, depth} end
 return {1, redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))}
 """
 
-# KEYS stream; ARGV group, consumer, idle ms, peek 0|1, entries in hand ... -> {} or {entry, earlier deliveries, fields}
+# KEYS stream; ARGV group, consumer, idle ms, peek 0|1, age ms, entries in hand ...
+#   -> {} or {entry, earlier deliveries, fields}
 # First what this consumer left unfinished in an earlier life, then what any consumer has left idle.
+# What it was given in this life (within its age) and has not in hand, it never saw: the answer was lost with a
+# connection. That delivery is no evidence against the job, and this one takes its place.
 # An entry that was deleted meanwhile leaves the pending list by being claimed, and the next one is looked at.
 _RECLAIM = """
 local in_hand = {}
-for i = 5, #ARGV do in_hand[ARGV[i]] = true end
+for i = 6, #ARGV do in_hand[ARGV[i]] = true end
 local more = #ARGV + 16
 local own = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', more, ARGV[2])
 local idle = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', more)
@@ -168,8 +176,10 @@ for _, pending in ipairs({own, idle}) do
   for _, p in ipairs(pending) do
     if not in_hand[p[1]] then
       if ARGV[4] == '1' then return {p[1], p[4], {}} end
-      local claimed = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, p[1])
-      if #claimed > 0 then return {p[1], p[4], claimed[1][2]} end
+      local earlier = p[4]
+      if p[2] == ARGV[2] and p[3] < tonumber(ARGV[5]) then earlier = math.max(earlier - 1, 0) end
+      local claimed = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, p[1], 'RETRYCOUNT', earlier + 1)
+      if #claimed > 0 then return {p[1], earlier, claimed[1][2]} end
     end
   end
 end
@@ -210,11 +220,16 @@ return #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
 """
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, ca: Path | None = None) -> Redis:
     """A client whose commands fail at once when Redis is away; `Queue` decides what is tried again, and for how long.
+
+    Args:
+        url: `redis://`, `rediss://` (TLS) or `unix://`; a password stands in it as in any URL.
+        ca: certificates of the authority that a `rediss://` server's is from; None: those that the system trusts.
 
     redis-py would wait with asyncio.wait_for, which before Python 3.12 may swallow a cancellation.
     """
+    tls: dict[str, Any] = {"ssl_ca_certs": str(ca)} if ca is not None and url.startswith("rediss:") else {}
     return Redis.from_url(
         url,
         protocol=2,
@@ -222,13 +237,14 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=2.0,
         retry=Retry(NoBackoff(), 0),
         max_connections=2**16,
+        **tls,
     )
 
 
 def open_queue(settings: Settings, consumer: str | None = None) -> "Queue":
     """The queue of one installation; `consumer` names the worker that will take jobs from it."""
     return Queue(
-        connect(settings.resolved_redis_url),
+        connect(settings.resolved_redis_url, settings.redis_ca),
         prefix=settings.redis_prefix,
         max_uploads=settings.max_queued_uploads,
         max_queries=settings.max_queued_queries,
@@ -238,9 +254,16 @@ def open_queue(settings: Settings, consumer: str | None = None) -> "Queue":
     )
 
 
-def consumer_name(slot: int | None) -> str:
-    """A worker's name: stable for a supervised slot, so that it finds its own unfinished jobs after a crash."""
-    return f"{socket.gethostname()}:{f'slot{slot}' if slot is not None else f'pid{os.getpid()}'}"
+def consumer_name(slot: int | None, data: Path) -> str:
+    """A worker's name: stable for a supervised slot, so that it finds its own unfinished jobs after a crash.
+
+    Two workers of one name would take each other's jobs. On one host a supervisor is alone in its data folder; a worker
+    without one gets a name that nobody has: in containers that share a host's name, process ids repeat.
+    """
+    if slot is None:
+        return f"{socket.gethostname()}:{uuid.uuid4().hex[:12]}"
+    folder = hashlib.sha256(os.fsencode(data)).hexdigest()[:8]
+    return f"{socket.gethostname()}:{folder}:slot{slot}"
 
 
 class Queue:
@@ -272,6 +295,7 @@ class Queue:
         self._known = redis.register_script(_KNOWN)
         self._in_hand: dict[Kind, dict[str, UploadJob | QueryJob]] = {"uploads": {}, "queries": {}}
         self._alone: str | None = None
+        self._opened_at = time.monotonic()
         self._reclaim_at = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
@@ -500,7 +524,8 @@ class Queue:
         return []
 
     def _reclaim_args(self, kind: Kind, peek: bool) -> list[str | int]:
-        return [self._consumer, math.ceil(self._claim_after_s * 1000), int(peek), *self._in_hand[kind]]
+        idle_ms, age_ms = math.ceil(self._claim_after_s * 1000), int((time.monotonic() - self._opened_at) * 1000)
+        return [self._consumer, idle_ms, int(peek), age_ms, *self._in_hand[kind]]
 
     async def _read(self, kinds: list[Kind], count: int, block_ms: int) -> list[Job]:
         streams: dict[Any, Any] = {self._streams[kind]: ">" for kind in kinds}
@@ -602,7 +627,7 @@ class Queue:
         try:
             return await self._call(command, *args, **kwargs)
         except ResponseError as error:
-            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+            if not any(words in str(error) for words in NO_GROUP):
                 raise
         for stream in self._streams.values():
             try:
@@ -621,9 +646,11 @@ class Queue:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     return await command(*args, **kwargs)
-            except (RedisConnectionError, RedisTimeoutError, TimeoutError, ResponseError) as error:
+            except (*NO_ANSWER, ResponseError) as error:
                 if isinstance(error, ResponseError) and not _takes_nothing(error):
                     raise
+                if isinstance(error, ReadOnlyError):
+                    await self._redis.connection_pool.disconnect(inuse_connections=False)  # another is the master now
                 if time.monotonic() + pause > deadline:
                     raise QueueUnavailable(str(error) or "it does not answer") from error
                 log.debug("Redis is away, trying again: %s", error)
@@ -670,5 +697,5 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
 
 
 def _takes_nothing(error: ResponseError) -> bool:
-    """Whether the answer says nothing of the command, but that Redis has no memory or no disk left for any."""
-    return isinstance(error, OutOfMemoryError) or "MISCONF" in str(error)  # a pipeline puts its own words before it
+    """Whether the answer says nothing of the command: Redis follows another master, or has no memory or disk left."""
+    return isinstance(error, TAKES_NOTHING) or "MISCONF" in str(error)  # a pipeline puts its own words before it

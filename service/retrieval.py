@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from indexer import (
     StemFilter,
     align_all,
     candidates,
+    missed_by_half,
     promising_places,
     proven,
     refine_offsets,
@@ -37,6 +38,10 @@ from service.schemas import AlignOut, HitOut, IndexOut, MixOut, ModelOut, Retrie
 from service.settings import Settings
 from service.uploads import Decoder
 
+COARSER = (4, 2, 1)  # times the step of the shifts: what is tried, in this order
+FEWEST_SHIFTS = 8  # fewer do not tell how fast the score varies
+SMOOTH = 0.25  # a grid is fine enough if one twice as coarse would miss no more of the score than this share
+SMOOTH_ROUNDS = 2  # peaks that are tried for one place of a smooth score, each drawn through the one before
 SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
@@ -61,6 +66,19 @@ class Embedder(Protocol):
         window: int,
         deadline_s: float,
     ) -> Complex64: ...
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """A mix as the index is asked about it: its windows on the coarsest grid of shifts that tells their score.
+
+    `smooth`: whether that grid draws the score well; the finest need not.
+    """
+
+    waveform: NDArray[np.float32]
+    plan: Plan
+    queries: QueryWindows
+    smooth: bool
 
 
 @dataclass(frozen=True)
@@ -208,14 +226,14 @@ class Finder:
         """
         plan = self._plan(waveform, align)
         with watch.stage("embed"):
-            index, queries = await self._embed_mix(index, waveform, plan)
-        scored = await self._search(index, queries, wanted, limit, ranked, watch)
+            index, mix = await self._embed_mix(index, waveform, plan)
+        scored = await self._search(index, mix.queries, wanted, limit, ranked, watch)
         places = scored.best(limit)
         if align == "search":
             with watch.stage("refine"):
-                places = await self._refine(index, queries, waveform, plan, scored, limit)
+                places = await self._refine(index, mix, scored, limit)
         others = {row: place for row, place in scored.best(len(scored.places)).items() if row not in places}
-        return Found(index, plan, places, others, scored.exact)
+        return Found(index, mix.plan, places, others, scored.exact)
 
     def _plan(self, waveform: NDArray[np.float32], align: Align) -> Plan:
         settings = self._settings
@@ -229,26 +247,39 @@ class Finder:
             search=align == "search",
         )
 
-    async def _embed_mix(self, index: Index, waveform: NDArray[np.float32], plan: Plan) -> tuple[Index, QueryWindows]:
+    async def _embed_mix(self, index: Index, waveform: NDArray[np.float32], plan: Plan) -> tuple[Index, _Mix]:
         """The mix's windows by the live model, and the index of that model, as it is after embedding.
 
         A new model may go live meanwhile; then the mix is embedded once more, by that one.
         """
         for _ in range(2):
-            embedding = await self._embed(index.fingerprint, waveform, plan.starts, plan.length)
+            mix = await self._embed_shifts(index, waveform, plan)
             newest = await self._live.current()
             if newest.fingerprint == index.fingerprint:
-                audible = _audible(embedding)
-                if not audible.any():
-                    raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
-                return newest, QueryWindows(
-                    embedding=embedding[audible],
-                    offset_s=plan.starts[audible] / SAMPLE_RATE,
-                    shift=plan.shift[audible],
-                    window=plan.window[audible],
-                )
+                return newest, mix
             index = newest
         raise FingerprintMismatch(wanted=index.fingerprint, held=[])
+
+    async def _embed_shifts(self, index: Index, waveform: NDArray[np.float32], plan: Plan) -> _Mix:
+        """The mix's windows, at as few shifts as the model and this mix allow."""
+        embedding = np.zeros((len(plan.starts), index.fold.embedding_dim), np.complex64)
+        known = np.zeros(len(plan.starts), np.bool_)
+        for times in COARSER:
+            if times > 1 and plan.shifts < FEWEST_SHIFTS * times:
+                continue
+            coarse = plan.coarser(times)
+            wanted = np.isin(plan.starts, coarse.starts)
+            missing = np.flatnonzero(wanted & ~known)
+            embedding[missing] = await self._embed(index.fingerprint, waveform, plan.starts[missing], plan.length)
+            known |= wanted
+            queries = _query_windows(coarse, embedding[wanted])
+            missed = await asyncio.to_thread(missed_by_half, index.fold, queries)
+            smooth = missed is not None and missed <= SMOOTH
+            if smooth:
+                break
+        if not len(queries.offset_s):
+            raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
+        return _Mix(waveform, coarse, queries, smooth)
 
     async def _embed(
         self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int
@@ -285,59 +316,67 @@ class Finder:
                     found = await asyncio.to_thread(candidates, index, queries, limit, allowed, k=2 * found.k)
             enough = min(4 * enough, SCORED_MOST)
 
-    async def _refine(
-        self,
-        index: Index,
-        queries: QueryWindows,
-        waveform: NDArray[np.float32],
-        plan: Plan,
-        scored: _Scored,
-        limit: int,
-    ) -> dict[int, Place]:
-        """The best places on the fine grid, in order of their scores there.
+    async def _refine(self, index: Index, mix: _Mix, scored: _Scored, limit: int) -> dict[int, Place]:
+        """The best places on the fine grid, in order of their scores there."""
+        stems = {row: scored.stems[row] for row in scored.best(limit + REFINED_BEYOND)}
+        spacing_s, fine_s = mix.plan.step / SAMPLE_RATE, self._settings.fine_shift_s
+        found = await asyncio.to_thread(
+            promising_places, index.fold, mix.queries, stems, PLACES_EACH, apart_s=spacing_s
+        )
+        every = [(row, place) for row, places in found.items() for place in places]
+        if mix.smooth:
+            places = _first_and_best(every, 0, lambda place: place.promise)
+            for _ in range(SMOOTH_ROUNDS):
+                places = await self._on_finer_grid(index, mix, stems, places, spacing_s, fine_s)
+        else:
+            places = await self._by_halving(index, mix, stems, every)
+        places.sort(key=lambda found: (-found[1].score, found[0]))
+        firsts = _first_and_best(places, 0, lambda place: place.score)
+        return dict(firsts[:limit])
 
-        The grid of shifts is halved until it is fine enough. Beside the best place of each stem, the most promising
+    async def _by_halving(
+        self, index: Index, mix: _Mix, stems: Mapping[int, StemEmbeddings], every: list[tuple[int, Place]]
+    ) -> list[tuple[int, Place]]:
+        """The places of a score that varies too fast for the grid of shifts.
+
+        The grid is halved until it is fine enough. Beside the best place of each stem, the most promising
         others go into the first round, since on a coarse grid the right one may look worse than a similar one; half of
         them stay for the next. A model whose score falls within milliseconds is followed further than the settings ask.
         """
-        stems = {row: scored.stems[row] for row in scored.best(limit + REFINED_BEYOND)}
-        found = await asyncio.to_thread(
-            promising_places, index.fold, queries, stems, PLACES_EACH, apart_s=self._settings.shift_s
-        )
-        every = [(row, place) for row, places in found.items() for place in places]
         places = _first_and_best(every, OTHER_PLACES, lambda place: place.promise)
-        spacing_s, others, rise = self._settings.shift_s, OTHER_PLACES, 1.0
+        spacing_s, others, rise = mix.plan.step / SAMPLE_RATE, OTHER_PLACES, 1.0
         while spacing_s > self._settings.fine_shift_s * 1.01 or (rise > WORTHWHILE and spacing_s > FINEST_S):
             before = _mean_score(places)
-            places = await self._on_half_grid(index, waveform, plan, stems, places, spacing_s)
+            places = await self._on_finer_grid(index, mix, stems, places, spacing_s, spacing_s / 2)
+            places = [(row, replace(place, curve=())) for row, place in places]  # from here on both sides are tried
             rise = (_mean_score(places) - before) / max(1e-9, abs(before))
             spacing_s, others = spacing_s / 2, max(FEWEST_OTHERS, others // 2)
             places.sort(key=lambda found: (-found[1].score, found[0]))
             places = _first_and_best(places, others, lambda place: place.score)
-        firsts = _first_and_best(places, 0, lambda place: place.score)
-        return dict(firsts[:limit])
+        return places
 
-    async def _on_half_grid(
+    async def _on_finer_grid(
         self,
         index: Index,
-        waveform: NDArray[np.float32],
-        plan: Plan,
+        mix: _Mix,
         stems: Mapping[int, StemEmbeddings],
         places: list[tuple[int, Place]],
         spacing_s: float,
+        fine_s: float,
     ) -> list[tuple[int, Place]]:
-        """The same places, each moved by half a spacing where that is better."""
+        """The same places, each moved by half a spacing at most where that is better."""
         offsets_s = refine_offsets(
             [place for _, place in places],
             shift_s=spacing_s,
-            fine_shift_s=spacing_s / 2,
+            fine_shift_s=fine_s,
             first_s=0.0,
-            last_s=(len(waveform) - plan.length) / SAMPLE_RATE,
+            last_s=(len(mix.waveform) - mix.plan.length) / SAMPLE_RATE,
+            smooth=mix.smooth,
         )
         if not len(offsets_s):
             return places
         starts = np.round(offsets_s * SAMPLE_RATE).astype(np.int64)
-        embedding = await self._embed(index.fingerprint, waveform, starts, plan.length)
+        embedding = await self._embed(index.fingerprint, mix.waveform, starts, mix.plan.length)
         audible = _audible(embedding)
         moved = await asyncio.to_thread(
             refined,
@@ -349,6 +388,17 @@ class Finder:
             shift_s=spacing_s,
         )
         return [(row, moved[number]) for number, (row, _) in enumerate(places)]
+
+
+def _query_windows(plan: Plan, embedding: Complex64) -> QueryWindows:
+    """The plan's windows that are not silent."""
+    audible = _audible(embedding)
+    return QueryWindows(
+        embedding=embedding[audible],
+        offset_s=plan.starts[audible] / SAMPLE_RATE,
+        shift=plan.shift[audible],
+        window=plan.window[audible],
+    )
 
 
 def _first_and_best(

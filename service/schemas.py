@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from indexer import Job, JobItem, Stem, StemFilter, StemMetadata
+from indexer import IndexType, Job, JobItem, Stem, StemFilter, StemMetadata
+from service.sandbox import Confinement
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
 Seconds = float
@@ -35,11 +36,11 @@ class Metadata(BaseModel):
 class Filters(BaseModel):
     """Which stems are meant; what is not given does not restrict."""
 
-    instrument: list[ShortText] = Field(default_factory=list, description="any of these")
-    tag: list[ShortText] = Field(default_factory=list, description="all of these")
-    track: list[ShortText] = Field(default_factory=list, description="any of these")
-    collection: list[ShortText] = Field(default_factory=list, description="any of these")
-    key: list[ShortText] = Field(default_factory=list, description="any of these")
+    instrument: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    tag: list[ShortText] = Field(default_factory=list, max_length=50, description="all of these")
+    track: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    collection: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    key: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
     tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
     tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
 
@@ -219,7 +220,7 @@ class AlignOut(BaseModel):
     """Which delays of the mix against the catalog's grid were tried."""
 
     mode: Literal["search", "grid"]
-    shift_s: Seconds = Field(description="step between the tried delays")
+    shift_s: Seconds = Field(description="step between the tried delays: as fine as the score of this mix needs")
     shifts: int = Field(description="how many were tried")
     range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
 
@@ -258,7 +259,12 @@ class ReindexIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     checkpoint: ShortText | None = Field(None, description="a file in the checkpoints folder")
-    rank: int | None = Field(None, ge=1, le=512, description="eigenvalues the fold keeps; null: all")
+    rank: int | None = Field(
+        None, ge=1, le=512, description="eigenvalues the fold keeps; null: as many as memory holds"
+    )
+    index_type: IndexType | None = Field(
+        None, description="flat, fp16, sq8 or ivf; null: what the catalog's size and the memory call for (FAISS only)"
+    )
 
 
 class RollbackOut(BaseModel):
@@ -272,11 +278,14 @@ class RollbackOut(BaseModel):
 class ReadyOut(BaseModel):
     """Whether queries are answered, and with what."""
 
-    status: Literal["ready", "starting", "rebuilding"]
+    status: Literal["ready", "starting", "rebuilding", "unreachable"]
     model: ModelOut
     index: IndexOut | None
     queue: dict[str, int]
     stems: dict[str, int]
+    decoders: Confinement = Field(
+        description="what holds the processes that decode uploads: a system call filter and limits, or limits alone"
+    )
 
 
 class ProblemOut(BaseModel):

@@ -79,14 +79,14 @@ async def _greet(settings: Settings, demo: bool) -> None:
     key = settings.keys.get("admin") or settings.keys.get("ingest")
     begun, complete = folder.is_dir(), (folder / COMPLETE).is_file()
     empty = not any(report["stems"].values())
-    if demo and (empty or (begun and not complete)) and (key or not settings.keys):
+    if demo and (empty or (begun and not complete)) and (key or not settings.keys_needed):
         await _fill(url, key, folder)
     lines = ["", f"Phalar Retrieval is ready: {url}"]
     if report["model"]["note"]:
         lines += ["", f"Note: {report['model']['note']}"]
     mix = folder / "mix.flac"
     if mix.is_file():
-        authorization = "-H 'Authorization: Bearer <key>' " if settings.keys else ""
+        authorization = "-H 'Authorization: Bearer <key>' " if settings.keys_needed else ""
         lines += [
             "",
             "Which stems fit this mix?",

@@ -1,6 +1,6 @@
 """Every PHALAR_* variable, with its unit and meaning. Nothing else in the project reads the environment."""
 
-import secrets
+from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -9,9 +9,18 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from indexer import IndexType, Limits
 from service.processes import socket_path
 
 Scope = Literal["read", "ingest", "admin"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`per_s` requests a second in the long run, `burst` at once."""
+
+    per_s: float
+    burst: int
 
 
 class InsecureBind(Exception):
@@ -19,8 +28,8 @@ class InsecureBind(Exception):
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"refusing to listen on {host} without API keys: set PHALAR_READ_KEY, PHALAR_INGEST_KEY "
-            "and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
+            f"refusing to listen on {host} without API keys: set PHALAR_REQUIRE_KEYS=true and use `phalar keys "
+            "create`, or set PHALAR_READ_KEY, PHALAR_INGEST_KEY and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
         )
         self.host = host
 
@@ -32,10 +41,31 @@ class Settings(BaseSettings):
 
     # Where things live.
     data: Path = Field(Path("data"), description="folder of the embedded database, audio, index and queue")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
-    redis_url: str | None = Field(None, description="Redis or Valkey; unset: a private Valkey in the data folder")
+    database_url: str | None = Field(
+        None,
+        description="`postgresql+asyncpg://user:password@host/name` (TLS: `?ssl=verify-full`); unset: SQLite in the "
+        "data folder",
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis or Valkey, `redis://:password@host:6379/0`, with TLS `rediss://`; unset: a private Valkey "
+        "in the data folder",
+    )
+    redis_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed a `rediss://` server; unset: those the system trusts"
+    )
     redis_prefix: str = Field("phalar", description="every key in Redis starts with it")
-    blob_url: str | None = Field(None, description="s3://bucket/prefix or file:///folder; unset: the data folder")
+    blob_url: str | None = Field(
+        None,
+        description="`s3://bucket/prefix` (with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and, for "
+        "another's store, `AWS_ENDPOINT_URL`) or `file:///folder`; unset: the data folder",
+    )
+    index_url: str | None = Field(
+        None, description="Qdrant, http://host:6333 for one; unset: FAISS in memory and in the data folder"
+    )
+    index_key: SecretStr | None = Field(None, description="API key of Qdrant")
+    index_prefix: str = Field("phalar", description="every collection and alias in Qdrant starts with it", min_length=1)
+    index_timeout_s: float = Field(30.0, description="a request to Qdrant that takes longer has failed, seconds", gt=0)
 
     # The listening side.
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback, keys are required")
@@ -43,7 +73,24 @@ class Settings(BaseSettings):
     read_key: SecretStr | None = Field(None, description="key that may search and listen")
     ingest_key: SecretStr | None = Field(None, description="key that may also add and change stems")
     admin_key: SecretStr | None = Field(None, description="key that may also reindex and roll back")
+    require_keys: bool = Field(
+        False, description="requests need a key, also where none of the three is set: one of `phalar keys create`"
+    )
     max_body_bytes: int = Field(256 * 2**20, description="largest request body, bytes", gt=0)
+
+    # How much one may ask for: each API key, or, where no key is needed or given, each client address.
+    read_rate: float = Field(0.0, description="requests a second that search, list or listen; 0: no limit", ge=0)
+    read_burst: int = Field(100, description="and so many at once", ge=1)
+    ingest_rate: float = Field(0.0, description="requests a second that add, change or delete; 0: no limit", ge=0)
+    ingest_burst: int = Field(100, description="and so many at once", ge=1)
+    admin_rate: float = Field(0.0, description="requests a second that administer; 0: no limit", ge=0)
+    admin_burst: int = Field(10, description="and so many at once", ge=1)
+    quota_key_stems: int | None = Field(None, description="stems that one key may hold; unset: no limit", ge=0)
+    quota_key_bytes: int | None = Field(None, description="bytes of audio that one key may hold; unset: no limit", ge=0)
+    quota_stems: int | None = Field(None, description="stems that all keys may hold together; unset: no limit", ge=0)
+    quota_bytes: int | None = Field(
+        None, description="bytes of audio that all keys may hold together; unset: no limit", ge=0
+    )
 
     # The model.
     checkpoint: Path | None = Field(None, description="a checkpoint; unset: the default one")
@@ -58,7 +105,7 @@ class Settings(BaseSettings):
     stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
 
     # A query.
-    shift_s: float = Field(0.04, description="step of the shifts of an aligned query, seconds", gt=0)
+    shift_s: float = Field(0.04, description="finest step of the shifts of an aligned query, seconds", gt=0)
     fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
     query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
     grid_query_s: float = Field(
@@ -77,7 +124,9 @@ class Settings(BaseSettings):
 
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
-    batch_windows: int = Field(8, description="most windows embedded at once", ge=1)
+    batch_windows: int = Field(
+        4, description="most windows embedded at once, which a query may have to wait for; on a GPU 64", ge=1
+    )
     max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
     max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=2)
@@ -87,7 +136,23 @@ class Settings(BaseSettings):
     # The index.
     rank: int | None = Field(None, description="eigenvalues kept by the fold; unset: all", ge=1)
     minimum_recall: float = Field(
-        0.95, description="a new index that misses more of the exact top 10 stays out", ge=0, le=1
+        0.95,
+        description="a new index that misses more of the exact top 10, after scoring its first 50 again, stays out",
+        ge=0,
+        le=1,
+    )
+    index_type: IndexType | None = Field(
+        None, description="flat, fp16, sq8 or ivf; unset: the most exact one that memory and size allow (FAISS)"
+    )
+    index_memory_bytes: int | None = Field(
+        None, description="memory of one index generation, bytes; unset: a quarter of the machine's (FAISS)", gt=0
+    )
+    exact_windows: int = Field(
+        2_000_000, description="windows beyond which an approximate index is tried, behind its recall (FAISS)", ge=1
+    )
+    qdrant_mode: Literal["exact", "graph", "int8"] = Field(
+        "exact",
+        description="exact: compare every key; graph: HNSW; int8: HNSW over 8-bit keys, the best scored again (Qdrant)",
     )
     seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
 
@@ -116,12 +181,18 @@ class Settings(BaseSettings):
         return self.data_folder / "index"
 
     @property
+    def index_limits(self) -> Limits:
+        """What a FAISS index may take."""
+        limits = Limits.of_this_machine()
+        return Limits(self.index_memory_bytes or limits.memory_bytes, self.exact_windows, self.minimum_recall)
+
+    @property
     def checkpoint_folder(self) -> Path:
         return self.checkpoints or self.data_folder / "checkpoints"
 
     @property
     def keys(self) -> dict[Scope, str]:
-        """The configured keys by scope; empty when the service is open."""
+        """The keys set here, by scope."""
         named: dict[Scope, SecretStr | None] = {
             "read": self.read_key,
             "ingest": self.ingest_key,
@@ -129,10 +200,25 @@ class Settings(BaseSettings):
         }
         return {scope: key.get_secret_value() for scope, key in named.items() if key is not None}
 
+    @property
+    def rates(self) -> dict[Scope, Rate]:
+        """The rate of each scope that has one."""
+        named: dict[Scope, Rate] = {
+            "read": Rate(self.read_rate, self.read_burst),
+            "ingest": Rate(self.ingest_rate, self.ingest_burst),
+            "admin": Rate(self.admin_rate, self.admin_burst),
+        }
+        return {scope: rate for scope, rate in named.items() if rate.per_s > 0}
+
+    @property
+    def keys_needed(self) -> bool:
+        """Whether a request must carry a key."""
+        return self.require_keys or bool(self.keys)
+
     def refuse_insecure_bind(self) -> None:
         """Raise InsecureBind when anyone on the network could read and write."""
         loopback = self.host == "localhost" or (_is_address(self.host) and ip_address(self.host).is_loopback)
-        if not loopback and not self.keys:
+        if not loopback and not self.keys_needed:
             raise InsecureBind(self.host)
 
 
@@ -142,18 +228,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def key_allows(keys: dict[Scope, str], presented: str | None, needed: Scope) -> bool:
-    """Whether the presented key grants `needed`: admin includes ingest, ingest includes read."""
-    order: tuple[Scope, ...] = ("read", "ingest", "admin")
-    if not keys:
-        return True
-    allowed = False
-    for scope in order[order.index(needed) :]:
-        if scope in keys and presented is not None:
-            allowed |= secrets.compare_digest(keys[scope].encode(), presented.encode())
-    return allowed
 
 
 def as_markdown() -> str:

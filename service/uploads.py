@@ -1,9 +1,10 @@
 """Untrusted bytes -> clip, in a child process with limits.
 
 A `Decoder` starts one small server process, which has imported the audio libraries and forks one child a file. The
-child gets the open file and a socket, and nothing else: it can open no file and no connection, and the server was
-started without our environment, so no key is in its memory. What it answers is a length, JSON and raw samples, each
-checked here; nothing is unpickled. See docs/decisions/decoding-in-forked-children.md.
+child gets the open file and a socket, and nothing else: the kernel refuses it every call but to read, to send, to
+allocate and to end (sandbox.py), and the server was started without our environment, so no key is in its memory. What
+it answers is a length, JSON and raw samples, each checked here; nothing is unpickled. See
+docs/decisions/decoding-in-forked-children.md.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import ctypes
 import gc
 import importlib
 import json
+import logging
 import math
 import os
 import pkgutil
@@ -48,9 +50,12 @@ from model import (
     UnknownFormat,
     load_clip,
 )
+from service.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
 
 if TYPE_CHECKING:
     from service.settings import Settings  # the server has no use for it
+
+log = logging.getLogger("phalar.uploads")
 
 
 class DecoderError(AudioError):
@@ -97,7 +102,7 @@ class DecodeLimits:
     """What one file may cost.
 
     `memory_bytes` is address space on top of the loaded libraries; `timeout_s` counts from the child's start, not the
-    wait for it; `processes` children run at a time.
+    wait for it; `processes` children run at a time, with their priority lowered by `nice`.
     """
 
     max_seconds: float
@@ -105,6 +110,7 @@ class DecodeLimits:
     memory_bytes: int
     timeout_s: float
     processes: int
+    nice: int = 0
 
     @classmethod
     def of(cls, settings: "Settings") -> "DecodeLimits":
@@ -126,6 +132,7 @@ class Decoder:
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.limits = limits
+        self.confinement: Confinement | None = None  # what holds the children; known once a server has started
         self._slots = asyncio.Semaphore(limits.processes)
         self._starting = asyncio.Lock()
         self._server: _Server | None = None
@@ -188,6 +195,12 @@ class Decoder:
                 if self._server is not None:
                     await self._server.close()
                 self._server = await _Server.launch(self.limits)
+                if self.confinement is None and self._server.confinement == "limits-only":
+                    log.warning(
+                        "this system has no system call filter: decoders are held by resource limits alone; "
+                        "see docs/threat-model.md"
+                    )
+                self.confinement = self._server.confinement
             return self._server
 
 
@@ -214,10 +227,13 @@ def _post_mortem(status: int | None, limits: DecodeLimits) -> DecoderError:
 
 
 # What crosses the sockets. A message to or from the server: kind, number of the job, wait status of its child. To start
-# a job, two descriptors ride along: the file, and the child's end of the socket for its answer.
+# a job, two descriptors ride along: the file, and the child's end of the socket for its answer. When the server is
+# ready, the status says how its children will be held.
 
 _MESSAGE = struct.Struct("!cQi")
 _START, _KILL, _READY, _ENDED = b"S", b"K", b"R", b"E"
+_CONFINEMENTS: tuple[Confinement, ...] = ("filtered", "limits-only")
+_SERVER = "from service.uploads import serve_children; serve_children()"
 
 # An answer: length of the JSON; the JSON, either {"code", "facts"} or the clip's fields with its number of samples; the
 # samples.
@@ -315,6 +331,7 @@ class _Server:
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
         self.dead = False
+        self.confinement: Confinement | None = None
         self._process = process
         self._control = control
         self._unread = b""
@@ -329,9 +346,9 @@ class _Server:
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            code = f"from service.uploads import serve_children; serve_children({theirs.fileno()})"
+            arguments = [str(theirs.fileno()), json.dumps(asdict(limits))]
             process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own interpreter; exec takes a millisecond
-                [sys.executable, "-P", "-c", code, json.dumps(asdict(limits))],
+                [sys.executable, "-P", "-c", _SERVER, *arguments],
                 pass_fds=[theirs.fileno()],
                 env=_bare_environment(),
                 cwd="/",
@@ -393,6 +410,7 @@ class _Server:
             kind, job, status = _MESSAGE.unpack_from(self._unread)
             self._unread = self._unread[_MESSAGE.size :]
             if kind == _READY and not self._ready.done():
+                self.confinement = _CONFINEMENTS[status]
                 self._ready.set_result(None)
             elif kind == _ENDED and job in self._jobs:
                 self._jobs.pop(job).set_result(status)
@@ -423,10 +441,14 @@ def _bare_environment() -> dict[str, str]:
 # From here on: inside the server and its children.
 
 
-def serve_children(control_fd: int) -> NoReturn:
-    """Fork a child for every file that arrives, until the other end of the control socket closes."""
-    limits = DecodeLimits(**json.loads(sys.argv[1]))
-    control = socket.socket(fileno=control_fd)
+def serve_children() -> NoReturn:
+    """Fork a child for every file that arrives, until the other end of the control socket closes.
+
+    Arguments of the process: the control socket's descriptor, and DecodeLimits as JSON.
+    """
+    control = socket.socket(fileno=int(sys.argv[1]))
+    limits = DecodeLimits(**json.loads(sys.argv[2]))
+    os.nice(limits.nice)
     woken, waker = socket.socketpair()
     woken.setblocking(False)
     waker.setblocking(False)
@@ -434,7 +456,7 @@ def serve_children(control_fd: int) -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     _warm_up()
     address_space = _address_space() + limits.memory_bytes
-    control.sendall(_MESSAGE.pack(_READY, 0, 0))
+    control.sendall(_MESSAGE.pack(_READY, 0, _CONFINEMENTS.index(_try_confinement())))
 
     children: dict[int, int] = {}  # job -> process
     while True:
@@ -448,7 +470,10 @@ def serve_children(control_fd: int) -> NoReturn:
                     with suppress(BrokenPipeError):
                         control.sendall(_MESSAGE.pack(_ENDED, job, status))
         if control in readable:
-            message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE.size, 2)
+            try:
+                message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE.size, 2)
+            except ConnectionResetError:  # the other end died with messages of ours unread
+                break
             if not message:
                 break
             kind, job, _ = _MESSAGE.unpack(message)
@@ -480,6 +505,23 @@ def _warm_up() -> None:
     gc.freeze()  # a collection in a child would touch, and so copy, every page
 
 
+def _try_confinement() -> Confinement:
+    """How children will be held on this system, found out by one that tries to open a file."""
+    process = os.fork()
+    if process == 0:
+        status = _CONFINEMENTS.index("limits-only")
+        try:
+            _set_process_flags()
+            refuse_all_other_calls()
+            os.open("/", os.O_RDONLY)
+        except PermissionError:
+            status = _CONFINEMENTS.index("filtered")
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(process, 0)
+    return "filtered" if ended == _CONFINEMENTS.index("filtered") else "limits-only"
+
+
 def _address_space() -> int:
     """Bytes that this process has mapped; 0 where the system does not tell."""
     try:
@@ -492,8 +534,10 @@ def _decode_and_exit(file: int, answer: int, *, server: int, address_space: int,
     """The whole life of a child."""
     status = 1
     try:
-        _confine(file, answer, server, address_space, limits)
-        _answer(file, socket.socket(fileno=answer), limits)
+        # Opened before the confinement: to look at a descriptor takes calls that a decoder has no other use for.
+        with open(file, "rb") as audio, socket.socket(fileno=answer) as sock:
+            _confine(file, answer, server, address_space, limits)
+            _answer(audio, sock, limits)
         status = 0
     except MemoryError:
         status = _OUT_OF_MEMORY
@@ -505,10 +549,7 @@ def _confine(file: int, answer: int, server: int, address_space: int, limits: De
     """Give up all that decoding does not need."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if sys.platform == "linux":
-        for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
-            if _libc.prctl(option, value, 0, 0, 0) != 0:
-                raise OSError(ctypes.get_errno(), f"prctl {option}")
+    _set_process_flags()
     if os.getppid() != server:  # it died before the line above
         os._exit(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # libmpg123 writes what it thinks of a file to stderr
@@ -528,13 +569,22 @@ def _confine(file: int, answer: int, server: int, address_space: int, limits: De
         _, hard = resource.getrlimit(what)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
+    with suppress(FilterUnavailable):  # the server has found that out before, and it was logged
+        refuse_all_other_calls()
 
 
-def _answer(file: int, sock: socket.socket, limits: DecodeLimits) -> None:
+def _set_process_flags() -> None:
+    """Die with the server, gain no privilege, and be no one's to trace."""
+    if sys.platform == "linux":
+        for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
+            if _libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3) != 0:
+                raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _answer(audio: BinaryIO, sock: socket.socket, limits: DecodeLimits) -> None:
     waveform = None
     try:
-        with open(file, "rb") as audio:
-            clip = load_clip(audio, max_seconds=limits.max_seconds, max_channels=limits.max_channels)
+        clip = load_clip(audio, max_seconds=limits.max_seconds, max_channels=limits.max_channels)
     except AudioError as error:
         answer: dict[str, object] = {"code": error.code, "facts": error.facts}
     except MemoryError:

@@ -1,8 +1,9 @@
 """Micro-batches -> device -> catalog: what turns queued stems and queries into embeddings.
 
-Three things go on at once. The taker keeps a few uploads in hand and hands queries over the moment they come; preparers
-fetch and decode; one device thread embeds, micro-batch by micro-batch, and looks for queries before each, so that a
-query waits for one micro-batch at most. The event loop itself never computes.
+Three things go on at once. The taker keeps a few uploads in hand, and as many queries as fill the next micro-batch;
+preparers fetch and decode; one device thread embeds, micro-batch by micro-batch, and looks for queries before each, so
+that a query waits for one micro-batch at most. Nothing waits for a batch to fill: the queries that come while the
+device works are the next one. The event loop itself never computes.
 """
 
 import asyncio
@@ -11,19 +12,18 @@ import os
 import re
 import signal
 import time
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sqlalchemy.exc import SQLAlchemyError
 
-from indexer import Catalog
+from indexer import Catalog, CatalogUnavailable
 from model import SAMPLE_RATE, AudioError, CheckpointError, Phalar, cut_windows, is_silent, load_phalar, window_starts
 from service.blobs import BlobMissing, Blobs
 from service.errors import KilledItsWorker, StemNotEmbedded, problem
@@ -49,8 +49,10 @@ T = TypeVar("T")
 MODELS_HELD = 2  # the live one, and the one a reindex is on its way to
 FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come back one at a time, so not many
 TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
-POLL_MS = 30  # how long it waits for queries alone, while its hands are full of uploads
+POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
+QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
 BEAT_S = 5.0
+DECODE_NICE = 10
 STORE_ATTEMPTS = 5
 FIRST_PAUSE_S = 0.2
 
@@ -164,19 +166,23 @@ class Device:
         return model
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Work:
-    """A stem in hand, decoded. `windows` are the indices of those that are not silent, `starts` the first samples of
-    all; `taken` of them have gone to the device, `embedding` grows in their order."""
+    """A waveform in hand. `windows` are the indices of those that are not silent, `starts` the first samples of all;
+    `taken` of them have gone to the device, `embedding` grows in their order."""
 
-    job: UploadJob
-    row: int
+    job: UploadJob | QueryJob
     waveform: NDArray[np.float32]
     starts: NDArray[np.int64]
     windows: NDArray[np.int64]
     length: int
     taken: int = 0
     embedding: list[NDArray[np.complex64]] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Windows that the device has not been given."""
+        return len(self.windows) - self.taken
 
     @property
     def complete(self) -> bool:
@@ -187,23 +193,42 @@ class Work:
         return cut_windows(self.waveform, self.starts[self.windows[start:end]], self.length)
 
 
-def share_out(works: Sequence[Work], limit: int) -> list[tuple[Work, int, int]]:
+@dataclass(eq=False, kw_only=True)
+class StemWork(Work):
+    """A stem, decoded; `row` is its number in the catalog."""
+
+    job: UploadJob
+    row: int
+
+
+@dataclass(eq=False, kw_only=True)
+class QueryWork(Work):
+    """A query."""
+
+    job: QueryJob
+
+
+Batch = list[tuple[Work, int, int]]
+"""What goes to the device as one: works, and from which of their windows to which."""
+
+
+def share_out(works: Sequence[Work], limit: int) -> Batch:
     """Choose the next micro-batch, and count its windows as taken.
 
     Args:
-        works: stems with windows left, at least one; the batch is of the first one's model and length.
+        works: with windows left, at least one; the batch is of the first one's model and length.
         limit: most windows in the batch.
 
     Returns:
-        (stem, start, end) of its windows that are not silent. Stems get even shares, and what one cannot use goes to
-        the others, so that a long stem does not keep short ones waiting.
+        (work, start, end) of its windows that are not silent. Works get even shares, and what one cannot use goes to
+        the others, so that a long one does not keep short ones waiting.
     """
     kind = (works[0].job.fingerprint, works[0].length)
     alike = [work for work in works if (work.job.fingerprint, work.length) == kind]
-    alike.sort(key=lambda work: len(work.windows) - work.taken)
-    batch: list[tuple[Work, int, int]] = []
+    alike.sort(key=lambda work: work.left)
+    batch: Batch = []
     for position, work in enumerate(alike):
-        share = min(-(-limit // (len(alike) - position)), len(work.windows) - work.taken)
+        share = min(-(-limit // (len(alike) - position)), work.left)
         if share > 0:
             batch.append((work, work.taken, work.taken + share))
             work.taken += share
@@ -224,14 +249,17 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._device: Device | None = None
         self._held_limit = min(max(FEWEST_HELD, settings.batch_windows // 2), MOST_HELD)
-        self._queries: deque[QueryJob] = deque()
-        self._works: list[Work] = []
+        self._checking: set[QueryJob] = set()
+        self._queries: list[QueryWork] = []
+        self._stems: list[StemWork] = []
+        self._query_batches = 0  # since the last one of stems
         self._preparing: set[asyncio.Task[None]] = set()
-        self._storing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._decoding = asyncio.Semaphore(settings.decoders)
         self._samples_held = 0
         self._samples_freed = asyncio.Condition()
         self._wake = asyncio.Event()
+        self._room = asyncio.Event()  # set when the device has taken windows of queries
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -254,7 +282,7 @@ class Worker:
         finally:
             for task in [*loops, *self._preparing]:
                 task.cancel()
-            await asyncio.gather(*loops, *self._preparing, *self._storing, return_exceptions=True)
+            await asyncio.gather(*loops, *self._preparing, *self._ending, return_exceptions=True)
             self._thread.shutdown(wait=True, cancel_futures=True)
             try:
                 await self._queue.release()
@@ -267,8 +295,10 @@ class Worker:
         away = False
         while not self._stopping.is_set():
             free = self._held_limit - self._queue.in_hand
-            queries = not self._queries  # one ahead of the device; the rest is for other workers
-            block_ms = TAKE_MS if free > 0 and queries else POLL_MS
+            # No more queries than fill the next micro-batch: the rest is for other workers.
+            queries = self._windows_asked < self._settings.batch_windows
+            block_ms = 0 if not queries else TAKE_MS if free > 0 else POLL_MS
+            self._room.clear()
             try:
                 jobs = await self._queue.take(max(free, 1), block_ms, uploads=free > 0, queries=queries)
             except QueueUnavailable as error:
@@ -279,16 +309,29 @@ class Worker:
             away = False
             for job in jobs:
                 self._accept(job)
+            if not jobs and not queries:
+                await self._wait_for_room()
+
+    @property
+    def _windows_asked(self) -> int:
+        """Windows of queries in hand that the device has not been given."""
+        return sum(len(job.starts) for job in self._checking) + sum(work.left for work in self._queries)
+
+    async def _wait_for_room(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_MS / 1000):
+                await self._room.wait()
 
     def _accept(self, job: Job) -> None:
+        handler: Coroutine[Any, Any, None]
         if isinstance(job, QueryJob):
-            self._queries.append(job)
-            self._wake.set()
+            self._checking.add(job)
+            handler = self._check(job)
         else:
             handler = self._bury(job) if isinstance(job, Poisoned) else self._prepare(job)
-            task = asyncio.create_task(handler)
-            self._preparing.add(task)
-            task.add_done_callback(self._preparing.discard)
+        task = asyncio.create_task(handler)
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
 
     async def _bury(self, poisoned: Poisoned) -> None:
         """End a job that kills its workers."""
@@ -340,7 +383,7 @@ class Worker:
             await self._done(job)
         else:
             if len(work.windows):
-                self._works.append(work)
+                self._stems.append(work)
                 self._wake.set()
             else:
                 await self._fail(job, problem(StemNotEmbedded("All of its windows are silent.")))
@@ -352,7 +395,7 @@ class Worker:
             return False
         return state != "ready" or await self._persist(lambda: self._catalog.embeddings_exist(row, fingerprint))
 
-    async def _decode(self, job: UploadJob, row: int, sha256: str) -> Work:
+    async def _decode(self, job: UploadJob, row: int, sha256: str) -> StemWork:
         async with self._decoding:
             async with self._samples_freed:
                 # What is decoded and waits may be as much as one longest clip, before another is begun.
@@ -370,62 +413,71 @@ class Worker:
             starts = window_starts(len(waveform), window, stride)
             windows = await asyncio.to_thread(_loud, waveform, starts, length)
             self._samples_held += len(waveform)
-        return Work(job, row, waveform, starts, windows, length)
+        return StemWork(job=job, row=row, waveform=waveform, starts=starts, windows=windows, length=length)
+
+    async def _check(self, job: QueryJob) -> None:
+        """Place a query's windows; every way out leaves it answered or its windows with the device."""
+        try:
+            length = min(job.window, len(job.waveform))
+            windows = await asyncio.to_thread(_loud, job.waveform, job.starts, length)
+            if len(windows):
+                starts = job.starts
+                self._queries.append(
+                    QueryWork(job=job, waveform=job.waveform, starts=starts, windows=windows, length=length)
+                )
+                self._wake.set()
+            else:
+                dimension = await self._in_thread(lambda: self._on_device.require(job.fingerprint))
+                self.figures.queries += 1
+                await self._settle(self._queue.reply(job, np.zeros((len(job.starts), dimension), np.complex64)))
+        except Exception as error:
+            await self._fail_query(job, error)
+        finally:
+            self._checking.discard(job)
 
     # Computing.
 
     async def _compute(self) -> None:
         while not self._stopping.is_set():
-            if self._queries:
-                await self._answer(self._queries.popleft())
-            elif self._works:
-                batch = share_out(self._works, self._settings.batch_windows)
-                self._works = [work for work in self._works if work.taken < len(work.windows)]
+            batch = await self._next_batch()
+            if batch:
                 await self._embed_batch(batch)
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _answer(self, job: QueryJob) -> None:
-        try:
-            dimension = await self._in_thread(lambda: self._on_device.require(job.fingerprint))
-            length = min(job.window, len(job.waveform))
-            embedding = np.zeros((len(job.starts), dimension), np.complex64)
-            windows = await asyncio.to_thread(_loud, job.waveform, job.starts, length)
-            limit = self._settings.batch_windows
-            for chunk in (windows[at : at + limit] for at in range(0, len(windows), limit)):
-                if job.expired:
-                    log.warning("dropping a query whose deadline has passed")
-                    await self._settle(self._queue.done(job))
-                    return
-                if self._stopping.is_set():
-                    return  # given back with the rest
-                cut = cut_windows(job.waveform, job.starts[chunk], length)
-                embedding[chunk] = await self._embed(job.fingerprint, cut)
-        except UnknownModel as error:
-            self.figures.queries_failed += 1
-            await self._settle(self._queue.fail(job, FingerprintMismatch(error.fingerprint, error.held)))
-        except Exception as error:
-            log.exception("a query could not be embedded")
-            self.figures.queries_failed += 1
-            await self._settle(self._queue.fail(job, EmbedFailed(str(error) or type(error).__name__)))
-        else:
-            self.figures.queries += 1
-            await self._settle(self._queue.reply(job, embedding))
+    async def _next_batch(self) -> Batch:
+        """Queries before stems, but stems that wait get every ninth micro-batch; empty when nothing waits."""
+        await self._drop_expired()
+        limit = self._settings.batch_windows
+        if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
+            self._query_batches += 1
+            batch = share_out(self._queries, limit)
+            self._queries = [work for work in self._queries if work.left]
+            self._room.set()
+            return batch
+        self._query_batches = 0
+        batch = share_out(self._stems, limit) if self._stems else []
+        self._stems = [work for work in self._stems if work.left]
+        return batch
 
-    async def _embed_batch(self, batch: list[tuple[Work, int, int]]) -> None:
-        cut = np.concatenate([work.cut(start, end) for work, start, end in batch])
+    async def _drop_expired(self) -> None:
+        for work in [work for work in self._queries if work.job.expired]:
+            log.warning("dropping a query whose deadline has passed")
+            self._queries.remove(work)
+            await self._settle(self._queue.done(work.job))
+
+    async def _embed_batch(self, batch: Batch) -> None:
         try:
-            embedding = await self._embed(batch[0][0].job.fingerprint, cut)
+            embedding = await self._embed(batch)
         except UnknownModel as error:
             for work, _, _ in batch:
-                log.warning("stem %s stays queued: %s", work.job.stem_id, error)
-                await self._leave(work, self._done(work.job))
+                await self._leave(work, error)
         except Exception as error:
             if len(batch) == 1:
-                await self._fail_work(batch[0][0], error)
+                await self._leave(batch[0][0], error)
             else:
-                log.warning("a batch of %d stems failed (%s); embedding them one by one", len(batch), error)
+                log.warning("a batch of %d jobs failed (%s); embedding them one by one", len(batch), error)
                 for part in batch:
                     await self._embed_batch([part])
         else:
@@ -434,35 +486,63 @@ class Worker:
                 work.embedding.append(embedding[at : at + end - start].copy())
                 at += end - start
                 if work.complete:
-                    self._spawn_store(work)
+                    self._spawn(self._store(work) if isinstance(work, StemWork) else self._reply(work))
 
-    async def _embed(self, fingerprint: str, windows: NDArray[np.float32]) -> NDArray[np.complex64]:
+    async def _embed(self, batch: Batch) -> NDArray[np.complex64]:
+        def embed() -> NDArray[np.complex64]:
+            cut = np.concatenate([work.cut(start, end) for work, start, end in batch])
+            return self._on_device.embed(batch[0][0].job.fingerprint, cut)
+
         with self.figures.timed("embed"):
-            embedding = await self._in_thread(lambda: self._on_device.embed(fingerprint, windows))
+            embedding = await self._in_thread(embed)
         self.figures.batches += 1
-        self.figures.windows += len(windows)
+        self.figures.windows += len(embedding)
         return embedding
 
-    async def _fail_work(self, work: Work, error: Exception) -> None:
-        log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
-        reason = str(error) or type(error).__name__
-        said = problem(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
-        await self._leave(work, self._fail(work.job, said))
+    async def _leave(self, work: Work, error: Exception) -> None:
+        """Let go of a work before its last window."""
+        if isinstance(work, QueryWork):
+            self._queries = [other for other in self._queries if other is not work]
+            await self._fail_query(work.job, error)
+        elif isinstance(work, StemWork):
+            self._stems = [other for other in self._stems if other is not work]
+            await self._fail_stem(work, error)
+            await self._free(work)
 
-    async def _leave(self, work: Work, ending: Awaitable[None]) -> None:
-        """Let go of a stem before its last window."""
-        self._works = [other for other in self._works if other is not work]
-        await ending
-        await self._free(work)
+    async def _fail_query(self, job: QueryJob, error: Exception) -> None:
+        self.figures.queries_failed += 1
+        if isinstance(error, UnknownModel):
+            await self._settle(self._queue.fail(job, FingerprintMismatch(error.fingerprint, error.held)))
+        else:
+            log.error("a query could not be embedded", exc_info=error)
+            await self._settle(self._queue.fail(job, EmbedFailed(str(error) or type(error).__name__)))
 
-    # Storing.
+    async def _fail_stem(self, work: StemWork, error: Exception) -> None:
+        if isinstance(error, UnknownModel):
+            log.warning("stem %s stays queued: %s", work.job.stem_id, error)
+            await self._done(work.job)
+        else:
+            log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
+            reason = str(error) or type(error).__name__
+            said = problem(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
+            await self._fail(work.job, said)
 
-    def _spawn_store(self, work: Work) -> None:
-        task = asyncio.create_task(self._store(work))
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
+    # Answering and storing.
 
-    async def _store(self, work: Work) -> None:
+    def _spawn(self, ending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(ending)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _reply(self, work: Work) -> None:
+        assert isinstance(work, QueryWork)
+        found = np.concatenate(work.embedding)
+        embedding = np.zeros((len(work.starts), found.shape[1]), np.complex64)
+        embedding[work.windows] = found
+        self.figures.queries += 1
+        await self._settle(self._queue.reply(work.job, embedding))
+
+    async def _store(self, work: StemWork) -> None:
         job = work.job
         starts_s = work.starts[work.windows].astype(np.float64) / SAMPLE_RATE
         embedding = np.concatenate(work.embedding)
@@ -495,7 +575,7 @@ class Worker:
         for attempt in range(1, STORE_ATTEMPTS + 1):
             try:
                 return await operation()
-            except SQLAlchemyError as error:
+            except CatalogUnavailable as error:
                 if attempt == STORE_ATTEMPTS or self._stopping.is_set():
                     raise
                 log.warning("the catalog does not answer, trying again: %s", error)
@@ -534,9 +614,10 @@ async def run_worker(settings: Settings, slot: int | None = None) -> None:
     on with what its predecessor left.
     """
     catalog = await Catalog.open(settings.resolved_database_url)
-    queue = open_queue(settings, consumer_name(slot))
+    queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:
-        async with Decoder(DecodeLimits.of(settings)) as decoder:
+        # Uploads wait for the device, so decoding them takes the time that nobody else on the machine wants.
+        async with Decoder(replace(DecodeLimits.of(settings), nice=DECODE_NICE)) as decoder:
             worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,27 +2,40 @@
 
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import soundfile
 import torch
+import uvicorn
 from numpy.typing import NDArray
 
+from benchmarks.installation import START_S, eventually, free_port
+from benchmarks.installation import Installation as _Installation
 from model import SAMPLE_RATE, Phalar, PhalarConfig, save_phalar
+from tests import servers
 
-T = TypeVar("T")
-START_S = 60.0
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+__all__ = [
+    "Installation",
+    "add_stem",
+    "encode",
+    "eventually",
+    "free_port",
+    "noise_bursts",
+    "retrieve",
+    "save_small_checkpoint",
+    "serving",
+    "wait_ready",
+]
 SMALL = PhalarConfig(channels=1, growth=1.0, dimension=128)
 
 
@@ -59,103 +72,47 @@ def encode(waveform: NDArray[np.float32], form: str = "FLAC", rate: int = SAMPLE
     return file.getvalue()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def eventually(claim: Callable[[], T], seconds: float = 60.0, every: float = 0.1) -> T:
-    """The claim's value once it is true; AssertionError after some time without."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = claim()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {claim}"
-        time.sleep(every)
-
-
 @dataclass
-class Installation:
-    """One data folder, and the service that runs on it while started."""
+class Installation(_Installation):
+    """With what it has on servers (`stores`; nothing, where all is embedded), and what makes tests quick: a sweep twice
+    a second, and no more threads than a test needs."""
 
-    folder: Path
-    settings: dict[str, str] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
-    _process: subprocess.Popen[bytes] | None = None
+    stores: dict[str, str] = field(default_factory=servers.own_stores)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def __post_init__(self) -> None:
+        self.settings = {"PHALAR_SWEEP_S": "0.5", "PHALAR_TORCH_THREADS": "1", **self.stores, **self.settings}
 
-    @property
-    def log(self) -> str:
-        return (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    def cut_connections(self) -> None:
+        """What a restarted or failing-over server does to all that talk to it."""
+        servers.cut_connections(self.stores)
 
-    def start(self, *, wait: bool = True) -> "Installation":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "PHALAR_DATA": str(self.folder / "data"),
-            "PHALAR_PORT": str(self.port),
-            "PHALAR_SWEEP_S": "0.5",
-            "PHALAR_TORCH_THREADS": "1",
-            **self.settings,
-        }
-        with (self.folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=log, stderr=log
-            )
-        if wait:
-            eventually(self.ready, START_S)
-        return self
+    def forget_queue(self) -> None:
+        """The queue loses everything, as a Redis without persistence does when it is killed."""
+        if self.stores:
+            servers.forget(self.stores)
+            return
+        self.kill("valkey")
+        for journal in (self.folder / "data" / "valkey").rglob("*.aof"):
+            journal.unlink(missing_ok=True)
 
-    def ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log
-        try:
-            return httpx.get(f"{self.url}/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
 
-    def stop(self) -> int:
-        """Ctrl-C, and wait. Returns the exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
-        code = self._process.wait(timeout=60)
-        self._process = None
-        return code
+@contextmanager
+def serving(settings: "Settings") -> Iterator[str]:
+    """The URL of an API without workers, in a thread of this process; several share what their settings name."""
+    from service.app import create_app
 
-    def kill_all(self) -> None:
-        """kill -9 of the supervisor; everything else must die with it."""
-        assert self._process is not None
-        pids = [*self.pids().values()]
-        self._process.kill()
-        self._process.wait()
-        self._process = None
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20)
-
-    def kill(self, name: str) -> None:
-        """kill -9 of one child: `api`, `worker` or `valkey`."""
-        os.kill(self.pids()[name], signal.SIGKILL)
-
-    def pids(self) -> dict[str, int]:
-        """The service's children by what they are."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        named = {}
-        for pid in children:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            for name in ("valkey", "worker", "api"):
-                if name in command.split("service.cli")[-1]:
-                    named[name] = int(pid)
-                    break
-        return named
-
-    def client(self, key: str | None = None) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: server.started or not thread.is_alive(), START_S)
+        eventually(lambda: httpx.get(f"{url}/readyz").json()["status"] == "ready", START_S)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def add_stem(client: httpx.Client, audio: bytes, name: str = "stem.flac", **metadata: Any) -> str:

@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter, Depends, Response
 
-from service.access import TheBackend, require
+from service.access import GuardedRoute, TheBackend, require
 from service.routes.problems import problems
 from service.schemas import JobOut, ReindexIn, RollbackOut
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require("admin"))])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require("admin"))], route_class=GuardedRoute)
 
 
 @router.post("/reindex", status_code=202, responses=problems(422))

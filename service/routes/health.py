@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter, Depends, Response
 
-from service.access import TheBackend, require
+from service.access import GuardedRoute, TheBackend, limit_by_address, require
 from service.schemas import ReadyOut
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=GuardedRoute)
 
 
 @router.get("/livez")
@@ -14,7 +14,11 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not yet: starting, or rebuilding"}})
+@router.get(
+    "/readyz",
+    dependencies=[Depends(limit_by_address)],
+    responses={503: {"model": ReadyOut, "description": "Not yet: starting, or rebuilding"}},
+)
 async def readyz(services: TheBackend, response: Response) -> ReadyOut:
     """Queries are answered: 200; not yet: 503. Says by which model, from which index, and what waits."""
     report = await services.readiness()

@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter, Depends
 
-from service.access import TheBackend, require
+from service.access import GuardedRoute, TheBackend, require
 from service.routes.problems import problems
 from service.schemas import JobOut
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=GuardedRoute)
 
 
 @router.get("/jobs/{job_id}", dependencies=[Depends(require("read"))], responses=problems(404))

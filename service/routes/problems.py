@@ -9,7 +9,7 @@ from service.schemas import ProblemOut
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` for these statuses, beside those that any endpoint may answer."""
     schema = {"$ref": "#/components/schemas/ProblemOut"}
-    everywhere = (401, 403, 500, 503)
+    everywhere = (401, 403, 429, 500, 503)
     return {
         status: {"model": ProblemOut, "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in sorted({*statuses, *everywhere})

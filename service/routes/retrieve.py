@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form
 
-from service.access import TheBackend, require
+from service.access import GuardedRoute, TheBackend, require
 from service.errors import NoMix
 from service.routes.problems import problems
 from service.schemas import RetrieveIn, RetrieveOut
 
-router = APIRouter(tags=["retrieval"])
+router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 
 
 @router.post("/retrieve", dependencies=[Depends(require("read"))], responses=problems(404, 409, 413, 415, 422, 503))

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, Up
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
-from service.access import TheBackend, require
+from service.access import GuardedRoute, TheBackend, require
 from service.errors import BadMetadata, RangeNotSatisfiable
+from service.keys import Caller
 from service.routes.problems import problems
 from service.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage
 
-router = APIRouter(tags=["stems"])
+router = APIRouter(tags=["stems"], route_class=GuardedRoute)
 MAX_FILES = 1000
 MEDIA_TYPES = {
     "wav": "audio/wav",
@@ -31,11 +32,11 @@ MEDIA_TYPES = {
 @router.post(
     "/stems",
     status_code=202,
-    dependencies=[Depends(require("ingest"))],
     responses=problems(413, 415, 422, 429, 503),
 )
 async def add_stems(
     services: TheBackend,
+    caller: Annotated[Caller, Depends(require("ingest"))],
     response: Response,
     files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
     metadata: Annotated[
@@ -48,7 +49,8 @@ async def add_stems(
     twice are the same stem.
     """
     said = _metadata_of(metadata, len(files))
-    job = await services.ingest.accept([(file, meta.as_record()) for file, meta in zip(files, said, strict=True)])
+    described = [(file, meta.as_record()) for file, meta in zip(files, said, strict=True)]
+    job = await services.ingest.accept(described, caller)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobOut.of(job)
 

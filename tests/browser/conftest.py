@@ -48,7 +48,7 @@ def page(browser, live_service: str, watch: Watch) -> Iterator[object]:
     """The page, loaded and ready. After each test: no script error, no CSP refusal, no request to anywhere else."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(120_000)  # a search embeds 63 shifts; a busy two-core machine takes its time
+    page.set_default_timeout(120_000)  # a search embeds dozens of windows; a busy two-core machine takes its time
     page.on("pageerror", lambda error: watch.complaints.append(str(error)))
     page.on("console", lambda said: _note(watch, said))
     page.on("request", lambda request: watch.requests.append(request.url))

@@ -6,6 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.processes import EmbeddedValkey
+from tests import servers
 from tests.installation import Installation, add_stem, encode, noise_bursts, save_small_checkpoint, wait_ready
 
 CATALOG_STEMS = 6
@@ -42,6 +44,16 @@ def installation(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Pat
         wait_ready(client, *added)
     yield running
     assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Valkey as it is embedded, or a Redis server where servers are wanted; tests share it, each with its prefix."""
+    if servers.wanted():
+        yield servers.redis_url()
+        return
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
 
 
 @pytest.fixture

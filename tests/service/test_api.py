@@ -275,7 +275,7 @@ def test_keys_grant_what_their_scope_says(tmp_path_factory: pytest.TempPathFacto
             assert nobody.get("/livez").status_code == 200
             problem_of(nobody.get("/stems"), 401, "key-missing")
         with running.client("wrong") as wrong:
-            problem_of(wrong.get("/stems"), 403, "key-refused")
+            problem_of(wrong.get("/stems"), 401, "key-unknown")
         with running.client("reader") as reader:
             assert reader.get("/stems").status_code == 200
             problem_of(reader.post("/stems", files={"files": ("a.flac", b"x")}), 403, "key-refused")
@@ -286,3 +286,15 @@ def test_keys_grant_what_their_scope_says(tmp_path_factory: pytest.TempPathFacto
             problem_of(administrator.post("/admin/rollback"), 409, "nothing-to-roll-back-to")
     finally:
         running.stop()
+
+
+def test_text_with_a_nul_is_a_problem_of_the_request(client: httpx.Client) -> None:
+    for answer in (
+        client.get("/stems/%00"),
+        client.get("/jobs/%00"),
+        client.get("/stems", params={"instrument": "a\0b"}),
+        client.get("/stems", params={"tag": "a\0b"}),
+        client.post("/retrieve", data={"stem_id": "\0"}),
+    ):
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["type"] == "/problems/nul-in-text"

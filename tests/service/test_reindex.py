@@ -15,6 +15,7 @@ from tests.installation import (
     add_stem,
     encode,
     eventually,
+    free_port,
     noise_bursts,
     save_small_checkpoint,
     wait_ready,
@@ -75,6 +76,8 @@ def test_queries_never_notice_a_reindex_or_a_rollback(running: Installation) -> 
         result = finished(client, client.post("/admin/reindex").json())
         assert result["recall"] == 1.0
         assert result["stems"] == STEMS
+        assert (result["index_type"], result["recall_rescored"], result["recall_deep"]) == ("flat", 1.0, 1.0)
+        assert result["reason"].startswith("the most exact type that fits")
         eventually(lambda: any(generation == result["generation"] for generation, _ in asking.answers))
         back = client.post("/admin/rollback").json()
         assert (back["generation"], back["previous"]) == (before["index"]["generation"], result["generation"])
@@ -109,8 +112,9 @@ def test_a_new_checkpoint_embeds_again_while_the_old_one_answers(running: Instal
 def test_a_truncated_rank_states_its_bound_and_still_answers_exactly(running: Installation) -> None:
     with running.client() as client:
         full = client.post("/retrieve", files={"file": ("m.flac", encode(noise_bursts(2)))}).json()
-        result = finished(client, client.post("/admin/reindex", json={"rank": 127}).json())
+        result = finished(client, client.post("/admin/reindex", json={"rank": 127, "index_type": "fp16"}).json())
         assert (result["rank"], round(result["bound"], 6)) == (127, 1.0)  # W = I: every eigenvalue is 1
+        assert (result["index_type"], result["reason"].split(";")[0]) == ("fp16", "fp16 was asked for")
         truncated = client.post("/retrieve", files={"file": ("m.flac", encode(noise_bursts(2)))}).json()
 
     def shown(answer: dict[str, Any]) -> list[tuple[str, float]]:
@@ -134,3 +138,32 @@ def test_a_corrupt_index_is_noticed_at_start_and_rebuilt(running: Installation) 
         after = client.post("/retrieve", **ask).json()  # type: ignore[arg-type]
     assert "rebuilding the index" in running.log
     assert after["hits"] == before["hits"]
+
+
+def test_an_index_server_that_is_down_is_named_and_nothing_else_fails(tmp_path: Path, small_checkpoint: Path) -> None:
+    server = f"http://127.0.0.1:{free_port()}"
+    started = Installation(
+        tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint), "PHALAR_INDEX_URL": server, "PHALAR_WORKERS": "0"}
+    ).start(wait=False)
+    try:
+        with started.client() as client:
+
+            def unreachable() -> bool:
+                try:
+                    return bool(client.get("/readyz").json()["status"] == "unreachable")
+                except httpx.TransportError:
+                    return False
+
+            eventually(unreachable, 240)
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/livez").status_code == 200
+            add_stem(client, encode(noise_bursts(1)))
+            answer = client.post("/retrieve", files={"file": ("m.flac", encode(noise_bursts(1)))})
+            assert (answer.status_code, answer.json()["type"]) == (503, "/problems/index-unavailable")
+            assert answer.json()["status"] == 503
+            assert int(answer.headers["Retry-After"]) >= 1
+            refused = client.post("/admin/reindex", json={"index_type": "sq8"})
+            assert (refused.status_code, refused.json()["type"]) == (422, "/problems/no-index-types")
+    finally:
+        assert started.stop() == 0
+    assert "Qdrant cannot be reached" in started.log

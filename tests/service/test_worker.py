@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,15 +24,15 @@ from indexer import Catalog, ClipFacts, StemMetadata, Upload
 from model import SAMPLE_RATE, Phalar, save_phalar, untrained_phalar
 from service import worker as worker_module
 from service.blobs import Blobs
-from service.processes import EmbeddedValkey
 from service.queue import EmbedFailed, FingerprintMismatch, Queue, open_queue
 from service.settings import Settings
 from service.uploads import DecodeLimits, Decoder
 from service.worker import Device, Worker
+from tests import servers
 
 pytestmark = pytest.mark.anyio
 
-SOON_S = 30.0  # on a busy machine; nothing waits it out on success
+SOON_S = 120.0  # on a busy machine; nothing waits it out on success
 STEM_S = 1.2
 POISON = 0.875  # a peak that a test's worker dies of; exact in 16 bits
 # Batches of different sizes and thread counts add up in different orders.
@@ -42,12 +43,6 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def phalar() -> Phalar:
     return untrained_phalar()
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 def noise(seed: int, seconds: float = STEM_S, peak: float = 0.5) -> NDArray[np.float32]:
@@ -90,14 +85,15 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path, valkey: EmbeddedValkey, phalar: Phalar) -> AsyncIterator[House]:
+async def house(tmp_path: Path, redis_url: str, phalar: Phalar) -> AsyncIterator[House]:
     weights = tmp_path / "untrained.safetensors"
     save_phalar(untrained_phalar(), weights, trained=False)
     settings = Settings(
         checkpoint=weights,
         data=tmp_path,
-        redis_url=valkey.url,
-        redis_prefix=tmp_path.name,
+        database_url=servers.own_stores().get("PHALAR_DATABASE_URL"),
+        redis_url=redis_url,
+        redis_prefix=f"{tmp_path.name}-{uuid.uuid4().hex}",
         torch_threads=1,
         claim_after_s=5.0,
         window_s=1.2,
@@ -218,7 +214,7 @@ async def test_batch_is_halved_when_memory_does_not_suffice(house: House, monkey
         return embed(self, windows)
 
     monkeypatch.setattr(Phalar, "embed", small_device)
-    device = Device(house.settings)
+    device = Device(house.settings.model_copy(update={"batch_windows": 8}))
     windows = np.stack([noise(seed) for seed in range(5)])
     assert device.embed(house.fingerprint, windows).shape == (5, 512)
     assert device.batch_limit == 2
@@ -300,6 +296,81 @@ async def test_query_does_not_wait_for_the_uploads_before_it(
     # The one on the device when it was sent, and one that may begin while it is on its way.
     assert answered - before <= 2
     assert not await house.settled(), "the uploads went on"
+
+
+async def test_queries_that_wait_together_are_embedded_in_one_batch(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch, phalar: Phalar
+) -> None:
+    sizes: list[int] = []
+    embed = Phalar.embed
+
+    def counted(self: Phalar, windows: Any) -> torch.Tensor:
+        sizes.append(len(windows))
+        return embed(self, windows)
+
+    waveforms = [noise(seed) for seed in range(3)]
+    asked = [
+        asyncio.create_task(
+            house.queue.embed(house.fingerprint, waveform, np.array([0], np.int64), len(waveform), SOON_S)
+        )
+        for waveform in waveforms
+    ]
+
+    async def waiting() -> bool:
+        return (await house.queue.depths())["queries"] == len(asked)
+
+    await eventually(waiting)
+    monkeypatch.setattr(Phalar, "embed", counted)
+    await start()
+    answers = await asyncio.gather(*asked)
+    # The first to arrive finds the device idle and need not wait for the others.
+    assert sizes in ([3], [1, 2])
+    for waveform, answer in zip(waveforms, answers, strict=True):
+        np.testing.assert_allclose(answer, phalar.embed(waveform[None]).numpy(), atol=EMBEDDING_TOLERANCE)
+
+
+async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = Phalar.embed
+
+    def breaks(self: Phalar, windows: Any) -> torch.Tensor:
+        if (np.abs(windows).max(axis=1) == POISON).any():
+            raise ArithmeticError("it broke")
+        return embed(self, windows)
+
+    monkeypatch.setattr(Phalar, "embed", breaks)
+    waveforms = [noise(1), noise(2, peak=POISON), noise(3)]
+    asked = [
+        house.queue.embed(house.fingerprint, waveform, np.array([0], np.int64), len(waveform), SOON_S)
+        for waveform in waveforms
+    ]
+    await start()
+    first, broken, last = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(first, np.ndarray)
+    assert isinstance(last, np.ndarray)
+    assert isinstance(broken, EmbedFailed)
+    assert "it broke" in str(broken)
+
+
+async def test_uploads_get_their_turn_among_queries_without_end(house: House, start: Start) -> None:
+    await start()
+    (stem_id,) = await house.submit(wav(noise(1)))
+    waveform, starts = noise(2, 3.0), np.arange(40, dtype=np.int64) * 160
+
+    async def ask_for_ever() -> None:
+        while True:
+            await house.queue.embed(house.fingerprint, waveform, starts, 19_200, SOON_S)
+
+    asking = [asyncio.create_task(ask_for_ever()) for _ in range(3)]
+    try:
+        await eventually(house.settled)
+        assert await house.states([stem_id]) == ["ready"]
+        assert not any(task.done() for task in asking)
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_stopped_worker_gives_back_what_it_has_not_finished(

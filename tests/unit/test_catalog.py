@@ -1,4 +1,4 @@
-"""The catalog over a real SQLite file."""
+"""The catalog over a real SQLite file and a real PostgreSQL: the same claims on both."""
 
 import asyncio
 import hashlib
@@ -7,18 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from indexer.catalog import Catalog
+from indexer.database import GIVE_UP
 from indexer.records import (
     BadCursor,
     ClipFacts,
     NothingToRollBackTo,
+    NulInText,
     Rejected,
     StemFilter,
     StemMetadata,
     StemNotFound,
     Upload,
 )
+from tests import servers
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +31,16 @@ FACTS = ClipFacts(format="FLAC", duration_s=10.0, sample_rate=44_100, channels=2
 D = 4
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}"
+    return servers.emptied_database()
+
+
 @pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    opened = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
+async def catalog(url: str) -> AsyncIterator[Catalog]:
+    opened = await Catalog.open(url)
     yield opened
     await opened.close()
 
@@ -242,3 +254,186 @@ async def test_only_one_reindex_runs_at_a_time(catalog: Catalog) -> None:
     await catalog.finish_job(job.id, result={"generation": 2})
     assert (await catalog.job(job.id)).state == "done"
     assert await catalog.unfinished_reindex() is None
+
+
+async def test_lists_are_sorted_alike_wherever_the_catalog_lies(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    for name in ("b", "Z", "a", "é", "_"):
+        await make_ready(catalog, name, "f", instrument=name, tags=("b", "Z", "a"))
+    found = await catalog.values()
+    assert (found["instruments"], found["tags"]) == (["Z", "_", "a", "b", "é"], ["Z", "a", "b"])
+    assert (await catalog.list_stems(StemFilter(), limit=1))[0][0].tags == ("Z", "a", "b")
+
+
+async def test_text_with_a_nul_is_refused_by_name_wherever_it_comes_from(catalog: Catalog) -> None:
+    for ask in (
+        catalog.add([upload("a", title="a\0b")]),
+        catalog.add([upload("a", tags=("a\0b",))]),
+        catalog.stem("\0"),
+        catalog.job("\0"),
+        catalog.list_stems(StemFilter(instruments=("\0",))),
+        catalog.rows_allowed(StemFilter(exclude=("\0",), tags=("warm",))),
+    ):
+        with pytest.raises(NulInText):
+            await ask
+    assert await catalog.counts() == {"queued": 0, "ready": 0, "failed": 0}
+
+
+async def test_a_cursor_beyond_every_row_is_not_ours(catalog: Catalog) -> None:
+    with pytest.raises(BadCursor):
+        await catalog.list_stems(StemFilter(), cursor="s99999999999")
+
+
+async def test_more_rows_than_one_statement_holds_are_found(catalog: Catalog) -> None:
+    assert await catalog.stems_by_row(range(1, 40_000)) == {}
+    assert await catalog.rows_allowed(StemFilter(exclude=tuple(map(str, range(1000))))) is not None
+
+
+# Several processes on one database; a second Catalog has nothing in common with the first but the database.
+
+
+@pytest.fixture
+async def replica(url: str, catalog: Catalog) -> AsyncIterator[Catalog]:
+    opened = await Catalog.open(url)
+    yield opened
+    await opened.close()
+
+
+async def test_the_same_bytes_sent_to_two_replicas_at_once_are_one_stem(catalog: Catalog, replica: Catalog) -> None:
+    names = [f"n{n}" for n in range(8)]
+    first, second = await asyncio.gather(
+        catalog.add([upload(name) for name in names]), replica.add([upload(name) for name in reversed(names)])
+    )
+    assert set(first[1]) == set(second[1])
+    created = [item.created for job, _ in (first, second) for item in job.items]
+    assert sum(created) == len(names)
+
+
+async def test_two_replicas_start_one_reindex_between_them(catalog: Catalog, replica: Catalog) -> None:
+    started = await asyncio.gather(*(side.start_reindex({}) for side in (catalog, replica) * 3))
+    assert len({job.id for job, _ in started}) == 1
+    assert [new for _, new in started].count(True) == 1
+
+
+async def test_rows_appear_in_the_order_of_their_numbers(catalog: Catalog, replica: Catalog) -> None:
+    """A page's cursor is a row: a smaller one that appeared later would be on no page."""
+    seen: list[int] = []
+
+    async def follow() -> None:
+        cursor: str | None = None
+        while len(seen) < 20:
+            page, _ = await catalog.list_stems(StemFilter(), limit=500, cursor=cursor)
+            seen.extend(stem.row for stem in page)
+            cursor = f"s{seen[-1]}" if seen else None
+
+    async def write(side: Catalog, name: str) -> None:
+        for n in range(5):
+            await side.add([upload(f"{name}{n}"), upload(f"{name}{n}+")])
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(follow(), write(catalog, "a"), write(replica, "b"))
+    assert len(set(seen)) == 20
+
+
+async def test_a_deletion_and_an_upload_of_the_same_bytes_leave_no_half_stem(
+    catalog: Catalog, replica: Catalog
+) -> None:
+    for n in range(5):
+        _, (stem_id,) = await catalog.add([upload("a")])
+        await catalog.mark_failed(stem_id, {"type": "silent-clip"})
+        _, (job, _) = await asyncio.gather(catalog.delete(stem_id), replica.add([upload("a")]))
+        left, _ = await catalog.list_stems(StemFilter())
+        assert len(left) == (0 if job.items[0].stem_id == stem_id else 1), n
+        for stem in left:
+            assert stem.sha256 == upload("a").sha256
+            await catalog.delete(stem.id)
+
+
+async def test_a_name_is_held_by_one_at_a_time(catalog: Catalog, replica: Catalog, url: str) -> None:
+    holders: list[str] = []
+
+    async def hold(side: Catalog, *names: str) -> None:
+        for _ in range(5):
+            async with side.alone(*names):
+                holders.append("in")
+                await asyncio.sleep(0.005)
+                holders.append("out")
+
+    other = catalog if url.startswith("sqlite") else replica  # SQLite is for one API process
+    async with asyncio.timeout(60):
+        await asyncio.gather(hold(catalog, "a", "b"), hold(other, "b", "a"), hold(other, "b"))
+    assert holders == ["in", "out"] * 15
+
+
+# What only a server does.
+
+
+@pytest.fixture
+async def on_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, Catalog]]:
+    monkeypatch.setattr("indexer.database.RETRY_S", 60.0)  # a busy machine takes its time
+    url = servers.emptied_database()
+    opened = await Catalog.open(url)
+    yield url, opened
+    await opened.close()
+
+
+CUT = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+async def test_cut_connections_are_met_by_trying_again(on_postgres: tuple[str, Catalog]) -> None:
+    url, catalog = on_postgres
+    await make_live(catalog, "f")
+    await make_ready(catalog, "n", "f")
+    servers.execute(url, CUT)
+    adding = asyncio.gather(*(make_ready(catalog, f"m{n}", "f") for n in range(4)))
+    while not adding.done():
+        await asyncio.to_thread(servers.execute, url, CUT)
+        await asyncio.sleep(0.3)
+    await adding
+    assert (await catalog.counts())["ready"] == 5
+
+
+async def test_a_restarted_server_holds_what_was_committed_and_is_found_again(
+    on_postgres: tuple[str, Catalog],
+) -> None:
+    _, catalog = on_postgres
+    await make_live(catalog, "f")
+    first = await make_ready(catalog, "a", "f")
+    with servers.stopped_postgres():
+        waiting = asyncio.create_task(make_ready(catalog, "b", "f"))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+    second = await waiting
+    assert [stem.id for stem in (await catalog.list_stems(StemFilter()))[0]] == [first, second]
+
+
+async def test_a_name_is_free_again_when_its_holders_connection_is_gone(on_postgres: tuple[str, Catalog]) -> None:
+    url, catalog = on_postgres
+    dead = await Catalog.open(url)
+    async with dead.alone("a"):
+        servers.execute(url, CUT)
+        async with asyncio.timeout(60), catalog.alone("a"):
+            pass
+    async with dead.alone("a"):
+        pass
+    await dead.close()
+
+
+async def test_a_writer_that_falls_silent_does_not_stop_the_others_for_ever(
+    on_postgres: tuple[str, Catalog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, catalog = on_postgres
+    monkeypatch.setitem(GIVE_UP, "idle_in_transaction_session_timeout", "500ms")
+    silent = await Catalog.open(url)
+
+    async def fall_silent() -> None:
+        async with silent._database.write() as sql:
+            await catalog.add([upload("a")])
+            await sql.execute(select(1))
+
+    with pytest.raises(DBAPIError):
+        await fall_silent()
+    assert (await catalog.counts())["queued"] == 1
+    await silent.close()

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from indexer.fold import HermitianFold, NotFinite, WrongShape
-from indexer.index import FingerprintMismatch, Index
+from indexer.index import FingerprintMismatch, Index, KeysInMemory
 from indexer.records import StemEmbeddings
 from indexer.snapshot import DuplicateWindow, EmbeddingNotFinite, Snapshot, split_ids
 
@@ -201,3 +202,28 @@ def test_many_small_changes_leave_few_parts_to_search(tmp_path: Path) -> None:
         assert all(large >= 2 * small for large, small in pairwise(sizes))
         assert sum(len(part.ids) for part in index._fresh) <= 2 * index.fresh_windows
     assert len(index._fresh) <= 10
+
+
+def test_a_graphics_card_gets_only_what_it_can_answer(tmp_path: Path) -> None:
+    """Where the choice falls, with a flat index in the card's place; a real card needs faiss-gpu."""
+
+    class Card:
+        asked = 0
+
+        def __init__(self, keys: Any) -> None:
+            self.keys = keys
+
+        def search(self, queries: npt.NDArray[np.float32], k: int) -> Any:
+            Card.asked += 1
+            return self.keys.search(queries, k)
+
+    index = sealed(tmp_path)
+    assert isinstance(index.base, KeysInMemory)
+    assert index.base.card is None, "faiss-cpu has none"
+    on_card = index.on(replace(index.base, card=Card(index.base.keys)), fresh=True)  # type: ignore[arg-type]
+    queries = index.fold.queries(unit_rows(1, 4))
+    assert np.array_equal(on_card.search(queries, 7)[1], index.search(queries, 7)[1])
+    assert Card.asked == 1
+    on_card.search(queries, 7, np.array([0, 1]))
+    on_card.with_changes({}, [2], 18).search(queries, 7)
+    assert Card.asked == 1, "a card's index ignores filters and masks"

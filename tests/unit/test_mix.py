@@ -34,6 +34,17 @@ def test_a_short_mix_is_searched_as_far_as_it_goes() -> None:
     assert set(laid.window) == {0}
 
 
+def test_a_coarser_plan_is_every_so_manieth_shift_of_the_same_stretch() -> None:
+    fine = plan(8.0)
+    coarse = fine.coarser(4)
+    assert (coarse.shifts, coarse.step, coarse.range_s) == (16, 4 * STEP, 2.4)
+    assert (coarse.begin, coarse.end, coarse.length) == (fine.begin, fine.end, fine.length)
+    assert set(coarse.starts) < set(fine.starts)
+    np.testing.assert_array_equal(coarse.starts, coarse.begin + coarse.shift * coarse.step + coarse.window * STRIDE)
+    assert (coarse.window == 1).sum() == 4
+    np.testing.assert_array_equal(fine.coarser(1).starts, fine.starts)
+
+
 def test_a_mix_shorter_than_a_window_is_one_window() -> None:
     laid = plan(3.0)
     assert (laid.shifts, laid.length) == (1, 3 * SECOND)

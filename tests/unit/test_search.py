@@ -19,6 +19,7 @@ from indexer.search import (
     align,
     align_all,
     candidates,
+    missed_by_half,
     promising_places,
     proven,
     refine_offsets,
@@ -28,6 +29,7 @@ from indexer.snapshot import Snapshot
 
 DIMENSION = 16
 WINDOW_S, STRIDE_S, SHIFT_S, FINE_S = 5.0, 2.5, 0.04, 0.01
+SLOW, COARSE_S = 2.0, 0.16  # see SmoothMusic
 # Means over float64 products, summed in another order.
 SCORE_TOLERANCE = 1e-9
 # Index scores are float32; the exact ones are float64.
@@ -337,10 +339,10 @@ def test_no_proof_where_the_ceiling_is_above_the_last_hit() -> None:
 class SmoothMusic:
     """A made-up mix and stem: the embedding turns with time, so that the score falls smoothly with the delay."""
 
-    def __init__(self, seed: int, lean: float = 0.0) -> None:
+    def __init__(self, seed: int, lean: float = 0.0, speed: float = 22.0) -> None:
         rng = np.random.default_rng(seed)
-        # Half of the score is gone at a delay of 40 ms, like the short-trained model's.
-        self.speed = rng.normal(lean, 22.0, DIMENSION)
+        # Half of the score is gone at a delay of 40 ms, like the short-trained model's; at SLOW, a twentieth at 160 ms.
+        self.speed = rng.normal(lean, speed, DIMENSION)
         self.fold = HermitianFold(np.eye(DIMENSION, dtype=complex))
         self.scenes = unit_rows(rng, 400)
 
@@ -349,22 +351,37 @@ class SmoothMusic:
         at = np.maximum(times / 1.25 + 100, 0)
         scene = at.astype(int)
         part = (at - scene)[:, None]
-        mixed = self.scenes[scene] * np.sqrt(1 - part) + self.scenes[scene + 1] * np.sqrt(part)
+        mixed = self.scenes[scene] * np.cos(np.pi / 2 * part) + self.scenes[scene + 1] * np.sin(np.pi / 2 * part)
         rows = mixed * np.exp(1j * times[:, None] * self.speed)
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
 
-    def search(self, true_start_s: float, mix_s: float, searched: float | None = None) -> tuple[Place, Place, int]:
+    def search(
+        self,
+        true_start_s: float,
+        mix_s: float,
+        searched: float | None = None,
+        shift_s: float = SHIFT_S,
+        smooth: bool = False,
+    ) -> tuple[Place, Place, int]:
         """The mix is the stem from `true_start_s` on; the coarse place, the refined one, and the windows it took."""
         stem_start_s = stem_starts(30.0)
         stem = StemEmbeddings(np.arange(len(stem_start_s)), stem_start_s, self.embed(stem_start_s))
-        queries = make_queries(np.random.default_rng(0), mix_s if searched is None else searched)
+        queries = self.queries(true_start_s, mix_s if searched is None else searched, shift_s)
+        coarse = places = align_all(self.fold, queries, {5: stem})
+        windows, last_s = 0, mix_s - WINDOW_S
+        for _ in range(2 if smooth else 1):
+            offsets = refine_offsets(
+                places.values(), shift_s=shift_s, fine_shift_s=FINE_S, first_s=0.0, last_s=last_s, smooth=smooth
+            )
+            fine = self.embed(offsets + true_start_s)
+            places = refined(self.fold, places, {5: stem}, fine, offsets, shift_s=shift_s)
+            windows += len(offsets)
+        return coarse[5], places[5], windows
+
+    def queries(self, true_start_s: float, mix_s: float, shift_s: float) -> QueryWindows:
+        queries = make_queries(np.random.default_rng(0), mix_s, shift_s=shift_s)
         queries.embedding[:] = self.embed(queries.offset_s + true_start_s)
-        places = align_all(self.fold, queries, {5: stem})
-        offsets = refine_offsets(
-            places.values(), shift_s=SHIFT_S, fine_shift_s=FINE_S, first_s=0.0, last_s=mix_s - WINDOW_S
-        )
-        fine = self.embed(offsets + true_start_s)
-        return places[5], refined(self.fold, places, {5: stem}, fine, offsets, shift_s=SHIFT_S)[5], len(offsets)
+        return queries
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -379,6 +396,43 @@ def test_refinement_finds_the_true_place_to_ten_milliseconds(seed: int) -> None:
         assert abs(fine.start_s - true_start_s) <= FINE_S / 2 + 0.001
         assert fine.score >= coarse.score - SCORE_TOLERANCE
         assert windows <= 4 * len(coarse.pairs)
+
+
+def test_a_slow_scores_place_is_found_from_a_coarse_grid_with_two_windows_a_pair() -> None:
+    errors_s = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        music = SmoothMusic(seed, speed=SLOW)
+        for _ in range(12):
+            true_start_s = round(float(rng.uniform(0, 20)), 4)
+            coarse, fine, windows = music.search(true_start_s, 8.0, shift_s=COARSE_S, smooth=True)
+            assert fine.score >= max(0.999, coarse.score)  # the stem against itself scores 1
+            assert windows <= 2 * len(coarse.pairs)
+            errors_s.append(abs(fine.start_s - true_start_s))
+    # A peak this flat may be missed by a step or two: a thousandth of the score.
+    assert max(errors_s) <= 2 * FINE_S
+    assert np.mean(np.array(errors_s) <= FINE_S + 0.001) >= 0.9
+
+
+def test_every_second_shift_is_missed_little_by_a_slow_score_and_much_by_a_fast_one() -> None:
+    slow, fast = SmoothMusic(1, speed=SLOW), SmoothMusic(1)
+    missed = [missed_by_half(music.fold, music.queries(3.0, 8.0, COARSE_S)) for music in (slow, fast)]
+    assert missed[0] is not None
+    assert missed[1] is not None
+    assert missed[0] < 0.25 < 1.0 < missed[1]
+    # On a finer grid the fast one is better drawn; noise is not, whatever the grid.
+    finer = missed_by_half(fast.fold, fast.queries(3.0, 8.0, SHIFT_S))
+    assert finer is not None
+    assert finer < 0.6
+    noise = missed_by_half(fast.fold, make_queries(np.random.default_rng(0), 8.0))
+    assert noise == pytest.approx(math.sqrt(1.5), abs=0.15)  # a value beside the mean of two others, all independent
+
+
+def test_too_few_shifts_tell_nothing() -> None:
+    music = SmoothMusic(1)
+    assert missed_by_half(music.fold, music.queries(3.0, 5.2, SHIFT_S)) is None
+    # Seven windows a stride apart are no shifts of one window.
+    assert missed_by_half(music.fold, music.queries(3.0, 20.0, STRIDE_S)) is None
 
 
 def test_refinement_steps_beyond_the_last_shift_as_far_as_the_mix_allows() -> None:
@@ -407,6 +461,23 @@ def test_fine_windows_never_leave_the_mix_and_are_shared_by_hits() -> None:
     offsets = refine_offsets([rising], shift_s=SHIFT_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0)
     assert offsets.tolist() == [0.01, 0.02, 2.49, 2.51, 2.52]
     assert refine_offsets([], shift_s=SHIFT_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0).shape == (0,)
+
+
+def test_of_a_smooth_score_the_parabolas_peak_alone_is_tried() -> None:
+    pairs = (Pair(0, 0, 1.0, 1.0, 5.0),)
+
+    def tried(*curve: tuple[float, float]) -> list[float]:
+        place = Place(dict(curve)[0.0], 4.0, pairs, curve)
+        return refine_offsets(
+            [place], shift_s=COARSE_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0, smooth=True
+        ).tolist()
+
+    # 1 - (t - 0.03)^2 * 10, and the same leaning the other way.
+    assert tried((-0.16, 0.639), (0.0, 0.991), (0.16, 0.831)) == [1.03]
+    assert tried((-0.16, 0.831), (0.0, 0.991), (0.16, 0.639)) == [0.97]
+    assert tried((-0.16, 0.8), (0.0, 1.0), (0.16, 0.8)) == []  # it is there already
+    assert tried((-0.16, 0.8), (0.0, 1.0), (0.1, 1.0)) == [1.05]  # across the end of the shifts the gap is narrower
+    assert tried((0.0, 1.0), (0.16, 0.8)) == [0.92, 0.96, 1.04, 1.08]  # nothing is known of one side
 
 
 def test_of_two_similar_places_the_right_one_is_promising_though_the_grid_favours_the_other() -> None:

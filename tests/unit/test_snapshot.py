@@ -101,7 +101,7 @@ def test_a_truncated_snapshot_keeps_each_keys_tail(tmp_path: Path) -> None:
     assert snapshot.manifest.bound == fold.bound > 0
 
 
-@pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8"])
+@pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
 def test_an_empty_snapshot_loads_and_answers_nothing(tmp_path: Path, index_type: str) -> None:
     snapshot = Snapshot.write(tmp_path, [], **facts(index_type=index_type))
     assert (snapshot.manifest.windows, snapshot.manifest.stems) == (0, 0)
@@ -208,8 +208,8 @@ def test_a_manifest_of_another_format_is_named_as_such(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / "manifest.json"
     fields = json.loads(path.read_text())
-    path.write_bytes(indexer.snapshot._manifest_bytes({**fields, "format": 2}))
-    with pytest.raises(SnapshotCorrupt, match="format 2"):
+    path.write_bytes(indexer.snapshot.manifest_bytes({**fields, "format": 99}))
+    with pytest.raises(SnapshotCorrupt, match="format 99"):
         Snapshot.load(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_keys_that_faiss_would_swallow_are_refused_by_name(tmp_path: Path) -> No
     assert writer.seal().manifest.stems == 1
 
 
-@pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8"])
+@pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
 def test_a_snapshot_measures_its_recall_and_its_rounding(tmp_path: Path, index_type: str) -> None:
     stems = {row: make_stem(row, 10) for row in range(20)}
     snapshot = Snapshot.write(tmp_path, [stems], **facts(index_type=index_type, probes=probes()))
@@ -275,3 +275,38 @@ def test_windows_of_the_same_audio_do_not_lower_the_recall(tmp_path: Path) -> No
     snapshot = Snapshot.write(tmp_path, [{row: same for row in range(15)}], **facts(probes=probes()))
     assert snapshot.manifest.recall is not None
     assert snapshot.manifest.recall.value == 1.0
+
+
+def test_a_large_snapshot_is_mapped_and_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("flat", "fp16", "sq8", "ivf"):
+        copied = write(tmp_path / kind, index_type=kind)
+        monkeypatch.setattr(indexer.snapshot, "MAPPED_FROM_BYTES", 1)
+        mapped = Snapshot.load(tmp_path / kind)
+        monkeypatch.undo()
+        queries = copied.fold.queries(probes())
+        ours, theirs = Index.of(copied).search(queries, 20), Index.of(mapped).search(queries, 20)
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_an_approximate_snapshot_states_how_much_it_looks_at(tmp_path: Path) -> None:
+    stems = {row: make_stem(row, 10) for row in range(200)}
+    snapshot = Snapshot.write(tmp_path, [stems], **facts(index_type="ivf", probes=probes()))
+    manifest, recall = snapshot.manifest, snapshot.manifest.recall
+    assert manifest.lists > 10
+    assert 1 <= manifest.probed <= manifest.lists
+    assert recall is not None
+    assert recall.rescored >= indexer.snapshot.PROBED_RECALL
+    assert recall.deep >= indexer.snapshot.PROBED_DEEP_RECALL
+    assert Snapshot.load(tmp_path).manifest == manifest
+
+
+def test_an_approximate_snapshot_proves_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    stems = {row: make_stem(row, 10) for row in range(100)}
+    index = Index.of(Snapshot.write(tmp_path, [stems], **facts(index_type="ivf", probes=probes())))
+    assert index.base.approximate
+    assert (index.slack(probes()) >= 2 * abs(index.fold.eigenvalues[0])).all()
+    queries = index.fold.queries(probes())
+    assert (index.search(queries, 1000)[1] >= 0).all(), "all lists are looked at when some cannot hold enough"
+    few = np.array([3, 50], np.int64)
+    rows = split_ids(index.with_changes({}, [50], 18).search(queries, 12, few)[1])[0]
+    assert (np.sort(rows, axis=1) == [-1, -1] + [3] * 10).all()

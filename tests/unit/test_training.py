@@ -116,8 +116,8 @@ def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> Non
     assert not (out / MODEL).exists(), "killed in the middle"
     finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert str(out / MODEL) in finished.stdout
-    assert losses(out) == losses(whole)
     assert_same_weights(out, whole)
+    assert losses(out) == losses(whole)
 
 
 def test_every_step_is_reported_with_its_split(home: Path, recipe: Recipe, bank: StemBank) -> None:

@@ -3,17 +3,22 @@
 import numpy as np
 
 from service.queue import UploadJob
-from service.worker import Work, share_out
+from service.worker import StemWork, Work, share_out
 
 
-def stem(name: str, windows: int, length: int = 80_000, fingerprint: str = "f") -> Work:
+def stem(name: str, windows: int, length: int = 80_000, fingerprint: str = "f") -> StemWork:
     job = UploadJob("1-0", name, fingerprint)
     empty = np.empty(0, np.float32)
-    return Work(job, 1, empty, np.arange(windows), np.arange(windows), length)
+    count = np.arange(windows)
+    return StemWork(job=job, row=1, waveform=empty, starts=count, windows=count, length=length)
 
 
-def shares(works: list[Work], limit: int) -> dict[str, tuple[int, int]]:
-    return {work.job.stem_id: (start, end) for work, start, end in share_out(works, limit)}
+def shares(works: list[StemWork], limit: int) -> dict[str, tuple[int, int]]:
+    def name(work: Work) -> str:
+        assert isinstance(work, StemWork)
+        return work.job.stem_id
+
+    return {name(work): (start, end) for work, start, end in share_out(works, limit)}
 
 
 def test_long_stem_does_not_keep_short_ones_waiting() -> None:
@@ -25,8 +30,8 @@ def test_long_stem_does_not_keep_short_ones_waiting() -> None:
 def test_batch_is_full_when_there_are_windows_enough() -> None:
     works = [stem(str(i), 1 + i) for i in range(8)]
     taken = 0
-    while any(work.taken < len(work.windows) for work in works):
-        batch = share_out([work for work in works if work.taken < len(work.windows)], 5)
+    while any(work.left for work in works):
+        batch = share_out([work for work in works if work.left], 5)
         size = sum(end - start for _, start, end in batch)
         assert size == min(5, 36 - taken)
         taken += size

@@ -1,0 +1,65 @@
+"""`make bench`: every measurement of speed that needs nothing but this machine, one after another.
+
+    python -m benchmarks [--page docs/performance.md] [--large]
+
+Each runs in a process of its own, on a machine that should have nothing else to do.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from model.evaluation.results import markdown_table, write_section
+
+SUBJECTS = ("cqt", "encoder", "ingest", "queries", "fold", "index_at_size", "large")
+LARGE = "10000,100000,1000000"
+PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu")
+
+
+def machine() -> str:
+    """What the figures were measured on: a table."""
+    rows = [
+        ["date", f"{datetime.now(UTC):%Y-%m-%d}"],
+        ["processor", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"],
+        ["memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"],
+        ["system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"],
+        ["load when it began", f"{os.getloadavg()[0]:.1f}"],
+    ]
+    for package in PACKAGES:
+        try:
+            rows.append([package, version(package)])
+        except PackageNotFoundError:
+            continue
+    return markdown_table(["machine", ""], rows)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, help="write every table into its section of this page")
+    parser.add_argument("--large", action="store_true", help="search a million windows, too")
+    arguments = parser.parse_args()
+    page = ["--page", str(arguments.page)] if arguments.page else []
+    table = machine()
+    print(table)
+    if arguments.page:
+        write_section(arguments.page, "machine", table)
+    for subject in SUBJECTS:
+        print(f"\n{subject}\n", flush=True)
+        sizes = ["--windows", LARGE] if arguments.large and subject == "index_at_size" else []
+        subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", *page, *sizes], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""How fast embeddings are folded into keys: the whole form, half of its eigenvalues, an eighth.
+
+python -m benchmarks.fold [--page docs/performance.md]
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.index_at_size import Complex64, demo_embeddings
+from indexer import HermitianFold
+from model.evaluation.results import markdown_table, write_section
+
+SECTION = "fold"
+KEYS, REPEATS = 10_000, 5
+
+
+def rate(fold: HermitianFold, embedding: Complex64) -> float:
+    """Keys a second, the median of some turns."""
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        fold.keys(embedding)
+        times.append(time.perf_counter() - began)
+    return len(embedding) / float(np.median(times))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, help="write the table into this page")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        embedding, hermitian = demo_embeddings(Path(name))
+    whole = HermitianFold(hermitian)
+    many = np.resize(embedding, (KEYS, embedding.shape[1]))
+    rows = []
+    for rank in (whole.rank, whole.rank // 2, whole.rank // 8):
+        fold = whole.at_rank(rank)
+        rows.append([str(rank), f"{rate(fold, many):,.0f}", f"{4 * fold.dim:,}", f"{fold.bound:.2g}"])
+    table = markdown_table(["rank", "keys folded/s", "bytes a key", "a score is off by at most"], rows)
+    print(table)
+    if arguments.page:
+        write_section(arguments.page, SECTION, table)
+
+
+if __name__ == "__main__":
+    main()

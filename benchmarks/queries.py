@@ -1,0 +1,132 @@
+"""Latency and rate of POST /retrieve for several clients at once, beside the bare encoder on as many windows.
+
+    python -m benchmarks.queries [--page docs/performance.md]
+
+A real service with the demo catalog and the default model; each query is another cut of 8 s. How many windows were
+embedded is what the worker counted. The encoder is timed before and after each row, with the service idle.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from benchmarks.bare import BareEncoder, compose, mixes
+from benchmarks.installation import Installation
+from model import load_clip
+from model.evaluation.results import markdown_table, write_section
+from service.client import Client, NewStem
+from service.settings import Settings
+
+SECTION = "queries"
+CLIENTS = (1, 8, 32)
+SECONDS = 8.0
+CLAIM_AFTER_S = 6  # a worker reports three times in this time
+SETTINGS = {"PHALAR_CLAIM_AFTER_S": str(CLAIM_AFTER_S)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of some queries, asked by some clients."""
+
+    ms: list[float]  # of each query
+    stages: dict[str, float]  # median ms
+    seconds: float  # in all
+    windows: float  # embedded, by the worker's count
+
+
+def worker_windows(client: httpx.Client) -> float:
+    """Windows that the workers have embedded; waits for their next report."""
+    time.sleep(CLAIM_AFTER_S / 2)
+    text = client.get("/metrics").text
+    return sum(float(value) for value in re.findall(r'^phalar_worker\{figure="windows",.*\} (\S+)$', text, re.M))
+
+
+def ask(client: httpx.Client, mix: bytes, align: str) -> tuple[float, dict[str, float]]:
+    """Milliseconds of one query, and of its stages."""
+    began = time.perf_counter()
+    answer = client.post("/retrieve", files={"file": ("mix.flac", mix)}, data={"align": align})
+    ms = (time.perf_counter() - began) * 1000
+    answer.raise_for_status()
+    stages: dict[str, float] = answer.json()["timing_ms"]
+    return ms, stages
+
+
+def ask_all(client: httpx.Client, asked: Sequence[bytes], align: str, clients: int) -> Asked:
+    """Ask by so many clients at once, each as soon as it has its answer."""
+    before = worker_windows(client)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        answers = list(pool.map(lambda mix: ask(client, mix, align), asked))
+    seconds = time.perf_counter() - began
+    stages = {name: float(np.median([stage[name] for _, stage in answers])) for name in answers[0][1]}
+    return Asked([ms for ms, _ in answers], stages, seconds, worker_windows(client) - before)
+
+
+def measure(client: httpx.Client, bare: BareEncoder, cuts: Sequence[bytes], queries: int) -> tuple[str, str]:
+    """The table of latencies, and that of a lone client's stages."""
+    rows, stage_rows, stages = [], [], ["decode", "embed", "index", "rescore", "refine", "total"]
+    for align in ("grid", "search"):
+        ask(client, cuts[0], align)  # the first one loads what is loaded once
+        for clients in CLIENTS:
+            count = queries * (1 if clients == 1 else 2 if clients == 8 else 4)
+            before = bare.rate()
+            asked = ask_all(client, [cuts[at % len(cuts)] for at in range(count)], align, clients)
+            rate = (before + bare.rate()) / 2
+            each = asked.windows / count
+            alone = bare.seconds(max(1, round(each))) * 1000 + asked.stages["decode"]
+            p50, p99 = np.percentile(asked.ms, [50, 99])
+            rows.append(
+                [
+                    align,
+                    str(clients),
+                    str(count),
+                    f"{each:.1f}",
+                    f"{p50:.0f}",
+                    f"{p99:.0f}",
+                    f"{p50 / alone:.2f}" if clients == 1 else "",  # of several, each waits for the others
+                    f"{asked.windows / asked.seconds / rate:.0%}",
+                ]
+            )
+            if clients == 1:
+                stage_rows.append([align, *(f"{asked.stages.get(stage, 0.0):.1f}" for stage in stages)])
+    header = ["align", "clients", "queries", "windows each", "p50, ms", "p99, ms", "p50 / encoder", "rate / encoder"]
+    return markdown_table(header, rows), markdown_table(["a lone client, ms", *stages], stage_rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--queries", type=int, default=16, help="of a lone client; eight ask twice as many, 32 four times"
+    )
+    parser.add_argument("--page", type=Path, help="write the tables into this page")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
+    with tempfile.TemporaryDirectory() as folder:
+        tracks = compose(Path(folder) / "demo")
+        bare = BareEncoder(Settings(), load_clip(tracks[0][0]).waveform)
+        installation = Installation(Path(folder), SETTINGS, client_timeout_s=600).start()
+        try:
+            with Client(installation.url) as uploads:
+                for _ in uploads.ingest(NewStem(path, {}) for track in tracks for path in track):
+                    pass
+            with installation.client() as client:
+                cuts = mixes(tracks, 4 * arguments.queries, SECONDS)
+                text = "\n".join(measure(client, bare, cuts, arguments.queries))
+        finally:
+            installation.stop()
+    print(text)
+    if arguments.page:
+        write_section(arguments.page, SECTION, text)
+
+
+if __name__ == "__main__":
+    main()

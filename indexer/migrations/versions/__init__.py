@@ -1,0 +1,1 @@
+"""Never edit one that was released; add the next, named for its number and its effect."""

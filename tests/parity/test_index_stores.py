@@ -1,0 +1,364 @@
+"""Every store of the index gives the hits of brute force, whatever happened to the catalog: one suite for all of them.
+
+With PHALAR_TEST_QDRANT_URL (and PHALAR_TEST_QDRANT_KEY) it runs against that server also; its collections are removed.
+"""
+
+import hashlib
+import os
+import secrets
+import warnings
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from qdrant_client import QdrantClient
+
+import indexer.qdrant
+from indexer.build import FolderStore
+from indexer.catalog import Catalog
+from indexer.choice import Limits
+from indexer.fold import HermitianFold
+from indexer.index import FingerprintMismatch, Index
+from indexer.live import IndexStore, LiveIndex
+from indexer.qdrant import QdrantStore
+from indexer.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
+from indexer.search import QueryWindows, candidates
+from indexer.snapshot import SnapshotError, split_ids
+
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
+
+DIMENSION = 6
+# float32 inner products of twelve coordinates, in each engine's order and in ours.
+SCORE_TOLERANCE = 1e-5
+FACTS = ClipFacts("wav", 9.0, 16_000, channels=1)
+MODEL, OTHER_MODEL = "a" * 64, "b" * 64
+STORES = ["folder", "qdrant"] + (["server"] if "PHALAR_TEST_QDRANT_URL" in os.environ else [])
+
+
+def make_fold(seed: int = 0, rank: int | None = None) -> HermitianFold:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((DIMENSION, DIMENSION)) + 1j * rng.standard_normal((DIMENSION, DIMENSION))
+    return HermitianFold((w + w.conj().T) / 2, rank=rank)
+
+
+def unit_rows(seed: int, n: int) -> npt.NDArray[np.complex64]:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+
+
+class World:
+    """A catalog, what we know to be in it, and the index that answers for it."""
+
+    def __init__(self, catalog: Catalog, new_store: Callable[[], IndexStore]) -> None:
+        self.catalog, self.new_store = catalog, new_store
+        self.fold = make_fold()
+        self.stems: dict[int, StemEmbeddings] = {}
+        self.ids: dict[int, str] = {}
+        self.store = new_store()
+        self.live = self.another()
+
+    @classmethod
+    async def open(cls, catalog: Catalog, new_store: Callable[[], IndexStore]) -> "World":
+        """As the service begins: with a live generation of nothing."""
+        world = cls(catalog, new_store)
+        await world.go_live()
+        return world
+
+    def another(self) -> LiveIndex:
+        """What a second process, or the same one after a restart, would open."""
+
+        async def fold_of(_: str) -> HermitianFold:
+            return self.fold
+
+        return LiveIndex(self.catalog, self.new_store(), fold_of, window_s=5.0, stride_s=2.5)
+
+    async def go_live(self, fingerprint: str = MODEL) -> int:
+        generation = await self.catalog.new_generation(fingerprint)
+        await self.live.build(generation, fingerprint, self.fold)
+        assert await self.catalog.go_live(generation, configured=fingerprint)
+        await self.live.open()
+        return generation
+
+    async def add(self, seed: int, n: int = 3, fingerprint: str = MODEL, **said: Any) -> int:
+        # Gaps in the window indices: silent windows are absent.
+        windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)).astype(np.int64)
+        stem = StemEmbeddings(windows, windows * 2.5, unit_rows(seed, n))
+        name = f"{seed} {secrets.token_hex(4)}"
+        upload = Upload(hashlib.sha256(name.encode()).hexdigest(), f"{name}.wav", StemMetadata(**said), FACTS)
+        _, (stem_id,) = await self.catalog.add([upload])
+        row = (await self.catalog.stem(stem_id)).row
+        assert await self.catalog.store_embeddings(row, fingerprint, stem.windows, stem.starts_s, stem.embedding)
+        self.stems[row], self.ids[row] = stem, stem_id
+        return row
+
+    async def delete(self, row: int) -> None:
+        await self.catalog.delete(self.ids[row])
+        del self.stems[row]
+
+    async def check(
+        self,
+        live: LiveIndex | None = None,
+        allowed: npt.NDArray[np.int64] | None = None,
+        ks: tuple[int, ...] = (1, 7, 200),
+    ) -> Index:
+        """The hits of the current index are those of brute force over the stems that we know to be there."""
+        index = await (live or self.live).current()
+        index.require_fingerprint(index.fingerprint)
+        kept = {row: stem for row, stem in self.stems.items() if allowed is None or row in allowed}
+        found = {
+            (row, int(w)): e for row, stem in kept.items() for w, e in zip(stem.windows, stem.embedding, strict=True)
+        }
+        queries = unit_rows(99, 5)
+        every = np.stack([*found.values()]) if found else np.empty((0, DIMENSION), np.complex64)
+        folded, keys = index.fold.queries(queries), index.fold.keys(every)
+        truth = folded.astype(np.float64) @ keys.astype(np.float64).T  # (queries, windows)
+        position = {name: at for at, name in enumerate(found)}
+        for k in ks:
+            scores, ids = index.search(folded, k, allowed)
+            n = min(k, len(found))
+            assert (scores.dtype, ids.dtype, scores.shape, ids.shape) == (np.float32, np.int64, (5, k), (5, k))
+            assert np.isneginf(scores[:, n:]).all()
+            assert (ids[:, n:] == -1).all()
+            assert (np.diff(scores[:, :n]) <= 0).all()
+            np.testing.assert_allclose(scores[:, :n], -np.sort(-truth, axis=1)[:, :n], atol=SCORE_TOLERANCE)
+            rows, windows = split_ids(ids[:, :n])
+            for query in range(5):
+                names = list(zip(rows[query].tolist(), windows[query].tolist(), strict=True))
+                assert len(set(names)) == n
+                at = [position[name] for name in names]
+                np.testing.assert_allclose(scores[query, :n], truth[query, at], atol=SCORE_TOLERANCE)
+        if allowed is None:
+            assert (index.windows, index.stems) == (len(found), sum(len(stem.windows) > 0 for stem in kept.values()))
+        return index
+
+
+@pytest.fixture(params=STORES)
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    catalog = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
+    # Small enough that a few stems need several filters, batches and points requests.
+    for name, size in (("FILTER_ROWS", 4), ("QUERIES_AT_ONCE", 2), ("POINTS_AT_ONCE", 5), ("ABSORBED_FROM", 1)):
+        monkeypatch.setattr(indexer.qdrant, name, size)
+    if request.param == "folder":
+        yield await World.open(catalog, lambda: FolderStore(tmp_path / "index", Limits(2**30)))
+    else:
+        server = request.param == "server"
+        client = (
+            QdrantClient(
+                url=os.environ["PHALAR_TEST_QDRANT_URL"], api_key=os.environ.get("PHALAR_TEST_QDRANT_KEY"), timeout=60
+            )
+            if server
+            else QdrantClient(":memory:", force_disable_check_same_thread=True)
+        )
+        prefix = f"test-{secrets.token_hex(4)}"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Payload indexes have no effect in the local Qdrant")
+            yield await World.open(catalog, lambda: QdrantStore(client, prefix=prefix))
+        await QdrantStore(client, prefix=prefix).keep(())
+        client.close()
+    await catalog.close()
+
+
+async def test_the_hits_are_those_of_brute_force(world: World) -> None:
+    for seed in range(12):
+        await world.add(seed, n=1 + seed % 5)
+    await world.go_live()
+    index = await world.check()
+    every = np.concatenate([stem.embedding for stem in world.stems.values()])
+    norms = np.linalg.norm(index.fold.keys(every), axis=1)
+    assert norms.max() > 1.5 * norms.min(), "unequal norms are the point: this is no cosine"
+    scores, _ = index.search(index.fold.queries(unit_rows(99, 5)), index.windows)
+    assert scores.min() < 0 < scores.max(), "and scores may be negative"
+
+
+async def test_an_empty_index_answers_with_padding_and_takes_stems(world: World) -> None:
+    await world.go_live()
+    await world.check()
+    await world.add(1)
+    await world.check()
+
+
+async def test_a_stem_without_windows_is_found_by_nothing(world: World) -> None:
+    await world.add(1, n=0)
+    await world.go_live()
+    await world.add(2, n=0)
+    await world.add(3)
+    await world.check()
+
+
+async def test_windows_that_tie_are_all_answered(world: World) -> None:
+    for _ in range(4):
+        await world.add(7)
+    await world.go_live()
+    await world.add(7)
+    await world.check()
+
+
+async def test_filters_mean_what_sql_says(world: World) -> None:
+    for seed in range(10):
+        await world.add(seed, instrument="bass" if seed % 2 else "drums", track=f"track {seed // 3}")
+    await world.go_live()
+    for seed in range(20, 24):
+        await world.add(seed, instrument="bass", track="late")
+    await world.delete(min(world.stems))
+    for wanted in (
+        StemFilter(instruments=("bass",)),
+        StemFilter(instruments=("drums",), exclude_tracks=("track 1",)),
+        StemFilter(tracks=("late", "track 2")),
+        StemFilter(tracks=("no such track",)),
+    ):
+        await world.check(allowed=await world.catalog.rows_allowed(wanted))
+    await world.check(allowed=np.array([77, *list(world.stems)[:3]], np.int64))
+
+
+async def test_new_stems_are_found_and_deleted_ones_never_again(world: World) -> None:
+    rows = [await world.add(seed) for seed in range(6)]
+    await world.go_live()
+    fresh = await world.add(20)
+    await world.check()
+    await world.delete(rows[2])
+    await world.delete(fresh)
+    await world.check()
+    restarted = world.another()
+    await restarted.open()
+    await world.check(restarted)
+
+
+async def test_fresh_keys_that_the_store_takes_in_change_no_answer(world: World) -> None:
+    rows = [await world.add(seed) for seed in range(4)]
+    await world.go_live()
+    other = world.another()
+    await other.open()
+    rows += [await world.add(seed) for seed in range(20, 26)]
+    await world.delete(rows[1])
+    await world.check()
+    await world.check(other)
+    await world.live.absorb()
+    await world.check()
+    await world.check(other)  # which still holds in memory what the store now has as well
+    await world.delete(rows[5])
+    await world.add(30)
+    await other.absorb()
+    for process in (world.live, other, world.another()):
+        await process.open()
+        await world.check(process)
+    await world.live.absorb()
+    await world.check()
+
+
+async def test_an_index_held_by_a_query_keeps_its_answers(world: World) -> None:
+    rows = [await world.add(seed) for seed in range(4)]
+    await world.go_live()
+    held = await world.check()
+    queries = held.fold.queries(unit_rows(99, 5))
+    before = held.search(queries, 20)
+    await world.add(20)
+    await world.delete(rows[0])
+    await world.check()
+    for was, now in zip(before, held.search(queries, 20), strict=True):
+        assert np.array_equal(was, now)
+
+
+async def test_the_same_stems_come_up_as_candidates(world: World) -> None:
+    for seed in range(60):
+        await world.add(seed, n=2)
+    await world.go_live()
+    await world.add(100)
+    index = await world.live.current()
+    embedding = unit_rows(5, 4)
+    queries = QueryWindows(embedding, np.arange(4) * 0.04, np.arange(4), np.zeros(4, np.int64))
+    found = candidates(index, queries, limit=3)
+    best = {
+        row: float(index.fold.scores(embedding, stem.embedding).max()) for row, stem in world.stems.items()
+    }  # of each stem
+    expected = sorted(best, key=lambda row: -best[row])[: len(found.rows)]
+    assert len(found.rows) >= 50
+    assert found.rows[:10].tolist() == expected[:10]
+    np.testing.assert_allclose(found.best[:10], [best[row] for row in expected[:10]], atol=SCORE_TOLERANCE)
+
+
+async def test_a_switch_and_a_rollback_answer_from_one_whole_generation(world: World) -> None:
+    for seed in range(5):
+        await world.add(seed)
+    first = await world.go_live()
+    for row, stem in list(world.stems.items()):  # the next model hears everything otherwise
+        world.stems[row] = StemEmbeddings(stem.windows, stem.starts_s, unit_rows(1000 + row, len(stem.windows)))
+        await world.catalog.store_embeddings(row, OTHER_MODEL, stem.windows, stem.starts_s, world.stems[row].embedding)
+    old_fold, world.fold = world.fold, make_fold(seed=1)
+    second = await world.go_live(OTHER_MODEL)
+    index = await world.check()
+    assert (index.generation, index.fingerprint) == (second, OTHER_MODEL)
+    assert not np.allclose(index.fold.hermitian, old_fold.hermitian)
+    await world.catalog.roll_back()
+    back = await world.live.current()
+    assert (back.generation, back.fingerprint) == (first, MODEL)
+    assert np.array_equal(back.fold.hermitian, old_fold.hermitian)
+    await world.catalog.roll_back()
+    await world.check()
+
+
+async def test_a_generation_of_another_model_is_not_loaded(world: World) -> None:
+    await world.add(1)
+    generation = await world.go_live()
+    index = await world.live.current()
+    with pytest.raises(FingerprintMismatch):
+        index.require_fingerprint(OTHER_MODEL)
+    with pytest.raises(SnapshotError):
+        await world.store.load(world.catalog, generation, OTHER_MODEL)
+
+
+async def test_a_lost_generation_is_built_again_from_sql(world: World) -> None:
+    for seed in range(3):
+        await world.add(seed)
+    await world.go_live()
+    await world.store.keep(())
+    restarted = world.another()
+    await restarted.open()
+    await world.check(restarted)
+
+
+async def test_only_the_generations_that_a_rollback_needs_are_kept(world: World) -> None:
+    await world.add(1)
+    generations = [await world.go_live() for _ in range(3)]
+    await world.live.tidy(generations[1:])
+    for generation in generations[1:]:
+        assert (await world.store.load(world.catalog, generation, MODEL)).generation == generation
+    with pytest.raises(SnapshotError):
+        await world.store.load(world.catalog, generations[0], MODEL)
+
+
+async def test_a_truncated_rank_is_searched_alike_and_its_slack_holds(world: World) -> None:
+    world.fold = make_fold(rank=3)
+    for seed in range(8):
+        await world.add(seed)
+    await world.go_live()
+    await world.add(20)
+    index = await world.check()
+    assert index.manifest.rank == 3
+    assert index.manifest.bound == world.fold.bound > 0
+    x = unit_rows(3, 4)
+    scores, ids = index.search(index.fold.queries(x), 27)
+    rows, windows = split_ids(ids)
+    slack = index.slack(x)
+    for query in range(4):
+        exact = [
+            index.fold.scores(x[[query]], stem.embedding[stem.windows == window])[0, 0]
+            for row, window in zip(rows[query].tolist(), windows[query], strict=True)
+            for stem in [world.stems[row]]
+        ]
+        assert (np.abs(scores[query] - exact) <= slack[query]).all()
+
+
+async def test_a_generation_measures_its_recall(world: World) -> None:
+    for seed in range(20):
+        await world.add(seed)
+    await world.go_live()
+    recall = (await world.live.current()).manifest.recall
+    assert recall is not None
+    assert (recall.at, recall.probes, recall.deep_at) == (10, 20, 60)
+    assert (recall.value, recall.rescored, recall.deep) == (1.0, 1.0, 1.0)
