@@ -45,8 +45,11 @@ def wanted() -> bool:
 
 def own_stores() -> dict[str, str]:
     """The settings of a new installation: a database and a key prefix of its own, where servers are wanted."""
-    if not wanted():
-        return {}
+    return new_stores() if wanted() else {}
+
+
+def new_stores() -> dict[str, str]:
+    """A new database and key prefix on the servers; skips the test where there is no PostgreSQL."""
     return {
         "PHALAR_DATABASE_URL": new_database(),
         "PHALAR_REDIS_URL": redis_url(),

@@ -45,10 +45,8 @@ def the_books_balance(client: httpx.Client, acknowledged: list[str]) -> None:
     assert answer["index"]["windows"] == sum(stem["windows"] for stem in stems)
 
 
-@pytest.mark.parametrize("victim", ["worker", "api", "valkey"])
+@pytest.mark.parametrize("victim", ["worker", "api", *([] if servers.wanted() else ["valkey"])])
 def test_no_acknowledged_upload_is_lost_when_a_process_is_killed(running: Installation, victim: str) -> None:
-    if victim == "valkey" and servers.wanted():
-        pytest.skip("there is no embedded Valkey where servers are used")
     with running.client() as client:
         acknowledged = upload_some(client, range(STEMS // 2))
         running.kill(victim)
@@ -57,14 +55,17 @@ def test_no_acknowledged_upload_is_lost_when_a_process_is_killed(running: Instal
         the_books_balance(client, acknowledged)
 
 
-@pytest.mark.skipif(not servers.wanted(), reason="needs servers: make test-servers")
-def test_no_acknowledged_upload_is_lost_when_every_connection_is_cut(running: Installation) -> None:
-    with running.client() as client:
-        acknowledged: list[str] = []
-        for seed in range(STEMS):
-            acknowledged += upload_some(client, range(seed, seed + 1))
-            running.cut_connections()
-        the_books_balance(client, acknowledged)
+def test_no_acknowledged_upload_is_lost_when_every_connection_is_cut(tmp_path: Path, small_checkpoint: Path) -> None:
+    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, stores=servers.new_stores()).start()
+    try:
+        with running.client() as client:
+            acknowledged: list[str] = []
+            for seed in range(STEMS):
+                acknowledged += upload_some(client, range(seed, seed + 1))
+                running.cut_connections()
+            the_books_balance(client, acknowledged)
+    finally:
+        running.stop()
 
 
 def test_no_acknowledged_upload_is_lost_when_everything_is_killed(running: Installation) -> None:

@@ -10,12 +10,10 @@ from indexer import Catalog
 from tests import servers
 from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
-pytestmark = pytest.mark.skipif(not servers.wanted(), reason="needs servers: make test-servers")
-
 
 @pytest.fixture
 def replicas(tmp_path: Path, small_checkpoint: Path) -> Iterator[tuple[Installation, Installation]]:
-    stores = servers.own_stores()
+    stores = servers.new_stores()
     settings = {"PHALAR_CHECKPOINT": str(small_checkpoint), "PHALAR_BLOB_URL": (tmp_path / "audio").as_uri()}
     pair = [Installation(tmp_path / name, settings, stores=stores).start(wait=False) for name in "ab"]
     for one in pair:
