@@ -35,7 +35,7 @@ SAMPLE_RATES = range(2_000, 768_001)
 LOUDEST = 2.0**31
 """A float file may hold integers as they are, up to this; more is damage, and its square would overflow."""
 
-BLOCK = 4096
+BLOCK = 16_384
 """Frames decoded at a time. Small, because a decoder that fails inside a block loses that block."""
 
 EARLY_END_S = 0.1

@@ -13,7 +13,8 @@ import httpx
 
 PATIENCE_S = 120.0  # a service that restarts, or whose queue is full, is waited for this long
 FILES_AT_ONCE = 8
-POLL_S = 0.5
+JOBS_AHEAD = 4  # sent and not waited for: a worker must find more to do while the next files are on their way
+FIRST_POLL_S, POLL_S = 0.05, 0.5
 
 Body = dict[str, Any]
 
@@ -101,8 +102,10 @@ class Client:
 
     def follow(self, job: Body, seen: Callable[[Body], None] = lambda _: None) -> Body:
         """Wait until a job has ended; `seen` is called with every state on the way."""
+        pause = FIRST_POLL_S
         while job["state"] == "running":
-            time.sleep(POLL_S)
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_S)
             job = self._patiently("GET", f"/jobs/{job['id']}").json()
             seen(job)
         return job
@@ -128,7 +131,7 @@ class Client:
                     unknown.append(file)
             if unknown:
                 jobs.append((unknown, self._upload(unknown)))
-            while jobs and (len(jobs) > 2 or not wait):  # so that waiting for the first overlaps sending the next
+            while jobs and (len(jobs) > JOBS_AHEAD or not wait):
                 yield from self._outcomes(*jobs.pop(0), wait=wait)
         for job in jobs:
             yield from self._outcomes(*job, wait=wait)

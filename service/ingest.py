@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 from fastapi import UploadFile
+from numpy.typing import NDArray
 
 from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, Rejected, StemMetadata, Upload
 from model import AudioError, Clip
@@ -16,10 +18,12 @@ from service.errors import problem
 from service.keys import Caller
 from service.queue import Queue, QueueError, QueueFull
 from service.settings import Settings
-from service.uploads import Decoder
+from service.uploads import UPLOAD_NICE, Decoder
 
 log = logging.getLogger("phalar.ingest")
 COPY_BYTES = 1 << 20
+# Of how many waiting stems, and how long ones, the waveform goes to the worker with the job: 64 MB for stems of 20 s.
+HANDED_OVER, HANDED_OVER_S = 50, 60.0
 
 
 @asynccontextmanager
@@ -89,7 +93,13 @@ class Ingest:
                 raise
         alias = await self._catalog.alias()
         if alias is not None:  # before the first index no model is known; the sweep queues them once it is
-            await self._enqueue(queued, alias.fingerprint)
+            few = waiting + len(files) <= HANDED_OVER
+            waveforms = {
+                item.stem_id: clip.waveform
+                for item, clip in zip(job.items, clips, strict=True)
+                if few and item.stem_id and isinstance(clip, Clip) and clip.duration_s <= HANDED_OVER_S
+            }
+            await self._enqueue(queued, alias.fingerprint, waveforms)
         return job
 
     async def delete(self, stem_id: str) -> None:
@@ -129,14 +139,16 @@ class Ingest:
     async def _check(self, file: UploadFile) -> Clip | AudioError:
         try:
             async with self._checks, on_disk(file) as path:
-                return await self._decoder.decode(path)
+                return await self._decoder.decode(path, nice=UPLOAD_NICE)
         except AudioError as error:
             return error
 
-    async def _enqueue(self, stem_ids: Sequence[str], fingerprint: str) -> None:
+    async def _enqueue(
+        self, stem_ids: Sequence[str], fingerprint: str, waveforms: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
         try:
             for stem_id in stem_ids:
-                await self._queue.submit_upload(stem_id, fingerprint)
+                await self._queue.submit_upload(stem_id, fingerprint, (waveforms or {}).get(stem_id))
         except QueueError as error:
             log.warning("the sweep will queue what this upload could not: %s", error)
 

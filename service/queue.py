@@ -47,6 +47,7 @@ RETRY_S = 5.0  # a killed Valkey is back within a second; a file it must load ta
 NO_ANSWER = (RedisConnectionError, RedisTimeoutError, TimeoutError)
 TAKES_NOTHING = (ReadOnlyError, MasterDownError, OutOfMemoryError)
 REPLY_TTL_S = 60
+HANDED_OVER_TTL_S = 60  # a waveform that no worker has fetched by then is decoded again
 RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
 STATS_TTL_S = 120
 REAP_AFTER_S = 600.0  # a consumer that has been silent this long and owes nothing is forgotten
@@ -305,13 +306,22 @@ class Queue:
         """Return when Redis answers; QueueUnavailable when it does not."""
         await self._call(self._redis.ping)
 
-    async def submit_upload(self, stem_id: str, fingerprint: str) -> None:
+    async def submit_upload(self, stem_id: str, fingerprint: str, waveform: NDArray[np.float32] | None = None) -> None:
         """Ask for a stem to be embedded. Asking twice is harmless: the second job finds it done.
+
+        Args:
+            stem_id: of the catalog.
+            fingerprint: of the model.
+            waveform: the stem's, float32 (samples,), 16 kHz, for the first worker that asks within a minute; whoever
+                finds none decodes the stem's audio.
 
         Raises:
             QueueFull: as many uploads are outstanding as may be.
             QueueUnavailable: Redis is away.
         """
+        if waveform is not None:
+            samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
+            await self._call(self._redis.set, self._waveform_key(stem_id), samples, ex=HANDED_OVER_TTL_S)
         await self._add("uploads", {"stem_id": stem_id, "fingerprint": fingerprint})
 
     async def embed(
@@ -431,6 +441,11 @@ class Queue:
             await asyncio.sleep(block_ms / 1000)
             return []
         return await self._read(list(wanted), 1, block_ms)  # one limit holds for both streams
+
+    async def handed_over(self, job: UploadJob) -> NDArray[np.float32] | None:
+        """The waveform that was sent with a stem, float32 (samples,): for one worker, within a minute; else None."""
+        samples = await self._call(self._redis.getdel, self._waveform_key(job.stem_id))
+        return None if samples is None else np.frombuffer(samples, "<f4").astype(np.float32)
 
     async def done(self, job: Job) -> None:
         """Acknowledge and delete: the job will never be delivered again.
@@ -678,6 +693,9 @@ class Queue:
     @property
     def _workers_key(self) -> str:
         return f"{self._prefix}:workers"
+
+    def _waveform_key(self, stem_id: str) -> str:
+        return f"{self._prefix}:waveform:{stem_id}"
 
     def _stats_key(self, consumer: str) -> str:
         return f"{self._prefix}:worker:{consumer}"

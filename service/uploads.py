@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("phalar.uploads")
 
+UPLOAD_NICE = 10
+"""Uploads wait for the device anyway, so decoding them takes the time that no query wants."""
+
 
 class DecoderError(AudioError):
     """The decoder did not come to an answer about this file; the next file gets a new child."""
@@ -102,7 +105,7 @@ class DecodeLimits:
     """What one file may cost.
 
     `memory_bytes` is address space on top of the loaded libraries; `timeout_s` counts from the child's start, not the
-    wait for it; `processes` children run at a time, with their priority lowered by `nice`.
+    wait for it; `processes` children run at a time.
     """
 
     max_seconds: float
@@ -110,7 +113,6 @@ class DecodeLimits:
     memory_bytes: int
     timeout_s: float
     processes: int
-    nice: int = 0
 
     @classmethod
     def of(cls, settings: "Settings") -> "DecodeLimits":
@@ -147,11 +149,12 @@ class Decoder:
     ) -> None:
         await self.close()
 
-    async def decode(self, source: Path | bytes) -> Clip:
+    async def decode(self, source: Path | bytes, *, nice: int = 0) -> Clip:
         """Decode a file as `model.load_clip` does, in a child process.
 
         Args:
             source: a path, or the file's bytes.
+            nice: by how much the child's priority is lowered.
 
         Raises:
             AudioError: what is wrong with the file, as from `load_clip`; or a DecoderError.
@@ -161,7 +164,7 @@ class Decoder:
             await self._slots.acquire()
             try:
                 server = await self._running_server()
-                ours, job, ended = server.start(file.fileno())
+                ours, job, ended = server.start(file.fileno(), nice)
             except BaseException:
                 self._slots.release()
                 raise
@@ -226,9 +229,9 @@ def _post_mortem(status: int | None, limits: DecodeLimits) -> DecoderError:
     return DecoderCrashed(f"exit status {os.WEXITSTATUS(status)}")
 
 
-# What crosses the sockets. A message to or from the server: kind, number of the job, wait status of its child. To start
-# a job, two descriptors ride along: the file, and the child's end of the socket for its answer. When the server is
-# ready, the status says how its children will be held.
+# What crosses the sockets. A message to or from the server: kind, number of the job, and a number: the wait status of
+# a child that has ended; how its children will be held, when the server is ready; the niceness of a child that is to
+# start. With that one two descriptors ride along: the file, and the child's end of the socket for its answer.
 
 _MESSAGE = struct.Struct("!cQi")
 _START, _KILL, _READY, _ENDED = b"S", b"K", b"R", b"E"
@@ -364,7 +367,7 @@ class _Server:
             raise
         return server
 
-    def start(self, file: int) -> tuple[socket.socket, int, asyncio.Future[int | None]]:
+    def start(self, file: int, nice: int) -> tuple[socket.socket, int, asyncio.Future[int | None]]:
         """Have a child decode the file: the socket of its answer, its job's number, its wait status once it ended."""
         job, self._next_job = self._next_job, self._next_job + 1
         ours, theirs = socket.socketpair()
@@ -372,7 +375,7 @@ class _Server:
         with theirs:
             ours.setblocking(False)
             try:
-                socket.send_fds(self._control, [_MESSAGE.pack(_START, job, 0)], [file, theirs.fileno()])
+                socket.send_fds(self._control, [_MESSAGE.pack(_START, job, nice)], [file, theirs.fileno()])
             except OSError:  # it died a moment ago, and the reader will say so
                 ended.set_result(None)
                 return ours, job, ended
@@ -448,7 +451,6 @@ def serve_children() -> NoReturn:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     limits = DecodeLimits(**json.loads(sys.argv[2]))
-    os.nice(limits.nice)
     woken, waker = socket.socketpair()
     woken.setblocking(False)
     waker.setblocking(False)
@@ -476,11 +478,12 @@ def serve_children() -> NoReturn:
                 break
             if not message:
                 break
-            kind, job, _ = _MESSAGE.unpack(message)
+            kind, job, nice = _MESSAGE.unpack(message)
             if kind == _START:
                 server = os.getpid()
                 process = os.fork()
                 if process == 0:
+                    os.nice(nice)
                     _decode_and_exit(*descriptors, server=server, address_space=address_space, limits=limits)
                 children[job] = process
                 for descriptor in descriptors:

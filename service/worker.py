@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +41,7 @@ from service.queue import (
     open_queue,
 )
 from service.settings import Settings
-from service.uploads import DecodeLimits, Decoder, DecoderError
+from service.uploads import UPLOAD_NICE, DecodeLimits, Decoder, DecoderError
 
 log = logging.getLogger("phalar.worker")
 T = TypeVar("T")
@@ -52,7 +52,6 @@ TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
 POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
 BEAT_S = 5.0
-DECODE_NICE = 10
 STORE_ATTEMPTS = 5
 FIRST_PAUSE_S = 0.2
 
@@ -401,19 +400,24 @@ class Worker:
                 # What is decoded and waits may be as much as one longest clip, before another is begun.
                 most = self._settings.max_clip_s * SAMPLE_RATE
                 await self._samples_freed.wait_for(lambda: self._samples_held < most)
-            async with self._blobs.fetch(sha256) as path:
-                with self.figures.timed("decode"):
-                    try:
-                        waveform = (await self._decoder.decode(path)).waveform
-                    except DecoderError as error:
-                        log.warning("decoding stem %s once more: %s", job.stem_id, error)
-                        waveform = (await self._decoder.decode(path)).waveform
+            with self.figures.timed("decode"):
+                waveform = await self._queue.handed_over(job)
+                if waveform is None:
+                    waveform = await self._decode_blob(job, sha256)
             window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
             length = min(window, len(waveform))
             starts = window_starts(len(waveform), window, stride)
             windows = await asyncio.to_thread(_loud, waveform, starts, length)
             self._samples_held += len(waveform)
         return StemWork(job=job, row=row, waveform=waveform, starts=starts, windows=windows, length=length)
+
+    async def _decode_blob(self, job: UploadJob, sha256: str) -> NDArray[np.float32]:
+        async with self._blobs.fetch(sha256) as path:
+            try:
+                return (await self._decoder.decode(path, nice=UPLOAD_NICE)).waveform
+            except DecoderError as error:
+                log.warning("decoding stem %s once more: %s", job.stem_id, error)
+                return (await self._decoder.decode(path, nice=UPLOAD_NICE)).waveform
 
     async def _check(self, job: QueryJob) -> None:
         """Place a query's windows; every way out leaves it answered or its windows with the device."""
@@ -616,8 +620,7 @@ async def run_worker(settings: Settings, slot: int | None = None) -> None:
     catalog = await Catalog.open(settings.resolved_database_url)
     queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:
-        # Uploads wait for the device, so decoding them takes the time that nobody else on the machine wants.
-        async with Decoder(replace(DecodeLimits.of(settings), nice=DECODE_NICE)) as decoder:
+        async with Decoder(DecodeLimits.of(settings)) as decoder:
             worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -24,7 +24,13 @@ class Muon(torch.optim.Optimizer):
     together, and rounds on GPUs only.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        rate: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
         super().__init__(parameters, {"lr": rate, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -73,14 +79,16 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def optimisers(model: nn.Module, settings: OptimiserSettings) -> tuple[Muon, torch.optim.AdamW]:
-    """Every trained parameter goes to one of the two: matrices and convolutions to Muon."""
+    """Every trained parameter goes to one of the two: matrices and convolutions to Muon, unless told otherwise."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in model.parameters():
         # A map of a single input, such as the first convolution's, is a vector: it has no directions to level.
-        is_matrix = parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) > 1
+        is_matrix = (
+            settings.matrices == "muon" and parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) > 1
+        )
         (matrices if is_matrix else others).append(parameter)
-    muon = Muon(matrices, settings.muon_rate, settings.muon_momentum, settings.weight_decay)
+    muon = Muon([{"params": matrices}], settings.muon_rate, settings.muon_momentum, settings.weight_decay)
     adam = torch.optim.AdamW(
         others, settings.adam_rate, settings.adam_betas, weight_decay=settings.weight_decay, foreach=True
     )

@@ -71,8 +71,9 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Muon for matrices and convolutions, AdamW for the rest."""
+    """Muon for matrices and convolutions (or AdamW for all), AdamW for the rest."""
 
+    matrices: Literal["muon", "adamw"] = "muon"
     muon_rate: float = 0.02
     muon_momentum: float = 0.95
     adam_rate: float = 4e-3

@@ -107,6 +107,25 @@ async def test_upload_is_outstanding_until_it_is_done(opened: Open) -> None:
     assert await api.depths() == {"uploads": 0, "queries": 0}
 
 
+async def test_a_waveform_sent_with_an_upload_is_there_for_one_worker_and_not_for_ever(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, worker = opened(), opened("a")
+    waveform = np.arange(8, dtype=np.float32)
+    await api.submit_upload("with", MODEL, waveform)
+    await api.submit_upload("without", MODEL)
+    monkeypatch.setattr("service.queue.HANDED_OVER_TTL_S", 1)
+    await api.submit_upload("late", MODEL, waveform)
+    jobs = {job.stem_id: job for job in await worker.take(8, SOON_MS) if isinstance(job, UploadJob)}
+    handed = await worker.handed_over(jobs["with"])
+    assert handed is not None
+    np.testing.assert_array_equal(handed, waveform)
+    assert await worker.handed_over(jobs["with"]) is None
+    assert await worker.handed_over(jobs["without"]) is None
+    await asyncio.sleep(1.1)
+    assert await worker.handed_over(jobs["late"]) is None
+
+
 async def test_full_stream_refuses_with_the_facts(opened: Open) -> None:
     api = opened(max_uploads=2)
     for stem_id in ("s1", "s2"):

@@ -92,6 +92,14 @@ def proc(process: int, name: str) -> str:
     return Path(f"/proc/{process}/{name}").read_text()
 
 
+def nice(process: int) -> int | None:
+    """By how much its priority was lowered; None when it is gone."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, process)
+    except ProcessLookupError:
+        return None
+
+
 def gone(process: int) -> bool:
     return not Path(f"/proc/{process}").exists()
 
@@ -218,6 +226,17 @@ async def test_no_more_children_run_than_allowed(decoder: Decoder) -> None:
     assert {(await task).duration_s for task in running} == {2.0}
 
 
+async def test_a_child_steps_back_as_far_as_it_is_told(hour_of_silence: Path) -> None:
+    async with Decoder(SLOW_LIMITS) as decoder:
+        (server,) = servers()
+        tasks = [asyncio.create_task(decoder.decode(hour_of_silence, nice=lowered)) for lowered in (0, 7)]
+        await until(lambda: len(children(server)) == 2)
+        await until(lambda: {nice(child) for child in children(server)} == {0, 7})
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_cancelled_decode_leaves_no_child_and_frees_its_place(hour_of_silence: Path) -> None:
     async with Decoder(replace(SLOW_LIMITS, processes=1)) as decoder:
         (server,) = servers()
@@ -257,13 +276,16 @@ from service.uploads import DecodeLimits, Decoder
 
 async def main():
     async with Decoder({SLOW_LIMITS!r}) as decoder:
-        await decoder.decode(Path({str(hour_of_silence)!r}))
+        await decoder.decode(Path({str(hour_of_silence)!r}), nice=3)
 
 asyncio.run(main())
 """
     parent = subprocess.Popen([sys.executable, "-c", program])  # noqa: ASYNC220
     try:
-        await until(lambda: [child for server in children(parent.pid) for child in children(server)])
+        # A server's first child only finds out how the others will be held.
+        await until(
+            lambda: [child for server in children(parent.pid) for child in children(server) if nice(child) == 3]
+        )
         (server,) = children(parent.pid)
         (child,) = children(server)
     finally:

@@ -140,6 +140,16 @@ async def eventually(claim: Callable[[], Awaitable[bool]]) -> None:
         await asyncio.sleep(0.05)
 
 
+async def test_a_waveform_that_came_with_the_job_is_not_decoded_again(house: House, start: Start) -> None:
+    waveform = noise(1)
+    stem_id = await house.upload(wav(waveform))
+    await house.blobs.delete(hashlib.sha256(wav(waveform)).hexdigest())  # there is nothing to decode
+    await house.queue.submit_upload(stem_id, house.fingerprint, waveform)
+    await start()
+    await eventually(house.settled)
+    assert await house.states([stem_id]) == ["ready"]
+
+
 async def test_stem_becomes_ready_with_the_embeddings_that_the_model_gives(
     house: House, start: Start, phalar: Phalar
 ) -> None:

@@ -90,6 +90,13 @@ def test_muon_takes_matrices_and_convolutions_and_adam_the_rest() -> None:
     assert id(named["backbone.input_projection.weight"]) in of_adam, "one input: a vector"
 
 
+def test_a_recipe_may_leave_all_to_adam() -> None:
+    model = Phalar()
+    muon, adam = optimisers(model, OptimiserSettings(matrices="adamw"))
+    assert {id(p) for group in adam.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    muon.step()  # has nothing to do
+
+
 def test_muon_minimises_a_quadratic() -> None:
     target = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     weight = torch.nn.Parameter(torch.zeros(6, 4))
