@@ -111,8 +111,10 @@ def api() -> None:
 
     from service.app import create_app
     from service.settings import InsecureBind, Settings
+    from service.threads import keep_numpy_on_one_thread
 
     _log("api")
+    keep_numpy_on_one_thread()
     settings = Settings()
     try:
         application = create_app(settings)
@@ -138,9 +140,11 @@ def worker(
 
     from model import CheckpointError
     from service.settings import Settings
+    from service.threads import keep_numpy_on_one_thread
     from service.worker import run_worker
 
     _log("worker")
+    keep_numpy_on_one_thread()
     try:
         asyncio.run(run_worker(Settings(), slot))
     except CheckpointError as error:
@@ -425,10 +429,8 @@ def _log(name: str) -> None:
 
 
 def _waiting_threads_sleep() -> None:
-    """Before torch is loaded, and for the processes that are started: see
-    docs/decisions/threads-that-wait-do-not-spin.md."""
+    """Before torch is loaded, and for the processes that are started: see docs/decisions."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy has read it here: this one is for children alone
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any, Self
 import httpx
 
 PATIENCE_S = 120.0  # a service that restarts, or whose queue is full, is waited for this long
-FILES_AT_ONCE = 8
-JOBS_AHEAD = 4  # sent and not waited for: a worker must find more to do while the next files are on their way
+FILES_AT_ONCE = 4
+JOBS_AHEAD = 8  # sent and not waited for: a worker must find more to do while the next files are on their way
 FIRST_POLL_S, POLL_S = 0.05, 0.5
 
 Body = dict[str, Any]

@@ -1,0 +1,70 @@
+"""What NumPy's threads cost a process that multiplies little and often: see the decision on threads.
+
+python -m benchmarks.threads [--page docs/performance.md]
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from indexer import HermitianFold
+from model.evaluation.results import markdown_table, write_section
+from service.models import DEFAULT_CHECKPOINT
+
+SECTION = "threads"
+REPEATS, PAUSE_S = 40, 0.02
+QUERIES = (1, 2, 8, 50)
+
+
+def milliseconds(fold: HermitianFold, rows: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Of folding so many queries, median by the clock, and mean by the processor's time."""
+    embedding = rng.standard_normal((rows, fold.embedding_dim, 2), np.float32).view(np.complex64)[..., 0]
+    clock, busy = [], time.process_time()
+    for _ in range(REPEATS):
+        time.sleep(PAUSE_S)
+        began = time.perf_counter()
+        fold.queries(embedding)
+        clock.append(1000 * (time.perf_counter() - began))
+    return float(np.median(clock)), 1000 * (time.process_time() - busy) / REPEATS
+
+
+def main() -> None:
+    from model import load_phalar
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, help="write the table into this page")
+    arguments = parser.parse_args()
+    fold = HermitianFold(load_phalar(DEFAULT_CHECKPOINT).hermitian)
+    rng, rows = np.random.default_rng(0), []
+    for queries in QUERIES:
+        many, many_busy = milliseconds(fold, queries, rng)
+        with threadpool_limits(1, "blas"):
+            one, one_busy = milliseconds(fold, queries, rng)
+        rows.append(
+            [
+                str(queries),
+                *(f"{value:.2f}" for value in (many, one)),
+                f"{many / one:.1f}",
+                f"{many_busy:.2f}",
+                f"{one_busy:.2f}",
+            ]
+        )
+    header = [
+        "queries folded",
+        "all threads, ms",
+        "one thread, ms",
+        "ratio",
+        "all threads, processor's ms",
+        "one, processor's ms",
+    ]
+    table = markdown_table(header, rows)
+    print(table)
+    if arguments.page:
+        write_section(arguments.page, SECTION, table)
+
+
+if __name__ == "__main__":
+    main()
