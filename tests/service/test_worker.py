@@ -250,6 +250,29 @@ async def test_query_is_embedded_and_its_silent_windows_are_zero(house: House, s
     np.testing.assert_allclose(answer[1:], expected, atol=EMBEDDING_TOLERANCE)
 
 
+async def test_uploads_take_smaller_batches_while_queries_come(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LATELY_S", 10 * SOON_S)
+    embed, sizes = Phalar.embed, []
+
+    def counted(self: Phalar, windows: Any) -> torch.Tensor:
+        sizes.append(len(windows))
+        return embed(self, windows)
+
+    monkeypatch.setattr(Phalar, "embed", counted)
+    worker = await start()
+    worker._asked_at = -20 * SOON_S
+    await house.submit(wav(noise(1, seconds=12.5)))
+    await eventually(house.settled)
+    assert max(sizes) == house.settings.batch_windows
+    sizes.clear()
+    await house.queue.embed(house.fingerprint, noise(2), np.array([0]), len(noise(2)), SOON_S)
+    await house.submit(wav(noise(3, seconds=12.5)))
+    await eventually(house.settled)
+    assert max(sizes) == house.settings.batch_windows // 2
+
+
 async def test_query_that_makes_no_sense_is_answered_with_its_reason(house: House, start: Start) -> None:
     await start()
     with pytest.raises(EmbedFailed, match="leave"):
