@@ -1,6 +1,6 @@
 """How fast the service ingests, beside the bare encoder; a query meanwhile; and the worker's memory.
 
-    python -m benchmarks.ingest [--stems 200] [--queries 10] [--page docs/performance.md]
+    python -m benchmarks.ingest [--stems 2000] [--queries 10] [--page docs/performance.md]
 
 A real service with the default model. The rate counts from the first upload to the last ready stem, so it holds
 receiving, checking, decoding twice and storing; the encoder is timed before and after, with the service idle.
@@ -124,7 +124,7 @@ def measure_queries_meanwhile(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stems", type=int, default=200, help="of 20 s; half of them again while queries are asked")
+    parser.add_argument("--stems", type=int, default=2000, help="of 20 s; half of them again while queries are asked")
     parser.add_argument("--queries", type=int, default=10, help="of each kind on the idle service")
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     arguments = parser.parse_args()
