@@ -15,7 +15,6 @@ from service.models import DEFAULT_CHECKPOINT
 from tests.installation import Installation, add_stem, wait_ready
 
 TRACKS = 12  # as `make run` composes them
-FIRST, IN_FIVE = 7, 10  # of them; measured: see the docstring
 MISSING = "bass"
 
 
@@ -47,18 +46,24 @@ def test_the_default_model_is_trained_and_says_how() -> None:
     assert {"recipe", "steps"} <= set(model.notes)
 
 
+# Measured with the shipped file: 12 and 12; 6 and 10.
+@pytest.mark.parametrize(("align", "least_first", "least_in_five"), [("grid", 11, 12), ("search", 5, 9)])
 def test_a_demo_mixs_missing_stem_comes_first_for_most_tracks(
-    service: tuple[httpx.Client, dict[Path, str]], demo: list[list[DemoStem]]
+    service: tuple[httpx.Client, dict[Path, str]],
+    demo: list[list[DemoStem]],
+    align: str,
+    least_first: int,
+    least_in_five: int,
 ) -> None:
     client, ids = service
     first = in_five = 0
     for track in demo:
         mix = [ids[stem.path] for stem in track if stem.path.stem != MISSING]
         (missing,) = (ids[stem.path] for stem in track if stem.path.stem == MISSING)
-        answer = client.post("/retrieve", data={"stem_id": mix, "limit": 5, "align": "grid"})
+        answer = client.post("/retrieve", data={"stem_id": mix, "limit": 5, "align": align})
         assert answer.status_code == 200, answer.text
         hits = [hit["stem"]["id"] for hit in answer.json()["hits"]]
         first += hits[0] == missing
         in_five += missing in hits
-    assert first >= FIRST, f"first for {first} of {TRACKS}"
-    assert in_five >= IN_FIVE, f"among five for {in_five} of {TRACKS}"
+    assert first >= least_first, f"first for {first} of {TRACKS}"
+    assert in_five >= least_in_five, f"among five for {in_five} of {TRACKS}"
