@@ -174,6 +174,18 @@ class Cosine(Variant):
         super().__init__()
         self.similarity = CosineSimilarity(self.config.dimension)
 
+    def as_phalar(self) -> Phalar:
+        """The same model with its form written out, W = exp(s) I: what a service can load."""
+        weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith("similarity.")}
+        identity = torch.eye(self.config.dimension)
+        similarity = self.similarity
+        assert isinstance(similarity, CosineSimilarity)
+        scale = float(similarity.log_scale.detach().exp())
+        model = Phalar(self.config)
+        model.load_state_dict(weights | {"similarity.form.weight": torch.cat([scale * identity, 0 * identity])})
+        model.notes, model.trained = self.notes, self.trained
+        return model.eval()
+
 
 class PositiveForm(Variant):
     """A positive semidefinite form instead of an indefinite one."""
@@ -208,8 +220,11 @@ def build_model(name: str) -> nn.Module:
 
 
 def save_model(model: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
-    """Write what `build_model` made: Phalar as a native checkpoint, the others as safetensors that name themselves."""
-    if isinstance(model, Variant):
+    """Write what `build_model` made: Phalar and the cosine as native checkpoints, the others as safetensors that name
+    themselves."""
+    if isinstance(model, Cosine):
+        save_phalar(model.as_phalar(), path, trained=True, notes=notes)
+    elif isinstance(model, Variant):
         weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
         metadata = {"format": FORMAT, "variant": model.name, "notes": json.dumps(dict(notes), sort_keys=True)}
         save_file(weights, path, metadata)
