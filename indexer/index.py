@@ -36,6 +36,9 @@ Int64 = npt.NDArray[np.int64]
 # FAISS's own stubs do not know that every parameter may be given by its name.
 _PARAMETERS: Any = faiss.SearchParameters
 _IVF_PARAMETERS: Any = faiss.SearchParametersIVF
+# From so many query rows on FAISS multiplies matrices, which is up to five times faster; by itself it does from 128,000
+# on. `python -m benchmarks.index_at_size` times a row alone and one of 64.
+faiss.cvar.distance_compute_blas_threshold = 8
 # A graphics card answers no deeper.
 _DEEPEST_ON_CARD = 2048
 # Embeddings are of unit norm to 1e-4 (checked when they are added); the rounding bound is stated for norm 1.

@@ -32,6 +32,13 @@ class ComplexLinear(nn.Module):
         with torch.no_grad():
             self.weight.div_(math.sqrt(2))
 
+    @torch.no_grad()
+    def start_as_multiple(self, factor: float) -> None:
+        """Set y = factor · x; as many features out as in."""
+        real, imaginary = self.weight.chunk(2)
+        nn.init.eye_(real).mul_(factor)
+        nn.init.zeros_(imaginary)
+
     @property
     def matrix(self) -> Tensor:
         """The map as one complex64 matrix, (out_features, in_features)."""

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from model.complex_layers import EPSILON, ComplexLinear, squared_magnitude
 
+COSINE_SCALE = 10.0
+"""The score of two equal embeddings where a training starts, which begins with H = 10 I."""
+
 
 def to_unit_norm(embeddings: Tensor) -> Tensor:
     """Divide each embedding by its norm: for inference, exactly.
@@ -33,6 +36,11 @@ class HermitianSimilarity(nn.Module):
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.form = ComplexLinear(dimension, dimension)
+
+    @torch.no_grad()
+    def start_as_cosine(self) -> None:
+        """Set H = COSINE_SCALE I, for a training to start with; see docs/decisions/the-form-starts-as-the-cosine.md."""
+        self.form.start_as_multiple(COSINE_SCALE)
 
     @property
     def hermitian_form(self) -> Tensor:

@@ -12,15 +12,19 @@ from typing import Any, Literal, get_args
 RECIPES = Path(__file__).parent / "recipes"
 
 Form = Literal["hermitian", "one way"]
+Start = Literal["cosine", "random"]
 Direction = Literal["both", "one"]
 Negatives = Literal["positives", "all"]
 Precision = Literal["float32", "bfloat16"]
+Matrices = Literal["muon", "adamw"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "form": get_args(Form),
+    "start": get_args(Start),
     "direction": get_args(Direction),
     "negatives": get_args(Negatives),
     "precision": get_args(Precision),
+    "matrices": get_args(Matrices),
 }
 
 
@@ -61,6 +65,7 @@ class LossSettings:
 
     positive: float = 0.9  # the target of the true pair; the rest is spread over the others
     form: Form = "hermitian"  # one way: by W itself, made symmetric only for use
+    start: Start = "cosine"  # of the form: H = 10 I, or random numbers, which are to be unlearned first
     direction: Direction = "both"  # one: anchors pick positives only, not positives anchors too
     negatives: Negatives = "positives"  # all: the other tracks' anchors too
     decoys: float = 0.0  # part of the examples whose positive is a negative too, at the wrong time
@@ -73,7 +78,7 @@ class LossSettings:
 class OptimiserSettings:
     """Muon for matrices and convolutions (or AdamW for all), AdamW for the rest."""
 
-    matrices: Literal["muon", "adamw"] = "muon"
+    matrices: Matrices = "muon"
     muon_rate: float = 0.02
     muon_momentum: float = 0.95
     adam_rate: float = 4e-3

@@ -84,6 +84,8 @@ class Trainer:
         self.samples = on_device(self.bank, self.device)
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model).to(self.device)
+        if recipe.loss.start == "cosine":
+            cast(Any, self.model.similarity).start_as_cosine()
         self.muon, self.adam = optimisers(self.model, recipe.optimiser)
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)

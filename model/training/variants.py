@@ -23,7 +23,7 @@ from model.complex_layers import ComplexLinear
 from model.cqt import scale_decibels
 from model.phalar import Phalar
 from model.pooling import SpectralPooling
-from model.similarity import HermitianSimilarity
+from model.similarity import COSINE_SCALE, HermitianSimilarity
 
 FORMAT = "phalar-variant-1"
 COCOLA_FORMAT = "cocola-1"  # as in model.evaluation.baselines.cocola, which needs an extra
@@ -93,7 +93,10 @@ class CosineSimilarity(HermitianSimilarity):
     def __init__(self, dimension: int) -> None:
         nn.Module.__init__(self)
         self.dimension = dimension
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(COSINE_SCALE)))
+
+    def start_as_cosine(self) -> None:
+        """It is one, always."""
 
     @property
     def hermitian_form(self) -> Tensor:
@@ -108,6 +111,10 @@ class PositiveSimilarity(HermitianSimilarity):
     def __init__(self, dimension: int) -> None:
         nn.Module.__init__(self)
         self.root = ComplexLinear(dimension, dimension)
+
+    def start_as_cosine(self) -> None:
+        """Set H = COSINE_SCALE I."""
+        self.root.start_as_multiple(math.sqrt(COSINE_SCALE))
 
     @property
     def hermitian_form(self) -> Tensor:

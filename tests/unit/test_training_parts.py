@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model import CheckpointError, Phalar
+from model.similarity import COSINE_SCALE
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
@@ -186,6 +187,22 @@ def test_a_positive_form_has_no_negative_eigenvalue_and_phalars_has() -> None:
     positive, indefinite = build_model("psd"), build_model("phalar")
     assert torch.linalg.eigvalsh(positive.similarity.hermitian_form.detach()).min() > -ROUNDING
     assert torch.linalg.eigvalsh(indefinite.similarity.hermitian_form.detach()).min() < 0
+
+
+@pytest.mark.parametrize("name", ["phalar", "mel", "psd", "cosine"])
+def test_every_form_can_start_as_the_cosine(name: str) -> None:
+    model = build_model(name)
+    model.similarity.start_as_cosine()
+    cosine = COSINE_SCALE * torch.eye(model.config.dimension, dtype=torch.complex64)
+    torch.testing.assert_close(model.similarity.hermitian_form.detach(), cosine)
+
+
+def test_cocolas_score_can_start_as_the_plain_product() -> None:
+    similarity = build_model("cocola").similarity
+    similarity.start_as_cosine()
+    x, y = torch.randn(2, 512), torch.randn(3, 512)
+    squashed = [torch.tanh(similarity.norm(side)) for side in (x, y)]
+    torch.testing.assert_close(similarity(x, y), 0.05 * squashed[0] @ squashed[1].T)
 
 
 def test_a_file_of_an_unknown_variant_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ FEATURES = 1280
 MIN_SAMPLES = 6400
 """0.4 s: of fewer frames, the backbone's last layers have none left."""
 
+START = 0.05
+"""Of the bilinear form: its entries' deviation, or its diagonal. Squashed embeddings have a norm of 10 to 20."""
+
 SAMPLES_PER_PASS = 16 * 80_000
 """Most samples that one pass of `embed` takes: 16 clips of 5 s, which bounds memory."""
 
@@ -92,7 +95,12 @@ class CocolaSimilarity(nn.Module):
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dimension)
-        self.weight = nn.Parameter(0.05 * torch.randn(dimension, dimension))
+        self.weight = nn.Parameter(START * torch.randn(dimension, dimension))
+
+    @torch.no_grad()
+    def start_as_cosine(self) -> None:
+        """Make the score the plain product of the squashed embeddings, scaled as the random start is."""
+        nn.init.eye_(self.weight).mul_(START)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Embeddings (n, dimension) and (m, dimension) -> logits (n, m), with gradients."""
