@@ -114,6 +114,18 @@ class Place:
         beside = (score for displacement_s, score in self.curve if displacement_s)
         return self.score + max(0.0, max(beside, default=0.0))
 
+    @property
+    def peak(self) -> float:
+        """The highest score around it, as the parabola through it and its nearest neighbours draws it."""
+        left = max((point for point in self.curve if point[0] < 0), default=None)
+        right = min((point for point in self.curve if point[0] > 0), default=None)
+        if left is None or right is None:
+            return self.score
+        slope, bend = _parabola(self.score, left, right)
+        if bend < 0 and left[0] < (at := -slope / (2 * bend)) < right[0]:
+            return self.score + (slope + bend * at) * at
+        return max(left[1], self.score, right[1])
+
 
 def missed_by_half(fold: HermitianFold, queries: QueryWindows) -> float | None:
     """How much of the score would be missed if every second shift were left out and drawn as a straight line.
@@ -178,18 +190,18 @@ def _best_by_stem(scores: Float32, ids: Int64) -> tuple[Int64, Float32]:
     return flat_rows[best], flat_scores[best]
 
 
-def proven(places: Iterable[Place], found: Candidates, limit: int) -> bool:
-    """Whether the `limit` best of these places are the best there are, on the shifts' grid.
+def proven(scores: Iterable[float], found: Candidates, limit: int) -> bool:
+    """Whether the `limit` best of these stems are the best there are, on the shifts' grid.
 
     A stem's score is a mean over pairs, so no stem outside the candidates scores above their ceiling.
 
     Args:
-        places: of all of `found.rows`, before refinement, in any order.
+        scores: of all of `found.rows`, before refinement, in any order.
     """
-    scores = sorted((place.score for place in places), reverse=True)
-    if len(scores) < limit:
+    best = sorted(scores, reverse=True)
+    if len(best) < limit:
         return found.complete
-    return scores[limit - 1] >= found.ceiling
+    return best[limit - 1] >= found.ceiling
 
 
 def align(fold: HermitianFold, queries: QueryWindows, stem_embedding: Complex64, stem_start_s: Float64) -> Place | None:
@@ -199,6 +211,25 @@ def align(fold: HermitianFold, queries: QueryWindows, stem_embedding: Complex64,
 
 
 def align_all(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> dict[int, Place]:
+    """`best_places`, all of them told."""
+    found = best_places(fold, queries, stems)
+    return {number: found.place(number) for number in found.scores}
+
+
+@dataclass(frozen=True, eq=False)
+class BestPlaces:
+    """The best place of each stem. Its score is known; to tell the place takes longer than to find it."""
+
+    scores: Mapping[int, float]  # by the caller's number of the stem; mean over the place's pairs
+    _diagonals: "_Diagonals | None"
+    _winners: Mapping[int, int]
+
+    def place(self, number: int) -> Place:
+        assert self._diagonals is not None
+        return self._diagonals.place_of(self._winners[number])
+
+
+def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> BestPlaces:
     """Stage 2: each stem's best diagonal, by the exact complex score.
 
     A diagonal counts if it has at least half as many pairs as the shorter of mix (at that shift) and stem has windows,
@@ -215,8 +246,9 @@ def align_all(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, St
     """
     found = _Diagonals.of(fold, queries, stems)
     if found is None:
-        return {}
-    return {found.numbers[int(found.owner[winner])]: found.place_of(winner) for winner in found.winners()}
+        return BestPlaces({}, None, {})
+    winners = {found.numbers[int(found.owner[winner])]: int(winner) for winner in found.winners()}
+    return BestPlaces({number: float(found.mean[winner]) for number, winner in winners.items()}, found, winners)
 
 
 def promising_places(
@@ -437,16 +469,20 @@ def _fine_steps(place: Place, shift_s: float, fine_shift_s: float, smooth: bool)
     if left is None or right is None or reach == 0:
         steps = {-reach, -(reach // 2), reach // 2, reach} if smooth else set(range(-reach, reach + 1))
         return sorted(steps - {0})
-    # The parabola through the three points, as its slope at 0 and half its curvature.
-    before, after = (left[1] - place.score) / left[0], (right[1] - place.score) / right[0]
-    bend = (after - before) / (right[0] - left[0])
-    slope = after - bend * right[0]
+    slope, bend = _parabola(place.score, left, right)
     side = 1 if slope >= 0 else -1
     if smooth:
         peak = -slope / (2 * bend) / fine_shift_s if bend < 0 else side * reach
         step = max(-reach, min(reach, round(peak)))
         return [] if any(abs(at - step * fine_shift_s) < fine_shift_s / 2 for at, _ in near) else [step]
     return [side] if reach == 1 else sorted([-side] + [side * step for step in range(1, reach + 1)])
+
+
+def _parabola(score: float, left: tuple[float, float], right: tuple[float, float]) -> tuple[float, float]:
+    """The parabola through a score at 0 and two points around it: its slope at 0, and half its curvature."""
+    before, after = (left[1] - score) / left[0], (right[1] - score) / right[0]
+    bend = (after - before) / (right[0] - left[0])
+    return after - bend * right[0], bend
 
 
 def refined(

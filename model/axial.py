@@ -1,6 +1,5 @@
 """The axial CNN: convolutions along frequency, then along time, then across channels."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -136,8 +135,8 @@ class AxialBackbone(nn.Module):
 
         By the compiled kernel where there is one, else by `infer_by_products`.
         """
-        kernel, weights = fastest_kernel(), list(self._weights())
-        if kernel is None or not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *weights)):
+        kernel = fastest_kernel()
+        if kernel is None or not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *self._weights)):
             return self.infer_by_products(cqt)
         return self.infer_by_kernel(kernel, cqt)
 
@@ -147,7 +146,7 @@ class AxialBackbone(nn.Module):
         blocks = [block for block in self.blocks if isinstance(block, AxialBlock)]
         widths = [*(block.pointwise.norm.num_channels for block in blocks), self.out_channels]
         compresses = [block.compression is not None for block in blocks]
-        return kernel.infer(cqt, widths, compresses, list(self._weights()), blocks[0].pointwise.norm.eps)
+        return kernel.infer(cqt, widths, compresses, self._weights, blocks[0].pointwise.norm.eps)
 
     @torch.no_grad()
     def infer_by_products(self, cqt: Tensor) -> Tensor:
@@ -166,17 +165,19 @@ class AxialBackbone(nn.Module):
                 features = _as_positions(block.compression(_as_image(features, bins)))
         return _as_image(features, bins)  # (batch, out_channels, bins, steps)
 
-    def _weights(self) -> Iterator[Tensor]:
+    @property
+    def _weights(self) -> list[Tensor]:
         """All weights, in the order in which the network uses them."""
-        yield self.input_projection.weight
+        weights: list[Tensor] = [self.input_projection.weight]
         for block in self.blocks:
             assert isinstance(block, AxialBlock)
             for branch in (block.along_frequency, block.along_time, block.pointwise):
                 assert branch.spread.bias is not None
-                yield from (branch.norm.weight, branch.norm.bias, branch.spread.weight, branch.spread.bias)
-                yield from (branch.contract.weight, branch.scale)
+                weights += (branch.norm.weight, branch.norm.bias, branch.spread.weight, branch.spread.bias)
+                weights += (branch.contract.weight, branch.scale)
             if block.compression is not None:
-                yield block.compression.weight
+                weights.append(block.compression.weight)
+        return weights
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -180,12 +180,14 @@ class Phalar(nn.Module):
         if batch == 0:
             return torch.empty((0, self.config.dimension), dtype=torch.complex64, device=self.device)
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         try:
             passes = torch.split(clips, max(1, SAMPLES_PER_PASS // samples))
             return torch.cat([to_unit_norm(self.head(self._infer(part))) for part in passes])
         finally:
-            self.train(was_training)
+            if was_training:  # setting it takes a visit to every layer
+                self.train()
 
     @torch.no_grad()
     def score(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from indexer import (
     LARGEST_K,
+    BestPlaces,
     Catalog,
     Index,
     LiveIndex,
@@ -18,7 +19,7 @@ from indexer import (
     QueryWindows,
     StemEmbeddings,
     StemFilter,
-    align_all,
+    best_places,
     candidates,
     missed_by_half,
     promising_places,
@@ -41,7 +42,9 @@ from service.uploads import Decoder
 COARSER = (4, 2, 1)  # times the step of the shifts: what is tried, in this order
 FEWEST_SHIFTS = 8  # fewer do not tell how fast the score varies
 SMOOTH = 0.25  # a grid is fine enough if one twice as coarse would miss no more of the score than this share
-SMOOTH_ROUNDS = 2  # peaks that are tried for one place of a smooth score, each drawn through the one before
+DRAWN = 0.9  # up to this share peaks between two shifts are still drawn, but places of one stem compete
+DRAWN_EACH = 8  # places of one stem that are looked at
+DRAWN_OTHERS = (16, 0)  # places beside the best of each stem in each round; a round draws through the peaks before it
 SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
@@ -72,26 +75,36 @@ class Embedder(Protocol):
 class _Mix:
     """A mix as the index is asked about it: its windows on the coarsest grid of shifts that tells their score.
 
-    `smooth`: whether that grid draws the score well; the finest need not.
+    `missed`: how much of the score a grid twice as coarse would miss; None: nobody knows. The finest may miss much.
     """
 
     waveform: NDArray[np.float32]
     plan: Plan
     queries: QueryWindows
-    smooth: bool
+    missed: float | None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether one peak between two shifts is drawn well, and no other can hide there."""
+        return self.missed is not None and self.missed <= SMOOTH
+
+    @property
+    def drawn(self) -> bool:
+        """Whether peaks are drawn well enough to tell which of them are worth a closer look."""
+        return self.missed is not None and self.missed <= DRAWN
 
 
 @dataclass(frozen=True)
 class _Scored:
     """The candidates of a query, each at its best place on the grid of shifts."""
 
-    places: dict[int, Place]
+    found: dict[int, BestPlaces]  # by stem row
     stems: dict[int, StemEmbeddings]
     exact: bool
 
     def best(self, n: int) -> dict[int, Place]:
-        order = sorted(self.places, key=lambda row: (-self.places[row].score, row))
-        return {row: self.places[row] for row in order[:n]}
+        order = sorted(self.found, key=lambda row: (-self.found[row].scores[row], row))
+        return {row: self.found[row].place(row) for row in order[:n]}
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Found:
     index: Index  # that answered
     plan: Plan
     places: dict[int, Place]  # of the hits
-    others: dict[int, Place]  # of all other stems that were scored exactly, on the grid of shifts
+    others: dict[int, Place]  # of further stems to be ranked, on the grid of shifts
     exact: bool
 
 
@@ -232,7 +245,7 @@ class Finder:
         if align == "search":
             with watch.stage("refine"):
                 places = await self._refine(index, mix, scored, limit)
-        others = {row: place for row, place in scored.best(len(scored.places)).items() if row not in places}
+        others = {row: place for row, place in scored.best(ranked).items() if row not in places}
         return Found(index, mix.plan, places, others, scored.exact)
 
     def _plan(self, waveform: NDArray[np.float32], align: Align) -> Plan:
@@ -274,12 +287,12 @@ class Finder:
             known |= wanted
             queries = _query_windows(coarse, embedding[wanted])
             missed = await asyncio.to_thread(missed_by_half, index.fold, queries)
-            smooth = missed is not None and missed <= SMOOTH
-            if smooth:
+            mix = _Mix(waveform, coarse, queries, missed)
+            if mix.smooth:
                 break
         if not len(queries.offset_s):
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
-        return _Mix(waveform, coarse, queries, smooth)
+        return mix
 
     async def _embed(
         self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int
@@ -296,7 +309,7 @@ class Finder:
         with watch.stage("index"):
             allowed = await self._catalog.rows_allowed(wanted)
             found = await asyncio.to_thread(candidates, index, queries, max(limit, ranked), allowed)
-        places: dict[int, Place] = {}
+        best: dict[int, BestPlaces] = {}
         stems: dict[int, StemEmbeddings] = {}
         enough = max(SCORED_FIRST, 4 * limit, ranked)
         while True:
@@ -304,14 +317,15 @@ class Finder:
             with watch.stage("rescore"):
                 unseen = [row for row in some.rows.tolist() if row not in stems]
                 fresh = await self._catalog.embeddings_of(unseen, index.fingerprint)
-                places |= await asyncio.to_thread(align_all, index.fold, queries, fresh)
+                scored = await asyncio.to_thread(best_places, index.fold, queries, fresh)
+                best |= dict.fromkeys(scored.scores, scored)
                 stems |= fresh
-            exact = proven(places.values(), some, limit)
+            exact = proven((places.scores[row] for row, places in best.items()), some, limit)
             if exact or len(stems) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
-                return _Scored(places, stems, exact)
+                return _Scored(best, stems, exact)
             if enough >= len(found.rows):
                 if found.k >= LARGEST_K:
-                    return _Scored(places, stems, exact)
+                    return _Scored(best, stems, exact)
                 with watch.stage("index"):
                     found = await asyncio.to_thread(candidates, index, queries, limit, allowed, k=2 * found.k)
             enough = min(4 * enough, SCORED_MOST)
@@ -320,13 +334,14 @@ class Finder:
         """The best places on the fine grid, in order of their scores there."""
         stems = {row: scored.stems[row] for row in scored.best(limit + REFINED_BEYOND)}
         spacing_s, fine_s = mix.plan.step / SAMPLE_RATE, self._settings.fine_shift_s
-        found = await asyncio.to_thread(
-            promising_places, index.fold, mix.queries, stems, PLACES_EACH, apart_s=spacing_s
-        )
+        each = 1 if mix.smooth else DRAWN_EACH if mix.drawn else PLACES_EACH
+        found = await asyncio.to_thread(promising_places, index.fold, mix.queries, stems, each, apart_s=spacing_s)
         every = [(row, place) for row, places in found.items() for place in places]
-        if mix.smooth:
-            places = _first_and_best(every, 0, lambda place: place.promise)
-            for _ in range(SMOOTH_ROUNDS):
+        if mix.drawn:
+            places = every
+            for others in (0, 0) if mix.smooth else DRAWN_OTHERS:
+                places.sort(key=lambda found: (-found[1].peak, found[0]))
+                places = _first_and_best(places, others, lambda place: place.peak)
                 places = await self._on_finer_grid(index, mix, stems, places, spacing_s, fine_s)
         else:
             places = await self._by_halving(index, mix, stems, every)
@@ -371,7 +386,7 @@ class Finder:
             fine_shift_s=fine_s,
             first_s=0.0,
             last_s=(len(mix.waveform) - mix.plan.length) / SAMPLE_RATE,
-            smooth=mix.smooth,
+            smooth=mix.drawn,
         )
         if not len(offsets_s):
             return places

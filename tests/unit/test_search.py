@@ -18,6 +18,7 @@ from indexer.search import (
     QueryWindows,
     align,
     align_all,
+    best_places,
     candidates,
     missed_by_half,
     promising_places,
@@ -247,7 +248,7 @@ def two_stages(
     found = candidates(index, queries, limit)
     while True:
         places = align_all(index.fold, queries, {int(row): stems[int(row)] for row in found.rows})
-        exact = proven(places.values(), found, limit)
+        exact = proven([place.score for place in places.values()], found, limit)
         if exact or found.complete or found.k >= LARGEST_K:
             return places, exact
         found = candidates(index, queries, limit, k=2 * found.k)
@@ -314,7 +315,7 @@ def test_a_small_catalog_is_exhausted_and_so_proven(tmp_path: Path) -> None:
     assert sorted(found.rows.tolist()) == [1, 2, 3, 4]
     assert found.complete
     assert np.isneginf(found.threshold).all()
-    assert proven(align_all(fold, queries, stems).values(), found, 10)
+    assert proven(best_places(fold, queries, stems).scores.values(), found, 10)
     allowed = candidates(index, queries, 10, np.array([3, 77]))
     assert allowed.rows.tolist() == [3]
     assert allowed.complete
@@ -325,12 +326,9 @@ def test_a_small_catalog_is_exhausted_and_so_proven(tmp_path: Path) -> None:
 def test_no_proof_where_the_ceiling_is_above_the_last_hit() -> None:
     found = Candidates(np.array([1, 2]), np.float32([3, 2]), np.array([1.5]), np.array([0.1]), 2, 1.6)
 
-    def places(*scores: float) -> list[Place]:
-        return [Place(score, 0.0, (), ()) for score in scores]
-
-    assert proven(places(1.7, 3.0), found, 2)
-    assert not proven(places(1.5, 3.0), found, 2)
-    assert not proven(places(3.0), found, 2)
+    assert proven([1.7, 3.0], found, 2)
+    assert not proven([1.5, 3.0], found, 2)
+    assert not proven([3.0], found, 2)
 
 
 # ---------------------------------------------------------------- refinement
@@ -414,6 +412,19 @@ def test_a_slow_scores_place_is_found_from_a_coarse_grid_with_two_windows_a_pair
     assert np.mean(np.array(errors_s) <= FINE_S + 0.001) >= 0.9
 
 
+def test_a_fast_scores_peak_is_drawn_well_enough_between_shifts_of_forty_milliseconds() -> None:
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        music = SmoothMusic(seed)
+        for _ in range(12):
+            true_start_s = round(float(rng.uniform(0, 20)), 4)
+            coarse, fine, windows = music.search(true_start_s, 8.0, smooth=True)
+            assert abs(fine.start_s - true_start_s) <= FINE_S + 0.001
+            assert fine.score >= 0.98  # the stem against itself scores 1
+            assert coarse.peak == pytest.approx(fine.score, abs=0.15)
+            assert windows <= 2 * len(coarse.pairs)
+
+
 def test_every_second_shift_is_missed_little_by_a_slow_score_and_much_by_a_fast_one() -> None:
     slow, fast = SmoothMusic(1, speed=SLOW), SmoothMusic(1)
     missed = [missed_by_half(music.fold, music.queries(3.0, 8.0, COARSE_S)) for music in (slow, fast)]
@@ -426,6 +437,18 @@ def test_every_second_shift_is_missed_little_by_a_slow_score_and_much_by_a_fast_
     assert finer < 0.6
     noise = missed_by_half(fast.fold, make_queries(np.random.default_rng(0), 8.0))
     assert noise == pytest.approx(math.sqrt(1.5), abs=0.15)  # a value beside the mean of two others, all independent
+
+
+def test_a_peak_is_the_parabolas_or_where_there_is_none_the_highest_point() -> None:
+    def peak(*curve: tuple[float, float]) -> float:
+        return Place(dict(curve)[0.0], 4.0, (), curve).peak
+
+    # 1 - (t - 0.01)^2 * 100
+    assert peak((-0.04, 0.75), (0.0, 0.99), (0.04, 0.91)) == pytest.approx(1.0)
+    assert peak((-0.02, 0.91), (0.0, 0.99), (0.04, 0.91)) == pytest.approx(1.0)
+    assert peak((0.0, 0.9), (0.04, 0.7)) == 0.9
+    assert peak((-0.04, 0.9), (0.0, 0.5), (0.04, 0.7)) == 0.9
+    assert peak((-0.04, 0.5), (0.0, 0.9), (0.04, 1.4)) == 1.4
 
 
 def test_too_few_shifts_tell_nothing() -> None:
@@ -499,6 +522,7 @@ def test_of_two_similar_places_the_right_one_is_promising_though_the_grid_favour
     assert align_all(music.fold, queries, {1: stem})[1].start_s == pytest.approx(copy_start_s)
     first, second = promising_places(music.fold, queries, {1: stem}, 2, apart_s=SHIFT_S)[1]
     assert first.start_s == pytest.approx(copy_start_s)
+    assert second.peak == pytest.approx(first.peak, abs=0.1)
     assert abs(second.start_s - true_start_s) <= SHIFT_S / 2 + 0.001
     assert second.promise > second.score
 
