@@ -214,6 +214,12 @@ end
 return deleted
 """
 
+# KEYS waveform; ARGV samples, seconds to keep them. They are large and may be lost: no journal, no replica has them.
+_HAND_OVER = """
+redis.set_repl(redis.REPL_NONE)
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+"""
+
 # KEYS stream, reply; ARGV entry -> 1 while the job or its reply exists
 _KNOWN = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
@@ -293,6 +299,7 @@ class Queue:
         self._reclaim = redis.register_script(_RECLAIM)
         self._refresh = redis.register_script(_REFRESH)
         self._reap = redis.register_script(_REAP)
+        self._hand_over = redis.register_script(_HAND_OVER)
         self._known = redis.register_script(_KNOWN)
         self._in_hand: dict[Kind, dict[str, UploadJob | QueryJob]] = {"uploads": {}, "queries": {}}
         self._alone: str | None = None
@@ -321,7 +328,7 @@ class Queue:
         """
         if waveform is not None:
             samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
-            await self._call(self._redis.set, self._waveform_key(stem_id), samples, ex=HANDED_OVER_TTL_S)
+            await self._call(self._hand_over, keys=[self._waveform_key(stem_id)], args=[samples, HANDED_OVER_TTL_S])
         await self._add("uploads", {"stem_id": stem_id, "fingerprint": fingerprint})
 
     async def embed(

@@ -126,6 +126,20 @@ async def test_a_waveform_sent_with_an_upload_is_there_for_one_worker_and_not_fo
     assert await worker.handed_over(jobs["late"]) is None
 
 
+async def test_a_waveform_sent_with_an_upload_stays_out_of_the_journal_and_the_upload_does_not(
+    opened: Open, tmp_path: Path
+) -> None:
+    server = EmbeddedValkey(tmp_path)
+    with server:
+        api = opened(url=server.url)
+        await api.submit_upload("s1", MODEL, WAVEFORM)
+        assert await api._redis.strlen(api._waveform_key("s1")) == WAVEFORM.nbytes
+    written = sum(path.stat().st_size for path in server.folder.rglob("*.aof"))
+    assert 0 < written < WAVEFORM.nbytes / 10
+    with server:
+        assert await opened(url=server.url).outstanding_uploads() == {"s1"}
+
+
 async def test_full_stream_refuses_with_the_facts(opened: Open) -> None:
     api = opened(max_uploads=2)
     for stem_id in ("s1", "s2"):
