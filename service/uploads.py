@@ -357,7 +357,9 @@ class _Server:
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C reaches us alone; the server ends when we do
+                # Ctrl-C reaches us alone; the server ends when we do. Not a session: Linux would weigh it against
+                # our own as one process against another (autogroup), and no child in it could be nice to a worker.
+                process_group=0,
             )
         server = cls(process, ours)
         try:
