@@ -34,7 +34,7 @@ longest_s = 2.0
 [optimiser]
 warmup = 1
 """
-SUMMATION = 2e-4  # two processes add gradients in another order; Muon's normalisation magnifies that
+SUMMATION = 1e-3  # two processes add gradients in another order, which the step in between magnifies
 PATIENCE_S = 120
 
 TWO_PROCESSES = """
@@ -138,7 +138,7 @@ def test_a_folder_of_another_recipe_is_refused(home: Path, recipe: Recipe, bank:
 
 
 def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
-    """Without what is drawn for each process by itself (dropout, augmentation), the weights agree."""
+    """Without what is drawn for each process by itself (dropout, augmentation), the gradients agree."""
     plain = home / "plain.toml"
     plain.write_text(RECIPE + "[augment]\ngain_db = 0.0\nnoise = 0.0\n")
     script = home / "two.py"
@@ -149,10 +149,16 @@ def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for command in (alone, [*torchrun, *arguments, str(home / "pair")]):
         subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=True)
-    one, two = (torch.load(home / name / CHECKPOINT, weights_only=True)["model"] for name in ("alone", "pair"))
+    one, two = (torch.load(home / name / CHECKPOINT, weights_only=True) for name in ("alone", "pair"))
     assert losses(home / "pair") == pytest.approx(losses(home / "alone"), rel=SUMMATION)
-    for name in one:
-        assert torch.allclose(one[name], two[name], atol=SUMMATION * float(one[name].abs().max())), name
+    # Means of gradients, not weights: AdamW moves a weight by its full rate whatever the gradient, so where that is
+    # nothing but rounding, a weight may go either way.
+    for optimiser, mean in (("muon", "momentum"), ("adam", "exp_avg")):
+        states = [checkpoint[optimiser]["state"] for checkpoint in (one, two)]
+        assert states[0].keys() == states[1].keys()
+        for number in states[0]:
+            ours, theirs = (state[number][mean] for state in states)
+            assert (ours - theirs).norm() <= SUMMATION * ours.norm(), (optimiser, number)
 
 
 @pytest.mark.timeout(900)
