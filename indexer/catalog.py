@@ -463,8 +463,16 @@ class Catalog:
     @retried
     async def position(self) -> tuple[Alias | None, int]:
         """Where `live` points and the clock, from one instant: what an index compares itself with."""
+        query = (  # every query asks this twice: one statement
+            select(clock.c.value, *_ALIAS)
+            .select_from(clock)
+            .join(aliases, aliases.c.name == LIVE, isouter=True)
+            .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation, isouter=True)
+            .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
+        )
         async with self._database.read() as sql:
-            return await _alias(sql), int((await sql.execute(select(clock.c.value))).scalar_one())
+            seq, *found = (await sql.execute(query)).one()
+        return None if found[0] is None else Alias(*found), int(seq)
 
     @retried
     async def go_live(self, generation: int, configured: str) -> bool:
@@ -718,18 +726,21 @@ async def _fail_unembeddable(sql: AsyncConnection, fingerprint: str, seq: int) -
         await sql.execute(update(stems).where(stems.c.row == row).values(state="failed", problem=problem, seq=seq))
 
 
+_PRESENT, _BEFORE = generations.alias("present"), generations.alias("before")
+_ALIAS = (
+    aliases.c.generation,
+    _PRESENT.c.fingerprint,
+    aliases.c.previous,
+    _BEFORE.c.fingerprint.label("previous_fingerprint"),
+    aliases.c.configured,
+)
+
+
 async def _alias(sql: AsyncConnection) -> Alias | None:
-    present, before = generations.alias("present"), generations.alias("before")
     query = (
-        select(
-            aliases.c.generation,
-            present.c.fingerprint,
-            aliases.c.previous,
-            before.c.fingerprint.label("previous_fingerprint"),
-            aliases.c.configured,
-        )
-        .join(present, present.c.generation == aliases.c.generation)
-        .join(before, before.c.generation == aliases.c.previous, isouter=True)
+        select(*_ALIAS)
+        .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation)
+        .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
         .where(aliases.c.name == LIVE)
     )
     found = (await sql.execute(query)).first()
