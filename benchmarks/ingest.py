@@ -3,7 +3,7 @@
     python -m benchmarks.ingest [--stems 2000] [--queries 10] [--page docs/performance.md]
 
 A real service with the default model. The rate counts from the first upload to the last ready stem, so it holds
-receiving, checking, decoding twice and storing; the encoder is timed before and after, with the service idle.
+receiving, decoding, checking and storing; the encoder is timed before and after, with the service idle.
 """
 
 import argparse
