@@ -45,7 +45,7 @@ SMOOTH = 0.25  # a grid is fine enough if one twice as coarse would miss no more
 DRAWN = 0.9  # up to this share peaks between two shifts are still drawn, but places of one stem compete
 DRAWN_EACH = 8  # places of one stem that are looked at
 DRAWN_OTHERS = (16, 0)  # places beside the best of each stem in each round; a round draws through the peaks before it
-SCORED_FIRST = 64  # candidate stems scored exactly before it is asked whether more could matter
+SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
 PLACES_EACH = 64  # places of one stem that may be refined beside each other
@@ -286,7 +286,9 @@ class Finder:
             embedding[missing] = await self._embed(index.fingerprint, waveform, plan.starts[missing], plan.length)
             known |= wanted
             queries = _query_windows(coarse, embedding[wanted])
-            missed = await asyncio.to_thread(missed_by_half, index.fold, queries)
+            missed = None
+            if coarse.shifts > 2:  # of fewer there is nothing to tell
+                missed = await asyncio.to_thread(missed_by_half, index.fold, queries)
             mix = _Mix(waveform, coarse, queries, missed)
             if mix.smooth:
                 break
