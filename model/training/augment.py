@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +20,12 @@ _FLATTEST_HZ = 20.0
 """Below, coloured noise stays as strong as here: brown noise would be all rumble."""
 
 
+_OCTAVES_FROM_HZ = 31.25
+"""The lowest knot of the equaliser; the others lie an octave apart, up to the Nyquist frequency."""
+
+
 def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Change each waveform's level and put noise under some of them.
+    """Change each waveform's tone and level and put noise under some of them.
 
     Args:
         waveforms: float32, (n, samples) at 16 kHz.
@@ -36,11 +43,65 @@ def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Gener
     under = torch.zeros(n, length)
     for row in torch.nonzero(noisy).flatten().tolist():
         under[row] = noise(NOISES[int(kinds[row])], length, generator)
+    if settings.equaliser_db:
+        waveforms = equalise(waveforms, settings.equaliser_db, generator)
     rms = waveforms.square().mean(dim=1, keepdim=True).sqrt()
     level = 10 ** (-snr_db / 20)
     gain = 10 ** (gain_db / 20)
     device = waveforms.device
     return (waveforms + under.to(device) * level.to(device)[:, None] * rms) * gain.to(device)[:, None]
+
+
+def equalise(waveforms: Tensor, most_db: float, generator: torch.Generator) -> Tensor:
+    """Filter each waveform by itself: another gain for each octave, smooth between them, without delay.
+
+    Args:
+        waveforms: float32, (n, samples) at 16 kHz.
+        most_db: an octave is raised or lowered by at most so much.
+        generator: on the CPU.
+
+    Returns:
+        float32, (n, samples), on the same device.
+    """
+    n, length = waveforms.shape
+    frequency = torch.fft.rfftfreq(length, 1 / SAMPLE_RATE)
+    octaves = round(math.log2(SAMPLE_RATE / 2 / _OCTAVES_FROM_HZ))
+    gains_db = most_db * (2 * torch.rand(n, octaves + 1, generator=generator) - 1)
+    position = (frequency / _OCTAVES_FROM_HZ).clamp_min(1e-9).log2().clamp(0, octaves)
+    below = position.floor().clamp_max(octaves - 1).long()
+    part = position - below
+    curve_db = gains_db[:, below] * (1 - part) + gains_db[:, below + 1] * part  # (n, frequencies)
+    response = (10 ** (curve_db / 20)).to(waveforms.device)
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveforms) * response, n=length)
+    return filtered
+
+
+def samples_at_speed(length: int, semitones: float, rng: np.random.Generator) -> int:
+    """How many samples become `length` when they are played faster or slower by up to so many semitones.
+
+    One speed a batch: were each pair out of tune by itself, its tuning alone would tell it from the others.
+    """
+    if not semitones:
+        return length
+    return 2 * round(length / 2 * 2 ** (float(rng.uniform(-semitones, semitones)) / 12))
+
+
+def played_at(waveforms: Tensor, length: int) -> Tensor:
+    """The same sound in another number of samples: faster and higher in fewer, slower and lower in more.
+
+    Args:
+        waveforms: float32, (n, samples).
+        length: samples wanted, even.
+
+    Returns:
+        float32, (n, length): what lies below the lower of both Nyquist frequencies, each clip taken as periodic.
+    """
+    given = waveforms.shape[1]
+    if given == length:
+        return waveforms
+    spectrum = torch.fft.rfft(waveforms)[:, : length // 2]
+    played: Tensor = torch.fft.irfft(spectrum, n=length) * (length / given)
+    return played
 
 
 def noise(kind: str, length: int, generator: torch.Generator) -> Tensor:

@@ -42,6 +42,9 @@ def train(
         typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times."),
     ] = None,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="The run's folder. Default: runs/RECIPE.")] = None,
+    begin: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A checkpoint to go on from, as a new run.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     stop_at: Annotated[int | None, typer.Option(min=1, help="Stop after this step, to go on later.")] = None,
     model: Annotated[str | None, typer.Option(help="Instead of the recipe's, such as an ablation's name.")] = None,
@@ -61,6 +64,7 @@ def train(
     import torch
 
     from model.evaluation.commands import default_cache
+    from model.torch_archive import CheckpointError
     from model.training.data import training_bank
     from model.training.distributed import first_alone, process_group
     from model.training.recipe import BadRecipe, load_recipe
@@ -89,8 +93,8 @@ def train(
             for dropped in bank.dropped:
                 progress.console.print(f"left out: {dropped}", markup=False, highlight=False, soft_wrap=True)
         try:
-            trainer = Trainer(chosen, bank, home, here)
-        except (OtherRun, ValueError) as error:
+            trainer = Trainer(chosen, bank, home, here, begin)
+        except (OtherRun, CheckpointError, ValueError) as error:
             _fail(str(error))
         task = progress.add_task("steps", total=chosen.steps, completed=trainer.step)
         with _tensorboard(home, trainer.step, silent=rank > 0) as write:

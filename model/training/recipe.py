@@ -46,6 +46,7 @@ class DataSettings:
     most_seconds: float | None = None  # of each track on disk; unset: all
     shortest_s: float = 2.0  # of an example; each batch draws one length for all its examples
     longest_s: float = 10.0
+    speed_semitones: float = 0.0  # each batch is played faster or slower by up to so much, its pitch and tuning with it
     split_seed: int = 0
 
 
@@ -57,6 +58,7 @@ class AugmentSettings:
     noise: float = 0.5  # part of the sides that get noise, of a kind drawn anew each time
     quietest_snr_db: float = 40.0
     loudest_snr_db: float = 10.0
+    equaliser_db: float = 0.0  # a smooth filter raises or lowers each octave by up to so much
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE
-from model.training.augment import augment
+from model.training.augment import augment, played_at, samples_at_speed
 from model.training.distributed import gather
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
 from model.training.stems import Example, StemBank, draw_decoys, draw_example, draw_examples, mix_examples, on_device
-from model.training.variants import build_model, save_model
+from model.training.variants import build_model, load_trained, save_model
 
 CHECKPOINT = "last.pt"
 MODEL = "model.safetensors"
@@ -72,6 +72,8 @@ class Trainer:
     bank: StemBank
     folder: Path
     device: torch.device
+    begin: Path | None = None
+    """A checkpoint of the recipe's model whose weights a new run starts from; its optimisers start anew."""
 
     def __post_init__(self) -> None:
         recipe, data = self.recipe, self.recipe.data
@@ -84,7 +86,11 @@ class Trainer:
         self.samples = on_device(self.bank, self.device)
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model).to(self.device)
-        if recipe.loss.start == "cosine":
+        self.began = ""
+        if self.begin is not None:
+            self.began = hashlib.sha256(self.begin.read_bytes()).hexdigest()
+            self.model.load_state_dict(_weights(self.begin, type(self.model)))
+        elif recipe.loss.start == "cosine":
             cast(Any, self.model.similarity).start_as_cosine()
         self.muon, self.adam = optimisers(self.model, recipe.optimiser)
         self.step = 0
@@ -127,13 +133,14 @@ class Trainer:
             "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
             "steps": str(self.step),
             "tracks": str(len(self.tracks)),
-        }
+        } | ({"began_with": self.began} if self.began else {})
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         state = {
             "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
             "tracks": _digest(self.bank),
+            "began": self.began,
             "step": self.step,
             "model": self.model.state_dict(),
             "muon": self.muon.state_dict(),
@@ -180,14 +187,15 @@ class Trainer:
         # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
         seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
         length = round(seconds * SAMPLE_RATE)
-        examples = draw_examples(self.bank, self.tracks, recipe.batch, length, rng)
+        drawn = samples_at_speed(length, data.speed_semitones, rng)
+        examples = draw_examples(self.bank, self.tracks, recipe.batch, drawn, rng)
         share = recipe.batch // self.world
         mine = examples[self.rank * share : (self.rank + 1) * share]
-        late = self._decoys(mine, length)
-        anchors, positives = mix_examples(self.bank, self.samples, mine, length)
-        decoys = mix_examples(self.bank, self.samples, late, length)[1]
+        late = self._decoys(mine, drawn)
+        anchors, positives = mix_examples(self.bank, self.samples, mine, drawn)
+        decoys = mix_examples(self.bank, self.samples, late, drawn)[1]
         generator = torch.Generator().manual_seed(self._seed(_AUGMENT, self.step * self.world + self.rank))
-        clips = augment(torch.cat([anchors, positives, decoys]), recipe.augment, generator)
+        clips = augment(played_at(torch.cat([anchors, positives, decoys]), length), recipe.augment, generator)
         clock.tick("data")
 
         torch.manual_seed(self._seed(_DROPOUT, self.step * self.world + self.rank))
@@ -260,6 +268,8 @@ class Trainer:
                 raise OtherRun(self.folder, entry, there[entry], here[entry])
         if state["tracks"] != _digest(self.bank):
             raise OtherRun(self.folder, "data", state["tracks"], _digest(self.bank))
+        if state.get("began", "") != self.began:
+            raise OtherRun(self.folder, "first checkpoint", state.get("began", ""), self.began)
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
@@ -289,6 +299,13 @@ class _Clock:
         now = time.perf_counter()
         self.split_s[name] = now - self._since
         self._since = now
+
+
+def _weights(checkpoint: Path, kind: type[nn.Module]) -> dict[str, Tensor]:
+    begin = load_trained(checkpoint)
+    if type(begin) is not kind:
+        raise ValueError(f"{checkpoint} holds a {type(begin).__name__}; this recipe trains a {kind.__name__}")
+    return begin.state_dict()
 
 
 def _digest(bank: StemBank) -> str:

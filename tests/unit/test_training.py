@@ -1,5 +1,6 @@
 """A run is the same to the digit when it is repeated, and when it was killed and went on."""
 
+import hashlib
 import json
 import os
 import signal
@@ -135,6 +136,24 @@ def test_a_folder_of_another_recipe_is_refused(home: Path, recipe: Recipe, bank:
         Trainer(other, bank, whole, torch.device("cpu"))
     longer = Recipe(**(vars(recipe) | {"steps": 6}))
     assert Trainer(longer, bank, whole, torch.device("cpu")).step == 4, "a run may be made longer"
+
+
+def test_a_run_may_begin_with_a_trained_model(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
+    device, folder = torch.device("cpu"), home / "second"
+    second = Trainer(recipe, bank, folder, device, whole / MODEL)
+    ours, theirs = second.model.state_dict(), load_file(whole / MODEL)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert second.notes()["began_with"] == hashlib.sha256((whole / MODEL).read_bytes()).hexdigest()
+    second.run(stop_at=1)
+    assert Trainer(recipe, bank, folder, device, whole / MODEL).step == 1, "it goes on, and does not begin again"
+    with pytest.raises(OtherRun, match="first checkpoint"):
+        Trainer(recipe, bank, folder, device)
+
+
+def test_a_run_begins_with_no_other_model(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
+    mel = Recipe(**(vars(recipe) | {"model": "mel"}))
+    with pytest.raises(ValueError, match="holds a Phalar; this recipe trains a OnMel"):
+        Trainer(mel, bank, home / "mel", torch.device("cpu"), whole / MODEL)
 
 
 def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
