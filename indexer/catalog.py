@@ -17,11 +17,12 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Row, Select, and_, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -134,20 +135,23 @@ class Catalog:
     @retried
     async def stem(self, stem_id: str) -> Stem:
         """One stem. Raises StemNotFound."""
-        async with self._database.read() as sql:
-            found = await _stems_where(sql, stems.c.id == stem_id)
+        found = await self._stems(_STEM, id=stem_id)
         if not found:
             raise StemNotFound(stem_id)
         return found[0]
 
+    async def _stems(self, query: Select[Any], **values: Any) -> list[Stem]:
+        records = await self._database.rows(query, **values)  # a stem with several tags comes several times
+        return [_stem(list(group)) for _, group in groupby(records, key=lambda record: int(record.row))]
+
     @retried
     async def stems_by_row(self, rows: Collection[int]) -> dict[int, Stem]:
         """The stems of these rows that are ready; others are left out."""
-        async with self._database.read() as sql:
-            found: list[Stem] = []
-            for chunk in _chunks(list(rows)):
-                found += await _stems_where(sql, and_(stems.c.row.in_(chunk), stems.c.state == "ready"))
-        return {stem.row: stem for stem in found}
+        found: dict[int, Stem] = {}
+        for chunk in _chunks(list(rows)):
+            some = await self._stems(_READY_STEMS, rows=chunk)
+            found |= {stem.row: stem for stem in some}
+        return found
 
     @retried
     async def list_stems(
@@ -165,8 +169,7 @@ class Catalog:
         where.append(stems.c.state == state if state else stems.c.state != "deleted")
         if sha256 is not None:
             where.append(stems.c.sha256 == sha256)
-        async with self._database.read() as sql:
-            page = await _stems_where(sql, and_(*where), limit=limit + 1)
+        page = await self._stems(_tagged(and_(*where), limit=limit + 1))
         return page[:limit], (f"s{page[limit - 1].row}" if len(page) > limit else None)
 
     @retried
@@ -249,16 +252,14 @@ class Catalog:
         """The rows of ready stems that pass the filter; None when it restricts nothing."""
         if wanted.is_empty:
             return None
-        async with self._database.read() as sql:
-            query = select(stems.c.row).where(stems.c.state == "ready", *_conditions(wanted)).order_by(stems.c.row)
-            return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
+        query = select(stems.c.row).where(stems.c.state == "ready", *_conditions(wanted)).order_by(stems.c.row)
+        return np.array([row for (row,) in await self._database.rows(query)], dtype=np.int64)
 
     @retried
     async def ready_rows(self) -> NDArray[np.int64]:
         """The rows of all ready stems, ascending."""
-        async with self._database.read() as sql:
-            query = select(stems.c.row).where(stems.c.state == "ready").order_by(stems.c.row)
-            return np.fromiter((await sql.execute(query)).scalars(), dtype=np.int64)
+        query = select(stems.c.row).where(stems.c.state == "ready").order_by(stems.c.row)
+        return np.array([row for (row,) in await self._database.rows(query)], dtype=np.int64)
 
     @retried
     async def window_count(self) -> int:
@@ -270,9 +271,8 @@ class Catalog:
     @retried
     async def counts(self) -> dict[str, int]:
         """How many stems are queued, ready and failed."""
-        async with self._database.read() as sql:
-            query = select(stems.c.state, func.count()).where(stems.c.state != "deleted").group_by(stems.c.state)
-            found = {state: n for state, n in await sql.execute(query)}
+        query = select(stems.c.state, func.count()).where(stems.c.state != "deleted").group_by(stems.c.state)
+        found = {state: n for state, n in await self._database.rows(query)}
         return {state: found.get(state, 0) for state in ("queued", "ready", "failed")}
 
     # ---------------------------------------------------------------- what the worker does
@@ -283,17 +283,15 @@ class Catalog:
         query = select(stems.c.row, stems.c.id, stems.c.sha256, stems.c.state).where(
             stems.c.id == stem_id, stems.c.state != "deleted"
         )
-        async with self._database.read() as sql:
-            found = (await sql.execute(query)).first()
-        return StemJob(*found) if found else None
+        found = await self._database.rows(query)
+        return StemJob(*found[0]) if found else None
 
     @retried
     async def embeddings_exist(self, row: int, fingerprint: str) -> bool:
         query = select(embeddings.c.stem_row).where(
             embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint
         )
-        async with self._database.read() as sql:
-            return (await sql.execute(query)).first() is not None
+        return bool(await self._database.rows(query))
 
     @retried
     async def store_embeddings(
@@ -377,13 +375,9 @@ class Catalog:
     async def embeddings_of(self, rows: Sequence[int], fingerprint: str) -> dict[int, StemEmbeddings]:
         """The embeddings of these stems under one fingerprint; stems that have none are left out."""
         found: dict[int, StemEmbeddings] = {}
-        async with self._database.read() as sql:
-            for chunk in _chunks(list(rows)):
-                query = select(embeddings).where(
-                    embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
-                )
-                for record in await sql.execute(query):
-                    found[record.stem_row] = _unpack(record)
+        for chunk in _chunks(list(rows)):
+            records = await self._database.rows(_EMBEDDINGS, rows=chunk, fingerprint=fingerprint)
+            found |= {record.stem_row: _unpack(record) for record in records}
         return found
 
     @retried
@@ -415,9 +409,8 @@ class Catalog:
     @retried
     async def gone_since(self, seq: int) -> frozenset[int]:
         """Rows of the stems that changed after `seq` and are not ready: `changes_since` without the embeddings."""
-        async with self._database.read() as sql:
-            query = select(stems.c.row).where(stems.c.seq > seq, stems.c.state != "ready")
-            return frozenset((await sql.execute(query)).scalars())
+        query = select(stems.c.row).where(stems.c.seq > seq, stems.c.state != "ready")
+        return frozenset(row for (row,) in await self._database.rows(query))
 
     async def all_embeddings(self, fingerprint: str, chunk: int = 200) -> AsyncIterator[dict[int, StemEmbeddings]]:
         """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row."""
@@ -463,15 +456,7 @@ class Catalog:
     @retried
     async def position(self) -> tuple[Alias | None, int]:
         """Where `live` points and the clock, from one instant: what an index compares itself with."""
-        query = (  # every query asks this twice: one statement
-            select(clock.c.value, *_ALIAS)
-            .select_from(clock)
-            .join(aliases, aliases.c.name == LIVE, isouter=True)
-            .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation, isouter=True)
-            .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
-        )
-        async with self._database.read() as sql:
-            seq, *found = (await sql.execute(query)).one()
+        seq, *found = (await self._database.rows(_POSITION))[0]
         return None if found[0] is None else Alias(*found), int(seq)
 
     @retried
@@ -658,20 +643,18 @@ async def _row_of(sql: AsyncConnection, stem_id: str) -> int:
     return int(row)
 
 
-async def _stems_where(sql: AsyncConnection, where: ColumnElement[bool], limit: int | None = None) -> list[Stem]:
-    query = select(stems).where(where, stems.c.state != "deleted").order_by(stems.c.row).limit(limit)
-    records = list(await sql.execute(query))
-    tags: dict[int, list[str]] = {record.row: [] for record in records}
-    for chunk in _chunks(list(tags)):
-        for stem_row, tag in await sql.execute(select(stem_tags).where(stem_tags.c.stem_row.in_(chunk))):
-            tags[stem_row].append(tag)
-    return [_stem(record, sorted(tags[record.row])) for record in records]
+def _tagged(where: ColumnElement[bool], limit: int | None = None) -> Select[Any]:
+    """Stems that were not deleted, by ascending row, each once for each of its tags, or once without one."""
+    some = select(stems).where(where, stems.c.state != "deleted").order_by(stems.c.row).limit(limit).subquery()
+    joined = some.join(stem_tags, stem_tags.c.stem_row == some.c.row, isouter=True)
+    return select(some, stem_tags.c.tag).select_from(joined).order_by(some.c.row)
 
 
-def _stem(record: Row[Any], tags: list[str]) -> Stem:
-    shown = {name: value for name, value in record._mapping.items() if name != "seq"}
+def _stem(records: Sequence[Row[Any]]) -> Stem:
+    """A stem from its row, once for each of its tags."""
+    shown = {name: value for name, value in records[0]._mapping.items() if name not in ("seq", "tag")}
     shown["warnings"] = tuple(shown["warnings"])
-    return Stem(**shown, tags=tuple(tags))
+    return Stem(**shown, tags=tuple(sorted(record.tag for record in records if record.tag is not None)))
 
 
 def _item(record: Row[Any]) -> JobItem:
@@ -733,6 +716,22 @@ _ALIAS = (
     aliases.c.previous,
     _BEFORE.c.fingerprint.label("previous_fingerprint"),
     aliases.c.configured,
+)
+
+
+# What every query asks, built once.
+_POSITION = (
+    select(clock.c.value, *_ALIAS)
+    .select_from(clock)
+    .join(aliases, aliases.c.name == LIVE, isouter=True)
+    .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation, isouter=True)
+    .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
+)
+_ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
+_STEM = _tagged(stems.c.id == bindparam("id"))
+_READY_STEMS = _tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))
+_EMBEDDINGS = select(embeddings).where(
+    embeddings.c.stem_row.in_(_ROWS), embeddings.c.fingerprint == bindparam("fingerprint")
 )
 
 

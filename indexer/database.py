@@ -6,12 +6,13 @@ import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, ParamSpec, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from sqlalchemy import event, func, select
+from sqlalchemy import Engine, Executable, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
@@ -29,6 +30,7 @@ RETRY_S = 5.0  # a PostgreSQL that fails over takes longer; then a client, or th
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 LOCK_S = 30  # how long a writer waits for its turn
+READERS = 4  # statements that SQLite answers beside each other
 ANSWER_S = 60.0  # a statement without an answer for so long has none to expect
 # What a PostgreSQL server does when a client of its falls silent, perhaps while it holds the clock.
 GIVE_UP = {
@@ -79,16 +81,43 @@ def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
     return run
 
 
-class Database:
-    """Two kinds of transactions on one database, and names that only one process holds at a time."""
+class _Threads:
+    """SQLite for single statements: each runs in one thread from its start to its last row.
 
-    def __init__(self, engine: AsyncEngine, locks: AsyncEngine | None) -> None:
+    Through aiosqlite a statement and its transaction are nine errands to a thread and back, which take longer than what
+    a query asks SQLite for.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine: Engine = create_engine(
+            make_url(url).set(drivername="sqlite"), pool_size=READERS, pool_reset_on_return=None
+        )
+        event.listen(self._engine, "connect", _on_connect)
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite")
+
+    async def rows(self, statement: Executable, values: Mapping[str, Any]) -> Sequence[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._rows, statement, values)
+
+    def _rows(self, statement: Executable, values: Mapping[str, Any]) -> Sequence[Any]:
+        with self._engine.connect() as sql:  # no BEGIN: SQLite holds one instant for each statement by itself
+            return sql.execute(statement, values).all()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._threads.shutdown)
+        self._engine.dispose()
+
+
+class Database:
+    """Two kinds of transactions on one database, single statements, and names that only one process holds at a time."""
+
+    def __init__(self, engine: AsyncEngine, locks: AsyncEngine | None, threads: _Threads | None) -> None:
         postgresql = locks is not None
         # A reader must see one instant, however many statements it needs. SQLite has no other kind.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True} if postgresql else {}
         self._engine = engine
         self._reader = engine.execution_options(read_only=True, **snapshot)
         self._locks = locks
+        self._threads = threads
         self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
@@ -96,16 +125,16 @@ class Database:
         """Connect and bring the tables up to date. Raises UnsupportedDatabase, NewerSchema, ForeignTables."""
         driver = make_url(url).drivername
         if driver == "sqlite+aiosqlite":
-            engine, locks = create_async_engine(url), None
+            engine, locks, threads = create_async_engine(url), None, _Threads(url)
             _prepare_sqlite(engine)
         elif driver == "postgresql+asyncpg":
             connect: dict[str, Any] = {"command_timeout": ANSWER_S, "server_settings": GIVE_UP}
             engine = create_async_engine(url, connect_args=connect)
             # Connections of their own: whoever waits here must not keep one from those that it waits for.
-            locks = create_async_engine(url, isolation_level="AUTOCOMMIT")
+            locks, threads = create_async_engine(url, isolation_level="AUTOCOMMIT"), None
         else:
             raise UnsupportedDatabase(driver)
-        database = cls(engine, locks)
+        database = cls(engine, locks, threads)
         try:
             await database._bring_up_to_date()
         except BaseException:
@@ -115,8 +144,20 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+        if self._threads is not None:
+            await self._threads.close()
         if self._locks is not None:
             await self._locks.dispose()
+
+    async def rows(self, statement: Executable, **values: Any) -> Sequence[Any]:
+        """What one statement finds, which sees one instant and changes nothing.
+
+        `values` are its bound parameters: to build a statement takes longer than SQLite takes to answer it.
+        """
+        if self._threads is not None:
+            return await self._threads.rows(statement, values)
+        async with self.read() as sql:
+            return (await sql.execute(statement, values)).all()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -220,16 +261,18 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
     "database is locked" however long one is willing to wait. Writers therefore begin IMMEDIATE.
     """
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def _on_connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        cursor = connection.cursor()
-        # How long to wait comes first: to switch a new file to WAL means waiting for whoever is doing the same.
-        for pragma in (f"busy_timeout={LOCK_S * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+    event.listen(engine.sync_engine, "connect", _on_connect)
 
     @event.listens_for(engine.sync_engine, "begin")
     def _on_begin(connection: Any) -> None:
         read_only = connection.get_execution_options().get("read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _on_connect(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions of its own
+    cursor = connection.cursor()
+    # How long to wait comes first: to switch a new file to WAL means waiting for whoever is doing the same.
+    for pragma in (f"busy_timeout={LOCK_S * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,8 @@ _IVF_PARAMETERS: Any = faiss.SearchParametersIVF
 # From so many query rows on FAISS multiplies matrices, which is up to five times faster; by itself it does from 128,000
 # on. `python -m benchmarks.index_at_size` times a row alone and one of 64.
 faiss.cvar.distance_compute_blas_threshold = 8
+# Query rows times keys up to which one thread compares them, in ten milliseconds at most.
+_SCORES_OF_ONE_THREAD = 50_000
 # A graphics card answers no deeper.
 _DEEPEST_ON_CARD = 2048
 # Embeddings are of unit norm to 1e-4 (checked when they are added); the rounding bound is stated for norm 1.
@@ -335,8 +338,9 @@ class Index:
     def search(self, queries: Float32, k: int, allowed: Int64 | None = None) -> tuple[Float32, Int64]:
         """The k best windows for each query, exact for what is stored unless the base is approximate; see `slack`.
 
-        Several query rows go in one call: FAISS spreads them over its OpenMP threads. How many it may take is the
-        process's choice (OMP_NUM_THREADS, or faiss.omp_set_num_threads at start); nothing here changes it.
+        Several query rows go in one call: FAISS spreads them over its OpenMP threads, as many as the process allows
+        (OMP_NUM_THREADS, or faiss.omp_set_num_threads at start). What takes a millisecond or two takes one thread:
+        on a busy machine more of them wait for each other longer than that.
 
         Args:
             queries: float32 (q, dim), made by `fold.queries`.
@@ -356,7 +360,8 @@ class Index:
         if not np.isfinite(queries).all():
             raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(queries))))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        found = [part.search(queries, k, allowed) for part in self._parts]
+        with _threads_for(len(queries) * self.windows):
+            found = [part.search(queries, k, allowed) for part in self._parts]
         padding = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         scores = np.concatenate([part[0] for part in found] + [padding[0]], axis=1)
         ids = np.concatenate([part[1] for part in found] + [padding[1]], axis=1)
@@ -383,6 +388,19 @@ class Index:
         if residual:
             slack += np.linalg.norm(self.fold.queries(embedding).astype(np.float64), axis=1) * residual
         return np.asarray(slack * _NORM_MARGIN)
+
+
+@contextmanager
+def _threads_for(scores: int) -> Iterator[None]:
+    """Within it FAISS takes one thread where there is little to do. OpenMP keeps this number for each caller's thread
+    by itself."""
+    allowed = faiss.omp_get_max_threads()
+    if allowed > 1 and scores <= _SCORES_OF_ONE_THREAD:
+        faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(allowed)
 
 
 def _part_of(checked: CheckedKeys) -> KeysInMemory:

@@ -224,9 +224,10 @@ class BestPlaces:
     _diagonals: "_Diagonals | None"
     _winners: Mapping[int, int]
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int, *, curve: bool = True) -> Place:
+        """Its place; without the curve around it, which takes most of the time, where nobody looks further."""
         assert self._diagonals is not None
-        return self._diagonals.place_of(self._winners[number])
+        return self._diagonals.place_of(self._winners[number], curve=curve)
 
 
 def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> BestPlaces:
@@ -383,30 +384,32 @@ class _Diagonals:
     def _around(self) -> tuple[Int64, Int64]:
         return _neighbours(self.queries.offset_s)
 
-    def place_of(self, diagonal: int) -> Place:
+    def place_of(self, diagonal: int, *, curve: bool = True) -> Place:
         """A diagonal with all that a caller wants to know of it."""
         begin, offset_s = self.begin[diagonal], self.queries.offset_s
         members = self.order[begin : begin + self.counts[diagonal]]
         rows, columns = np.divmod(members, len(self.start_s))
         first = self.first[self.owner[diagonal]]
-        pairs = tuple(
-            Pair(int(q), int(j - first), float(self.scores[q, j]), float(offset_s[q]), float(self.start_s[j]))
-            for q, j in zip(rows, columns, strict=True)
+        told = (rows, columns - first, self.scores[rows, columns], offset_s[rows], self.start_s[columns])
+        pairs = tuple(Pair(*pair) for pair in zip(*(values.tolist() for values in told), strict=True))
+        score = float(np.mean(told[2]))
+        return Place(
+            score=score,
+            start_s=int(self.place[diagonal]) / 1000,
+            pairs=pairs,
+            curve=self._curve(rows, columns, score) if curve else ((0.0, score),),
         )
+
+    def _curve(self, rows: Int64, columns: Int64, score: float) -> tuple[tuple[float, float], ...]:
+        offset_s = self.queries.offset_s
         before, after = self._around
         around = np.concatenate([before[rows], after[rows]])
         here, column = np.tile(rows, 2)[around >= 0], np.tile(columns, 2)[around >= 0]
         around = around[around >= 0]
         moved = _places_ms(offset_s[around], offset_s[here])  # (neighbouring pairs,), ms
         changes = self.scores[around, column] - self.scores[here, column]
-        score = float(np.mean([pair.score for pair in pairs]))
         curve = {int(ms): score + float(changes[moved == ms].mean()) for ms in np.unique(moved)} | {0: score}
-        return Place(
-            score=score,
-            start_s=int(self.place[diagonal]) / 1000,
-            pairs=pairs,
-            curve=tuple((ms / 1000, curve[ms]) for ms in sorted(curve)),
-        )
+        return tuple((ms / 1000, curve[ms]) for ms in sorted(curve))
 
 
 def _places_ms(start_s: Float64, offset_s: Float64) -> Int64:

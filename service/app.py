@@ -1,14 +1,16 @@
 """create_app: the HTTP application. Nothing happens at import; everything opens in the lifespan."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.backend import Backend
 from service.errors import TooLargeIsAProblem, add_error_handlers
@@ -50,23 +52,38 @@ def create_app(settings: Settings) -> FastAPI:
     add_error_handlers(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeIsAProblem, limit=settings.max_body_bytes)
-    app.middleware("http")(_observe)
+    app.add_middleware(_Observed)
     return app
 
 
-async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Count and time each request by its route, and send the headers that every answer carries."""
-    began = time.perf_counter()
-    response = await call_next(request)
-    metrics = request.app.state.backend.metrics
-    route = getattr(request.scope.get("route"), "path", "unmatched")
-    metrics.requests.labels(request.method, route, str(response.status_code)).inc()
-    metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    allowance = getattr(request.state, "allowance", None)
+class _Observed:
+    """Counts and times each request by its route, and sends the headers that every answer carries."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began = time.perf_counter()
+        metrics = scope["app"].state.backend.metrics
+
+        async def send_observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "unmatched")
+                metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
+                metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
+                _add_headers(MutableHeaders(scope=message), scope)
+            await send(message)
+
+        await self._app(scope, receive, send_observed)
+
+
+def _add_headers(headers: MutableHeaders, scope: Scope) -> None:
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    allowance = scope.get("state", {}).get("allowance")
     if allowance is not None:
-        response.headers.update(allowance.headers)
-    if request.url.path == "/" or request.url.path.startswith("/static/"):
-        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-        response.headers["Cache-Control"] = "no-cache"  # ask again each time, so that no module outlives an upgrade
-    return response
+        headers.update(allowance.headers)
+    if scope["path"] == "/" or scope["path"].startswith("/static/"):
+        headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        headers["Cache-Control"] = "no-cache"  # ask again each time, so that no module outlives an upgrade

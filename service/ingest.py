@@ -39,6 +39,14 @@ async def on_disk(upload: UploadFile) -> AsyncIterator[Path]:
         yield Path(file.name)
 
 
+async def decode_upload(decoder: Decoder, upload: UploadFile, *, nice: int = 0) -> Clip:
+    """Decode an upload, a small one without touching a disk. Raises BlobStoreUnavailable, AudioError."""
+    if upload.size is not None and upload.size <= COPY_BYTES:
+        return await decoder.decode(await upload.read(), nice=nice)
+    async with on_disk(upload) as path:
+        return await decoder.decode(path, nice=nice)
+
+
 class Ingest:
     """Puts stems in and takes them out."""
 
@@ -138,8 +146,8 @@ class Ingest:
 
     async def _check(self, file: UploadFile) -> Clip | AudioError:
         try:
-            async with self._checks, on_disk(file) as path:
-                return await self._decoder.decode(path, nice=UPLOAD_NICE)
+            async with self._checks:
+                return await decode_upload(self._decoder, file, nice=UPLOAD_NICE)
         except AudioError as error:
             return error
 

@@ -50,6 +50,7 @@ REPLY_TTL_S = 60
 HANDED_OVER_TTL_S = 60  # a waveform that no worker has fetched by then is decoded again
 RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
 STATS_TTL_S = 120
+ASK_TIME_S = 10.0  # how long the server's clock is taken to go as ours does
 REAP_AFTER_S = 600.0  # a consumer that has been silent this long and owes nothing is forgotten
 
 
@@ -154,11 +155,14 @@ Job = UploadJob | QueryJob | Poisoned
 
 # Every script touches one stream (and a key that belongs to it), atomically.
 
-# KEYS stream; ARGV limit, field, value, ... -> {1, entry} or {0, depth}
+# KEYS stream; ARGV limit, kept 0|1, field, value, ... -> {1, entry} or {0, depth}
+# What need not be kept stands in no journal and in no replica: a query is half a megabyte, and whoever asked it asks
+# again when it is lost.
 _SUBMIT = """
 local depth = redis.call('XLEN', KEYS[1])
 if depth >= tonumber(ARGV[1]) then return {0, depth} end
-return {1, redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))}
+if ARGV[2] == '0' then redis.set_repl(redis.REPL_NONE) end
+return {1, redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))}
 """
 
 # KEYS stream; ARGV group, consumer, idle ms, peek 0|1, age ms, entries in hand ...
@@ -305,6 +309,8 @@ class Queue:
         self._alone: str | None = None
         self._opened_at = time.monotonic()
         self._reclaim_at = 0.0
+        self._ask_time_at = 0.0
+        self._server_ahead_s = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
     # The API's side.
@@ -566,7 +572,7 @@ class Queue:
     ) -> list[UploadJob | QueryJob]:
         """Entries as jobs. One that no worker can read, or that nobody waits for, is deleted here."""
         jobs: list[UploadJob | QueryJob] = []
-        clock = await self._call(self._redis.time) if kind == "queries" and entries else (0, 0)
+        server_ms = await self._server_ms() if kind == "queries" and entries else 0.0
         for raw, fields in entries:
             entry = raw.decode()
             job: UploadJob | QueryJob
@@ -575,7 +581,7 @@ class Queue:
                     job = UploadJob(entry, fields[b"stem_id"].decode(), fields[b"fingerprint"].decode(), deliveries)
                 else:
                     # Both times are the server's, so clocks of two machines need not agree.
-                    age_ms = clock[0] * 1000 + clock[1] // 1000 - int(entry.split("-")[0])
+                    age_ms = max(0.0, server_ms - int(entry.split("-")[0]))
                     job = QueryJob(
                         entry,
                         fields[b"reply_to"].decode(),
@@ -597,6 +603,16 @@ class Queue:
             self._in_hand[kind][entry] = job
             jobs.append(job)
         return jobs
+
+    async def _server_ms(self) -> float:
+        """What the server's clock says, by ours since it was last asked, which was lately."""
+        now = time.monotonic()
+        if now >= self._ask_time_at:
+            seconds, microseconds = await self._call(self._redis.time)
+            now = time.monotonic()
+            self._server_ahead_s = seconds + microseconds / 1e6 - now
+            self._ask_time_at = now + ASK_TIME_S
+        return (now + self._server_ahead_s) * 1000
 
     async def _send(self, job: QueryJob, header: Mapping[str, object], body: bytes) -> None:
         message = json.dumps(header).encode() + b"\n" + body
@@ -624,7 +640,9 @@ class Queue:
     async def _add(self, kind: Kind, fields: Mapping[str, str | int | bytes]) -> str:
         flat = [part for pair in fields.items() for part in pair]
         limit = self._limits[kind]
-        accepted, value = await self._call(self._submit, keys=[self._streams[kind]], args=[limit, *flat])
+        accepted, value = await self._call(
+            self._submit, keys=[self._streams[kind]], args=[limit, int(kind == "uploads"), *flat]
+        )
         if not accepted:
             raise QueueFull(kind, int(value), limit, RETRY_AFTER_S[kind])
         return str(value.decode())

@@ -1,7 +1,7 @@
 """A mix in, the stems that fit it out: decode, embed at every delay, search, score exactly, refine the places."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -30,7 +30,7 @@ from indexer import (
 from model import SAMPLE_RATE, Clip, SilentClip
 from service.blobs import Blobs
 from service.errors import MixNotReady
-from service.ingest import on_disk
+from service.ingest import decode_upload
 from service.metrics import Metrics, Stopwatch
 from service.mix import Plan, plan_windows, sum_stems
 from service.models import Models, note_of
@@ -102,9 +102,13 @@ class _Scored:
     stems: dict[int, StemEmbeddings]
     exact: bool
 
-    def best(self, n: int) -> dict[int, Place]:
-        order = sorted(self.found, key=lambda row: (-self.found[row].scores[row], row))
-        return {row: self.found[row].place(row) for row in order[:n]}
+    def first(self, n: int) -> list[int]:
+        """The rows of the n best, best first."""
+        return sorted(self.found, key=lambda row: (-self.found[row].scores[row], row))[:n]
+
+    def places(self, rows: Iterable[int]) -> dict[int, Place]:
+        """Where these stems fit best, without what lies around."""
+        return {row: self.found[row].place(row, curve=False) for row in rows}
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,13 @@ class Retrieval:
             IndexUnavailable, QueueError: not now.
         """
         watch = Stopwatch(self._metrics)
-        index = await self._live.current()
-        with watch.stage("decode"):
-            waveform, warnings = await self._mix(query)
+        newest = asyncio.create_task(self._live.current())
+        try:
+            with watch.stage("decode"):
+                waveform, warnings = await self._mix(query)
+            index = await newest
+        finally:
+            newest.cancel()
         found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
         stems = await self._catalog.stems_by_row(found.places)
         hits = [
@@ -186,8 +194,7 @@ class Retrieval:
 
     async def _mix(self, query: RetrieveIn) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         if query.file is not None:
-            async with on_disk(query.file) as path:
-                clip = await self._decoder.decode(path)
+            clip = await decode_upload(self._decoder, query.file)
             return clip.waveform, clip.warnings
         clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_id))
         return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
@@ -241,11 +248,12 @@ class Finder:
         with watch.stage("embed"):
             index, mix = await self._embed_mix(index, waveform, plan)
         scored = await self._search(index, mix.queries, wanted, limit, ranked, watch)
-        places = scored.best(limit)
         if align == "search":
             with watch.stage("refine"):
                 places = await self._refine(index, mix, scored, limit)
-        others = {row: place for row, place in scored.best(ranked).items() if row not in places}
+        else:
+            places = scored.places(scored.first(limit))
+        others = scored.places(row for row in scored.first(ranked) if row not in places)
         return Found(index, mix.plan, places, others, scored.exact)
 
     def _plan(self, waveform: NDArray[np.float32], align: Align) -> Plan:
@@ -261,17 +269,17 @@ class Finder:
         )
 
     async def _embed_mix(self, index: Index, waveform: NDArray[np.float32], plan: Plan) -> tuple[Index, _Mix]:
-        """The mix's windows by the live model, and the index of that model, as it is after embedding.
+        """The mix's windows by the index's model, and that index.
 
-        A new model may go live meanwhile; then the mix is embedded once more, by that one.
+        Another model may have gone live, and the workers hold the former one no more; then by that one.
         """
-        for _ in range(2):
-            mix = await self._embed_shifts(index, waveform, plan)
+        try:
+            return index, await self._embed_shifts(index, waveform, plan)
+        except FingerprintMismatch:
             newest = await self._live.current()
             if newest.fingerprint == index.fingerprint:
-                return newest, mix
-            index = newest
-        raise FingerprintMismatch(wanted=index.fingerprint, held=[])
+                raise
+            return newest, await self._embed_shifts(newest, waveform, plan)
 
     async def _embed_shifts(self, index: Index, waveform: NDArray[np.float32], plan: Plan) -> _Mix:
         """The mix's windows, at as few shifts as the model and this mix allow."""
@@ -334,7 +342,7 @@ class Finder:
 
     async def _refine(self, index: Index, mix: _Mix, scored: _Scored, limit: int) -> dict[int, Place]:
         """The best places on the fine grid, in order of their scores there."""
-        stems = {row: scored.stems[row] for row in scored.best(limit + REFINED_BEYOND)}
+        stems = {row: scored.stems[row] for row in scored.first(limit + REFINED_BEYOND)}
         spacing_s, fine_s = mix.plan.step / SAMPLE_RATE, self._settings.fine_shift_s
         each = 1 if mix.smooth else DRAWN_EACH if mix.drawn else PLACES_EACH
         found = await asyncio.to_thread(promising_places, index.fold, mix.queries, stems, each, apart_s=spacing_s)

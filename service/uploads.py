@@ -160,7 +160,8 @@ class Decoder:
             AudioError: what is wrong with the file, as from `load_clip`; or a DecoderError.
             OSError: the path cannot be read.
         """
-        with await asyncio.to_thread(_open, source) as file:
+        opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
+        with opened as file:
             await self._slots.acquire()
             try:
                 server = await self._running_server()
@@ -207,11 +208,11 @@ class Decoder:
             return self._server
 
 
-def _open(source: Path | bytes) -> BinaryIO:
-    if isinstance(source, Path):
-        return source.open("rb")
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    file.write(source)
+def _in_memory(data: bytes) -> BinaryIO:
+    """A file of these bytes; the caller closes it."""
+    on_linux = hasattr(os, "memfd_create")
+    file = open(os.memfd_create("phalar-upload"), "w+b") if on_linux else tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(data)
     file.seek(0)
     return file
 

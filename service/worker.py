@@ -50,7 +50,8 @@ MODELS_HELD = 2  # the live one, and the one a reindex is on its way to
 FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come back one at a time, so not many
 TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
 POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
-LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are half as large
+LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
+LATELY_SHARE = 4  # so many times
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
 BEAT_S = 5.0
 STORE_ATTEMPTS = 5
@@ -465,7 +466,7 @@ class Worker:
             return batch
         self._query_batches = 0
         if time.monotonic() - self._asked_at < LATELY_S:
-            limit = max(1, limit // 2)  # whoever asks next waits for one of these
+            limit = max(1, limit // LATELY_SHARE)  # whoever asks next waits for one of these
         batch = share_out(self._stems, limit) if self._stems else []
         self._stems = [work for work in self._stems if work.left]
         return batch
