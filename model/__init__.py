@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         load_phalar,
         save_phalar,
     )
+    from model.evaluation.beats import heard_beats, off_the_beat_s
     from model.evaluation.commands import SplitChoice, default_cache, evaluate_app, open_bank, show_answer
     from model.evaluation.retrieval import mean_with_interval
     from model.phalar import Phalar, PhalarConfig, untrained_phalar
@@ -85,11 +86,13 @@ __all__ = [
     "cut_windows",
     "default_cache",
     "evaluate_app",
+    "heard_beats",
     "is_silent",
     "load_bank",
     "load_clip",
     "load_phalar",
     "mean_with_interval",
+    "off_the_beat_s",
     "open_bank",
     "piece_of",
     "save_phalar",
@@ -121,7 +124,9 @@ _LATE: dict[str, str] = {
     "evaluate_app": "model.evaluation.commands",
     "load_bank": "model.training.stems",
     "load_phalar": "model.checkpoint",
+    "heard_beats": "model.evaluation.beats",
     "mean_with_interval": "model.evaluation.retrieval",
+    "off_the_beat_s": "model.evaluation.beats",
     "open_bank": "model.evaluation.commands",
     "piece_of": "model.training.stems",
     "save_phalar": "model.checkpoint",

@@ -36,8 +36,10 @@ from model import (
     SAMPLE_RATE,
     StemBank,
     cut_windows,
+    heard_beats,
     is_silent,
     mean_with_interval,
+    off_the_beat_s,
     piece_of,
     split_of,
     window_starts,
@@ -65,6 +67,8 @@ not in the mix; beside these the stems in the mix, which a search for audio cann
 TOP = (1, 5, 10)
 FOUND_WITHIN = max(TOP)  # ranks among the stems of other tracks at which the place of a stem is judged
 WITHIN_MS = (20, 100)
+IN_TIME_MS = 40
+FEWEST_BEATS = 8  # in fewer no tempo is heard
 TRIES = 10  # places of a track that are tried for one query
 
 ALIKE = 0.999
@@ -124,6 +128,8 @@ class Answer:
     ranked: bool  # False: the search did not name the stem at all, and it counts as the last
     error_ms: float | None  # of the place; None: not found
     alike_ms: float | None  # the same, a place where the stem sounds the same being as right
+    off_beat_ms: float | None  # from lying whole beats beside the right place; None: not found, or no beat was heard
+    beat_ms: float | None
     took_ms: dict[str, float]  # by stage
 
 
@@ -173,6 +179,7 @@ def evaluate_catalog(
     Raises:
         NothingToAsk: no track has a stretch in which two different stems sound.
         CheckpointError: the checkpoint cannot be loaded.
+        ImportError: without the extra `evaluation`.
     """
     with tempfile.TemporaryDirectory(prefix="phalar-evaluation-") as folder:
         # Where the service keeps things must be here, whatever the environment says: a user's catalog stays untouched.
@@ -304,15 +311,21 @@ async def _ask(
         mix, "search" if row == "search" else "grid", limit=FOUND_WITHIN + len(of_piece)
     )
     ranks = {among: rank_among(list(places), missing, left_out[among], installed.stems) for among in AMONG}
-    error_ms = alike_ms = None
+    error_ms = alike_ms = off_beat_ms = beat_ms = None
     if missing in places and ranks["other_tracks"] <= FOUND_WITHIN:
-        error_ms, alike_ms = place_errors_ms(stems[query.missing], start, length, places[missing].start_s)
+        found_s = places[missing].start_s
+        error_ms, alike_ms = place_errors_ms(stems[query.missing], start, length, found_s)
+        beats_s = await asyncio.to_thread(heard_beats, stems.sum(axis=0))
+        if len(beats_s) >= FEWEST_BEATS:
+            off_beat_ms, beat_ms = (1000 * s for s in off_the_beat_s(beats_s, start / SAMPLE_RATE, found_s))
     return Answer(
         ranks=ranks,
         candidates={among: installed.stems - len(left_out[among]) for among in AMONG},
         ranked=missing in places,
         error_ms=error_ms,
         alike_ms=alike_ms,
+        off_beat_ms=off_beat_ms,
+        beat_ms=beat_ms,
         took_ms=took_ms,
     )
 
@@ -378,6 +391,7 @@ def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> d
             "found": len(found),
             "exact": _place_figures([answer.error_ms for answer in found if answer.error_ms is not None]),
             "or_alike": _place_figures([answer.alike_ms for answer in found if answer.alike_ms is not None]),
+            "in_time": _in_time(found),
         },
         "median_ms": {
             stage: round(float(np.median([answer.took_ms[stage] for answer in answers])), 1)
@@ -411,6 +425,16 @@ def _place_figures(errors_ms: Sequence[float]) -> dict[str, float | None]:
     errors = np.array(errors_ms, np.float64)
     shares = {f"within_{ms}_ms": float((errors <= ms).mean()) if len(errors) else None for ms in WITHIN_MS}
     return {"median_ms": float(np.median(errors)) if len(errors) else None, **shares}
+
+
+def _in_time(found: Sequence[Answer]) -> dict[str, float | None]:
+    """How many places lie whole beats beside the right one, and how many of random ones would."""
+    heard = [(a.off_beat_ms, a.beat_ms) for a in found if a.off_beat_ms is not None and a.beat_ms is not None]
+    if not heard:
+        return {"share": None, "chance": None, "of": 0}
+    off, beat = np.array(heard).T
+    chance = np.minimum(1.0, 2 * IN_TIME_MS / beat)
+    return {"share": float((off <= IN_TIME_MS).mean()), "chance": float(chance.mean()), "of": len(heard)}
 
 
 class _DirectEmbedder:

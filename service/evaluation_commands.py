@@ -84,7 +84,7 @@ def catalog(
     with _Progress() as progress:
         try:
             result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report)
-        except (NothingToAsk, CheckpointError) as error:
+        except (NothingToAsk, CheckpointError, ImportError) as error:
             err.print(f"phalar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(FAILED) from error
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
@@ -117,13 +117,14 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
     tables.append(
         _table(
             "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too",
-            *("align", "found", "median ms", "in 20 ms", "in 100 ms", "s a query"),
+            *("align", "found", "median ms", "in 20 ms", "in 100 ms", "on a beat", "chance", "s a query"),
         )
     )
     for row, measured in answer["rows"].items():
         place, took_s = measured["place"], measured["median_ms"]["total"] / 1000
         cells = [_both(place, "median_ms", "{:.0f}")]
         cells += [_both(place, f"within_{ms}_ms", "{:.0%}") for ms in (20, 100)]
+        cells += ["" if (share := place["in_time"][name]) is None else f"{share:.0%}" for name in ("share", "chance")]
         tables[-1].add_row(ROW_NAMES[row], str(place["found"]), *cells, f"{took_s:.2f}")
     return tables
 

@@ -217,7 +217,13 @@ def test_a_place_where_something_else_sounds_is_as_wrong_as_it_is_far() -> None:
         assert error_ms == alike_ms == pytest.approx(abs(found_s - 1) * 1000)
 
 
-def answer_of(rank: int, candidates: int, error_ms: float | None = None, alike_ms: float | None = None) -> Answer:
+def answer_of(
+    rank: int,
+    candidates: int,
+    error_ms: float | None = None,
+    alike_ms: float | None = None,
+    beat: tuple[float | None, float | None] = (None, None),
+) -> Answer:
     same = ("other_tracks", "not_in_mix", "all")
     return Answer(
         dict.fromkeys(same, rank),  # type: ignore[arg-type]
@@ -225,6 +231,8 @@ def answer_of(rank: int, candidates: int, error_ms: float | None = None, alike_m
         ranked=True,
         error_ms=error_ms,
         alike_ms=alike_ms,
+        off_beat_ms=beat[0],
+        beat_ms=beat[1],
         took_ms={"total": 1.0},
     )
 
@@ -252,6 +260,17 @@ def test_places_are_judged_where_the_stem_was_found() -> None:
     assert place["found"] == 2
     assert place["exact"] == {"median_ms": 1502.5, "within_20_ms": 0.5, "within_100_ms": 0.5}
     assert place["or_alike"] == {"median_ms": 10.0, "within_20_ms": 1.0, "within_100_ms": 1.0}
+
+
+def test_places_whole_beats_beside_the_right_one_are_in_time() -> None:
+    beats = [(5.0, 400.0), (39.0, 400.0), (41.0, 800.0), (None, None)]
+    answers = [answer_of(1, 40, 9000.0, 9000.0, beat) for beat in beats]
+    in_time = figures(answers, np.array(list("abcd")), seed=0)["place"]["in_time"]
+    assert in_time["of"] == 3
+    assert in_time["share"] == pytest.approx(2 / 3)
+    assert in_time["chance"] == pytest.approx((0.2 + 0.2 + 0.1) / 3), "80 ms of 400, of 400 and of 800"
+    nothing = figures([answer_of(1, 40, 1.0, 1.0)], np.array(["a"]), seed=0)["place"]["in_time"]
+    assert nothing == {"share": None, "chance": None, "of": 0}
 
 
 def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
