@@ -309,6 +309,26 @@ async def test_query_comes_back_as_it_was_sent_and_its_answer_too(opened: Open) 
     assert await api.depths() == {"uploads": 0, "queries": 0}
 
 
+async def test_a_query_stays_out_of_the_journal_taken_or_not(opened: Open, tmp_path: Path) -> None:
+    server = EmbeddedValkey(tmp_path)
+    with server:
+        api, worker = opened(url=server.url), opened("a", url=server.url)
+        asking = [asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10)) for _ in range(2)]
+        await query_waits(api)
+        await take_query(worker)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    written = sum(path.stat().st_size for path in server.folder.rglob("*.aof"))
+    assert 0 < written < WAVEFORM.nbytes / 10
+    with server:
+        again = opened("a", url=server.url)
+        assert (await again.depths())["queries"] == 0
+        await again.submit_upload("s1", MODEL)
+        (job,) = await again.take(8, 0)
+        assert isinstance(job, UploadJob), "what the journal says of queries that it never held is harmless"
+
+
 async def test_queries_go_before_uploads(opened: Open) -> None:
     api, worker = opened(), opened("a")
     await api.submit_upload("s1", MODEL)
