@@ -34,11 +34,13 @@ from indexer.search import (
     QueryWindows,
     best_places,
     candidates,
+    further_pairs,
     missed_by_half,
     promising_places,
     proven,
     refine_offsets,
     refined,
+    with_pairs,
 )
 
 __all__ = [
@@ -83,10 +85,12 @@ __all__ = [
     "Usage",
     "best_places",
     "candidates",
+    "further_pairs",
     "missed_by_half",
     "open_store",
     "promising_places",
     "proven",
     "refine_offsets",
     "refined",
+    "with_pairs",
 ]

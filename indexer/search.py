@@ -35,6 +35,7 @@ _TIE_DECIMALS = 9
 # bit and tear a diagonal apart. This threshold is 0.01 ms away from every multiple of a sample.
 _HALF_MS = 0.49
 _SAME_TIME_S = 1e-5
+_HALF_A_MS_S = 0.0005 + _SAME_TIME_S  # places are told to the millisecond
 _FEWEST_TRIPLES = 5  # of neighbouring shifts, to tell how fast the score varies
 
 
@@ -90,7 +91,7 @@ class Candidates:
 class Pair(NamedTuple):
     """A window of the mix laid against a window of a stem."""
 
-    query: int  # row of the queries (of the fine ones after refinement)
+    query: int  # row of the queries (of the fine ones after refinement, of the further ones where a longer mix went on)
     window: int  # position among the stem's windows
     score: float
     mix_s: float  # where the mix's window begins, seconds
@@ -543,3 +544,52 @@ def refined(
         around = tuple(((ms - best_ms) / 1000, curve[ms] + rise) for ms in sorted(curve))
         result[row] = replace(best, curve=around)
     return result
+
+
+def further_pairs(
+    place: Place, stem: StemEmbeddings, most: int, *, first_s: float, last_s: float
+) -> list[tuple[int, float]]:
+    """What else of a longer mix lies against windows of the stem, if the place is right.
+
+    Args:
+        place: found in a stretch of the mix.
+        stem: the place's.
+        most: windows wanted; where there are more, these are spread over all of them.
+        first_s, last_s: earliest and latest second of the mix where a window may begin.
+
+    Returns:
+        (position among the stem's windows, second of the mix where its window begins), ascending, without the pairs
+        that the place has.
+    """
+    offset_s = stem.starts_s - place.start_s
+    known = {pair.window for pair in place.pairs}
+    inside = np.flatnonzero((offset_s >= first_s - _HALF_A_MS_S) & (offset_s <= last_s + _HALF_A_MS_S)).tolist()
+    others = [window for window in inside if window not in known]
+    if len(others) > most:
+        others = [others[at] for at in np.round(np.linspace(0, len(others) - 1, most)).astype(int)]
+    return [(window, round(min(max(float(offset_s[window]), first_s), last_s), 6)) for window in others]
+
+
+def with_pairs(
+    fold: HermitianFold, place: Place, stem: StemEmbeddings, further: Iterable[tuple[int, float]], mix: QueryWindows
+) -> Place:
+    """The place with further pairs, its score the mean over all.
+
+    Args:
+        fold: scores exactly, as in `align_all`.
+        place: of the stem.
+        stem: embeddings and starts.
+        further: as from `further_pairs`; those whose second no window of `mix` begins at are left out: silence.
+        mix: the windows that were asked for.
+    """
+    row_at = {round(float(at_s), 6): row for row, at_s in enumerate(mix.offset_s)}
+    added = [(window, row_at[at_s]) for window, at_s in further if at_s in row_at]
+    if not added:
+        return place
+    windows, rows = np.array(added).T
+    left = fold.form_rows(mix.embedding[rows])  # (pairs, 2D)
+    scores = np.sum(left * fold.real_rows(stem.embedding[windows]), axis=1)
+    told = (rows, windows, scores, mix.offset_s[rows], stem.starts_s[windows])
+    pairs = place.pairs + tuple(Pair(*pair) for pair in zip(*(values.tolist() for values in told), strict=True))
+    score = float(np.mean([pair.score for pair in pairs]))
+    return Place(score, place.start_s, pairs, ((0.0, score),))

@@ -21,11 +21,13 @@ from indexer import (
     StemFilter,
     best_places,
     candidates,
+    further_pairs,
     missed_by_half,
     promising_places,
     proven,
     refine_offsets,
     refined,
+    with_pairs,
 )
 from model import SAMPLE_RATE, Clip, SilentClip
 from service.blobs import Blobs
@@ -51,6 +53,7 @@ REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the
 PLACES_EACH = 64  # places of one stem that may be refined beside each other
 OTHER_PLACES = 96  # of all stems, beside the best place of each: of similar ones the right one must be told
 FEWEST_OTHERS = 24  # of them in the last rounds
+CONFIRM_EACH = 4  # further windows of a longer mix for each place that they confirm
 WORTHWHILE = 0.01  # a round that lifts the scores by less of them is the last, once the grid is fine enough
 FINEST_S = 0.0015  # no grid is halved below this
 
@@ -356,6 +359,9 @@ class Finder:
         else:
             places = await self._by_halving(index, mix, stems, every)
         places.sort(key=lambda found: (-found[1].score, found[0]))
+        if self._settings.confirm_windows and len(mix.waveform) > mix.plan.end - mix.plan.begin:
+            places = await self._confirm(index, mix, stems, places)
+            places.sort(key=lambda found: (-found[1].score, found[0]))
         firsts = _first_and_best(places, 0, lambda place: place.score)
         return dict(firsts[:limit])
 
@@ -379,6 +385,38 @@ class Finder:
             places.sort(key=lambda found: (-found[1].score, found[0]))
             places = _first_and_best(places, others, lambda place: place.score)
         return places
+
+    async def _confirm(
+        self, index: Index, mix: _Mix, stems: Mapping[int, StemEmbeddings], places: list[tuple[int, Place]]
+    ) -> list[tuple[int, Place]]:
+        """The best place of each stem and as many others, each with what the rest of the mix says of it.
+
+        All of them get equally many further windows, where their stems have so many: a mean over few is the higher for
+        having been chosen.
+        """
+        places = _first_and_best(places, len(stems), lambda place: place.score)
+        first, last = _around(mix.plan, len(mix.waveform), _samples(self._settings.grid_query_s))
+        bounds = {"first_s": first / SAMPLE_RATE, "last_s": (last - mix.plan.length) / SAMPLE_RATE}
+        for each in range(CONFIRM_EACH, 0, -1):
+            further = [further_pairs(place, stems[row], each, **bounds) for row, place in places]
+            offsets_s = np.array(sorted({at_s for pairs in further for _, at_s in pairs}), np.float64)
+            if len(offsets_s) <= self._settings.confirm_windows:
+                break
+        if not len(offsets_s):
+            return places
+        starts = np.round(offsets_s * SAMPLE_RATE).astype(np.int64)
+        embedding = await self._embed(index.fingerprint, mix.waveform, starts, mix.plan.length)
+        audible = _audible(embedding)
+        none = np.zeros(np.count_nonzero(audible), np.int64)
+        heard = QueryWindows(embedding[audible], offsets_s[audible], shift=none, window=none)
+
+        def confirmed() -> list[tuple[int, Place]]:
+            return [
+                (row, with_pairs(index.fold, place, stems[row], pairs, heard))
+                for (row, place), pairs in zip(places, further, strict=True)
+            ]
+
+        return await asyncio.to_thread(confirmed)
 
     async def _on_finer_grid(
         self,
@@ -424,6 +462,13 @@ def _query_windows(plan: Plan, embedding: Complex64) -> QueryWindows:
         shift=plan.shift[audible],
         window=plan.window[audible],
     )
+
+
+def _around(plan: Plan, samples: int, longest: int) -> tuple[int, int]:
+    """A stretch of a mix around the one that was searched, its first sample and the one after its last."""
+    longest = max(longest, plan.end - plan.begin)
+    first = max(0, min((plan.begin + plan.end - longest) // 2, samples - longest))
+    return first, min(samples, first + longest)
 
 
 def _first_and_best(

@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     shift_s: float = Field(0.04, description="finest step of the shifts of an aligned query, seconds", gt=0)
     fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
     query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
+    confirm_windows: int = Field(
+        96, description="windows of the rest of a longer mix that its best places are confirmed with, about", ge=0
+    )
     grid_query_s: float = Field(
         60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024
     )

@@ -21,6 +21,7 @@ from tests.installation import (
     wait_ready,
 )
 
+CLEARLY = 0.1  # a stem scores 1 against itself, in this model
 PLACE_TOLERANCE_S = 0.015  # places are told on a 10 ms grid, and a cut may begin half a step beside it
 
 
@@ -45,6 +46,28 @@ def test_a_cut_finds_its_stem_and_the_second_it_was_cut_at(client: httpx.Client)
     assert answer["exact"]
     assert answer["model"]["trained"]
     assert {"decode", "embed", "index", "rescore", "refine", "total"} <= answer["timing_ms"].keys()
+
+
+def test_stems_that_begin_alike_are_told_apart_by_the_rest_of_a_longer_mix(client: httpx.Client) -> None:
+    """Only the loudest 8 s are searched, which fit both."""
+    alike = noise_bursts(200)
+    rests = [0.4 * noise_bursts(seed) for seed in (201, 202)]
+    other, wanted = (
+        add_stem(client, encode(np.concatenate([alike, rest])), title=title, collection="alike")
+        for rest, title in zip(rests, ("other", "wanted"), strict=True)
+    )
+    wait_ready(client, other, wanted)
+    start = 4_000
+    mix = np.concatenate([alike, rests[1]])[start:]
+    first, second = retrieve(client, encode(mix), collection="alike")["hits"]
+    assert [first["stem"]["title"], second["stem"]["title"]] == ["wanted", "other"]
+    assert first["score"] > second["score"] + CLEARLY
+    for hit in (first, second):
+        assert abs(hit["start_s"] - start / SAMPLE_RATE) <= PLACE_TOLERANCE_S
+        assert max(pair["mix_s"] for pair in hit["windows"]) > 8, "beyond what was searched"
+        assert hit["score"] == pytest.approx(np.mean([pair["score"] for pair in hit["windows"]]), abs=1e-6)
+    for stem_id in (other, wanted):
+        client.delete(f"/stems/{stem_id}")
 
 
 def test_a_mix_that_begins_before_the_stem_gets_a_negative_start(client: httpx.Client) -> None:

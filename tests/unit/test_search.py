@@ -20,11 +20,13 @@ from indexer.search import (
     align_all,
     best_places,
     candidates,
+    further_pairs,
     missed_by_half,
     promising_places,
     proven,
     refine_offsets,
     refined,
+    with_pairs,
 )
 from indexer.snapshot import Snapshot
 
@@ -561,3 +563,56 @@ def test_the_curve_knows_the_neighbours_across_the_end_of_the_shifts() -> None:
     displacements = [at for at, _ in coarse.curve]
     assert displacements == [-0.02, 0.0, 0.04]
     assert max(coarse.curve, key=lambda point: point[1])[0] == 0.0
+
+
+def longer_mix(
+    rng: np.random.Generator, stem: StemEmbeddings, start_s: float, at_s: npt.NDArray[np.float64]
+) -> QueryWindows:
+    """Windows of a mix that is the stem itself from `start_s` on, where its grid lies; noise where it has none."""
+    embedding = unit_rows(rng, len(at_s))
+    for row, offset_s in enumerate(at_s):
+        (windows,) = np.nonzero(np.abs(stem.starts_s - start_s - offset_s) < 1e-6)
+        if len(windows):
+            embedding[row] = stem.embedding[windows[0]]
+    none = np.zeros(len(at_s), np.int64)
+    return QueryWindows(embedding, at_s, none, none)
+
+
+def test_a_longer_mix_goes_on_along_the_diagonal_of_a_place() -> None:
+    stem = make_stem(np.random.default_rng(0), 30.0)  # windows from 0 to 25 s
+    place = Place(1.0, 4.3, (Pair(0, 2, 1.0, 0.7, 5.0),), ((0.0, 1.0),))
+    further = further_pairs(place, stem, 99, first_s=0.0, last_s=12.0)
+    assert further == [(3, 3.2), (4, 5.7), (5, 8.2), (6, 10.7)]
+    assert further_pairs(place, stem, 2, first_s=0.0, last_s=12.0) == [(3, 3.2), (6, 10.7)], "spread over all"
+    assert further_pairs(place, stem, 99, first_s=4.0, last_s=8.2) == [(4, 5.7), (5, 8.2)]
+    assert further_pairs(place, stem, 99, first_s=0.0, last_s=2.0) == []
+
+
+def test_further_pairs_are_scored_exactly_and_the_score_is_the_mean_of_all() -> None:
+    rng = np.random.default_rng(1)
+    fold, stem = make_fold(), make_stem(rng, 30.0)
+    place = Place(1.5, 4.3, (Pair(0, 2, 1.5, 0.7, 5.0),), ((0.0, 1.5), (0.04, 1.0)))
+    further = further_pairs(place, stem, 3, first_s=0.0, last_s=20.0)
+    mix = longer_mix(rng, stem, 4.3, np.array([at_s for _, at_s in further]))
+    longer = with_pairs(fold, place, stem, further, mix)
+    expected = [1.5] + [
+        float((stem.embedding[window].conj() @ fold.hermitian @ stem.embedding[window]).real) for window, _ in further
+    ]
+    np.testing.assert_allclose([pair.score for pair in longer.pairs], expected, atol=1e-6)
+    assert longer.score == pytest.approx(np.mean(expected), abs=1e-6)
+    assert longer.start_s == place.start_s
+    assert [(pair.mix_s, pair.stem_s) for pair in longer.pairs[1:]] == [
+        (at_s, float(stem.starts_s[window])) for window, at_s in further
+    ]
+
+
+def test_silence_in_the_rest_of_a_mix_says_nothing() -> None:
+    rng = np.random.default_rng(2)
+    fold, stem = make_fold(), make_stem(rng, 30.0)
+    place = Place(1.5, 5.0, (Pair(0, 2, 1.5, 0.0, 5.0),), ((0.0, 1.5),))
+    further = further_pairs(place, stem, 99, first_s=0.0, last_s=5.0)
+    assert len(further) == 2
+    heard = longer_mix(rng, stem, 5.0, np.array([further[1][1]]))
+    assert [pair.window for pair in with_pairs(fold, place, stem, further, heard).pairs] == [2, further[1][0]]
+    nothing = longer_mix(rng, stem, 5.0, np.zeros(0))
+    assert with_pairs(fold, place, stem, further, nothing) is place
