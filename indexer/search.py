@@ -205,18 +205,6 @@ def proven(scores: Iterable[float], found: Candidates, limit: int) -> bool:
     return best[limit - 1] >= found.ceiling
 
 
-def align(fold: HermitianFold, queries: QueryWindows, stem_embedding: Complex64, stem_start_s: Float64) -> Place | None:
-    """`align_all` for one stem: complex64 (n, D) and float64 (n,)."""
-    stem = StemEmbeddings(np.arange(len(stem_start_s)), stem_start_s, stem_embedding)
-    return align_all(fold, queries, {0: stem}).get(0)
-
-
-def align_all(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> dict[int, Place]:
-    """`best_places`, all of them told."""
-    found = best_places(fold, queries, stems)
-    return {number: found.place(number) for number in found.scores}
-
-
 @dataclass(frozen=True, eq=False)
 class BestPlaces:
     """The best place of each stem. Its score is known; to tell the place takes longer than to find it."""
@@ -259,7 +247,7 @@ def promising_places(
     """Several places of each stem that may turn out the best once they are known on a finer grid.
 
     A grid of shifts meets one place of a stem almost exactly and the next one almost half a shift beside it, so their
-    scores on it are not fair to each other; see `Place.promise` for what nearly is. The best place by `align_all` comes
+    scores on it are not fair to each other; see `Place.promise` for what nearly is. The best place by `best_places` comes
     first, the others in the order of their promise.
 
     Args:
@@ -267,7 +255,7 @@ def promising_places(
         apart_s: places nearer to each other than this are one.
 
     Returns:
-        By the number of `stems`, as in `align_all`.
+        By the number of `stems`, as in `best_places`.
     """
     found = _Diagonals.of(fold, queries, stems)
     if found is None:
@@ -501,9 +489,9 @@ def refined(
     """The places with their best neighbour on the fine grid, or as they were where none is better.
 
     Args:
-        fold: scores exactly, as in `align_all`.
+        fold: scores exactly, as in `best_places`.
         places: by stem row.
-        stems: the same stems' embeddings as given to `align_all`, at least those of `places`.
+        stems: the same stems' embeddings as given to `best_places`, at least those of `places`.
         fine_embedding: complex64 (m, D), the windows of `refine_offsets`; silent ones may be missing.
         fine_offset_s: float64 (m,), the second of the mix where each begins.
         shift_s: the grid the places were found on; a place moves by half of it at most.
@@ -576,7 +564,7 @@ def with_pairs(
     """The place with further pairs, its score the mean over all.
 
     Args:
-        fold: scores exactly, as in `align_all`.
+        fold: scores exactly, as in `best_places`.
         place: of the stem.
         stem: embeddings and starts.
         further: as from `further_pairs`; those whose second no window of `mix` begins at are left out: silence.

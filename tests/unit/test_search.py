@@ -16,8 +16,6 @@ from indexer.search import (
     Pair,
     Place,
     QueryWindows,
-    align,
-    align_all,
     best_places,
     candidates,
     further_pairs,
@@ -57,6 +55,22 @@ def stem_starts(seconds: float) -> npt.NDArray[np.float64]:
     starts = np.arange(0, seconds - WINDOW_S + 1e-9, STRIDE_S)
     last = round(seconds - WINDOW_S, 4)
     return starts if last - starts[-1] < 1e-6 else np.append(starts, last)
+
+
+def align_all(fold: HermitianFold, queries: QueryWindows, stems: dict[int, StemEmbeddings]) -> dict[int, Place]:
+    """The best place of each stem."""
+    found = best_places(fold, queries, stems)
+    return {number: found.place(number) for number in found.scores}
+
+
+def align(
+    fold: HermitianFold,
+    queries: QueryWindows,
+    embedding: npt.NDArray[np.complex64],
+    start_s: npt.NDArray[np.float64],
+) -> Place | None:
+    """The best place of one stem."""
+    return align_all(fold, queries, {0: StemEmbeddings(np.arange(len(start_s)), start_s, embedding)}).get(0)
 
 
 def make_stem(rng: np.random.Generator, seconds: float) -> StemEmbeddings:
