@@ -247,8 +247,8 @@ def promising_places(
     """Several places of each stem that may turn out the best once they are known on a finer grid.
 
     A grid of shifts meets one place of a stem almost exactly and the next one almost half a shift beside it, so their
-    scores on it are not fair to each other; see `Place.promise` for what nearly is. The best place by `best_places` comes
-    first, the others in the order of their promise.
+    scores on it are not fair to each other; see `Place.promise` for what nearly is. The best place of all comes first,
+    the others in the order of their promise.
 
     Args:
         each: most places of one stem.

@@ -156,13 +156,7 @@ class Retrieval:
             IndexUnavailable, QueueError: not now.
         """
         watch = Stopwatch(self._metrics)
-        newest = asyncio.create_task(self._live.current())
-        try:
-            with watch.stage("decode"):
-                waveform, warnings = await self._mix(query)
-            index = await newest
-        finally:
-            newest.cancel()
+        index, (waveform, warnings) = await asyncio.gather(self._live.current(), self._mix(query, watch))
         found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
         stems = await self._catalog.stems_by_row(found.places)
         hits = [
@@ -195,12 +189,13 @@ class Retrieval:
             timing_ms=watch.done(),
         )
 
-    async def _mix(self, query: RetrieveIn) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        if query.file is not None:
-            clip = await decode_upload(self._decoder, query.file)
-            return clip.waveform, clip.warnings
-        clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_id))
-        return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
+    async def _mix(self, query: RetrieveIn, watch: Stopwatch) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        with watch.stage("decode"):
+            if query.file is not None:
+                clip = await decode_upload(self._decoder, query.file)
+                return clip.waveform, clip.warnings
+            clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_id))
+            return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
 
     async def _stem_clip(self, stem_id: str) -> Clip:
         stem = await self._catalog.stem(stem_id)
