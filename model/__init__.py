@@ -26,6 +26,7 @@ from model.audio import (
     cut_windows,
     is_silent,
     load_clip,
+    needs_ffmpeg,
     window_starts,
 )
 from model.compose import ComposedStem, Track, compose_track, write_track
@@ -92,6 +93,7 @@ __all__ = [
     "load_clip",
     "load_phalar",
     "mean_with_interval",
+    "needs_ffmpeg",
     "off_the_beat_s",
     "open_bank",
     "piece_of",

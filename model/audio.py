@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal
 
-import av
-import av.error
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import av  # FFmpeg's dozens of libraries are loaded where a file needs them
 
 SAMPLE_RATE = 16_000
 """Samples a second of every waveform."""
@@ -246,6 +247,11 @@ def sniff_format(file: BinaryIO) -> AudioFormat | None:
         if version != 1 and layer in (1, 2) and bitrate != 15 and rate != 3:
             return "mp3"
     return "mp3" if start else None
+
+
+def needs_ffmpeg(head: bytes) -> bool:
+    """Whether a file with these first 16 bytes may be one that FFmpeg decodes; all others libsndfile does."""
+    return bool(head) and head[:4] not in (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS") and head[:16] != _W64
 
 
 def _after_tags(file: BinaryIO) -> int:
@@ -503,6 +509,8 @@ _AV_CODECS = "aac,aac_latm,alac,mp3float,mp3,flac,opus,ac3,eac3"
 
 @contextmanager
 def _open_av(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) -> Iterator[_Stream]:
+    import av
+
     told = kind == "m4a" or (kind == "mp3" and _mp3_tells_length(file))
     file.seek(0)
     try:
@@ -510,7 +518,7 @@ def _open_av(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) ->
         container = av.open(
             file, "r", format=_AV_FORMATS[kind], options={"codec_whitelist": _AV_CODECS}, metadata_errors="replace"
         )
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:
         raise _av_failure(error) from error
     with container:
         if not container.streams.audio:
@@ -533,12 +541,16 @@ def _mp3_tells_length(file: BinaryIO) -> bool:
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
 
 
-def _av_blocks(container: av.container.InputContainer, stream: av.AudioStream, sample_rate: int) -> Iterator[Waveform]:
+def _av_blocks(
+    container: "av.container.InputContainer", stream: "av.AudioStream", sample_rate: int
+) -> Iterator[Waveform]:
+    from av import FFmpegError
+
     frames = container.decode(stream)
     while True:
         try:
             frame = next(frames, None)
-        except (av.error.FFmpegError, ValueError) as error:
+        except (FFmpegError, ValueError) as error:
             raise _av_failure(error) from error
         if frame is None:
             return

@@ -1,9 +1,10 @@
 """Untrusted bytes -> clip, in a child process with limits.
 
-A `Decoder` starts one small server process, which has imported the audio libraries and forks one child a file. The
-child gets the open file and a socket, and nothing else: the kernel refuses it every call but to read, to send, to
-allocate and to end (sandbox.py), and the server was started without our environment, so no key is in its memory. What
-it answers is a length, JSON and raw samples, each checked here; nothing is unpickled. See
+A `Decoder` starts a small server process, which has imported libsndfile and forks one child a file; a file that needs
+FFmpeg starts another one, since a process is the sooner forked and gone the less it has mapped. The child gets the open
+file and a socket, and nothing else: the kernel refuses it every call but to read, to send, to allocate and to end
+(sandbox.py), and the server was started without our environment, so no key is in its memory. What it answers is a
+length, JSON and raw samples, each checked here; nothing is unpickled. See
 docs/decisions/decoding-in-forked-children.md.
 """
 
@@ -30,7 +31,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self, get_args
 
-import av
 import numpy as np
 
 from model import (
@@ -49,6 +49,7 @@ from model import (
     TooManyChannels,
     UnknownFormat,
     load_clip,
+    needs_ffmpeg,
 )
 from service.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
 
@@ -137,11 +138,11 @@ class Decoder:
         self.confinement: Confinement | None = None  # what holds the children; known once a server has started
         self._slots = asyncio.Semaphore(limits.processes)
         self._starting = asyncio.Lock()
-        self._server: _Server | None = None
+        self._servers: dict[bool, _Server] = {}  # by whether it has FFmpeg
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        await self._running_server()
+        await self._running_server(with_ffmpeg=False)
         return self
 
     async def __aexit__(
@@ -164,7 +165,7 @@ class Decoder:
         with opened as file:
             await self._slots.acquire()
             try:
-                server = await self._running_server()
+                server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), 16, 0)))
                 ours, job, ended = server.start(file.fileno(), nice)
             except BaseException:
                 self._slots.release()
@@ -184,28 +185,28 @@ class Decoder:
             server.kill(job)  # also after an answer: whatever the child does then, nobody asked for it
 
     async def close(self) -> None:
-        """End every child and the server; wait until they are gone. Running calls of `decode` raise."""
+        """End every child and the servers; wait until they are gone. Running calls of `decode` raise."""
         self._closed = True
         async with self._starting:
-            if self._server is not None:
-                await self._server.close()
-                self._server = None
+            while self._servers:
+                await self._servers.popitem()[1].close()
 
-    async def _running_server(self) -> "_Server":
+    async def _running_server(self, *, with_ffmpeg: bool) -> "_Server":
         async with self._starting:
             if self._closed:
                 raise RuntimeError("the decoder is closed")
-            if self._server is None or self._server.dead:
-                if self._server is not None:
-                    await self._server.close()
-                self._server = await _Server.launch(self.limits)
-                if self.confinement is None and self._server.confinement == "limits-only":
+            server = self._servers.get(with_ffmpeg)
+            if server is None or server.dead:
+                if server is not None:
+                    await server.close()
+                server = self._servers[with_ffmpeg] = await _Server.launch(self.limits, with_ffmpeg)
+                if self.confinement is None and server.confinement == "limits-only":
                     log.warning(
                         "this system has no system call filter: decoders are held by resource limits alone; "
                         "see docs/threat-model.md"
                     )
-                self.confinement = self._server.confinement
-            return self._server
+                self.confinement = server.confinement
+            return server
 
 
 def _in_memory(data: bytes) -> BinaryIO:
@@ -346,11 +347,11 @@ class _Server:
         self._loop.add_reader(control.fileno(), self._on_messages)
 
     @classmethod
-    async def launch(cls, limits: DecodeLimits) -> "_Server":
+    async def launch(cls, limits: DecodeLimits, with_ffmpeg: bool) -> "_Server":
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            arguments = [str(theirs.fileno()), json.dumps(asdict(limits))]
+            arguments = [str(theirs.fileno()), json.dumps(asdict(limits)), json.dumps(with_ffmpeg)]
             process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own interpreter; exec takes a millisecond
                 [sys.executable, "-P", "-c", _SERVER, *arguments],
                 pass_fds=[theirs.fileno()],
@@ -450,7 +451,7 @@ def _bare_environment() -> dict[str, str]:
 def serve_children() -> NoReturn:
     """Fork a child for every file that arrives, until the other end of the control socket closes.
 
-    Arguments of the process: the control socket's descriptor, and DecodeLimits as JSON.
+    Arguments of the process: the control socket's descriptor, and as JSON DecodeLimits and whether FFmpeg is wanted.
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     limits = DecodeLimits(**json.loads(sys.argv[2]))
@@ -459,7 +460,7 @@ def serve_children() -> NoReturn:
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    _warm_up()
+    _warm_up(with_ffmpeg=json.loads(sys.argv[3]))
     address_space = _address_space() + limits.memory_bytes
     control.sendall(_MESSAGE.pack(_READY, 0, _CONFINEMENTS.index(_try_confinement())))
 
@@ -500,11 +501,14 @@ def serve_children() -> NoReturn:
     os._exit(0)
 
 
-def _warm_up() -> None:
+def _warm_up(*, with_ffmpeg: bool) -> None:
     """Import and resolve, before the first fork, all that a child may need: it cannot open a file itself."""
-    for module in pkgutil.walk_packages(av.__path__, "av."):  # PyAV imports its stream types when it meets them
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    if with_ffmpeg:
+        import av
+
+        for module in pkgutil.walk_packages(av.__path__, "av."):  # PyAV imports its stream types when it meets them
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     tone = (8000 * np.sin(np.arange(2 * 8000))).astype("<i2").tobytes()
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 16_000, 2, 16)
     load_clip(b"RIFF\0\0\0\0WAVE" + fmt + struct.pack("<4sI", b"data", len(tone)) + tone)

@@ -133,6 +133,16 @@ async def test_decoder_gives_what_load_clip_gives(decoder: Decoder, tmp_path: Pa
         assert (clip.format, clip.sample_rate, clip.channels) == (wanted.format, wanted.sample_rate, wanted.channels)
 
 
+async def test_ffmpeg_is_loaded_by_a_server_of_its_own_and_only_for_a_file_that_needs_it(decoder: Decoder) -> None:
+    for kind in ("WAV", "AIFF", "FLAC", "OGG"):
+        await decoder.decode(encode(noise(), kind))
+    (lean,) = servers()
+    assert "libavcodec" not in proc(lean, "maps")
+    await decoder.decode(encode(noise(), "MP3", "MPEG_LAYER_III"))
+    (with_ffmpeg,) = set(servers()) - {lean}
+    assert "libavcodec" in proc(with_ffmpeg, "maps")
+
+
 async def test_warning_crosses_the_border(decoder: Decoder) -> None:
     data = encode(noise(5.0))
     clip = await decoder.decode(data[: len(data) * 6 // 10])
