@@ -2,7 +2,7 @@
 
     python -m benchmarks.queries [--page docs/performance.md]
 
-A real service with the demo catalog and the default model; each query is another cut of 8 s. How many windows were
+A real service with the demo's tracks of 40 s and the default model; each query is another cut. How many windows were
 embedded is what the worker counted. Beside several clients the encoder is timed before and after them, with the service
 idle; beside a lone one after each query, so that both find the machine as it is then.
 """
@@ -31,6 +31,8 @@ from service.settings import Settings
 SECTION = "queries"
 CLIENTS = (1, 8, 32)
 SECONDS = 8.0
+TRACK_S = 40.0
+ASKED = (("grid", SECONDS), ("grid", 30.0), ("search", SECONDS))
 CLAIM_AFTER_S = 6  # a worker reports three times in this time
 SETTINGS = {"PHALAR_CLAIM_AFTER_S": str(CLAIM_AFTER_S)}
 
@@ -87,10 +89,11 @@ def _medians(answers: Sequence[tuple[float, dict[str, float]]]) -> dict[str, flo
     return {name: float(np.median([stages[name] for _, stages in answers])) for name in answers[0][1]}
 
 
-def measure(client: httpx.Client, bare: BareEncoder, cuts: Sequence[bytes], queries: int) -> tuple[str, str]:
+def measure(client: httpx.Client, bare: BareEncoder, tracks: Sequence[Sequence[Path]], queries: int) -> tuple[str, str]:
     """The table of latencies, and that of a lone client's stages."""
     rows, stage_rows, stages = [], [], ["decode", "embed", "index", "rescore", "refine", "total"]
-    for align in ("grid", "search"):
+    for align, length_s in ASKED:
+        cuts = mixes(tracks, 4 * queries, length_s)
         ask(client, cuts[0], align)  # the first one loads what is loaded once
         for clients in CLIENTS:
             count = queries * (1 if clients == 1 else 2 if clients == 8 else 4)
@@ -102,12 +105,15 @@ def measure(client: httpx.Client, bare: BareEncoder, cuts: Sequence[bytes], quer
             if clients == 1:
                 times, lone_stages, encoder_ms = ask_alone(client, bare, cuts[:count], align, max(1, round(each)))
                 alone = encoder_ms + lone_stages["decode"]
-                stage_rows.append([align, *(f"{lone_stages.get(stage, 0.0):.1f}" for stage in stages)])
+                stage_rows.append(
+                    [align, f"{length_s:.0f}", *(f"{lone_stages.get(stage, 0.0):.1f}" for stage in stages)]
+                )
                 stage_rows[-1].append(f"{encoder_ms:.1f}")
             p50, p99 = np.percentile(times, [50, 99])
             rows.append(
                 [
                     align,
+                    f"{length_s:.0f}",
                     str(clients),
                     str(count),
                     f"{each:.1f}",
@@ -117,8 +123,20 @@ def measure(client: httpx.Client, bare: BareEncoder, cuts: Sequence[bytes], quer
                     f"{asked.windows / asked.seconds / rate:.0%}",
                 ]
             )
-    header = ["align", "clients", "queries", "windows each", "p50, ms", "p99, ms", "p50 / encoder", "rate / encoder"]
-    return markdown_table(header, rows), markdown_table(["a lone client, ms", *stages, "the encoder alone"], stage_rows)
+    header = [
+        "align",
+        "mix, s",
+        "clients",
+        "queries",
+        "windows each",
+        "p50, ms",
+        "p99, ms",
+        "p50 / encoder",
+        "rate / encoder",
+    ]
+    return markdown_table(header, rows), markdown_table(
+        ["a lone client, ms", "mix, s", *stages, "the encoder alone"], stage_rows
+    )
 
 
 def main() -> None:
@@ -130,7 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     with tempfile.TemporaryDirectory() as folder:
-        tracks = compose(Path(folder) / "demo")
+        tracks = compose(Path(folder) / "demo", TRACK_S)
         bare = BareEncoder(Settings(), load_clip(tracks[0][0]).waveform)
         installation = Installation(Path(folder), SETTINGS, client_timeout_s=600).start()
         try:
@@ -138,8 +156,7 @@ def main() -> None:
                 for _ in uploads.ingest(NewStem(path, {}) for track in tracks for path in track):
                     pass
             with installation.client() as client:
-                cuts = mixes(tracks, 4 * arguments.queries, SECONDS)
-                text = "\n".join(measure(client, bare, cuts, arguments.queries))
+                text = "\n".join(measure(client, bare, tracks, arguments.queries))
         finally:
             installation.stop()
     print(text)
