@@ -465,7 +465,7 @@ class Worker:
             self._room.set()
             return batch
         self._query_batches = 0
-        if time.monotonic() - self._asked_at < LATELY_S:
+        if not self._queries and time.monotonic() - self._asked_at < LATELY_S:
             limit = max(1, limit // LATELY_SHARE)  # whoever asks next waits for one of these
         batch = share_out(self._stems, limit) if self._stems else []
         self._stems = [work for work in self._stems if work.left]
