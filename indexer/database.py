@@ -81,7 +81,7 @@ def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
     return run
 
 
-class _Threads:
+class _SqliteReader:
     """SQLite for single statements: each runs in one thread from its start to its last row.
 
     Through aiosqlite a statement and its transaction are nine errands to a thread and back, which take longer than what
@@ -110,14 +110,14 @@ class _Threads:
 class Database:
     """Two kinds of transactions on one database, single statements, and names that only one process holds at a time."""
 
-    def __init__(self, engine: AsyncEngine, locks: AsyncEngine | None, threads: _Threads | None) -> None:
+    def __init__(self, engine: AsyncEngine, locks: AsyncEngine | None, reads: _SqliteReader | None) -> None:
         postgresql = locks is not None
         # A reader must see one instant, however many statements it needs. SQLite has no other kind.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True} if postgresql else {}
         self._engine = engine
         self._reader = engine.execution_options(read_only=True, **snapshot)
         self._locks = locks
-        self._threads = threads
+        self._reads = reads
         self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
@@ -125,16 +125,16 @@ class Database:
         """Connect and bring the tables up to date. Raises UnsupportedDatabase, NewerSchema, ForeignTables."""
         driver = make_url(url).drivername
         if driver == "sqlite+aiosqlite":
-            engine, locks, threads = create_async_engine(url), None, _Threads(url)
+            engine, locks, reads = create_async_engine(url), None, _SqliteReader(url)
             _prepare_sqlite(engine)
         elif driver == "postgresql+asyncpg":
             connect: dict[str, Any] = {"command_timeout": ANSWER_S, "server_settings": GIVE_UP}
             engine = create_async_engine(url, connect_args=connect)
             # Connections of their own: whoever waits here must not keep one from those that it waits for.
-            locks, threads = create_async_engine(url, isolation_level="AUTOCOMMIT"), None
+            locks, reads = create_async_engine(url, isolation_level="AUTOCOMMIT"), None
         else:
             raise UnsupportedDatabase(driver)
-        database = cls(engine, locks, threads)
+        database = cls(engine, locks, reads)
         try:
             await database._bring_up_to_date()
         except BaseException:
@@ -144,8 +144,8 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
-        if self._threads is not None:
-            await self._threads.close()
+        if self._reads is not None:
+            await self._reads.close()
         if self._locks is not None:
             await self._locks.dispose()
 
@@ -154,8 +154,8 @@ class Database:
 
         `values` are its bound parameters: to build a statement takes longer than SQLite takes to answer it.
         """
-        if self._threads is not None:
-            return await self._threads.rows(statement, values)
+        if self._reads is not None:
+            return await self._reads.rows(statement, values)
         async with self.read() as sql:
             return (await sql.execute(statement, values)).all()
 
