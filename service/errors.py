@@ -219,8 +219,10 @@ def add_error_handlers(app: FastAPI) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem_response(error)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, OSError):  # a body that found no room on the disk is no fault of the client
+            return await expected(request, BlobStoreUnavailable(str(error.__cause__)))
         title = HTTPStatus(error.status_code).phrase
         code = title.lower().replace(" ", "-").replace("'", "")
         body = {"type": f"/problems/{code}", "title": title, "status": error.status_code, "detail": str(error.detail)}
