@@ -1,9 +1,9 @@
 """Scores (MIDI) -> time-aligned stems on disk, to train on: `<out>/<track>/<nn>-<instrument>.flac`.
 
-FluidSynth plays them from several soundfonts, our own synthesiser from its voices; instrument within its family,
-tempo, key, excerpt, levels, tone and room vary by seed. Every draw follows from the seed and the score's name alone, so
-a rendering that was cut off goes on where it ended, and other processes make the same music. Not the same bits:
-FluidSynth's voices keep a little of what they played before.
+FluidSynth plays them from several soundfonts, our own synthesiser from its voices, a sampler from one note of either;
+instrument within its family, tempo, key, excerpt, levels, tone and room vary by seed. Every draw follows from the seed
+and the score's name alone, so a rendering that was cut off goes on where it ended, and other processes make the same
+music. Not the same bits: FluidSynth's voices keep a little of what they played before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -72,6 +72,12 @@ _DRUMS = {
     45: TOM_MID, 46: OPEN_HAT, 47: TOM_MID, 48: TOM_HIGH, 49: CRASH, 50: TOM_HIGH, 51: RIDE, 52: CRASH, 53: RIDE,
     54: SHAKER, 55: CRASH, 57: CRASH, 59: RIDE, 69: SHAKER, 70: SHAKER, 82: SHAKER,
 }  # fmt: skip  # General MIDI's drums by ours; what is not here is a rim click
+_PIECES = {
+    KICK: "kick", SNARE: "snare", RIM: "snare", CLAP: "snare", HAT: "hats", OPEN_HAT: "hats", SHAKER: "hats",
+    CRASH: "cymbals", RIDE: "cymbals", TOM_LOW: "toms", TOM_MID: "toms", TOM_HIGH: "toms",
+}  # fmt: skip  # stems of a kit that is recorded, or programmed, piece by piece; what is not here is percussion
+_SAMPLED_S = 4.0  # of the note that a sampler plays
+_CUT_S = 0.01  # a sampler's note fades so fast when it is released
 
 
 class NoSoundfont(Exception):
@@ -89,10 +95,18 @@ class Part:
     program: int
     is_drums: bool
     notes: tuple[Note, ...]
+    piece: str = "drums"  # or the one piece of the kit that these notes play
 
     @property
     def instrument(self) -> str:
-        return "drums" if self.is_drums else FAMILIES[self.program // 8]
+        return self.piece if self.is_drums else FAMILIES[self.program // 8]
+
+    def pieces(self) -> list[Part]:
+        """A kit as a part for each of its pieces, in the order in which they enter."""
+        played: dict[str, list[Note]] = {}
+        for note in self.notes:
+            played.setdefault(_PIECES.get(_DRUMS.get(note.pitch, -1), "percussion"), []).append(note)
+        return [Part(self.program, True, tuple(notes), piece) for piece, notes in played.items()]
 
 
 @dataclass(frozen=True)
@@ -103,8 +117,11 @@ class RenderSettings:
     seconds: float = 30.0  # of each score, a stretch of it
     seed: int = 0
     variants: int = 1  # renderings of each score, each another seed
-    most_stems: int = 8
+    most_stems: int = 8  # a kit counts as one
     synthesised: float = 0.35  # part of all parts that our own synthesiser plays
+    sampled: float = 0.25  # part of the melodic parts that a sampler plays, from one note of whatever would play them
+    kits_in_pieces: float = 0.5  # part of the tracks whose drums are a stem for each piece of the kit
+    sequenced: float = 0.3  # part of the tracks that no player's timing loosens
 
 
 @dataclass(frozen=True)
@@ -207,13 +224,18 @@ def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random
     tempo = float(rng.uniform(0.8, 1.25))  # more is faster
     transposition = int(rng.integers(-5, 7))
     looseness_s = float(rng.uniform(0.0, 0.006))  # how far a player is off the beat, usually
+    if rng.random() < settings.sequenced:
+        looseness_s = 0.0
+    kit_in_pieces = rng.random() < settings.kits_in_pieces
     all_synthesised = rng.random() < 0.2
     end = max((part.notes[-1].onset_s for part in parts), default=0.0) / tempo
     start = float(rng.uniform(0.0, max(0.0, end - settings.seconds)))
     samples = round(settings.seconds * SAMPLE_RATE)
     shared = Room(samples, SAMPLE_RATE, float(rng.uniform(0.3, 1.6)), rng)
     waveforms: dict[str, Waveform] = {}
-    for number, part in enumerate(sorted(parts, key=lambda part: len(part.notes), reverse=True)[: settings.most_stems]):
+    busiest = sorted(parts, key=lambda part: len(part.notes), reverse=True)[: settings.most_stems]
+    stems = [one for part in busiest for one in (part.pieces() if part.is_drums and kit_in_pieces else [part])]
+    for number, part in enumerate(stems):
         own = np.random.default_rng(rng.integers(2**63))
         shift = 0 if part.is_drums else transposition
         notes = []
@@ -228,10 +250,17 @@ def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random
         if not notes:
             continue
         notes.sort(key=lambda note: note.onset_s)
-        if all_synthesised or own.random() < settings.synthesised:
-            dry = _synthesise(part, notes, samples, own)
-        else:
-            dry = _play(part, notes, samples, settings.soundfonts, own)
+        synthesised = all_synthesised or own.random() < settings.synthesised
+
+        def play(
+            notes: Sequence[Note], samples: int, part: Part = part, own: Any = own, synthesised: bool = synthesised
+        ) -> Waveform:
+            if synthesised:
+                return _synthesise(part, notes, samples, own)
+            return _play(part, notes, samples, settings.soundfonts, own)
+
+        sampled = not part.is_drums and own.random() < settings.sampled
+        dry = _sample(notes, samples, play) if sampled else play(notes, samples)
         # A room that all stems shared would tell which of them belong together.
         room = shared if own.random() < 0.3 else Room(samples, SAMPLE_RATE, float(own.uniform(0.1, 1.6)), own)
         shaped = _shape(dry, room, part.is_drums, own)
@@ -271,6 +300,28 @@ def _synthesise(part: Part, notes: Sequence[Note], samples: int, rng: np.random.
         vibrato=voice.vibrato * float(rng.uniform(0.0, 1.5)),
     )
     return play_voice(varied, notes, samples, SAMPLE_RATE, rng)
+
+
+def _sample(notes: Sequence[Note], samples: int, record: Callable[[Sequence[Note], int], Waveform]) -> Waveform:
+    """As a sampler plays them: one recorded note for all, faster for the higher ones, ended when they are released.
+
+    It reads between samples in straight lines, as trackers and early samplers do, and ends with the recording.
+    """
+    recorded = sorted(note.pitch for note in notes)[len(notes) // 2]
+    recording = record([Note(0.0, _SAMPLED_S, recorded, 0.8)], round(_SAMPLED_S * SAMPLE_RATE))
+    places = np.arange(len(recording))
+    cut = round(_CUT_S * SAMPLE_RATE)
+    out = np.zeros(samples, dtype=np.float32)
+    for note in notes:
+        speed = 2 ** ((note.pitch - recorded) / 12)
+        at = round(note.onset_s * SAMPLE_RATE)
+        length = min(round(note.duration_s * SAMPLE_RATE) + cut, int((len(recording) - 1) / speed), samples - at)
+        if length <= cut:
+            continue
+        sound = np.interp(np.arange(length) * speed, places, recording) * note.velocity
+        sound[-cut:] *= np.linspace(1.0, 0.0, cut)
+        out[at : at + length] += sound.astype(np.float32)
+    return out
 
 
 def _play(

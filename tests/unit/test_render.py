@@ -20,6 +20,8 @@ from model.training.render import (
 from model.training.stems import find_tracks
 
 TICK_S = 1e-6
+SEMITONE = 2 ** (1 / 12)
+LOUD = 0.3  # of the strongest partial: every voice's fundamental is, and no window's side lobe
 EARLY_S, LATE_S = 0.012, 0.06  # a player is at most two looseness deviations off; a room and an attack blur the onset
 
 SAME_MUSIC = 0.98  # of a perfect correlation: FluidSynth's voices keep a little of what they played before
@@ -104,6 +106,32 @@ def test_all_stems_start_where_the_score_says(synthesised: float) -> None:
         assert max(onsets) - min(onsets) < EARLY_S + LATE_S
         assert max(onsets) <= 2.0 / 0.8 + LATE_S
         assert np.abs(sum(stems.values())).max() < 1
+
+
+def test_a_kit_in_pieces_is_a_stem_a_piece_and_leaves_no_note_out() -> None:
+    beats = tuple(Note(0.5 * n, 0.1, pitch, 0.8) for n, pitch in enumerate((36, 42, 38, 46, 35, 49, 56)))
+    pieces = Part(0, True, beats).pieces()
+    assert [part.instrument for part in pieces] == ["kick", "hats", "snare", "cymbals", "percussion"]
+    assert sorted((n for part in pieces for n in part.notes), key=lambda note: note.onset_s) == list(beats)
+    melody = Part(0, False, (Note(0.0, 4.0, 60, 0.8),))
+    for share, expected in ((1.0, 6), (0.0, 2)):
+        settings = RenderSettings(seconds=4.0, synthesised=1.0, kits_in_pieces=share)
+        assert len(render_track([melody, Part(0, True, beats)], settings, np.random.default_rng(0))) == expected
+
+
+@pytest.mark.parametrize("pitch", [57, 69, 81])
+def test_a_sampler_plays_every_note_from_one_at_its_own_pitch_until_its_release(pitch: int) -> None:
+    """Half of a note's notes sound at 440 Hz, so it is what is recorded; the others are an octave off."""
+    notes = (Note(1.0, 0.5, pitch, 0.8), Note(7.0, 0.5, 69, 0.8), Note(8.0, 0.5, 69, 0.8))
+    settings = RenderSettings(seconds=10.0, synthesised=1.0, sampled=1.0, sequenced=1.0)
+    rng = np.random.default_rng(1)
+    tempo, transposition = rng.uniform(0.8, 1.25), int(rng.integers(-5, 7))
+    (stem,) = render_track([Part(0, False, notes)], settings, np.random.default_rng(1)).values()
+    begin, end = (round(at / tempo * SAMPLE_RATE) for at in (1.0, 1.5))
+    spectrum = np.abs(np.fft.rfft(stem[begin:end] * np.hanning(end - begin), n=SAMPLE_RATE))
+    fundamental = 440.0 * 2 ** ((pitch + transposition - 69) / 12)
+    loud = np.flatnonzero(spectrum > LOUD * spectrum.max())
+    assert loud[0] == pytest.approx(fundamental, rel=SEMITONE - 1), "nothing loud is lower than the note"
 
 
 @needs_soundfont
