@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from model.phalar import Phalar, PhalarConfig, untrained_phalar
     from model.torch_archive import CheckpointError, NotACheckpoint, TruncatedCheckpoint, UnsafePickle
     from model.training.commands import train_app
+    from model.training.heard import Heard, count_heard, heard_of
     from model.training.stems import StemBank, load_bank, piece_of, split_of
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "DecodeFailed",
     "EmptyFile",
     "ForeignKeys",
+    "Heard",
     "LegacyPickle",
     "MissingKeys",
     "NoAudioStream",
@@ -84,10 +86,12 @@ __all__ = [
     "UnsupportedModel",
     "WrongShape",
     "compose_track",
+    "count_heard",
     "cut_windows",
     "default_cache",
     "evaluate_app",
     "heard_beats",
+    "heard_of",
     "is_silent",
     "load_bank",
     "load_clip",
@@ -126,7 +130,10 @@ _LATE: dict[str, str] = {
     "evaluate_app": "model.evaluation.commands",
     "load_bank": "model.training.stems",
     "load_phalar": "model.checkpoint",
+    "Heard": "model.training.heard",
+    "count_heard": "model.training.heard",
     "heard_beats": "model.evaluation.beats",
+    "heard_of": "model.training.heard",
     "mean_with_interval": "model.evaluation.retrieval",
     "off_the_beat_s": "model.evaluation.beats",
     "open_bank": "model.evaluation.commands",

@@ -350,19 +350,22 @@ def show(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)]) -> 
     """Tell what a checkpoint holds."""
     from dataclasses import asdict
 
-    from model import CheckpointError, load_phalar
+    from model import CheckpointError, count_heard, load_phalar
 
     try:
         model = load_phalar(file)
     except CheckpointError as error:
         _fail(str(error), FAILED)
+    notes: dict[str, object] = dict(model.notes)
+    if heard := model.notes.get("heard"):
+        notes["heard"] = f"{count_heard(heard)} pieces"
     parameters = sum(weight.numel() for weight in model.parameters())
     facts = {
         "fingerprint": model.fingerprint,
         "trained": model.trained,
         "parameters": parameters,
         "config": asdict(model.config),
-        "notes": dict(model.notes),
+        "notes": notes,
     }
     print(json.dumps(facts, indent=2))
 

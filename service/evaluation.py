@@ -34,9 +34,11 @@ from indexer import (
 from model import (
     MIN_SECONDS,
     SAMPLE_RATE,
+    Heard,
     StemBank,
     cut_windows,
     heard_beats,
+    heard_of,
     is_silent,
     mean_with_interval,
     off_the_beat_s,
@@ -139,6 +141,7 @@ class CatalogResult:
 
     settings: CatalogSettings
     model: dict[str, Any]
+    heard: Heard
     catalog: dict[str, int]
     tracks_asked: int
     rows: dict[Row, dict[str, Any]]
@@ -147,6 +150,7 @@ class CatalogResult:
         """For JSON."""
         return {
             "model": self.model,
+            "heard": self.heard.tracks,
             "catalog": self.catalog,
             "tracks_asked": self.tracks_asked,
             **{name: value for name, value in asdict(self.settings).items() if name != "rows"},
@@ -213,6 +217,7 @@ async def _evaluate(
         return CatalogResult(
             settings=settings,
             model=installed.model,
+            heard=heard_of(installed.notes, (bank.tracks[track].name for track in tracks)),
             catalog={"tracks": len(tracks), "stems": index.stems, "windows": index.windows},
             tracks_asked=len({query.track for query in queries}),
             rows={row: figures(answers[row], pieces, settings.seed) for row in settings.rows},
@@ -492,6 +497,11 @@ class _Installation:
             yield cls(settings, catalog, models)
         finally:
             await catalog.close()
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Of the model's checkpoint."""
+        return self._models.of(self._fingerprint).notes
 
     @property
     def model(self) -> dict[str, Any]:

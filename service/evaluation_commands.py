@@ -91,7 +91,7 @@ def catalog(
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     if answer["model"]["note"]:
         err.print(answer["model"]["note"], style="yellow", markup=False, soft_wrap=True)
-    show_answer(answer, catalog_tables(answer), as_json, page, section)
+    show_answer(answer, catalog_tables(answer), as_json, page, section, [f"Of the model: {result.heard}."])
 
 
 def catalog_tables(answer: dict[str, Any]) -> list[Table]:

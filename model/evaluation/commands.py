@@ -75,6 +75,7 @@ def retrieval(
     """
     from model.audio import ClipTooShort
     from model.evaluation.retrieval import RetrievalSettings, TooFewTracks, evaluate_retrieval
+    from model.training.heard import heard_of
     from model.training.stems import split_of
 
     counts = _whole_numbers(candidates, "--candidates")
@@ -98,7 +99,11 @@ def retrieval(
             _fail(str(error))
     answer = {"system": system, "checkpoint": checkpoint, "split": split.value} | result.as_dict()
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
-    show_answer(answer, retrieval_tables(answer), as_json, page, section, answer["notes"])
+    notes = getattr(measured, "notes", None)  # a system that was not trained here has none
+    heard = None if notes is None else heard_of(notes, (names[at] for at in chosen))
+    answer["heard"] = None if heard is None else heard.tracks
+    said = [*answer["notes"], *([f"Of the model: {heard}."] if heard is not None else [])]
+    show_answer(answer, retrieval_tables(answer), as_json, page, section, said)
 
 
 @evaluate_app.command()

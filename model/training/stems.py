@@ -128,7 +128,8 @@ def piece_of(track: str) -> str:
 def split_of(track: str, seed: int = 0) -> Split:
     """The split of a track: 80, 10 and 10 %, from its name alone, so that adding a track moves no other.
 
-    Renderings of one piece stay together.
+    Renderings of one piece stay together. The name is that of a `StemBank`, which begins with the root's: of a folder
+    that is renamed, other tracks are held out. `model.training.heard` tells when that matters.
     """
     share = zlib.crc32(f"{seed}\0{piece_of(track)}".encode()) / 2**32
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
@@ -188,7 +189,7 @@ def load_bank(
     """Decode the tracks below some folders into a bank, or open the one that was made of the same files.
 
     Args:
-        roots: folders for `find_tracks`; where there are several, a track's name begins with its root's.
+        roots: folders for `find_tracks`; a track's name begins with its root's, of one root as of several.
         cache: a folder for banks.
         most_seconds: of each track, counted from its start; None: all.
         jobs: processes that decode.
@@ -202,7 +203,7 @@ def load_bank(
     dropped: list[Dropped] = []
     for root in roots:
         found, left_out = find_tracks(root)
-        prefix = f"{root.name}/" if len(roots) > 1 else ""
+        prefix = f"{root.resolve().name}/"
         tracks += [TrackFiles(prefix + track.name, track.stems) for track in found]
         dropped += [Dropped(prefix + entry.track, entry.stem, entry.reason) for entry in left_out]
     folder = cache / _fingerprint(tracks, most_seconds)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from model.audio import SAMPLE_RATE
 from model.training.augment import augment, played_at, samples_at_speed
 from model.training.distributed import gather
+from model.training.heard import HEARD, encode_heard
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
@@ -87,9 +88,14 @@ class Trainer:
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model).to(self.device)
         self.began = ""
+        self.heard: str | None = encode_heard(map(self._name, self.tracks))
         if self.begin is not None:
+            begin = _begin(self.begin, type(self.model))
             self.began = hashlib.sha256(self.begin.read_bytes()).hexdigest()
-            self.model.load_state_dict(_weights(self.begin, type(self.model)))
+            self.model.load_state_dict(begin.state_dict())
+            before = cast(Any, begin).notes.get(HEARD)
+            # What is not known of the first run is not known of both.
+            self.heard = None if before is None else encode_heard(map(self._name, self.tracks), before)
         elif recipe.loss.start == "cosine":
             cast(Any, self.model.similarity).start_as_cosine()
         self.muon, self.adam = optimisers(self.model, recipe.optimiser)
@@ -129,11 +135,16 @@ class Trainer:
 
     def notes(self) -> dict[str, str]:
         """What a checkpoint says of its making."""
-        return {
+        notes = {
             "recipe": json.dumps(self.recipe.as_dict(), sort_keys=True),
             "steps": str(self.step),
             "tracks": str(len(self.tracks)),
-        } | ({"began_with": self.began} if self.began else {})
+        }
+        if self.began:
+            notes["began_with"] = self.began
+        if self.heard is not None:
+            notes[HEARD] = self.heard
+        return notes
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -245,6 +256,9 @@ class Trainer:
         )
         return score
 
+    def _name(self, track: int) -> str:
+        return self.bank.tracks[track].name
+
     def _average_gradients(self) -> None:
         if self.world == 1:
             return
@@ -301,11 +315,11 @@ class _Clock:
         self._since = now
 
 
-def _weights(checkpoint: Path, kind: type[nn.Module]) -> dict[str, Tensor]:
+def _begin(checkpoint: Path, kind: type[nn.Module]) -> nn.Module:
     begin = load_trained(checkpoint)
     if type(begin) is not kind:
         raise ValueError(f"{checkpoint} holds a {type(begin).__name__}; this recipe trains a {kind.__name__}")
-    return begin.state_dict()
+    return begin
 
 
 def _digest(bank: StemBank) -> str:

@@ -30,6 +30,7 @@ from model.evaluation.retrieval import (
     odds_all_beaten,
     shares_beaten,
 )
+from model.training.heard import HEARD, encode_heard
 from model.training.stems import StemBank, load_bank
 
 RATE = 16_000
@@ -276,7 +277,7 @@ def test_tracks_shorter_than_a_window_are_named(bank: StemBank) -> None:
         measure(Guesses(), bank, RetrievalSettings(seconds=TRACK_SECONDS + 1))
     assert (raised.value.usable, raised.value.given) == (0, TRACKS)
     _, notes = draw_pairs(bank, [0], RetrievalSettings(seconds=TRACK_SECONDS + 1))
-    assert notes == ["track-0: no window of 10 s in which two stems sound"]
+    assert notes == ["stems/track-0: no window of 10 s in which two stems sound"]
 
 
 def test_windows_without_room_are_left_out_of_time_and_delays_and_counted(bank: StemBank) -> None:
@@ -303,7 +304,8 @@ def test_settings_refuse_what_cannot_be_measured(wrong: dict[str, object]) -> No
 @pytest.fixture(scope="module")
 def arguments(folder: Path) -> list[str]:
     checkpoint = folder / "untrained.safetensors"
-    save_phalar(untrained_phalar(), checkpoint, trained=False)
+    heard = encode_heard(["elsewhere/track-0@1", "elsewhere/track-99"])
+    save_phalar(untrained_phalar(), checkpoint, trained=False, notes={HEARD: heard})
     given = f"retrieval --stems {folder / 'stems'} --cache {folder / 'cache'} --checkpoint {checkpoint}"
     return [*given.split(), "--candidates", "2,8", "--seconds", "2", "--pairs-per-track", "1"]
 
@@ -316,6 +318,7 @@ def test_the_command_prints_one_json_object(arguments: list[str]) -> None:
     for share in answer["candidates"].values():
         assert set(share) == {"accuracy", "low", "high", "chance", "pairs"}
         assert share["low"] <= share["accuracy"] <= share["high"]
+    assert answer["heard"] == 1
     assert (answer["time"], answer["delays"], answer["left_out"]) == (None, {}, [])
 
 
@@ -324,6 +327,7 @@ def test_the_command_prints_tables_of_candidates_time_and_delays(arguments: list
     assert run.exit_code == 0, run.output
     for heading in ("Positives of other tracks", "Other windows of the same track", "The positive delayed", "250 ms"):
         assert heading in run.stdout
+    assert f"1 of the {TRACKS} tracks was heard in training" in run.stdout
     assert "never trained" in run.stderr
 
 

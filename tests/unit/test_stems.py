@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import SAMPLE_RATE
+from model.training.heard import HEARD, Heard, encode_heard, heard_of
 from model.training.stems import (
     StemBank,
     draw_decoys,
@@ -106,10 +107,15 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     write(home / "lonely" / "bass.wav", 110)
     (home / "no audio").mkdir()
     bank = bank_of(home)
-    assert [track.name for track in bank.tracks] == ["good"]
+    assert [track.name for track in bank.tracks] == ["mine/good"]
     assert bank.tracks[0].stems == ("bass", "lead")
     said = {(entry.track, entry.stem) for entry in bank.dropped}
-    assert said == {("good", "empty take"), ("good", "broken"), ("lonely", None), ("no audio", None)}
+    assert said == {
+        ("mine/good", "empty take"),
+        ("mine/good", "broken"),
+        ("mine/lonely", None),
+        ("mine/no audio", None),
+    }
 
 
 def test_a_bank_is_made_once_and_made_anew_when_a_file_changes(tmp_path: Path) -> None:
@@ -134,6 +140,28 @@ def test_splits_take_80_10_and_10_percent_and_an_added_track_moves_none() -> Non
 
 def test_renderings_of_one_piece_share_a_split() -> None:
     assert all(split_of(f"piece {number}") == split_of(f"piece {number}@3") for number in range(100))
+
+
+def test_a_track_is_called_the_same_beside_other_folders(tmp_path: Path) -> None:
+    """Or it would be held out in evaluation, of one folder, and trained on beside a second."""
+    for folder in ("mine", "others"):
+        write(tmp_path / folder / "a" / "bass.wav", 110)
+        write(tmp_path / folder / "a" / "lead.wav", 220)
+    alone = bank_of(tmp_path / "mine")
+    together = load_bank([tmp_path / "mine", tmp_path / "others"], tmp_path / "cache")
+    assert [track.name for track in alone.tracks] == ["mine/a"]
+    assert [track.name for track in together.tracks] == ["mine/a", "others/a"]
+
+
+def test_a_checkpoint_tells_which_tracks_were_heard_whatever_their_folder_is_called() -> None:
+    notes = {HEARD: encode_heard(["rendered/one", "rendered/two@1"])}
+    assert heard_of(notes, ["rendered/one", "rendered/two", "rendered/three"]) == Heard(2, 3)
+    assert heard_of(notes, ["again/one@2", "again/four"]) == Heard(1, 2)
+    notes[HEARD] = encode_heard(["others/four"], before=notes[HEARD])
+    assert heard_of(notes, ["again/one@2", "again/four"]) == Heard(2, 2)
+    assert heard_of({}, ["again/one@2", "again/four"]) == Heard(None, 2)
+    assert "does not tell" in str(heard_of({}, ["again/one"]))
+    assert str(heard_of(notes, ["again/six"])) == "none of the 1 tracks were heard in training"
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model import load_phalar, save_phalar
 from model.training.data import training_bank
+from model.training.heard import HEARD, Heard, heard_of
 from model.training.recipe import Recipe, load_recipe
-from model.training.stems import StemBank
+from model.training.stems import SPLITS, StemBank
 from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, Step, Trainer
 
 RECIPE = """
@@ -144,10 +146,29 @@ def test_a_run_may_begin_with_a_trained_model(home: Path, recipe: Recipe, bank: 
     ours, theirs = second.model.state_dict(), load_file(whole / MODEL)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert second.notes()["began_with"] == hashlib.sha256((whole / MODEL).read_bytes()).hexdigest()
+    assert second.notes()[HEARD] == load_phalar(whole / MODEL).notes[HEARD]
     second.run(stop_at=1)
     assert Trainer(recipe, bank, folder, device, whole / MODEL).step == 1, "it goes on, and does not begin again"
     with pytest.raises(OtherRun, match="first checkpoint"):
         Trainer(recipe, bank, folder, device)
+
+
+def test_a_model_tells_what_it_heard_and_what_was_held_out(bank: StemBank, whole: Path) -> None:
+    notes = load_phalar(whole / MODEL).notes
+    names = {split: [bank.tracks[at].name for at in bank.of_split(split)] for split in SPLITS}
+    assert names["train"] and names["validation"]
+    for split in SPLITS:
+        heard = len(names[split]) if split == "train" else 0
+        assert heard_of(notes, names[split]) == Heard(heard, len(names[split]))
+
+
+def test_what_is_not_known_of_the_first_round_is_not_known_of_the_second(
+    home: Path, recipe: Recipe, bank: StemBank, whole: Path
+) -> None:
+    model = load_phalar(whole / MODEL)
+    save_phalar(model, home / "unknown.safetensors", notes={})
+    second = Trainer(recipe, bank, home / "of unknown", torch.device("cpu"), home / "unknown.safetensors")
+    assert HEARD not in second.notes()
 
 
 def test_a_run_begins_with_no_other_model(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:

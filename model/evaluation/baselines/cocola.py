@@ -119,6 +119,7 @@ class Cocola(nn.Module):
             drop_connect: how often the backbone's last block is left out in training; earlier ones less.
         """
         super().__init__()
+        self.notes: Mapping[str, str] = {}
         self.frontend = HarmonicPercussiveMel()
         self.backbone = _efficientnet(drop_connect)
         self.dropout = nn.Dropout(dropout)
@@ -354,13 +355,15 @@ def _read_authors(path: Path, model: Cocola) -> dict[str, Tensor]:
 def _read_native(path: Path, model: Cocola) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            form = (file.metadata() or {}).get("format")
+            metadata = file.metadata() or {}
+            form = metadata.get("format")
             if form != FORMAT:
                 raise NotACheckpoint(path, f"safetensors of another model: its format is {form!r}")
             expected = model.state_dict()
             refuse_other_keys(path, file.keys(), expected)
             for name, weight in expected.items():
                 refuse_other_shape(path, name, tuple(file.get_slice(name).get_shape()), tuple(weight.shape))
+            model.notes = json.loads(metadata.get("notes", "{}"))
             return {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise NotACheckpoint(path, f"neither safetensors nor a Lightning checkpoint ({error})") from error
