@@ -156,7 +156,8 @@ def test_a_run_may_begin_with_a_trained_model(home: Path, recipe: Recipe, bank: 
 def test_a_model_tells_what_it_heard_and_what_was_held_out(bank: StemBank, whole: Path) -> None:
     notes = load_phalar(whole / MODEL).notes
     names = {split: [bank.tracks[at].name for at in bank.of_split(split)] for split in SPLITS}
-    assert names["train"] and names["validation"]
+    assert names["train"]
+    assert names["validation"]
     for split in SPLITS:
         heard = len(names[split]) if split == "train" else 0
         assert heard_of(notes, names[split]) == Heard(heard, len(names[split]))
