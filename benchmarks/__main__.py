@@ -5,7 +5,6 @@
 Each runs in a process of its own, on a machine that should have nothing else to do.
 """
 
-import argparse
 import os
 import platform
 import subprocess
@@ -14,7 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from model.evaluation.results import markdown_table, write_section
+from benchmarks.page import page_parser, publish
+from model.evaluation.results import markdown_table
 
 SUBJECTS = ("cqt", "encoder", "ingest", "queries", "threads", "fold", "index_at_size", "large")
 LARGE = "10000,100000,1000000"
@@ -46,15 +46,12 @@ def _processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write every table into its section of this page")
+    parser = page_parser(__doc__)
     parser.add_argument("--large", action="store_true", help="search a million windows, too")
     arguments = parser.parse_args()
     page = ["--page", str(arguments.page)] if arguments.page else []
     table = machine()
-    print(table)
-    if arguments.page:
-        write_section(arguments.page, "machine", table)
+    publish(table, arguments.page, "machine")
     for subject in SUBJECTS:
         print(f"\n{subject}\n", flush=True)
         sizes = ["--windows", LARGE] if arguments.large and subject == "index_at_size" else []

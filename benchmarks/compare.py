@@ -5,14 +5,14 @@
 Every run lies in a folder of its own and goes on where it ended, so this may be stopped and started again at any time.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from model.evaluation.results import retrieval_markdown, write_section
+from benchmarks.page import page_parser, publish
+from model.evaluation.results import retrieval_markdown
 
 RECIPES = ("default", "one-way", "average-pooling", "magnitudes", "mel", "cosine", "psd", "cocola")
 
@@ -36,7 +36,7 @@ def phalar(*arguments: str, processes: int = 1) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument(
         "--stems", type=Path, required=True, help="rendered tracks; trained on one split, measured on another"
     )
@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="where decoded stems are kept")
     parser.add_argument("--processes", type=int, default=1, help="that train together; on a CPU, one for each core")
     parser.add_argument("--pairs-per-track", type=int, default=2)
-    parser.add_argument("--page", type=Path, help="write the tables into this page")
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
     arguments = parser.parse_args()
     common = ["--device", arguments.device, *(["--cache", str(arguments.cache)] if arguments.cache else [])]
@@ -70,9 +69,7 @@ def main() -> None:
         for section, answers in measured.items():
             if answers:
                 table = f"After {arguments.steps} steps each.\n\n{retrieval_markdown(answers)}"
-                print(table, flush=True)
-                if arguments.page:
-                    write_section(arguments.page, section, table)
+                publish(table, arguments.page, section)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """How much faster the CQT is than nnAudio's layer, and how far from it: `python -m benchmarks.cqt --threads 2`."""
 
-import argparse
 import platform
 import time
 from collections.abc import Callable
@@ -12,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.page import page_parser, publish
 from model.cqt import CQTSettings, FastCQT, plain_cqt, scale_decibels
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 
 SETTINGS = CQTSettings(sample_rate=16_000, hop=160, lowest_hz=16.35, bins=96, bins_per_octave=12)
 RANGE_DB = 80.0
@@ -72,19 +72,16 @@ def compare(seconds: int, batch: int, repeats: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = page_parser(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--page", type=Path, help="write the table into this page")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with torch.inference_mode():
         sizes = ((2, 8), (5, 1), (5, 8), (5, 16), (10, 8), (30, 1))
         rows = [compare(seconds, batch, arguments.repeats) for seconds, batch in sizes]
     text = headline(f"white noise at full scale, medians of {arguments.repeats} turns") + markdown_table(COLUMNS, rows)
-    print(text)
-    if arguments.page:
-        write_section(arguments.page, "cqt", text)
+    publish(text, arguments.page, "cqt")
 
 
 if __name__ == "__main__":

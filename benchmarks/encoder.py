@@ -4,19 +4,18 @@ Plain: nnAudio's CQT and the layers one by one, the whole batch at once. On a CP
 each path of the axial CNN; with `--device cuda`, ways that a card offers.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
+from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, Phalar, cut_windows, untrained_phalar
 from model.axial_kernel import built_kernels
 from model.cqt import plain_cqt, scale_decibels
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from model.similarity import to_unit_norm
 
 WINDOW, STRIDE, SHIFT, MIX = 5 * SAMPLE_RATE, SAMPLE_RATE * 5 // 2, SAMPLE_RATE // 25, 8 * SAMPLE_RATE
@@ -137,11 +136,10 @@ def graph(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--page", type=Path, help="write the tables into this page")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
@@ -153,9 +151,7 @@ def main() -> None:
         else:
             parts = [measure(phalar, arguments.repeats) for measure in (whole_encoder, axial_paths, aligned_query)]
             text += "\n".join(parts)
-    print(text)
-    if arguments.page:
-        write_section(arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card", text)
+    publish(text, arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from typing import Any
 import httpx
 import redis
 
-from model.evaluation.results import markdown_table, write_section
+from benchmarks.page import page_parser, publish
+from model.evaluation.results import markdown_table
 from tests.installation import encode, free_port, noise_bursts, save_small_checkpoint
 from tests.servers import PostgresServer, RedisServer, new_database, postgres_binaries
 
@@ -322,14 +323,13 @@ def audit(fleet: Fleet, rng: random.Random, books: Books, tried: int) -> dict[st
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--uploads", type=int, default=2000)
     parser.add_argument("--apis", type=int, default=2)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the processes' logs; default: removed at the end")
-    parser.add_argument("--page", type=Path, help="write the report into this page")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     binaries = postgres_binaries()
@@ -368,9 +368,7 @@ def main() -> int:
             server.kill()
             postgres.remove()
     report = describe(counted, figures, books, arguments)
-    print(report)
-    if arguments.page:
-        write_section(arguments.page, "faults", report)
+    publish(report, arguments.page, "faults")
     return int(bool(books.wrong) or any(figures[name] for name in figures if name.startswith(("lost", "doubled"))))
 
 

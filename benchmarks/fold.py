@@ -3,7 +3,6 @@
 python -m benchmarks.fold [--page docs/performance.md]
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.index_at_size import Complex64, demo_embeddings
+from benchmarks.page import page_parser, publish
 from indexer import HermitianFold
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 
 SECTION = "fold"
 KEYS, REPEATS = 10_000, 5
@@ -29,8 +29,7 @@ def rate(fold: HermitianFold, embedding: Complex64) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write the table into this page")
+    parser = page_parser(__doc__)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         embedding, hermitian = demo_embeddings(Path(name))
@@ -41,9 +40,7 @@ def main() -> None:
         fold = whole.at_rank(rank)
         rows.append([str(rank), f"{rate(fold, many):,.0f}", f"{4 * fold.dim:,}", f"{fold.bound:.2g}"])
     table = markdown_table(["rank", "keys folded/s", "bytes a key", "a score is off by at most"], rows)
-    print(table)
-    if arguments.page:
-        write_section(arguments.page, SECTION, table)
+    publish(table, arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 python -m benchmarks.forks [--page docs/decisions/decoding-in-forked-children.md]
 """
 
-import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-from model.evaluation.results import markdown_table, write_section
+from benchmarks.page import page_parser, publish
+from model.evaluation.results import markdown_table
 
 SECTION = "forks"
 LIBRARIES = {"NumPy": "numpy", "and libsndfile, soxr": "soundfile,soxr", "and FFmpeg": "soundfile,soxr,av"}
@@ -34,8 +33,7 @@ print(json.dumps([mappings, statistics.median(clock), statistics.median(busy)]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write the table into this page")
+    parser = page_parser(__doc__)
     arguments = parser.parse_args()
     rows = []
     for what, names in LIBRARIES.items():
@@ -44,9 +42,7 @@ def main() -> None:
         rows.append([what, f"{mappings}", f"{clock:.1f}", f"{busy:.1f}"])
     header = ["imported", "mappings", "a child that does nothing, ms", "the child's processor time, ms"]
     table = markdown_table(header, rows)
-    print(table)
-    if arguments.page:
-        write_section(arguments.page, SECTION, table)
+    publish(table, arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.page import page_parser, publish
 from indexer.build import PROBES, SAMPLE_WINDOWS
 from indexer.choice import CODE_BYTES, MEMORY_SHARE, Choice, IndexType, Limits, choose
 from indexer.fold import HermitianFold
@@ -48,20 +49,19 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
     parser.add_argument("--exact-windows", type=int, default=2_000_000, help="windows beyond which ivf is tried")
     parser.add_argument("--types", default=",".join(CODE_BYTES))
     parser.add_argument("--scratch", type=Path, help="folder with room for the largest index; default: a temporary one")
-    parser.add_argument("--page", type=Path, help="write the table into this page")
     parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)  # the child process: search the snapshot there
     parser.add_argument("--queries", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.search:
         print(json.dumps(timed(arguments.search, np.load(arguments.queries))))
         return
-    from model.evaluation.results import markdown_table, write_section
+    from model.evaluation.results import markdown_table
 
     limits = Limits(int(arguments.memory_gb * 2**30 * MEMORY_SHARE), arguments.exact_windows)
     rows, chosen = [], []
@@ -82,9 +82,7 @@ def main() -> None:
         f"Chosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the memory:\n\n"
         + "\n".join(f"- {line}" for line in chosen)
     )
-    print(text)
-    if arguments.page:
-        write_section(arguments.page, "index-at-size", text)
+    publish(text, arguments.page, "index-at-size")
 
 
 def demo_embeddings(folder: Path) -> tuple[Complex64, NDArray[np.complex128]]:

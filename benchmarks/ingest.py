@@ -6,7 +6,6 @@ A real service with the default model. The rate counts from the first upload to 
 receiving, decoding, checking and storing; the encoder is timed before and after, with the service idle.
 """
 
-import argparse
 import os
 import tempfile
 import threading
@@ -20,9 +19,10 @@ import soundfile
 
 from benchmarks.bare import BareEncoder, compose, mixes, variations
 from benchmarks.installation import Installation
+from benchmarks.page import page_parser, publish
 from benchmarks.queries import SECONDS, SETTINGS, ask, worker_windows
 from model import SAMPLE_RATE, load_clip
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from service.client import Client, NewStem
 from service.settings import Settings
 
@@ -123,10 +123,9 @@ def measure_queries_meanwhile(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--stems", type=int, default=2000, help="of 20 s; half of them again while queries are asked")
     parser.add_argument("--queries", type=int, default=10, help="of each kind on the idle service")
-    parser.add_argument("--page", type=Path, help="write the tables into this page")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     with tempfile.TemporaryDirectory() as name:
@@ -150,9 +149,7 @@ def main() -> None:
     header = ["the worker's memory, MiB", "first tenth", "last tenth", "most", "last / first"]
     tables = {RATE: rate, MEANWHILE: meanwhile, MEMORY: markdown_table(header, rows)}
     for section, table in tables.items():
-        print(f"{section}\n\n{table}")
-        if arguments.page:
-            write_section(arguments.page, section, table)
+        publish(table, arguments.page, section)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The catalog is filled past the worker with the demo's embeddings, repeated with 
 mixes of 8 s. The encoder is timed in the same run, on as many windows as the worker counted.
 """
 
-import argparse
 import asyncio
 import os
 import tempfile
@@ -19,10 +18,11 @@ import numpy as np
 from benchmarks.bare import BareEncoder, mixes
 from benchmarks.index_at_size import WINDOWS_EACH, Complex64, demo_embeddings, stems
 from benchmarks.installation import Installation, eventually
+from benchmarks.page import page_parser, publish
 from benchmarks.queries import SECONDS, SETTINGS, ask_all
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
 from model import SAMPLE_RATE, load_clip
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from service.client import Client
 from service.models import configured_model
 from service.settings import Settings
@@ -65,10 +65,9 @@ def measure(client: httpx.Client, url: str, bare: BareEncoder, cuts: list[bytes]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--windows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=12)
-    parser.add_argument("--page", type=Path, help="write the table into this page")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     with tempfile.TemporaryDirectory() as name:
@@ -88,9 +87,7 @@ def main() -> None:
                 table = measure(client, installation.url, bare, cuts, arguments.windows)
         finally:
             installation.stop()
-    print(table)
-    if arguments.page:
-        write_section(arguments.page, SECTION, table)
+    publish(table, arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ embedded is what the worker counted. Beside several clients the encoder is timed
 idle; beside a lone one in turns with it, so that both find the machine as it is then.
 """
 
-import argparse
 import math
 import os
 import re
@@ -23,8 +22,9 @@ import numpy as np
 
 from benchmarks.bare import BareEncoder, compose, mixes
 from benchmarks.installation import Installation
+from benchmarks.page import page_parser, publish
 from model import load_clip
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from service.client import Client, NewStem
 from service.settings import Settings
 
@@ -142,11 +142,10 @@ def measure(client: httpx.Client, bare: BareEncoder, tracks: Sequence[Sequence[P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument(
         "--queries", type=int, default=16, help="of a lone client; eight ask twice as many, 32 four times"
     )
-    parser.add_argument("--page", type=Path, help="write the tables into this page")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     with tempfile.TemporaryDirectory() as folder:
@@ -161,9 +160,7 @@ def main() -> None:
                 text = "\n".join(measure(client, bare, tracks, arguments.queries))
         finally:
             installation.stop()
-    print(text)
-    if arguments.page:
-        write_section(arguments.page, SECTION, text)
+    publish(text, arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ clock, so that what else the machine does changes them little. Larger catalogs a
 the windows.
 """
 
-import argparse
 import os
 import platform
 import re
@@ -27,8 +26,9 @@ import httpx
 import numpy as np
 
 from benchmarks.alignment import free_port, wait_until_ready
+from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, PhalarConfig, window_starts
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from service.client import Client
 from service.serve import ingest_demo
 from service.settings import Settings
@@ -70,17 +70,14 @@ class Sizes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--tracks", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a track")
     parser.add_argument("--threads", type=int, default=1, help="of the worker's network")
-    parser.add_argument("--page", type=Path, help="write the tables into this page")
     arguments = parser.parse_args()
     sizes = measure(arguments.tracks, arguments.seconds, arguments.threads)
     text = "\n".join([_head(arguments.threads, sizes), _measured(sizes), _extrapolated(sizes)])
-    print(text)
-    if arguments.page:
-        write_section(arguments.page, "sizing", text)
+    publish(text, arguments.page, "sizing")
 
 
 def measure(tracks: int, seconds: float, threads: int) -> Sizes:

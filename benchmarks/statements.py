@@ -6,19 +6,18 @@ The statement is the one that every query asks, where `live` points and the cloc
 once with 20 ms of rest, after which caches and sleeping cores make everything dearer, as in a query of a lone client.
 """
 
-import argparse
 import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import numpy as np
 from sqlalchemy import select
 
+from benchmarks.page import page_parser, publish
 from indexer import Catalog
 from indexer.tables import clock
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 
 SECTION = "statements"
 REPEATS, TURNS = 50, 5
@@ -58,13 +57,10 @@ async def measure() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write the table into this page")
+    parser = page_parser(__doc__)
     arguments = parser.parse_args()
     table = asyncio.run(measure())
-    print(table)
-    if arguments.page:
-        write_section(arguments.page, SECTION, table)
+    publish(table, arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 python -m benchmarks.threads [--page docs/performance.md]
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from benchmarks.page import page_parser, publish
 from indexer import HermitianFold
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from service.models import DEFAULT_CHECKPOINT
 
 SECTION = "threads"
@@ -34,8 +33,7 @@ def milliseconds(fold: HermitianFold, rows: int, rng: np.random.Generator) -> tu
 def main() -> None:
     from model import load_phalar
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write the table into this page")
+    parser = page_parser(__doc__)
     arguments = parser.parse_args()
     fold = HermitianFold(load_phalar(DEFAULT_CHECKPOINT).hermitian)
     rng, rows = np.random.default_rng(0), []
@@ -61,9 +59,7 @@ def main() -> None:
         "one, processor's ms",
     ]
     table = markdown_table(header, rows)
-    print(table)
-    if arguments.page:
-        write_section(arguments.page, SECTION, table)
+    publish(table, arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Plain: every example's stems are decoded from disk, nnAudio's CQT, the whole bat
 take the same examples, weights, loss and optimisers, in turn, in one process. The table is for docs/performance.md.
 """
 
-import argparse
 import platform
 import tempfile
 import time
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cqt import SETTINGS
+from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, Phalar, load_clip
 from model.cqt import plain_cqt, scale_decibels
-from model.evaluation.results import markdown_table, write_section
+from model.evaluation.results import markdown_table
 from model.training.augment import augment
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers
@@ -55,14 +55,13 @@ def from_disk(bank: StemBank, files: dict[str, TrackFiles], examples: list[Examp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page_parser(__doc__)
     parser.add_argument("--stems", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=Path("default"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, help="of an example; default: the mean of the recipe's")
-    parser.add_argument("--page", type=Path, help="write the table into this page")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
@@ -78,9 +77,7 @@ def main() -> None:
         f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {card}, torch {torch.__version__}, "
         f"{recipe.batch} pairs of {seconds:g} s a step, median of {arguments.repeats}.\n\n"
     )
-    print(head + table)
-    if arguments.page:
-        write_section(arguments.page, "training-step", head + table)
+    publish(head + table, arguments.page, "training-step")
 
 
 def compare(

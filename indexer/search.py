@@ -138,14 +138,45 @@ def missed_by_half(fold: HermitianFold, queries: QueryWindows) -> float | None:
     Returns:
         None where there are too few shifts to tell.
     """
+    before, after = neighbouring_shifts(queries)
+    inner, left, right = np.intersect1d(after, before, return_indices=True)
+    if len(inner) < _FEWEST_TRIPLES:
+        return None
+    return missed_between(fold, queries, before[left], after[right], queries.embedding[inner])
+
+
+def neighbouring_shifts(queries: QueryWindows, most: int | None = None) -> tuple[Int64, Int64]:
+    """The rows of windows that lie one shift apart.
+
+    Args:
+        queries: of a mix.
+        most: pairs wanted; where there are more, these are spread over all of them. None: all.
+
+    Returns:
+        int64 (pairs,) twice: the earlier row of each, and the later.
+    """
     order = np.lexsort((queries.shift, queries.window))
     shift, window = queries.shift[order], queries.window[order]
-    inner = (shift[2:] - shift[1:-1] == 1) & (shift[1:-1] - shift[:-2] == 1) & (window[2:] == window[:-2])
-    if np.count_nonzero(inner) < _FEWEST_TRIPLES:
-        return None
-    folded = fold.queries(queries.embedding[order]).astype(np.float64)
-    missed = folded[1:-1][inner] - (folded[:-2][inner] + folded[2:][inner]) / 2
-    return float(np.sqrt((missed**2).sum(axis=1).mean() / max(1e-30, float((folded**2).sum(axis=1).mean()))))
+    at = np.flatnonzero((np.diff(shift) == 1) & (np.diff(window) == 0))
+    if most is not None and len(at) > most:
+        at = at[np.round(np.linspace(0, len(at) - 1, most)).astype(int)]
+    return order[at], order[at + 1]
+
+
+def missed_between(
+    fold: HermitianFold, queries: QueryWindows, before: Int64, after: Int64, between: Complex64
+) -> float:
+    """How much of the score a straight line misses halfway between some windows, for any key: 0 none, 1 all.
+
+    Args:
+        queries: of a mix.
+        before, after: int64 (pairs,), rows of the windows on either side.
+        between: complex64 (pairs, D), the embeddings of those halfway.
+    """
+    here = fold.queries(between).astype(np.float64)
+    around = fold.queries(queries.embedding[before]).astype(np.float64) + fold.queries(queries.embedding[after])
+    missed = here - around / 2
+    return float(np.sqrt((missed**2).sum(axis=1).mean() / max(1e-30, float((here**2).sum(axis=1).mean()))))
 
 
 def candidates(
@@ -551,11 +582,30 @@ def further_pairs(
     """
     offset_s = stem.starts_s - place.start_s
     known = {pair.window for pair in place.pairs}
-    inside = np.flatnonzero((offset_s >= first_s - _HALF_A_MS_S) & (offset_s <= last_s + _HALF_A_MS_S)).tolist()
-    others = [window for window in inside if window not in known]
+    others = [window for window in _inside(offset_s, first_s, last_s).tolist() if window not in known]
     if len(others) > most:
         others = [others[at] for at in np.round(np.linspace(0, len(others) - 1, most)).astype(int)]
     return [(window, round(min(max(float(offset_s[window]), first_s), last_s), 6)) for window in others]
+
+
+def spans(place: Place, stem: StemEmbeddings, *, first_s: float, last_s: float, stride_s: float) -> bool:
+    """Whether half of the windows that a stretch of a mix and the stem both have lie against each other.
+
+    What `best_places` asks of a place for the stretch that was searched, asked for a longer one.
+
+    Args:
+        place: of the stem.
+        stem: embeddings and starts.
+        first_s, last_s: earliest and latest second of the mix where a window may begin.
+        stride_s: from one window of the stem to the next.
+    """
+    inside = len(_inside(stem.starts_s - place.start_s, first_s, last_s))
+    held = math.floor((last_s - first_s + _HALF_A_MS_S) / stride_s) + 1
+    return 2 * inside >= min(held, len(stem.starts_s))
+
+
+def _inside(offset_s: Float64, first_s: float, last_s: float) -> Int64:
+    return np.flatnonzero((offset_s >= first_s - _HALF_A_MS_S) & (offset_s <= last_s + _HALF_A_MS_S))
 
 
 def with_pairs(

@@ -201,7 +201,7 @@ async def _evaluate(
         if progress is not None:
             progress(what, done, total)
 
-    async with _Installation.open(service) as installed:
+    async with SearchedCatalog.open(service) as installed:
         rows: dict[int, tuple[int, ...]] = {}
         for done, track in enumerate(tracks, start=1):
             rows[track] = await installed.add(bank, track)
@@ -289,7 +289,7 @@ def _draw_query(
 
 
 async def _ask(
-    installed: _Installation,
+    installed: SearchedCatalog,
     bank: StemBank,
     rows: Mapping[int, tuple[int, ...]],
     query: Query,
@@ -442,16 +442,18 @@ def _in_time(found: Sequence[Answer]) -> dict[str, float | None]:
     return {"share": float((off <= IN_TIME_MS).mean()), "chance": float(chance.mean()), "of": len(heard)}
 
 
-class _DirectEmbedder:
-    """A worker's device without a queue before it; an `Embedder` for `Finder`."""
+class DirectEmbedder:
+    """A worker's device without a queue before it; an `Embedder` for `Finder`. It counts the windows of queries."""
 
     def __init__(self, settings: Settings) -> None:
         self._device = Device(settings)
+        self.embedded = 0
 
     async def embed(
         self, fingerprint: str, waveform: Waveform, starts: NDArray[np.int64], window: int, deadline_s: float
     ) -> NDArray[np.complex64]:
         """As a worker answers; nobody waits for it, so the deadline is of no account."""
+        self.embedded += len(starts)
         embedding = np.zeros((len(starts), self._device.require(fingerprint)), np.complex64)
         audible, embedded = await self.audible(fingerprint, waveform, starts, window)
         embedding[audible] = embedded
@@ -470,7 +472,7 @@ class _DirectEmbedder:
         return audible, await asyncio.to_thread(self._device.embed, fingerprint, windows)
 
 
-class _Installation:
+class SearchedCatalog:
     """The parts of the service that a search needs, in a folder of their own."""
 
     def __init__(self, settings: Settings, catalog: Catalog, models: Models) -> None:
@@ -478,17 +480,17 @@ class _Installation:
         self._catalog = catalog
         self._models = models
         self._fingerprint = models.configured_fingerprint
-        self._embedder = _DirectEmbedder(settings)
+        self.embedder = DirectEmbedder(settings)
         store = FolderStore(settings.index_folder, settings.index_limits)
         self._live = LiveIndex(catalog, store, self._fold, window_s=settings.window_s, stride_s=settings.stride_s)
-        self._finder = Finder(settings, catalog, self._embedder, self._live)
+        self.finder = Finder(settings, catalog, self.embedder, self._live)
         self._metrics = Metrics()
         self.stems = 0
         """How many are searched."""
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[_Installation]:
+    async def open(cls, settings: Settings) -> AsyncIterator[SearchedCatalog]:
         models = Models(settings)
         catalog = await Catalog.open(settings.resolved_database_url)
         try:
@@ -527,11 +529,15 @@ class _Installation:
             rows.append(stem.row)
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
-                audible, embedding = await self._embedder.audible(self._fingerprint, waveform, starts, window)
+                audible, embedding = await self.embedder.audible(self._fingerprint, waveform, starts, window)
                 await self._catalog.store_embeddings(
                     stem.row, self._fingerprint, audible, starts[audible] / SAMPLE_RATE, embedding
                 )
         return tuple(rows)
+
+    def finder_that(self, *, drawn: float) -> Finder:
+        """Another finder over the same catalog, to be put in place of `finder`; see `Finder`."""
+        return Finder(self._settings, self._catalog, self.embedder, self._live, drawn=drawn)
 
     async def go_live(self) -> Index:
         """Build the index of what has been put in."""
@@ -548,7 +554,7 @@ class _Installation:
     ) -> tuple[dict[int, Place], dict[str, float]]:
         """Every stem that the search can rank, best first, by its row; and the milliseconds of each stage."""
         watch = Stopwatch(self._metrics)
-        found = await self._finder.find(
+        found = await self.finder.find(
             await self._live.current(), mix, StemFilter(), limit, align, watch, ranked=self.stems
         )
         return found.places | found.others, watch.done()

@@ -22,11 +22,14 @@ from indexer import (
     best_places,
     candidates,
     further_pairs,
+    missed_between,
     missed_by_half,
+    neighbouring_shifts,
     promising_places,
     proven,
     refine_offsets,
     refined,
+    spans,
     with_pairs,
 )
 from model import SAMPLE_RATE, Clip, SilentClip
@@ -44,9 +47,10 @@ from service.uploads import Decoder
 COARSER = (4, 2, 1)  # times the step of the shifts: what is tried, in this order
 FEWEST_SHIFTS = 8  # fewer do not tell how fast the score varies
 SMOOTH = 0.25  # a grid is fine enough if one twice as coarse would miss no more of the score than this share
-DRAWN = 0.9  # up to this share peaks between two shifts are still drawn, but places of one stem compete
+DRAWN = 0.5  # peaks between two shifts are still drawn if the grid misses no more, but places of one stem compete
+DRAWN_PROBES = 8  # windows halfway between two shifts that tell how much it misses
 DRAWN_EACH = 8  # places of one stem that are looked at
-DRAWN_OTHERS = (16, 0)  # places beside the best of each stem in each round; a round draws through the peaks before it
+DRAWN_OTHERS = (32, 8)  # places beside the best of each stem in each round; a round draws through the peaks before it
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 REFINED_BEYOND = 5  # stems below the last hit that refinement may lift into the answer
@@ -78,23 +82,15 @@ class Embedder(Protocol):
 class _Mix:
     """A mix as the index is asked about it: its windows on the coarsest grid of shifts that tells their score.
 
-    `missed`: how much of the score a grid twice as coarse would miss; None: nobody knows. The finest may miss much.
+    `smooth`: one peak between two shifts is drawn well, and no other can hide there. `drawn`: peaks are drawn well
+    enough to tell which of them are worth a closer look; the finest grid may not even do that.
     """
 
     waveform: NDArray[np.float32]
     plan: Plan
     queries: QueryWindows
-    missed: float | None
-
-    @property
-    def smooth(self) -> bool:
-        """Whether one peak between two shifts is drawn well, and no other can hide there."""
-        return self.missed is not None and self.missed <= SMOOTH
-
-    @property
-    def drawn(self) -> bool:
-        """Whether peaks are drawn well enough to tell which of them are worth a closer look."""
-        return self.missed is not None and self.missed <= DRAWN
+    smooth: bool
+    drawn: bool
 
 
 @dataclass(frozen=True)
@@ -209,11 +205,15 @@ class Retrieval:
 class Finder:
     """Finds the stems that fit a waveform: all of a retrieval but what comes in and goes out."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, embedder: Embedder, live: LiveIndex) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog, embedder: Embedder, live: LiveIndex, *, drawn: float = DRAWN
+    ) -> None:
+        """`drawn`: of what a grid of shifts may miss halfway; where it misses more, refinement halves it. 0: always."""
         self._settings = settings
         self._catalog = catalog
         self._embedder = embedder
         self._live = live
+        self._drawn = drawn
 
     async def find(
         self,
@@ -292,15 +292,26 @@ class Finder:
             embedding[missing] = await self._embed(index.fingerprint, waveform, plan.starts[missing], plan.length)
             known |= wanted
             queries = _query_windows(coarse, embedding[wanted])
-            missed = None
+            smooth = False
             if coarse.shifts > 2:  # of fewer there is nothing to tell
                 missed = await asyncio.to_thread(missed_by_half, index.fold, queries)
-            mix = _Mix(waveform, coarse, queries, missed)
-            if mix.smooth:
+                smooth = missed is not None and missed <= SMOOTH
+            if smooth:
                 break
         if not len(queries.offset_s):
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
-        return mix
+        drawn = smooth or (coarse.shifts > 2 and await self._is_drawn(index, waveform, coarse, queries))
+        return _Mix(waveform, coarse, queries, smooth, drawn)
+
+    async def _is_drawn(self, index: Index, waveform: NDArray[np.float32], plan: Plan, queries: QueryWindows) -> bool:
+        """Whether the score between two shifts is more or less what they draw, seen halfway between some of them."""
+        before, after = neighbouring_shifts(queries, DRAWN_PROBES)
+        if not len(before):
+            return False
+        starts = np.round((queries.offset_s[before] + queries.offset_s[after]) / 2 * SAMPLE_RATE).astype(np.int64)
+        embedding = await self._embed(index.fingerprint, waveform, starts, plan.length)
+        missed = await asyncio.to_thread(missed_between, index.fold, queries, before, after, embedding)
+        return missed <= self._drawn
 
     async def _embed(
         self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int
@@ -387,11 +398,17 @@ class Finder:
         """The best place of each stem and as many others, each with what the rest of the mix says of it.
 
         All of them get equally many further windows, where their stems have so many: a mean over few is the higher for
-        having been chosen.
+        having been chosen. For that reason a place where the stem is hardly there gives way to one of the same stem
+        that spans the mix.
         """
-        places = _first_and_best(places, len(stems), lambda place: place.score)
         first, last = _around(mix.plan, len(mix.waveform), _samples(self._settings.grid_query_s))
         bounds = {"first_s": first / SAMPLE_RATE, "last_s": (last - mix.plan.length) / SAMPLE_RATE}
+        stride_s = self._settings.stride_s
+        spanning = [found for found in places if spans(found[1], stems[found[0]], **bounds, stride_s=stride_s)]
+        spanned = {row for row, _ in spanning}
+        places = [*spanning, *(found for found in places if found[0] not in spanned)]
+        places.sort(key=lambda found: (-found[1].score, found[0]))
+        places = _first_and_best(places, len(stems), lambda place: place.score)
         for each in range(CONFIRM_EACH, 0, -1):
             further = [further_pairs(place, stems[row], each, **bounds) for row, place in places]
             offsets_s = np.array(sorted({at_s for pairs in further for _, at_s in pairs}), np.float64)

@@ -19,11 +19,14 @@ from indexer.search import (
     best_places,
     candidates,
     further_pairs,
+    missed_between,
     missed_by_half,
+    neighbouring_shifts,
     promising_places,
     proven,
     refine_offsets,
     refined,
+    spans,
     with_pairs,
 )
 from indexer.snapshot import Snapshot
@@ -453,6 +456,49 @@ def test_every_second_shift_is_missed_little_by_a_slow_score_and_much_by_a_fast_
     assert finer < 0.6
     noise = missed_by_half(fast.fold, make_queries(np.random.default_rng(0), 8.0))
     assert noise == pytest.approx(math.sqrt(1.5), abs=0.15)  # a value beside the mean of two others, all independent
+
+
+def test_halfway_between_shifts_a_line_misses_little_of_what_they_draw_and_all_of_noise() -> None:
+    for seed in range(6):
+        music = SmoothMusic(seed)
+        queries = music.queries(3.0, 8.0, SHIFT_S)
+        before, after = neighbouring_shifts(queries, 8)
+        assert len(before) == 8
+        assert (queries.window[before] == queries.window[after]).all()
+        assert (queries.shift[after] - queries.shift[before] == 1).all()
+        halfway_s = (queries.offset_s[before] + queries.offset_s[after]) / 2
+        drawn = missed_between(music.fold, queries, before, after, music.embed(halfway_s + 3.0))
+        assert drawn < 0.35
+        noise = unit_rows(np.random.default_rng(seed), 8).astype(np.complex64)
+        assert missed_between(music.fold, queries, before, after, noise) > 0.9
+
+
+def test_neighbouring_shifts_are_of_one_window_and_spread_over_all() -> None:
+    queries = make_queries(np.random.default_rng(0), 8.0)
+    every, _ = neighbouring_shifts(queries)
+    shifts = np.bincount(queries.window)
+    assert len(every) == sum(shifts - 1)
+    few, _ = neighbouring_shifts(queries, 3)
+    assert len(few) == 3
+    assert {every[0], every[-1]} < set(few.tolist())
+    assert not len(neighbouring_shifts(make_queries(np.random.default_rng(0), 20.0, shift_s=STRIDE_S))[0])
+
+
+def test_a_place_spans_a_mix_where_half_of_their_windows_meet() -> None:
+    starts_s = stem_starts(30.0)
+    stem = StemEmbeddings(np.arange(len(starts_s)), starts_s, unit_rows(np.random.default_rng(0), len(starts_s)))
+    mix = {"first_s": 0.0, "last_s": 15.0, "stride_s": STRIDE_S}  # windows begin at 0, 2.5 ... 15 s: seven
+
+    def at(start_s: float, stem: StemEmbeddings = stem) -> bool:
+        return spans(Place(1.0, start_s, (), ((0.0, 1.0),)), stem, **mix)
+
+    assert at(0.0)
+    assert at(10.0)
+    assert at(-7.5), "the stem enters late, four windows are left"
+    assert not at(-10.0), "three are left"
+    assert not at(20.0)
+    short = StemEmbeddings(np.arange(1), starts_s[:1], stem.embedding[:1])
+    assert at(-12.5, short), "a stem of one window has no other"
 
 
 def test_a_peak_is_the_parabolas_or_where_there_is_none_the_highest_point() -> None:

@@ -1,0 +1,20 @@
+"""What the benchmarks' command lines share: their own docstring as help, and a page that their tables go into."""
+
+import argparse
+from pathlib import Path
+
+
+def page_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with `--page`, and a benchmark's docstring as its help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, help="write every table into its section of this page")
+    return parser
+
+
+def publish(text: str, page: Path | None, section: str) -> None:
+    """Print a benchmark's tables; write them into the page's section, where a page is named."""
+    print(text, flush=True)
+    if page:
+        from model.evaluation.results import write_section  # a benchmark's child may have to do without our packages
+
+        write_section(page, section, text)
