@@ -452,14 +452,14 @@ def _neighbours(offset_s: Float64) -> tuple[Int64, Int64]:
 
 
 def refine_offsets(
-    places: Iterable[Place], *, shift_s: float, fine_shift_s: float, first_s: float, last_s: float, smooth: bool = False
+    places: Iterable[Place], *, shift_s: float, fine_shift_s: float, first_s: float, last_s: float, drawn: bool = False
 ) -> Float64:
     """Where in the mix more windows must be embedded to know these places on the fine grid.
 
     The peak lies within half a shift of the best shift, where the score varies slowly enough for the grid. The
     neighbouring shifts' scores tell more: when the grid is only halved, the side on which they are higher is tried;
     with a finer one that side as far as half a shift, and one fine shift on the other, in case the peak leans. Of a
-    `smooth` score they tell the peak itself, as that of the parabola through the three: it alone is tried, unless it
+    `drawn` score they tell the peak itself, as that of the parabola through the three: it alone is tried, unless it
     is known. Where a neighbour is missing (first and last shift, or a single one), both sides are tried.
 
     Args:
@@ -468,7 +468,7 @@ def refine_offsets(
         fine_shift_s: the grid wanted, seconds.
         first_s, last_s: earliest and latest second of the mix where a window may begin; usually 0 and the mix's
             duration less a window. Windows beyond are left out.
-        smooth: whether the grid of shifts draws the score well; see `missed_by_half`.
+        drawn: whether the grid of shifts draws the score well; see `missed_between`.
 
     Returns:
         float64 (m,), seconds, ascending, without repetitions: hits share them.
@@ -476,7 +476,7 @@ def refine_offsets(
     offsets = {
         round(pair.mix_s + step * fine_shift_s, 6)
         for place in places
-        for step in _fine_steps(place, shift_s, fine_shift_s, smooth)
+        for step in _fine_steps(place, shift_s, fine_shift_s, drawn)
         for pair in place.pairs
     }
     return np.array(
@@ -484,17 +484,17 @@ def refine_offsets(
     )
 
 
-def _fine_steps(place: Place, shift_s: float, fine_shift_s: float, smooth: bool) -> list[int]:
+def _fine_steps(place: Place, shift_s: float, fine_shift_s: float, drawn: bool) -> list[int]:
     reach = int(shift_s / 2 / fine_shift_s + 1e-6)
     near = [point for point in place.curve if abs(point[0]) < 1.5 * shift_s]
     left = max((point for point in near if point[0] < 0), default=None)
     right = min((point for point in near if point[0] > 0), default=None)
     if left is None or right is None or reach == 0:
-        steps = {-reach, -(reach // 2), reach // 2, reach} if smooth else set(range(-reach, reach + 1))
+        steps = {-reach, -(reach // 2), reach // 2, reach} if drawn else set(range(-reach, reach + 1))
         return sorted(steps - {0})
     slope, bend = _parabola(place.score, left, right)
     side = 1 if slope >= 0 else -1
-    if smooth:
+    if drawn:
         peak = -slope / (2 * bend) / fine_shift_s if bend < 0 else side * reach
         step = max(-reach, min(reach, round(peak)))
         return [] if any(abs(at - step * fine_shift_s) < fine_shift_s / 2 for at, _ in near) else [step]

@@ -446,7 +446,7 @@ class Finder:
             fine_shift_s=fine_s,
             first_s=0.0,
             last_s=(len(mix.waveform) - mix.plan.length) / SAMPLE_RATE,
-            smooth=mix.drawn,
+            drawn=mix.drawn,
         )
         if not len(offsets_s):
             return places

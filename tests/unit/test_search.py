@@ -378,7 +378,7 @@ class SmoothMusic:
         mix_s: float,
         searched: float | None = None,
         shift_s: float = SHIFT_S,
-        smooth: bool = False,
+        drawn: bool = False,
     ) -> tuple[Place, Place, int]:
         """The mix is the stem from `true_start_s` on; the coarse place, the refined one, and the windows it took."""
         stem_start_s = stem_starts(30.0)
@@ -386,9 +386,9 @@ class SmoothMusic:
         queries = self.queries(true_start_s, mix_s if searched is None else searched, shift_s)
         coarse = places = align_all(self.fold, queries, {5: stem})
         windows, last_s = 0, mix_s - WINDOW_S
-        for _ in range(2 if smooth else 1):
+        for _ in range(2 if drawn else 1):
             offsets = refine_offsets(
-                places.values(), shift_s=shift_s, fine_shift_s=FINE_S, first_s=0.0, last_s=last_s, smooth=smooth
+                places.values(), shift_s=shift_s, fine_shift_s=FINE_S, first_s=0.0, last_s=last_s, drawn=drawn
             )
             fine = self.embed(offsets + true_start_s)
             places = refined(self.fold, places, {5: stem}, fine, offsets, shift_s=shift_s)
@@ -422,7 +422,7 @@ def test_a_slow_scores_place_is_found_from_a_coarse_grid_with_two_windows_a_pair
         music = SmoothMusic(seed, speed=SLOW)
         for _ in range(12):
             true_start_s = round(float(rng.uniform(0, 20)), 4)
-            coarse, fine, windows = music.search(true_start_s, 8.0, shift_s=COARSE_S, smooth=True)
+            coarse, fine, windows = music.search(true_start_s, 8.0, shift_s=COARSE_S, drawn=True)
             assert fine.score >= max(0.999, coarse.score)  # the stem against itself scores 1
             assert windows <= 2 * len(coarse.pairs)
             errors_s.append(abs(fine.start_s - true_start_s))
@@ -437,7 +437,7 @@ def test_a_fast_scores_peak_is_drawn_well_enough_between_shifts_of_forty_millise
         music = SmoothMusic(seed)
         for _ in range(12):
             true_start_s = round(float(rng.uniform(0, 20)), 4)
-            coarse, fine, windows = music.search(true_start_s, 8.0, smooth=True)
+            coarse, fine, windows = music.search(true_start_s, 8.0, drawn=True)
             assert abs(fine.start_s - true_start_s) <= FINE_S + 0.001
             assert fine.score >= 0.98  # the stem against itself scores 1
             assert coarse.peak == pytest.approx(fine.score, abs=0.15)
@@ -548,13 +548,13 @@ def test_fine_windows_never_leave_the_mix_and_are_shared_by_hits() -> None:
     assert refine_offsets([], shift_s=SHIFT_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0).shape == (0,)
 
 
-def test_of_a_smooth_score_the_parabolas_peak_alone_is_tried() -> None:
+def test_of_a_drawn_score_the_parabolas_peak_alone_is_tried() -> None:
     pairs = (Pair(0, 0, 1.0, 1.0, 5.0),)
 
     def tried(*curve: tuple[float, float]) -> list[float]:
         place = Place(dict(curve)[0.0], 4.0, pairs, curve)
         return refine_offsets(
-            [place], shift_s=COARSE_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0, smooth=True
+            [place], shift_s=COARSE_S, fine_shift_s=FINE_S, first_s=0.0, last_s=9.0, drawn=True
         ).tolist()
 
     # 1 - (t - 0.03)^2 * 10, and the same leaning the other way.
