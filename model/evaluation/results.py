@@ -44,7 +44,8 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
 
     Returns:
         A table with a column for each count of candidates, for other windows of the same track, and for a delay of
-        250 ms, all with 95 % intervals; its second row says what chance gives.
+        250 ms, all with 95 % intervals; its second row says what chance gives. Below, who heard some of the tracks in
+        training, where that is known.
 
     Raises:
         ValueError: no answer, or answers that were not measured on the same tracks, pairs and counts of candidates.
@@ -64,7 +65,14 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
     rows = [["chance", *(f"{_at(first, path)['chance']:.1%}" for _, path in columns.values())]]
     for name, answer in answers.items():
         rows.append([name, *(_share(_at(answer, path), value) for value, path in columns.values())])
-    return markdown_table(["system", *columns], rows)
+    heard = {name: answer["heard"] for name, answer in answers.items() if answer.get("heard") is not None}
+    said = [
+        f"{name} heard {count} of the {first['tracks']} tracks in training." for name, count in heard.items() if count
+    ]
+    if not said and len(heard) == len(answers):
+        of = f"of the {first['tracks']} tracks in training."
+    said = [f"{name} heard {count} {of}" for name, count in heard.items() if count]
+    return "\n".join([markdown_table(["system", *columns], rows), *said])
 
 
 def write_section(page: Path, name: str, text: str) -> None:

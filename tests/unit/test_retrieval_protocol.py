@@ -354,6 +354,10 @@ def test_answers_of_two_systems_become_one_markdown_table(bank: StemBank) -> Non
     assert lines[2] == "| chance | 50.0% | 25.0% | 25.0% | 50.0% |"
     assert lines[3].startswith("| knows | 100.0% (100.0% to 100.0%) | 100.0% (100.0% to 100.0%) |")
     assert len(lines) == 5
+    held_out = retrieval_markdown({"knows": knows | {"heard": 0}, "guesses": guesses | {"heard": 0}})
+    assert held_out.splitlines()[-1] == f"None of them heard any of the {TRACKS} tracks in training."
+    leaked = retrieval_markdown({"knows": knows | {"heard": 3}, "guesses": guesses | {"heard": 0}})
+    assert leaked.splitlines()[-1] == f"knows heard 3 of the {TRACKS} tracks in training."
     with pytest.raises(ValueError, match="one measurement"):
         retrieval_markdown({"knows": knows, "guesses": guesses | {"seed": 1}})
 
