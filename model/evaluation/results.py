@@ -66,12 +66,10 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
     for name, answer in answers.items():
         rows.append([name, *(_share(_at(answer, path), value) for value, path in columns.values())])
     heard = {name: answer["heard"] for name, answer in answers.items() if answer.get("heard") is not None}
-    said = [
-        f"{name} heard {count} of the {first['tracks']} tracks in training." for name, count in heard.items() if count
-    ]
-    if not said and len(heard) == len(answers):
-        of = f"of the {first['tracks']} tracks in training."
+    of = f"of the {first['tracks']} tracks in training."
     said = [f"{name} heard {count} {of}" for name, count in heard.items() if count]
+    if not said and len(heard) == len(answers):
+        said = [f"None of them heard any {of}"]
     return "\n".join([markdown_table(["system", *columns], rows), *said])
 
 

@@ -236,10 +236,8 @@ class Trainer:
         return Step(self.step, recipe.steps, float(loss.detach()), float(accuracy), rate, clock.split_s)
 
     def _embed_in_passes(self, clips: Tensor) -> Tensor:
-        passes = torch.split(clips, self.recipe.clips_per_pass or len(clips))
         half = self.recipe.precision == "bfloat16" and self.device.type == "cuda"
-        with torch.autocast("cuda", dtype=torch.bfloat16) if half else nullcontext():
-            return torch.cat([self.model(part) for part in passes])
+        return embed_in_passes(self.model, clips, self.recipe.clips_per_pass, half)
 
     def _decoys(self, examples: list[Example], length: int) -> list[Example]:
         loss = self.recipe.loss
@@ -297,6 +295,23 @@ class Trainer:
     def _seed(self, purpose: int, number: int) -> int:
         mixed: int = np.random.SeedSequence([self.recipe.seed, purpose, number]).generate_state(1, np.uint64)[0]
         return int(mixed) >> 1  # torch takes signed seeds
+
+
+def embed_in_passes(model: nn.Module, clips: Tensor, each: int, half: bool) -> Tensor:
+    """Embed clips, so many at once.
+
+    Args:
+        model: of `build_model`.
+        clips: float32 (n, samples).
+        each: at once; 0: all.
+        half: multiply in bfloat16, where autocast finds that safe.
+
+    Returns:
+        (n, ...), complex64 or float32 in either case: scores are computed in full precision.
+    """
+    with torch.autocast(clips.device.type, dtype=torch.bfloat16) if half else nullcontext():
+        embedded = torch.cat([model(part) for part in torch.split(clips, each or len(clips))])
+    return embedded if embedded.is_complex() else embedded.float()
 
 
 class _Clock:

@@ -46,7 +46,7 @@ class AveragePooling(SpectralPooling):
     def forward(self, features: Tensor) -> Tensor:
         """float32 (batch, channels, bins, steps) -> complex64 (batch, pooled_channels, 1), without imaginary part."""
         per_step = features.transpose(1, 3).flatten(2)  # (batch, steps, bins * channels)
-        averaged = self.projection(per_step).mean(dim=1)[..., None]  # (batch, pooled_channels, 1)
+        averaged = self.projection(per_step).float().mean(dim=1)[..., None]  # (batch, pooled_channels, 1)
         scale = averaged.abs().mean(dim=(1, 2), keepdim=True) + 1e-6
         return torch.complex(averaged / scale, torch.zeros_like(averaged))
 

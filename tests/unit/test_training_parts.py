@@ -12,11 +12,13 @@ from model.similarity import COSINE_SCALE
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
+from model.training.train import embed_in_passes
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
 SINGULAR = (0.6, 1.3)  # what five rounds of Muon's quintic leave
 CLIP = 24_000  # samples
+HALF_PRECISION = 0.9  # of a cosine of 1: eight bits of mantissa, through a network of random weights
 
 
 def dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -147,6 +149,31 @@ def test_a_wrong_recipe_says_which_entry(tmp_path: Path, text: str, said: str) -
     (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(BadRecipe, match=said):
         load_recipe(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("name", ["phalar", "cocola", *VARIANTS])
+def test_every_model_trains_in_half_precision_too(name: str) -> None:
+    """As on a GPU, whose autocast a CPU has as well: the same scores, nearly, and gradients for every weight."""
+    if name == "cocola":
+        pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
+    torch.manual_seed(0)
+    model = build_model(name)
+    clips = 0.1 * torch.randn(4, 2 * CLIP)
+    full, half = (embed_in_passes(model.eval(), clips, 4, half) for half in (False, True))
+    assert full.dtype == half.dtype
+    cosine = (_unit_rows(full) * _unit_rows(half)).sum(dim=1)
+    assert cosine.min() > HALF_PRECISION
+    embedded = embed_in_passes(model.train(), clips, 4, half=True)
+    loss, _ = contrastive_loss(embedded[:2], embedded[2:], model.similarity, LossSettings())
+    loss.backward()
+    for weight_name, weight in model.named_parameters():
+        assert weight.grad is not None, weight_name
+        assert torch.isfinite(weight.grad).all(), weight_name
+
+
+def _unit_rows(embedded: torch.Tensor) -> torch.Tensor:
+    real = (torch.view_as_real(embedded) if embedded.is_complex() else embedded).flatten(1)
+    return real / real.norm(dim=1, keepdim=True)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
