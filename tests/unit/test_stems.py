@@ -157,7 +157,7 @@ def test_a_checkpoint_tells_which_tracks_were_heard_whatever_their_folder_is_cal
     notes = {HEARD: encode_heard(["rendered/one", "rendered/two@1"])}
     assert heard_of(notes, ["rendered/one", "rendered/two", "rendered/three"]) == Heard(2, 3)
     assert heard_of(notes, ["again/one@2", "again/four"]) == Heard(1, 2)
-    notes[HEARD] = encode_heard(["others/four"], before=notes[HEARD])
+    notes[HEARD] = encode_heard(["others/four"], notes[HEARD])
     assert heard_of(notes, ["again/one@2", "again/four"]) == Heard(2, 2)
     assert heard_of({}, ["again/one@2", "again/four"]) == Heard(None, 2)
     assert "does not tell" in str(heard_of({}, ["again/one"]))
