@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from model.evaluation.retrieval import mean_with_interval
     from model.phalar import Phalar, PhalarConfig, untrained_phalar
     from model.torch_archive import CheckpointError, NotACheckpoint, TruncatedCheckpoint, UnsafePickle
+    from model.training.average import NotAlike, average_models
     from model.training.commands import train_app
     from model.training.heard import Heard, count_heard, heard_of
     from model.training.stems import StemBank, load_bank, piece_of, split_of
@@ -72,6 +73,7 @@ __all__ = [
     "NonFiniteSamples",
     "NonFiniteWeights",
     "NotACheckpoint",
+    "NotAlike",
     "Note",
     "Phalar",
     "PhalarConfig",
@@ -85,6 +87,7 @@ __all__ = [
     "UnsafePickle",
     "UnsupportedModel",
     "WrongShape",
+    "average_models",
     "compose_track",
     "count_heard",
     "cut_windows",
@@ -118,6 +121,7 @@ _LATE: dict[str, str] = {
     "MissingKeys": "model.checkpoint",
     "NonFiniteWeights": "model.checkpoint",
     "NotACheckpoint": "model.torch_archive",
+    "NotAlike": "model.training.average",
     "Phalar": "model.phalar",
     "PhalarConfig": "model.phalar",
     "TruncatedCheckpoint": "model.torch_archive",
@@ -126,6 +130,7 @@ _LATE: dict[str, str] = {
     "WrongShape": "model.checkpoint",
     "SplitChoice": "model.evaluation.commands",
     "StemBank": "model.training.stems",
+    "average_models": "model.training.average",
     "default_cache": "model.evaluation.commands",
     "evaluate_app": "model.evaluation.commands",
     "load_bank": "model.training.stems",

@@ -346,6 +346,27 @@ def convert(
 
 
 @checkpoint_app.command()
+def average(
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Two or more, of one configuration.")
+    ],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")],
+) -> None:
+    """Write the mean of checkpoints' weights: of a training run, say, and of the model that it began with.
+
+    Example: phalar checkpoint average model/default.safetensors runs/further/model.safetensors --out mean.safetensors
+    """
+    from model import CheckpointError, NotAlike, average_models, save_phalar
+
+    try:
+        model = average_models(files)
+    except (CheckpointError, NotAlike) as error:
+        _fail(str(error), FAILED)
+    save_phalar(model, out, trained=model.trained)
+    print(f"{out}: {model.fingerprint}")
+
+
+@checkpoint_app.command()
 def show(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)]) -> None:
     """Tell what a checkpoint holds."""
     from dataclasses import asdict

@@ -34,14 +34,14 @@ class Heard:
         )
 
 
-def encode_heard(tracks: Iterable[str], before: str | None = None) -> str:
+def encode_heard(tracks: Iterable[str], *before: str) -> str:
     """Note pieces: the CRC-32 of each name below its root, sorted, as base64 of little-endian 32-bit integers.
 
     Args:
         tracks: names, as in a `StemBank`.
-        before: what an earlier run noted, to be kept.
+        before: what earlier runs noted, to be kept.
     """
-    keys = {_key(track) for track in tracks} | (_decoded(before) if before else set())
+    keys = {_key(track) for track in tracks}.union(*map(_decoded, before))
     return base64.b64encode(np.array(sorted(keys), dtype="<u4").tobytes()).decode("ascii")
 
 

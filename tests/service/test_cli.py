@@ -95,12 +95,16 @@ def test_embed_writes_what_the_service_would_index(small_checkpoint: Path, tmp_p
         np.testing.assert_allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)
 
 
-def test_checkpoints_are_shown_and_converted(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_shown_converted_and_averaged(small_checkpoint: Path, tmp_path: Path) -> None:
     shown = json.loads(phalar("checkpoint", "show", small_checkpoint).stdout)
     target = tmp_path / "again.safetensors"
     assert phalar("checkpoint", "convert", small_checkpoint, target).returncode == 0
     again = json.loads(phalar("checkpoint", "show", target).stdout)
     assert again["fingerprint"] == shown["fingerprint"]
+    mean = tmp_path / "mean.safetensors"
+    assert phalar("checkpoint", "average", small_checkpoint, target, "--out", mean).returncode == 0
+    assert json.loads(phalar("checkpoint", "show", mean).stdout)["fingerprint"] == shown["fingerprint"]
+    assert "needs two" in phalar("checkpoint", "average", target, "--out", mean).stderr
     (tmp_path / "text.ckpt").write_text("hello")
     refused = phalar("checkpoint", "show", tmp_path / "text.ckpt")
     assert refused.returncode == 1

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import load_phalar, save_phalar
+from model import NotAlike, Phalar, PhalarConfig, average_models, load_phalar, save_phalar
 from model.training.data import training_bank
-from model.training.heard import HEARD, Heard, heard_of
+from model.training.heard import HEARD, Heard, encode_heard, heard_of
 from model.training.recipe import Recipe, load_recipe
 from model.training.stems import SPLITS, StemBank
 from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, Step, Trainer
@@ -170,6 +170,34 @@ def test_what_is_not_known_of_the_first_round_is_not_known_of_the_second(
     save_phalar(model, home / "unknown.safetensors", notes={})
     second = Trainer(recipe, bank, home / "of unknown", torch.device("cpu"), home / "unknown.safetensors")
     assert HEARD not in second.notes()
+
+
+def test_two_rounds_are_averaged_and_the_mean_tells_of_both(
+    home: Path, recipe: Recipe, bank: StemBank, whole: Path
+) -> None:
+    first = home / "first round.safetensors"
+    earlier = encode_heard(["elsewhere/of the first round"])
+    save_phalar(load_phalar(whole / MODEL), first, notes={HEARD: earlier})
+    second = Trainer(recipe, bank, home / "second round", torch.device("cpu"), first)
+    second.run()
+    paths = [first, home / "second round" / MODEL]
+    mean = average_models(paths)
+    states = [load_file(path) for path in paths]
+    for name, weight in mean.state_dict().items():
+        torch.testing.assert_close(weight, (states[0][name] + states[1][name]) / 2)
+    assert mean.trained
+    assert json.loads(mean.notes["averaged"]) == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    assert mean.notes["steps"] == "4"
+    names = [bank.tracks[at].name for at in bank.of_split("train")]
+    assert heard_of(mean.notes, [*names, "any/of the first round"]) == Heard(len(names) + 1, len(names) + 1)
+
+
+def test_models_are_not_averaged_alone_or_with_another_configuration(home: Path, whole: Path) -> None:
+    with pytest.raises(NotAlike, match="needs two"):
+        average_models([whole / MODEL])
+    save_phalar(Phalar(PhalarConfig(dimension=16)), home / "small.safetensors")
+    with pytest.raises(NotAlike, match="different configurations"):
+        average_models([whole / MODEL, home / "small.safetensors"])
 
 
 def test_a_run_begins_with_no_other_model(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
