@@ -125,7 +125,7 @@ def load_recipe(path: Path, **overrides: Any) -> Recipe:
         BadRecipe: an entry that no recipe has, or of another type.
         OSError: no such file.
     """
-    if not path.exists() and path.parent == Path() and (RECIPES / f"{path.stem}.toml").is_file():
+    if not path.is_file() and path.parent == Path() and (RECIPES / f"{path.stem}.toml").is_file():
         path = RECIPES / f"{path.stem}.toml"
     entries = _entries(path, ()) | overrides
     recipe: Recipe = _fill(Recipe, entries, path, "")

@@ -243,3 +243,9 @@ def test_a_file_of_an_unknown_variant_is_refused(tmp_path: Path) -> None:
 def test_no_model_has_an_unknown_name() -> None:
     with pytest.raises(ValueError, match="average-pooling"):
         build_model("transformer")
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smoke").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path("smoke")) == load_recipe(RECIPES / "smoke.toml")
