@@ -1,7 +1,8 @@
 """The training loop: seeded examples -> both sides' embeddings -> InfoNCE -> Muon and AdamW.
 
-Every random choice of a step follows from the recipe's seed and the step's number, so a run that was killed goes on
-from its last checkpoint as if nothing had happened. With torchrun each process takes its share of every batch.
+Every random choice of a step follows from the recipe's seed, the step's number and the file that the run began with, so
+a run that was killed goes on from its last checkpoint as if nothing had happened, and a further round draws examples of
+its own. With torchrun each process takes its share of every batch.
 """
 
 from __future__ import annotations
@@ -85,13 +86,12 @@ class Trainer:
         self.tracks = self.bank.of_split("train", data.split_seed)
         self.validation_tracks = self.bank.of_split("validation", data.split_seed)
         self.samples = on_device(self.bank, self.device)
+        self.began = "" if self.begin is None else hashlib.sha256(self.begin.read_bytes()).hexdigest()
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model).to(self.device)
-        self.began = ""
         self.heard: str | None = encode_heard(map(self._name, self.tracks))
         if self.begin is not None:
             begin = _begin(self.begin, type(self.model))
-            self.began = hashlib.sha256(self.begin.read_bytes()).hexdigest()
             self.model.load_state_dict(begin.state_dict())
             before = cast(Any, begin).notes.get(HEARD)
             # What is not known of the first run is not known of both.
@@ -266,7 +266,7 @@ class Trainer:
                 parameter.grad /= self.world
 
     def _validation_examples(self) -> list[Example]:
-        rng = np.random.default_rng(self._seed(_DRAW, 2**40))
+        rng = np.random.default_rng(_mixed(self.recipe.seed, _DRAW, 2**40))  # the same in every round
         wanted = round(VALIDATION_S * SAMPLE_RATE)
         drawn = (draw_example(self.bank, track, wanted, rng) for track in rng.permutation(self.validation_tracks))
         return [example for example in drawn if example is not None][: self.recipe.validation_pairs]
@@ -293,8 +293,13 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
 
     def _seed(self, purpose: int, number: int) -> int:
-        mixed: int = np.random.SeedSequence([self.recipe.seed, purpose, number]).generate_state(1, np.uint64)[0]
-        return int(mixed) >> 1  # torch takes signed seeds
+        rounds = [int(self.began[:16], 16)] if self.began else []
+        return _mixed(self.recipe.seed, purpose, number, *rounds)
+
+
+def _mixed(*numbers: int) -> int:
+    mixed: int = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return int(mixed) >> 1  # torch takes signed seeds
 
 
 def embed_in_passes(model: nn.Module, clips: Tensor, each: int, half: bool) -> Tensor:

@@ -153,6 +153,19 @@ def test_a_run_may_begin_with_a_trained_model(home: Path, recipe: Recipe, bank: 
         Trainer(recipe, bank, folder, device)
 
 
+def test_a_further_round_draws_other_examples_and_validates_by_the_same(
+    home: Path, recipe: Recipe, bank: StemBank, whole: Path
+) -> None:
+    device, same_weights = torch.device("cpu"), home / "renamed.safetensors"
+    model = load_phalar(whole / MODEL)
+    save_phalar(model, same_weights, notes=model.notes | {"note": "another file"})
+    rounds = [Trainer(recipe, bank, home / path.stem, device, path) for path in (whole / MODEL, same_weights)]
+    assert rounds[0].validate() == rounds[1].validate()
+    for one in rounds:
+        one.run(stop_at=1)
+    assert losses(rounds[0].folder) != losses(rounds[1].folder), "the weights are equal, so the examples are not"
+
+
 def test_a_model_tells_what_it_heard_and_what_was_held_out(bank: StemBank, whole: Path) -> None:
     notes = load_phalar(whole / MODEL).notes
     names = {split: [bank.tracks[at].name for at in bank.of_split(split)] for split in SPLITS}
