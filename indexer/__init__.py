@@ -30,6 +30,7 @@ from indexer.search import (
     LARGEST_K,
     BestPlaces,
     Candidates,
+    Extent,
     Place,
     QueryWindows,
     best_places,
@@ -42,7 +43,6 @@ from indexer.search import (
     proven,
     refine_offsets,
     refined,
-    spans,
     with_pairs,
 )
 
@@ -60,6 +60,7 @@ __all__ = [
     "CatalogUnavailable",
     "Charge",
     "ClipFacts",
+    "Extent",
     "FolderStore",
     "HermitianFold",
     "Index",
@@ -97,6 +98,5 @@ __all__ = [
     "proven",
     "refine_offsets",
     "refined",
-    "spans",
     "with_pairs",
 ]

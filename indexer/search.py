@@ -88,6 +88,19 @@ class Candidates:
         return self.ceiling == -math.inf
 
 
+@dataclass(frozen=True)
+class Extent:
+    """A mix beyond the stretch of it that is searched: where its windows may begin, and how far apart they are."""
+
+    first_s: float
+    last_s: float
+    stride_s: float
+
+    @property
+    def windows(self) -> int:
+        return math.floor((self.last_s - self.first_s + _HALF_A_MS_S) / self.stride_s) + 1
+
+
 class Pair(NamedTuple):
     """A window of the mix laid against a window of a stem."""
 
@@ -250,7 +263,9 @@ class BestPlaces:
         return self._diagonals.place_of(self._winners[number], curve=curve)
 
 
-def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> BestPlaces:
+def best_places(
+    fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings], extent: Extent | None = None
+) -> BestPlaces:
     """Stage 2: each stem's best diagonal, by the exact complex score.
 
     A diagonal counts if it has at least half as many pairs as the shorter of mix (at that shift) and stem has windows,
@@ -265,7 +280,7 @@ def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, 
     Returns:
         By the same number; a stem of which no diagonal counts is left out.
     """
-    found = _Diagonals.of(fold, queries, stems)
+    found = _Diagonals.of(fold, queries, stems, extent)
     if found is None:
         return BestPlaces({}, None, {})
     winners = {found.numbers[int(found.owner[winner])]: int(winner) for winner in found.winners()}
@@ -273,7 +288,12 @@ def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, 
 
 
 def promising_places(
-    fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings], each: int, apart_s: float
+    fold: HermitianFold,
+    queries: QueryWindows,
+    stems: Mapping[int, StemEmbeddings],
+    each: int,
+    apart_s: float,
+    extent: Extent | None = None,
 ) -> dict[int, list[Place]]:
     """Several places of each stem that may turn out the best once they are known on a finer grid.
 
@@ -284,11 +304,12 @@ def promising_places(
     Args:
         each: most places of one stem.
         apart_s: places nearer to each other than this are one.
+        extent: as in `best_places`.
 
     Returns:
         By the number of `stems`, as in `best_places`.
     """
-    found = _Diagonals.of(fold, queries, stems)
+    found = _Diagonals.of(fold, queries, stems, extent)
     if found is None:
         return {}
     promise = found.promise()
@@ -324,7 +345,13 @@ class _Diagonals:
     gaps: Int64  # (shifts - 1,) ms from each shift to the next
 
     @classmethod
-    def of(cls, fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> "_Diagonals | None":
+    def of(
+        cls,
+        fold: HermitianFold,
+        queries: QueryWindows,
+        stems: Mapping[int, StemEmbeddings],
+        extent: Extent | None = None,
+    ) -> "_Diagonals | None":
         """None when there is not one pair."""
         numbers = [number for number, stem in stems.items() if len(stem.starts_s)]
         if not numbers or not len(queries.offset_s):
@@ -350,6 +377,13 @@ class _Diagonals:
         owner, at_shift = np.divmod(ordered[begin] // width, len(shifts))
         needed = (np.minimum(mix_windows[at_shift], sizes[owner]) + 1) // 2
         mean[counts < needed] = -np.inf
+        diagonal_place = ordered[begin] % width + lowest
+        if extent is not None:
+            counting = np.isfinite(mean)
+            spanning = counting & _spans(extent, [stems[number].starts_s for number in numbers], owner, diagonal_place)
+            has_one = np.zeros(len(numbers), np.bool_)
+            has_one[owner[spanning]] = True
+            mean[counting & ~spanning & has_one[owner]] = -np.inf
         earliest = np.full(len(shifts), np.inf)
         np.minimum.at(earliest, shift, queries.offset_s)
         return cls(
@@ -364,7 +398,7 @@ class _Diagonals:
             mean=mean,
             owner=owner,
             shift=at_shift,
-            place=ordered[begin] % width + lowest,
+            place=diagonal_place,
             gaps=np.round(np.diff(earliest) * 1000).astype(np.int64),
         )
 
@@ -430,6 +464,25 @@ class _Diagonals:
         changes = self.scores[around, column] - self.scores[here, column]
         curve = {int(ms): score + float(changes[moved == ms].mean()) for ms in np.unique(moved)} | {0: score}
         return tuple((ms / 1000, curve[ms]) for ms in sorted(curve))
+
+
+def _spans(extent: Extent, starts_s: list[Float64], owner: Int64, place_ms: Int64) -> npt.NDArray[np.bool_]:
+    """At which of these places half of the windows that mix and stem both have lie against each other.
+
+    Args:
+        extent: of the mix.
+        starts_s: each stem's windows, ascending.
+        owner: int64 (places,), ascending, positions in `starts_s`.
+        place_ms: int64 (places,).
+    """
+    result = np.zeros(len(owner), np.bool_)
+    bounds = np.searchsorted(owner, np.arange(len(starts_s) + 1))
+    for starts, begin, end in zip(starts_s, bounds[:-1], bounds[1:], strict=True):
+        place_s = place_ms[begin:end] / 1000
+        below = np.searchsorted(starts, extent.first_s + place_s - _HALF_A_MS_S, side="left")
+        inside = np.searchsorted(starts, extent.last_s + place_s + _HALF_A_MS_S, side="right") - below
+        result[begin:end] = 2 * inside >= min(extent.windows, len(starts))
+    return result
 
 
 def _places_ms(start_s: Float64, offset_s: Float64) -> Int64:
@@ -565,47 +618,26 @@ def refined(
     return result
 
 
-def further_pairs(
-    place: Place, stem: StemEmbeddings, most: int, *, first_s: float, last_s: float
-) -> list[tuple[int, float]]:
+def further_pairs(place: Place, stem: StemEmbeddings, most: int, extent: Extent) -> list[tuple[int, float]]:
     """What else of a longer mix lies against windows of the stem, if the place is right.
 
     Args:
         place: found in a stretch of the mix.
         stem: the place's.
         most: windows wanted; where there are more, these are spread over all of them.
-        first_s, last_s: earliest and latest second of the mix where a window may begin.
+        extent: of the mix.
 
     Returns:
         (position among the stem's windows, second of the mix where its window begins), ascending, without the pairs
         that the place has.
     """
     offset_s = stem.starts_s - place.start_s
+    inside = (offset_s >= extent.first_s - _HALF_A_MS_S) & (offset_s <= extent.last_s + _HALF_A_MS_S)
     known = {pair.window for pair in place.pairs}
-    others = [window for window in _inside(offset_s, first_s, last_s).tolist() if window not in known]
+    others = [window for window in np.flatnonzero(inside).tolist() if window not in known]
     if len(others) > most:
         others = [others[at] for at in np.round(np.linspace(0, len(others) - 1, most)).astype(int)]
-    return [(window, round(min(max(float(offset_s[window]), first_s), last_s), 6)) for window in others]
-
-
-def spans(place: Place, stem: StemEmbeddings, *, first_s: float, last_s: float, stride_s: float) -> bool:
-    """Whether half of the windows that a stretch of a mix and the stem both have lie against each other.
-
-    What `best_places` asks of a place for the stretch that was searched, asked for a longer one.
-
-    Args:
-        place: of the stem.
-        stem: embeddings and starts.
-        first_s, last_s: earliest and latest second of the mix where a window may begin.
-        stride_s: from one window of the stem to the next.
-    """
-    inside = len(_inside(stem.starts_s - place.start_s, first_s, last_s))
-    held = math.floor((last_s - first_s + _HALF_A_MS_S) / stride_s) + 1
-    return 2 * inside >= min(held, len(stem.starts_s))
-
-
-def _inside(offset_s: Float64, first_s: float, last_s: float) -> Int64:
-    return np.flatnonzero((offset_s >= first_s - _HALF_A_MS_S) & (offset_s <= last_s + _HALF_A_MS_S))
+    return [(window, round(min(max(float(offset_s[window]), extent.first_s), extent.last_s), 6)) for window in others]
 
 
 def with_pairs(

@@ -13,6 +13,7 @@ from indexer import (
     LARGEST_K,
     BestPlaces,
     Catalog,
+    Extent,
     Index,
     LiveIndex,
     Place,
@@ -29,7 +30,6 @@ from indexer import (
     proven,
     refine_offsets,
     refined,
-    spans,
     with_pairs,
 )
 from model import SAMPLE_RATE, Clip, SilentClip
@@ -83,7 +83,8 @@ class _Mix:
     """A mix as the index is asked about it: its windows on the coarsest grid of shifts that tells their score.
 
     `smooth`: one peak between two shifts is drawn well, and no other can hide there. `drawn`: peaks are drawn well
-    enough to tell which of them are worth a closer look; the finest grid may not even do that.
+    enough to tell which of them are worth a closer look; the finest grid may not even do that. `extent`: None where
+    all of the mix is searched.
     """
 
     waveform: NDArray[np.float32]
@@ -91,6 +92,7 @@ class _Mix:
     queries: QueryWindows
     smooth: bool
     drawn: bool
+    extent: Extent | None
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class Finder:
         plan = self._plan(waveform, align)
         with watch.stage("embed"):
             index, mix = await self._embed_mix(index, waveform, plan)
-        scored = await self._search(index, mix.queries, wanted, limit, ranked, watch)
+        scored = await self._search(index, mix, wanted, limit, ranked, watch)
         if align == "search":
             with watch.stage("refine"):
                 places = await self._refine(index, mix, scored, limit)
@@ -301,7 +303,8 @@ class Finder:
         if not len(queries.offset_s):
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
         drawn = smooth or (coarse.shifts > 2 and await self._is_drawn(index, waveform, coarse, queries))
-        return _Mix(waveform, coarse, queries, smooth, drawn)
+        extent = _extent(plan, len(waveform), self._settings)
+        return _Mix(waveform, coarse, queries, smooth, drawn, extent)
 
     async def _is_drawn(self, index: Index, waveform: NDArray[np.float32], plan: Plan, queries: QueryWindows) -> bool:
         """Whether the score between two shifts is more or less what they draw, seen halfway between some of them."""
@@ -322,9 +325,10 @@ class Finder:
         )
 
     async def _search(
-        self, index: Index, queries: QueryWindows, wanted: StemFilter, limit: int, ranked: int, watch: Stopwatch
+        self, index: Index, mix: _Mix, wanted: StemFilter, limit: int, ranked: int, watch: Stopwatch
     ) -> _Scored:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
+        queries = mix.queries
         with watch.stage("index"):
             allowed = await self._catalog.rows_allowed(wanted)
             found = await asyncio.to_thread(candidates, index, queries, max(limit, ranked), allowed)
@@ -336,7 +340,7 @@ class Finder:
             with watch.stage("rescore"):
                 unseen = [row for row in some.rows.tolist() if row not in stems]
                 fresh = await self._catalog.embeddings_of(unseen, index.fingerprint)
-                scored = await asyncio.to_thread(best_places, index.fold, queries, fresh)
+                scored = await asyncio.to_thread(best_places, index.fold, queries, fresh, mix.extent)
                 best |= dict.fromkeys(scored.scores, scored)
                 stems |= fresh
             exact = proven((places.scores[row] for row, places in best.items()), some, limit)
@@ -354,7 +358,9 @@ class Finder:
         stems = {row: scored.stems[row] for row in scored.first(limit + REFINED_BEYOND)}
         spacing_s, fine_s = mix.plan.step / SAMPLE_RATE, self._settings.fine_shift_s
         each = 1 if mix.smooth else DRAWN_EACH if mix.drawn else PLACES_EACH
-        found = await asyncio.to_thread(promising_places, index.fold, mix.queries, stems, each, apart_s=spacing_s)
+        found = await asyncio.to_thread(
+            promising_places, index.fold, mix.queries, stems, each, apart_s=spacing_s, extent=mix.extent
+        )
         every = [(row, place) for row, places in found.items() for place in places]
         if mix.drawn:
             places = every
@@ -365,8 +371,8 @@ class Finder:
         else:
             places = await self._by_halving(index, mix, stems, every)
         places.sort(key=lambda found: (-found[1].score, found[0]))
-        if self._settings.confirm_windows and len(mix.waveform) > mix.plan.end - mix.plan.begin:
-            places = await self._confirm(index, mix, stems, places)
+        if self._settings.confirm_windows and mix.extent is not None:
+            places = await self._confirm(index, mix, mix.extent, stems, places)
             places.sort(key=lambda found: (-found[1].score, found[0]))
         firsts = _first_and_best(places, 0, lambda place: place.score)
         return dict(firsts[:limit])
@@ -393,24 +399,21 @@ class Finder:
         return places
 
     async def _confirm(
-        self, index: Index, mix: _Mix, stems: Mapping[int, StemEmbeddings], places: list[tuple[int, Place]]
+        self,
+        index: Index,
+        mix: _Mix,
+        extent: Extent,
+        stems: Mapping[int, StemEmbeddings],
+        places: list[tuple[int, Place]],
     ) -> list[tuple[int, Place]]:
         """The best place of each stem and as many others, each with what the rest of the mix says of it.
 
         All of them get equally many further windows, where their stems have so many: a mean over few is the higher for
-        having been chosen. For that reason a place where the stem is hardly there gives way to one of the same stem
-        that spans the mix.
+        having been chosen.
         """
-        first, last = _around(mix.plan, len(mix.waveform), _samples(self._settings.grid_query_s))
-        bounds = {"first_s": first / SAMPLE_RATE, "last_s": (last - mix.plan.length) / SAMPLE_RATE}
-        stride_s = self._settings.stride_s
-        spanning = [found for found in places if spans(found[1], stems[found[0]], **bounds, stride_s=stride_s)]
-        spanned = {row for row, _ in spanning}
-        places = [*spanning, *(found for found in places if found[0] not in spanned)]
-        places.sort(key=lambda found: (-found[1].score, found[0]))
         places = _first_and_best(places, len(stems), lambda place: place.score)
         for each in range(CONFIRM_EACH, 0, -1):
-            further = [further_pairs(place, stems[row], each, **bounds) for row, place in places]
+            further = [further_pairs(place, stems[row], each, extent) for row, place in places]
             offsets_s = np.array(sorted({at_s for pairs in further for _, at_s in pairs}), np.float64)
             if len(offsets_s) <= self._settings.confirm_windows:
                 break
@@ -476,11 +479,14 @@ def _query_windows(plan: Plan, embedding: Complex64) -> QueryWindows:
     )
 
 
-def _around(plan: Plan, samples: int, longest: int) -> tuple[int, int]:
-    """A stretch of a mix around the one that was searched, its first sample and the one after its last."""
-    longest = max(longest, plan.end - plan.begin)
+def _extent(plan: Plan, samples: int, settings: Settings) -> Extent | None:
+    """A stretch of a mix around the one that is searched; None where that is all of it."""
+    if samples <= plan.end - plan.begin:
+        return None
+    longest = max(_samples(settings.grid_query_s), plan.end - plan.begin)
     first = max(0, min((plan.begin + plan.end - longest) // 2, samples - longest))
-    return first, min(samples, first + longest)
+    last = min(samples, first + longest) - plan.length
+    return Extent(first / SAMPLE_RATE, last / SAMPLE_RATE, settings.stride_s)
 
 
 def _first_and_best(

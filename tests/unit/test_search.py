@@ -13,6 +13,7 @@ from indexer.search import (
     FEWEST_CANDIDATES,
     LARGEST_K,
     Candidates,
+    Extent,
     Pair,
     Place,
     QueryWindows,
@@ -26,7 +27,6 @@ from indexer.search import (
     proven,
     refine_offsets,
     refined,
-    spans,
     with_pairs,
 )
 from indexer.snapshot import Snapshot
@@ -484,21 +484,35 @@ def test_neighbouring_shifts_are_of_one_window_and_spread_over_all() -> None:
     assert not len(neighbouring_shifts(make_queries(np.random.default_rng(0), 20.0, shift_s=STRIDE_S))[0])
 
 
-def test_a_place_spans_a_mix_where_half_of_their_windows_meet() -> None:
-    starts_s = stem_starts(30.0)
-    stem = StemEmbeddings(np.arange(len(starts_s)), starts_s, unit_rows(np.random.default_rng(0), len(starts_s)))
-    mix = {"first_s": 0.0, "last_s": 15.0, "stride_s": STRIDE_S}  # windows begin at 0, 2.5 ... 15 s: seven
+def test_a_place_spans_a_longer_mix_where_half_of_their_windows_meet() -> None:
+    fold = HermitianFold(np.eye(DIMENSION, dtype=complex))
+    stem = make_stem(np.random.default_rng(0), 30.0)
+    mix = Extent(0.0, 15.0, STRIDE_S)  # windows begin at 0, 2.5 ... 15 s: seven
 
-    def at(start_s: float, stem: StemEmbeddings = stem) -> bool:
-        return spans(Place(1.0, start_s, (), ((0.0, 1.0),)), stem, **mix)
+    def found(best_s: float, right_s: float, *, stem: StemEmbeddings = stem, searched_s: float = 7.5) -> Place:
+        """The best place of a stem that a searched window fits exactly at one place and nearly at another."""
+        queries = make_queries(np.random.default_rng(1), 5.0)
+        queries.offset_s[:] += searched_s
+        at = {round(float(start_s), 3): window for window, start_s in enumerate(stem.starts_s)}
+        mixed = stem.embedding[at[best_s + searched_s]] + 0.8 * stem.embedding[at[right_s + searched_s]]
+        queries.embedding[:] = mixed / np.linalg.norm(mixed)
+        places = best_places(fold, queries, {1: stem}, mix)
+        first = promising_places(fold, queries, {1: stem}, 3, apart_s=SHIFT_S, extent=mix)[1][0]
+        assert first == places.place(1)
+        assert best_places(fold, queries, {1: stem}).place(1, curve=False).start_s == best_s
+        return first
 
-    assert at(0.0)
-    assert at(10.0)
-    assert at(-7.5), "the stem enters late, four windows are left"
-    assert not at(-10.0), "three are left"
-    assert not at(20.0)
-    short = StemEmbeddings(np.arange(1), starts_s[:1], stem.embedding[:1])
-    assert at(-12.5, short), "a stem of one window has no other"
+    assert found(10.0, 5.0).start_s == 10.0
+    assert found(-7.5, 5.0).start_s == -7.5, "the stem enters late, four windows are left"
+    assert found(17.5, 5.0).start_s == 17.5, "it ends early, four windows are left"
+    assert found(12.5 + 7.5, 5.0, searched_s=0.0).start_s == 5.0, "three are left"
+    assert found(-10.0, 5.0, searched_s=12.5).start_s == 5.0
+    short = StemEmbeddings(np.arange(1), stem.starts_s[:1], stem.embedding[:1])
+    assert found(-12.5, -12.5, stem=short, searched_s=12.5).start_s == -12.5, "a stem of one window has no other"
+    stem = make_stem(np.random.default_rng(0), 60.0)
+    apart = np.array([0, 8, 16])  # it sounds every 20 s, so no two of its windows meet such a mix at once
+    sparse = StemEmbeddings(apart, stem.starts_s[apart], stem.embedding[apart])
+    assert found(-7.5, 12.5, stem=sparse).start_s == -7.5, "no place is better than this"
 
 
 def test_a_peak_is_the_parabolas_or_where_there_is_none_the_highest_point() -> None:
@@ -641,18 +655,18 @@ def longer_mix(
 def test_a_longer_mix_goes_on_along_the_diagonal_of_a_place() -> None:
     stem = make_stem(np.random.default_rng(0), 30.0)  # windows from 0 to 25 s
     place = Place(1.0, 4.3, (Pair(0, 2, 1.0, 0.7, 5.0),), ((0.0, 1.0),))
-    further = further_pairs(place, stem, 99, first_s=0.0, last_s=12.0)
+    further = further_pairs(place, stem, 99, Extent(0.0, 12.0, STRIDE_S))
     assert further == [(3, 3.2), (4, 5.7), (5, 8.2), (6, 10.7)]
-    assert further_pairs(place, stem, 2, first_s=0.0, last_s=12.0) == [(3, 3.2), (6, 10.7)], "spread over all"
-    assert further_pairs(place, stem, 99, first_s=4.0, last_s=8.2) == [(4, 5.7), (5, 8.2)]
-    assert further_pairs(place, stem, 99, first_s=0.0, last_s=2.0) == []
+    assert further_pairs(place, stem, 2, Extent(0.0, 12.0, STRIDE_S)) == [(3, 3.2), (6, 10.7)], "spread over all"
+    assert further_pairs(place, stem, 99, Extent(4.0, 8.2, STRIDE_S)) == [(4, 5.7), (5, 8.2)]
+    assert further_pairs(place, stem, 99, Extent(0.0, 2.0, STRIDE_S)) == []
 
 
 def test_further_pairs_are_scored_exactly_and_the_score_is_the_mean_of_all() -> None:
     rng = np.random.default_rng(1)
     fold, stem = make_fold(), make_stem(rng, 30.0)
     place = Place(1.5, 4.3, (Pair(0, 2, 1.5, 0.7, 5.0),), ((0.0, 1.5), (0.04, 1.0)))
-    further = further_pairs(place, stem, 3, first_s=0.0, last_s=20.0)
+    further = further_pairs(place, stem, 3, Extent(0.0, 20.0, STRIDE_S))
     mix = longer_mix(rng, stem, 4.3, np.array([at_s for _, at_s in further]))
     longer = with_pairs(fold, place, stem, further, mix)
     expected = [1.5] + [
@@ -670,7 +684,7 @@ def test_silence_in_the_rest_of_a_mix_says_nothing() -> None:
     rng = np.random.default_rng(2)
     fold, stem = make_fold(), make_stem(rng, 30.0)
     place = Place(1.5, 5.0, (Pair(0, 2, 1.5, 0.0, 5.0),), ((0.0, 1.5),))
-    further = further_pairs(place, stem, 99, first_s=0.0, last_s=5.0)
+    further = further_pairs(place, stem, 99, Extent(0.0, 5.0, STRIDE_S))
     assert len(further) == 2
     heard = longer_mix(rng, stem, 5.0, np.array([further[1][1]]))
     assert [pair.window for pair in with_pairs(fold, place, stem, further, heard).pairs] == [2, further[1][0]]
