@@ -46,6 +46,7 @@ ACTIVITY_HOP = SAMPLE_RATE // 10
 """Samples a cell of the table of what sounds when."""
 
 CACHE_FORMAT = 1
+_SAMPLES, _ACTIVITY, _FACTS = "samples.i16", "activity.npy", "tracks.json"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class Dropped:
 
 @dataclass(frozen=True)
 class BankedTrack:
-    """Where a track's stems lie: row after row of `samples`, from `offset` on."""
+    """Where a track's stems lie: row after row of `samples`, from `offset` on in the `part` of its bank."""
 
     name: str
     stems: tuple[str, ...]
+    part: int
     offset: int
     samples: int
 
@@ -136,26 +138,35 @@ def split_of(track: str, seed: int = 0) -> Split:
 
 
 class StemBank:
-    """Every stem of a set of tracks, decoded once into one file of 16-bit samples that is mapped, not read.
+    """Every stem of a set of tracks, decoded once into files of 16-bit samples that are mapped, not read.
 
-    Processes that train on the same data share its pages. `tracks` tells where each track lies; what could not be used
-    stands in `dropped`.
+    A part for each root folder, so that training on several and measuring on one of them share it. Processes that use
+    the same data share its pages. `tracks` tells where each track lies; what could not be used stands in `dropped`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        facts = json.loads((folder / "tracks.json").read_text(encoding="utf-8"))
-        self.tracks = tuple(
-            BankedTrack(t["name"], tuple(t["stems"]), t["offset"], t["samples"]) for t in facts["tracks"]
-        )
-        self.dropped = tuple(Dropped(**entry) for entry in facts["dropped"])
-        self.samples: NDArray[np.int16] = np.memmap(folder / "samples.i16", dtype=np.int16, mode="r")
-        self._activity = np.load(folder / "activity.npy", mmap_mode="r")
-        self._activity_at = np.cumsum([0, *(len(t.stems) * _cells(t.samples) for t in self.tracks)])
+    def __init__(self, folders: Sequence[Path]) -> None:
+        tracks: list[BankedTrack] = []
+        dropped: list[Dropped] = []
+        for part, folder in enumerate(folders):
+            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+            tracks += [
+                BankedTrack(t["name"], tuple(t["stems"]), part, t["offset"], t["samples"]) for t in facts["tracks"]
+            ]
+            dropped += [Dropped(**entry) for entry in facts["dropped"]]
+        self.tracks = tuple(tracks)
+        self.dropped = tuple(dropped)
+        self.parts: tuple[NDArray[np.int16], ...] = tuple(_mapped(folder / _SAMPLES) for folder in folders)
+        self._activity = tuple(np.load(folder / _ACTIVITY, mmap_mode="r") for folder in folders)
+        self._activity_at: list[int] = []
+        ends = [0] * len(folders)
+        for track in self.tracks:
+            self._activity_at.append(ends[track.part])
+            ends[track.part] += len(track.stems) * _cells(track.samples)
 
     def waveforms(self, track: int, start: int = 0, length: int | None = None) -> Waveform:
         """A stretch of a track's stems: float32 (stems, samples)."""
         banked = self.tracks[track]
-        rows = self.samples[banked.offset : banked.offset + len(banked.stems) * banked.samples]
+        rows = self.parts[banked.part][banked.offset : banked.offset + len(banked.stems) * banked.samples]
         stop = banked.samples if length is None else start + length
         return rows.reshape(len(banked.stems), banked.samples)[:, start:stop].astype(np.float32) / np.float32(32_768)
 
@@ -163,7 +174,7 @@ class StemBank:
         """Which stems of a track sound in a window, (stems,); to the nearest tenth of a second."""
         banked = self.tracks[track]
         at, cells = self._activity_at[track], _cells(banked.samples)
-        table = self._activity[at : at + len(banked.stems) * cells].reshape(len(banked.stems), cells)
+        table = self._activity[banked.part][at : at + len(banked.stems) * cells].reshape(len(banked.stems), cells)
         first = start // ACTIVITY_HOP
         last = max(first + 1, (start + length) // ACTIVITY_HOP)
         power: NDArray[np.float32] = table[:, first:last].mean(axis=1)
@@ -172,6 +183,11 @@ class StemBank:
     def of_split(self, split: Split, seed: int = 0) -> list[int]:
         """The tracks of a split, by their place in `tracks`."""
         return [at for at, track in enumerate(self.tracks) if split_of(track.name, seed) == split]
+
+
+def _mapped(path: Path) -> NDArray[np.int16]:
+    """A file of samples; of no track it is empty, and no empty file can be mapped."""
+    return np.memmap(path, dtype=np.int16, mode="r") if path.stat().st_size else np.zeros(0, np.int16)
 
 
 def _cells(samples: int) -> int:
@@ -186,7 +202,7 @@ def load_bank(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> StemBank:
-    """Decode the tracks below some folders into a bank, or open the one that was made of the same files.
+    """Decode the tracks below some folders into a bank, each folder once, whatever bank it is asked for.
 
     Args:
         roots: folders for `find_tracks`; a track's name begins with its root's, of one root as of several.
@@ -199,41 +215,65 @@ def load_bank(
         A bank of every track with two stems that sound at all. Stems of a track are padded with silence to the
         longest; those that cannot be decoded, or are silent or too short, are left out and listed.
     """
-    tracks: list[TrackFiles] = []
-    dropped: list[Dropped] = []
-    for root in roots:
-        found, left_out = find_tracks(root)
-        prefix = f"{root.resolve().name}/"
-        tracks += [TrackFiles(prefix + track.name, track.stems) for track in found]
-        dropped += [Dropped(prefix + entry.track, entry.stem, entry.reason) for entry in left_out]
-    folder = cache / _fingerprint(tracks, most_seconds)
-    if (folder / "tracks.json").is_file():
-        return StemBank(folder)
+    found = {root: _named_tracks(root) for root in roots}
+    folders = {root: cache / _fingerprint(tracks, most_seconds) for root, (tracks, _) in found.items()}
+    missing = [root for root in found if not (folders[root] / _FACTS).is_file()]
+    total, done = sum(len(found[root][0]) for root in missing), 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    for root in missing:
+        _write_part(folders[root], *found[root], most_seconds, jobs, one_more)
+    return StemBank([folders[root] for root in roots])
+
+
+def _named_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
+    """As `find_tracks`, the root's name before every other."""
+    tracks, dropped = find_tracks(root)
+    prefix = f"{root.resolve().name}/"
+    return (
+        [TrackFiles(prefix + track.name, track.stems) for track in tracks],
+        [Dropped(prefix + entry.track, entry.stem, entry.reason) for entry in dropped],
+    )
+
+
+def _write_part(
+    folder: Path,
+    tracks: Sequence[TrackFiles],
+    dropped: Sequence[Dropped],
+    most_seconds: float | None,
+    jobs: int,
+    one_more: Callable[[], None],
+) -> None:
+    """Decode tracks into a folder that `StemBank` opens; `one_more` is called after each."""
     folder.mkdir(parents=True, exist_ok=True)
-    banked: list[BankedTrack] = []
+    dropped = list(dropped)
+    banked: list[dict[str, object]] = []
     activity: list[NDArray[np.float32]] = []
     offset = 0
-    scratch = folder / f"samples.{os.getpid()}.partial"
+    scratch = folder / f"{_SAMPLES}.{os.getpid()}.partial"
     with scratch.open("wb") as file:
         decoded = map_in_processes(_decode, tracks, [most_seconds] * len(tracks), jobs=jobs)
-        for done, (track, (stems, rows, cells, problems)) in enumerate(zip(tracks, decoded, strict=True), start=1):
+        for track, (stems, rows, cells, problems) in zip(tracks, decoded, strict=True):
             dropped += problems
             if len(stems) < 2:
                 dropped.append(Dropped(track.name, None, f"{len(stems)} of its stems can be used; two are needed"))
             else:
                 file.write(rows.tobytes())
-                banked.append(BankedTrack(track.name, stems, offset, rows.shape[1]))
+                banked.append({"name": track.name, "stems": stems, "offset": offset, "samples": rows.shape[1]})
                 activity.append(cells.reshape(-1))
                 offset += rows.size
-            if progress is not None:
-                progress(done, len(tracks))
-    os.replace(scratch, folder / "samples.i16")
-    np.save(folder / "activity.npy", np.concatenate(activity) if activity else np.zeros(0, dtype=np.float32))
-    facts = {"tracks": [asdict(t) for t in banked], "dropped": [asdict(d) for d in dropped]}
-    unnamed = folder / f"tracks.{os.getpid()}.partial"
+            one_more()
+    os.replace(scratch, folder / _SAMPLES)
+    np.save(folder / _ACTIVITY, np.concatenate(activity) if activity else np.zeros(0, dtype=np.float32))
+    facts = {"tracks": banked, "dropped": [asdict(entry) for entry in dropped]}
+    unnamed = folder / f"{_FACTS}.{os.getpid()}.partial"
     unnamed.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    os.replace(unnamed, folder / "tracks.json")  # last: a bank with this file is whole
-    return StemBank(folder)
+    os.replace(unnamed, folder / _FACTS)  # last: a part with this file is whole
 
 
 def _decode(
@@ -385,12 +425,14 @@ def draw_decoys(
     return decoys
 
 
-def mix_examples(bank: StemBank, samples: Tensor, examples: Sequence[Example], length: int) -> tuple[Tensor, Tensor]:
+def mix_examples(
+    bank: StemBank, samples: Sequence[Tensor], examples: Sequence[Example], length: int
+) -> tuple[Tensor, Tensor]:
     """Sum the submixes of examples, on the device where the bank's samples are.
 
     Args:
         bank: of the stems.
-        samples: `bank.samples` as an int16 tensor, on any device; see `on_device`.
+        samples: the bank's parts, on any device; see `on_device`.
         examples: n of them.
         length: of a window, samples.
 
@@ -399,21 +441,21 @@ def mix_examples(bank: StemBank, samples: Tensor, examples: Sequence[Example], l
     """
     sides = []
     for chosen in ([e.anchor for e in examples], [e.positive for e in examples]):
-        mixed = torch.zeros(len(examples), length, device=samples.device)
+        mixed = torch.zeros(len(examples), length, device=samples[0].device)
         for row, example, stems in zip(mixed, examples, chosen, strict=True):
             track = bank.tracks[example.track]
             for stem in stems:
                 begin = track.offset + stem * track.samples + example.start
-                row.add_(samples[begin : begin + length], alpha=1 / 32_768)
+                row.add_(samples[track.part][begin : begin + length], alpha=1 / 32_768)
         sides.append(mixed)
     return sides[0], sides[1]
 
 
-def on_device(bank: StemBank, device: torch.device) -> Tensor:
-    """The bank's samples as an int16 tensor: on a CPU the mapped file itself, elsewhere a copy that stays there."""
+def on_device(bank: StemBank, device: torch.device) -> tuple[Tensor, ...]:
+    """The parts of a bank as int16 tensors: on a CPU the mapped files themselves, elsewhere copies that stay there."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # only read here
-        mapped = torch.from_numpy(bank.samples)
-    return mapped if device.type == "cpu" else mapped.to(device)
+        mapped = [torch.from_numpy(part) for part in bank.parts]
+    return tuple(part if device.type == "cpu" else part.to(device) for part in mapped)

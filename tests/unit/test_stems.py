@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model import SAMPLE_RATE
 from model.training.heard import HEARD, Heard, encode_heard, heard_of
 from model.training.stems import (
+    Example,
     StemBank,
     draw_decoys,
     draw_example,
@@ -151,6 +152,30 @@ def test_a_track_is_called_the_same_beside_other_folders(tmp_path: Path) -> None
     together = load_bank([tmp_path / "mine", tmp_path / "others"], tmp_path / "cache")
     assert [track.name for track in alone.tracks] == ["mine/a"]
     assert [track.name for track in together.tracks] == ["mine/a", "others/a"]
+
+
+def test_a_folder_is_decoded_once_for_every_bank_that_it_is_in(tmp_path: Path) -> None:
+    for number, folder in enumerate(("mine", "others")):
+        write(tmp_path / folder / "a" / "bass.wav", 110 * (number + 1))
+        write(tmp_path / folder / "a" / "lead.wav", 330 * (number + 1))
+    (tmp_path / "none").mkdir()
+    decoded: list[tuple[int, int]] = []
+
+    def bank(*folders: str) -> StemBank:
+        roots = [tmp_path / folder for folder in folders]
+        return load_bank(roots, tmp_path / "cache", progress=lambda done, total: decoded.append((done, total)))
+
+    alone = bank("others")
+    assert decoded == [(1, 1)]
+    together = bank("none", "mine", "others")
+    assert decoded == [(1, 1), (1, 1)], "only the other folder's"
+    assert [track.name for track in together.tracks] == ["mine/a", "others/a"]
+    np.testing.assert_array_equal(together.waveforms(1), alone.waveforms(0))
+    assert not np.array_equal(together.waveforms(0), together.waveforms(1))
+    example = Example(1, 800, (0,), (1,))
+    sides = mix_examples(together, on_device(together, torch.device("cpu")), [example], SAMPLE_RATE)
+    for side, expected in zip(sides, alone.waveforms(0, 800, SAMPLE_RATE), strict=True):
+        np.testing.assert_array_equal(side[0].numpy(), expected)
 
 
 def test_a_checkpoint_tells_which_tracks_were_heard_whatever_their_folder_is_called() -> None:
