@@ -4,9 +4,10 @@
         --page docs/model-card.md "second round=runs/second/model.safetensors" "mean=mean.safetensors" ...
 
 Steps and hours are those of the `log.jsonl` beside a checkpoint, where there is one. What was measured is kept in
-`--answers` and not measured again.
+`--answers`, by the checkpoint's bytes and the question, and not measured again.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from model.training.train import LOG
 SECTION = "rounds"
 
 
-def measured(answer: Path, *arguments: str) -> dict[str, Any]:
+def measured(answers: Path, checkpoint: Path, *arguments: str) -> dict[str, Any]:
     """What a command of `phalar evaluate` answers, or has answered."""
+    asked = hashlib.sha256(checkpoint.read_bytes() + json.dumps(arguments).encode()).hexdigest()
+    answer = answers / f"{asked[:16]}.json"
     if not answer.is_file():
-        answer.write_text(phalar("evaluate", *arguments, "--json"), encoding="utf-8")
+        answer.write_text(phalar("evaluate", *arguments, "--checkpoint", str(checkpoint), "--json"), encoding="utf-8")
     result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return result
 
@@ -69,18 +72,18 @@ def main() -> None:
     tables = []
     for folder, split in zip(arguments.stems, arguments.split, strict=True):
         rows: list[dict[str, str]] = []
+        tracks = ["--stems", str(folder), "--split", split]
+        tracks += ["--cache", str(arguments.cache)] if arguments.cache else []
+        pairs = ["--candidates", str(arguments.candidates), "--pairs-per-track", "8", "--no-time"]
+        pairs += ["--most-pairs", str(arguments.pairs)]
+        catalog = ["--tracks", "60", "--queries", str(arguments.queries)]
         for name, path in (model.split("=", 1) for model in arguments.models):
-            common = ["--stems", str(folder), "--split", split, "--checkpoint", path]
-            common += ["--cache", str(arguments.cache)] if arguments.cache else []
-            keep = f"{name.replace(' ', '-')}-{folder.name}"
-            pairs = ["--candidates", str(arguments.candidates), "--pairs-per-track", "8", "--no-time"]
-            pairs += ["--most-pairs", str(arguments.pairs)]
-            catalog = ["--tracks", "60", "--queries", str(arguments.queries)]
+            checkpoint = Path(path)
             rows.append(
                 {"model": name}
-                | trained(Path(path))
-                | retrieval_cells(measured(arguments.answers / f"{keep}-pairs.json", "retrieval", *common, *pairs))
-                | catalog_cells(measured(arguments.answers / f"{keep}-catalog.json", "catalog", *common, *catalog))
+                | trained(checkpoint)
+                | retrieval_cells(measured(arguments.answers, checkpoint, "retrieval", *tracks, *pairs))
+                | catalog_cells(measured(arguments.answers, checkpoint, "catalog", *tracks, *catalog))
             )
         table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
         tables.append(f"**{folder.name}, {split}**\n\n{table}")

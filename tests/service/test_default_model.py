@@ -16,6 +16,7 @@ from tests.installation import Installation, add_stem, wait_ready
 
 TRACKS = 12  # as `make run` composes them
 MISSING = "bass"
+IN_PLACE_S = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +47,29 @@ def test_the_default_model_is_trained_and_says_how() -> None:
     assert {"recipe", "steps"} <= set(model.notes)
 
 
-# The least that the shipped file must do; where it was made it found all.
-@pytest.mark.parametrize(("align", "least_first", "least_in_five"), [("grid", 11, 12), ("search", 11, 12)])
+# The least that the shipped file must do. Where it was made it placed all on the grid, and all but one when searching.
+@pytest.mark.parametrize(
+    ("align", "least_first", "least_in_five", "least_in_place"), [("grid", 11, 12, 11), ("search", 11, 12, 10)]
+)
 def test_a_demo_mixs_missing_stem_comes_first_for_most_tracks(
     service: tuple[httpx.Client, dict[Path, str]],
     demo: list[list[DemoStem]],
     align: str,
     least_first: int,
     least_in_five: int,
+    least_in_place: int,
 ) -> None:
     client, ids = service
-    first = in_five = 0
+    first = in_five = in_place = 0
     for track in demo:
         mix = [ids[stem.path] for stem in track if stem.path.stem != MISSING]
         (missing,) = (ids[stem.path] for stem in track if stem.path.stem == MISSING)
         answer = client.post("/retrieve", data={"stem_id": mix, "limit": 5, "align": align})
         assert answer.status_code == 200, answer.text
-        hits = [hit["stem"]["id"] for hit in answer.json()["hits"]]
-        first += hits[0] == missing
-        in_five += missing in hits
+        starts_s = {hit["stem"]["id"]: hit["start_s"] for hit in answer.json()["hits"]}
+        first += next(iter(starts_s)) == missing
+        in_five += missing in starts_s
+        in_place += abs(starts_s.get(missing, 99.0)) <= IN_PLACE_S
     assert first >= least_first, f"first for {first} of {TRACKS}"
     assert in_five >= least_in_five, f"among five for {in_five} of {TRACKS}"
+    assert in_place >= least_in_place, f"where it was for {in_place} of {TRACKS}"
