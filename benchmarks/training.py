@@ -30,9 +30,9 @@ from model.training.stems import (
     StemBank,
     TrackFiles,
     draw_examples,
-    find_tracks,
     load_bank,
     mix_examples,
+    named_tracks,
     on_device,
 )
 
@@ -70,14 +70,14 @@ def main() -> None:
     length = round(seconds * SAMPLE_RATE)
     with tempfile.TemporaryDirectory() as cache:
         bank = load_bank([arguments.stems], Path(cache), jobs=arguments.threads)
-        files = {track.name: track for track in find_tracks(arguments.stems)[0]}
+        files = {track.name: track for track in named_tracks(arguments.stems)[0]}
         table = compare(recipe, bank, files, length, device, arguments.repeats)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{arguments.threads} threads"
     head = (
         f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {card}, torch {torch.__version__}, "
         f"{recipe.batch} pairs of {seconds:g} s a step, median of {arguments.repeats}.\n\n"
     )
-    publish(head + table, arguments.page, "training-step")
+    publish(head + table, arguments.page, "training-step" if device.type == "cpu" else "training-step-on-a-card")
 
 
 def compare(

@@ -215,7 +215,7 @@ def load_bank(
         A bank of every track with two stems that sound at all. Stems of a track are padded with silence to the
         longest; those that cannot be decoded, or are silent or too short, are left out and listed.
     """
-    found = {root: _named_tracks(root) for root in roots}
+    found = {root: named_tracks(root) for root in roots}
     folders = {root: cache / _fingerprint(tracks, most_seconds) for root, (tracks, _) in found.items()}
     missing = [root for root in found if not (folders[root] / _FACTS).is_file()]
     total, done = sum(len(found[root][0]) for root in missing), 0
@@ -231,8 +231,8 @@ def load_bank(
     return StemBank([folders[root] for root in roots])
 
 
-def _named_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
-    """As `find_tracks`, the root's name before every other."""
+def named_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
+    """As `find_tracks`, each name as a bank has it: the root's before it."""
     tracks, dropped = find_tracks(root)
     prefix = f"{root.resolve().name}/"
     return (

@@ -1,0 +1,33 @@
+"""A benchmark that no test times must still run: the step of training beside its plain version, on two small tracks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import soundfile
+
+from model import SAMPLE_RATE, compose_track
+
+RECIPE = """
+batch = 2
+precision = "float32"
+clips_per_pass = 4
+"""
+PARTS = ["data", "forward", "backward", "optimiser", "step"]
+
+
+def test_a_training_step_is_timed_beside_the_plain_one(tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(RECIPE)
+    for seed in (1, 2):
+        home = tmp_path / "mine" / f"track {seed}"
+        home.mkdir(parents=True)
+        for stem in compose_track(seed, 4.0, SAMPLE_RATE).stems:
+            soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE, subtype="PCM_16")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: training-step -->\n<!-- end of training-step -->\n")
+    command = [sys.executable, "-m", "benchmarks.training", "--stems", str(tmp_path / "mine"), "--repeats", "1"]
+    command += ["--recipe", str(tmp_path / "two.toml"), "--seconds", "1.5", "--page", str(page)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120, check=True)
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == PARTS
+    assert all(float(cell) >= 0 for row in rows[2:] for cell in row[1:])
