@@ -11,10 +11,7 @@ the windows.
 import os
 import platform
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ import faiss
 import httpx
 import numpy as np
 
-from benchmarks.alignment import free_port, wait_until_ready
+from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, PhalarConfig, window_starts
 from model.evaluation.results import markdown_table
@@ -83,26 +80,18 @@ def main() -> None:
 def measure(tracks: int, seconds: float, threads: int) -> Sizes:
     """Fill an installation, and look at what it has become."""
     with tempfile.TemporaryDirectory() as folder:
-        data, port = Path(folder) / "data", free_port()
-        environment = os.environ | {
-            "PHALAR_DATA": str(data),
-            "PHALAR_PORT": str(port),
-            "PHALAR_TORCH_THREADS": str(threads),
-        }
-        service = subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment)
+        service = Installation(Path(folder), {"PHALAR_TORCH_THREADS": str(threads)}, client_timeout_s=120).start()
         try:
-            url = f"http://127.0.0.1:{port}"
-            with httpx.Client(base_url=url, timeout=120) as http, Client(url) as client:
-                wait_until_ready(http)
+            with service.client() as http, Client(service.url) as client:
                 worker = _worker(http)
                 before = _processor_s(worker)
-                if ingest_demo(url, None, Path(folder) / "demo", tracks, seconds, seed=0):
+                if ingest_demo(service.url, None, Path(folder) / "demo", tracks, seconds, seed=0):
                     raise SystemExit("a stem failed")
                 work_s = _processor_s(worker) - before
+                data = Path(folder) / "data"
                 key_bytes = {kind: _reindexed(client, data, *wanted) for kind, wanted in KINDS.items()}
         finally:
-            service.send_signal(signal.SIGINT)
-            service.wait()
+            service.stop()
         return _sizes(data, key_bytes, work_s)
 
 

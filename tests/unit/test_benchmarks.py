@@ -1,11 +1,15 @@
-"""A benchmark that no test times must still run: the step of training beside its plain version, on two small tracks."""
+"""No test times a benchmark, but each must still load, and that of training must run."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import soundfile
 
+import benchmarks
 from model import SAMPLE_RATE, compose_track
 
 RECIPE = """
@@ -14,6 +18,11 @@ precision = "float32"
 clips_per_pass = 4
 """
 PARTS = ["data", "forward", "backward", "optimiser", "step"]
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(benchmarks.__path__)])
+def test_every_benchmark_loads(name: str) -> None:
+    assert importlib.import_module(f"benchmarks.{name}").__doc__
 
 
 def test_a_training_step_is_timed_beside_the_plain_one(tmp_path: Path) -> None:
