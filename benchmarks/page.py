@@ -1,6 +1,7 @@
 """What the benchmarks' command lines share: their own docstring as help, and a page that their tables go into."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -9,6 +10,17 @@ def page_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, help="write every table into its section of this page")
     return parser
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """`--stems` and `--split`, as often as there are folders of tracks; see `folders_of`."""
+    parser.add_argument("--stems", type=Path, action="append", required=True, help="tracks; may be given several times")
+    parser.add_argument("--split", action="append", required=True, help="of each folder's tracks: all, test, ...")
+
+
+def folders_of(arguments: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """Each folder of tracks with its split."""
+    return zip(arguments.stems, arguments.split, strict=True)
 
 
 def publish(text: str, page: Path | None, section: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import add_folders, folders_of, page_parser, publish
 from model import SAMPLE_RATE, StemBank, default_cache, open_bank
 from model.evaluation.results import markdown_table
 from service.evaluation import CatalogSettings, SearchedCatalog, choose_tracks, draw_queries
@@ -76,13 +76,12 @@ def compared(name: str, answers: dict[str, list[Answer]]) -> list[list[str]]:
 
 def main() -> None:
     parser = page_parser(__doc__)
-    parser.add_argument("--stems", type=Path, action="append", required=True, help="tracks; may be given several times")
-    parser.add_argument("--split", action="append", required=True, help="of each folder's tracks: all, test, ...")
+    add_folders(parser)
     parser.add_argument("--mixes", type=int, default=20)
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where decoded stems are kept")
     arguments = parser.parse_args()
     rows = []
-    for folder, split in zip(arguments.stems, arguments.split, strict=True):
+    for folder, split in folders_of(arguments):
         bank = open_bank([folder], arguments.cache, jobs=1)
         tracks = choose_tracks(bank, split, MOST_TRACKS, seed=0)
         with tempfile.TemporaryDirectory() as home:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import phalar
-from benchmarks.page import page_parser, publish
+from benchmarks.page import add_folders, folders_of, page_parser, publish
 from model.evaluation.results import markdown_table
 from model.training.train import LOG
 
@@ -59,8 +59,7 @@ def catalog_cells(answer: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     parser = page_parser(__doc__)
-    parser.add_argument("--stems", type=Path, action="append", required=True, help="tracks; may be given several times")
-    parser.add_argument("--split", action="append", required=True, help="of each folder's tracks: all, validation, ...")
+    add_folders(parser)
     parser.add_argument("--candidates", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=400, help="of each folder, at most")
     parser.add_argument("--queries", type=int, default=60, help="of a catalog of at most 60 tracks of each folder")
@@ -70,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.answers.mkdir(parents=True, exist_ok=True)
     tables = []
-    for folder, split in zip(arguments.stems, arguments.split, strict=True):
+    for folder, split in folders_of(arguments):
         rows: list[dict[str, str]] = []
         tracks = ["--stems", str(folder), "--split", split]
         tracks += ["--cache", str(arguments.cache)] if arguments.cache else []
