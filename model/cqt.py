@@ -267,7 +267,7 @@ class BeatClips:
     waveforms: Tensor  # float32 (n, longest); nothing beyond a clip's own length is heard
     samples: Tensor  # int64 (n,), lengths
     places: Tensor  # float32 (n, frames of beat time): frames of the clip's own, not whole
-    transpose: Tensor  # int64 (n,), semitones up
+    transpose: Tensor  # int64 (n,), semitones up, at most MOST_SEMITONES either way
 
     def __len__(self) -> int:
         return len(self.waveforms)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE
-from model.cqt import MOST_SEMITONES, BeatClips
+from model.cqt import BeatClips
 from model.grid import BEAT_TIME_BPM
 from model.harmony import tonic_of
 from model.phalar import PhalarConfig
@@ -122,12 +122,12 @@ def _draw_beat_windows(
     """This process's anchors, positives and decoys, and the pair of each decoy."""
     data, loss = recipe.data, recipe.loss
     beats = int(rng.integers(data.fewest_beats, data.most_beats + 1))
-    one_key = int(rng.integers(12)) if rng.random() < data.one_key else None
+    one_key = int(rng.integers(12)) if rng.random() < data.one_key and data.semitones else None
     pairs: list[tuple[BeatWindow, BeatWindow]] = []
     for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
         if len(pairs) == recipe.batch:
             break
-        pair = draw_beat_pair(bank, int(track), beats, rng, one_key)
+        pair = draw_beat_pair(bank, int(track), beats, rng, data.semitones, one_key)
         if pair is not None:
             pairs.append(pair)
     if len(pairs) < recipe.batch:
@@ -139,13 +139,18 @@ def _draw_beat_windows(
     decoys: list[BeatWindow] = []
     if step >= loss.decoys_from:
         others = [positive for _, positive in pairs[: round(loss.beat_decoys * len(pairs))]]
-        decoys = [_decoy(bank, positive, loss.key_decoys, decoy_rng) for positive in others]
+        decoys = [_decoy(bank, positive, loss.key_decoys, data.semitones, decoy_rng) for positive in others]
     windows = [anchor for anchor, _ in pairs] + [positive for _, positive in pairs] + decoys
     return windows, torch.arange(len(decoys))
 
 
 def draw_beat_pair(
-    bank: StemBank, track: int, beats: int, rng: np.random.Generator, one_key: int | None = None
+    bank: StemBank,
+    track: int,
+    beats: int,
+    rng: np.random.Generator,
+    semitones: int = 0,
+    one_key: int | None = None,
 ) -> tuple[BeatWindow, BeatWindow] | None:
     """An anchor and its positive on a beat of their track, in another key; None where ten beats have no two stems.
 
@@ -154,6 +159,7 @@ def draw_beat_pair(
         track: by its place in the bank; one without a grid gives None.
         beats: of the window.
         rng: every choice is drawn from it.
+        semitones: another key, up to so far up or down.
         one_key: the pitch class that the key's major (or relative major) tonic shall become, where the key is known.
     """
     banked = bank.tracks[track]
@@ -166,25 +172,24 @@ def draw_beat_pair(
         submixes = draw_submixes(bank.audible(track, int(begin), int(end - begin)), rng)
         if submixes is None:
             continue
-        transpose = int(rng.integers(-MOST_SEMITONES, MOST_SEMITONES + 1))
+        transpose = int(rng.integers(-semitones, semitones + 1))
         tonic = tonic_of(banked.key) if banked.key is not None else None
         if one_key is not None and tonic is not None:
-            transpose = (one_key - tonic + MOST_SEMITONES - 1) % 12 - MOST_SEMITONES + 1
+            transpose = (one_key - tonic + 5) % 12 - 5  # -5 to 6
         anchor, positive = (BeatWindow(track, first, beats, stems, transpose) for stems in submixes)
         return anchor, positive
     return None
 
 
-def _decoy(bank: StemBank, positive: BeatWindow, in_another_key: float, rng: np.random.Generator) -> BeatWindow:
+def _decoy(
+    bank: StemBank, positive: BeatWindow, in_another_key: float, semitones: int, rng: np.random.Generator
+) -> BeatWindow:
     """A positive in another key, or at another beat: the same sound, where it does not fit."""
     banked = bank.tracks[positive.track]
-    pitched = any(banked.pitched[stem] is not False for stem in positive.stems)
-    if pitched and rng.random() < in_another_key:
-        keys = [
-            key
-            for key in range(-MOST_SEMITONES, MOST_SEMITONES + 1)
-            if key != positive.transpose and abs(key - positive.transpose) <= MOST_SEMITONES
-        ]
+    pitched = any(banked.pitched[stem] for stem in positive.stems)
+    if pitched and semitones and rng.random() < in_another_key:
+        reach = range(-semitones, semitones + 1)
+        keys = [key for key in reach if 0 < abs(key - positive.transpose) <= semitones]
         return BeatWindow(positive.track, positive.first, positive.beats, positive.stems, int(rng.choice(keys)))
     assert banked.grid is not None
     shift = float(rng.choice(BEAT_SHIFTS))

@@ -50,6 +50,7 @@ class DataSettings:
     matched: float = 0.0  # part of the batches that are in beat time: one tempo, each window on a beat
     fewest_beats: int = 4  # of an example in beat time; each batch draws one number for all its examples
     most_beats: int = 10
+    semitones: int = 6  # each pair in beat time is moved up or down by at most so many
     one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
     split_seed: int = 0
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
 from model.grid import BadGrid, Grid, said_grid
-from model.tempo import hear_grid
+from model.hearing import hear_grid, is_pitched
 from model.training.processes import map_in_processes
 from model.truth import FILE, BadTruth, Truth, read_truth
 
@@ -84,7 +84,7 @@ class BankedTrack:
     samples: int
     grid: Grid | None = None  # said by its track.json, or heard; None: no steady tempo
     key: str | None = None  # said, such as "F# minor"
-    pitched: tuple[bool | None, ...] = ()  # of each stem, said; None: not known
+    pitched: tuple[bool, ...] = ()  # whether each stem plays notes: said, or heard
 
 
 def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
@@ -327,7 +327,10 @@ def _decode(
         "beats_s": [] if grid is None else grid.beats_s.tolist(),
         "grid": None if grid is None else grid.source,
         "key": truth.key,
-        "pitched": [truth.pitched.get(name) for name in names],
+        "pitched": [
+            truth.pitched[name] if name in truth.pitched else is_pitched(row)
+            for name, row in zip(names, rows[sounding], strict=True)
+        ],
     }
     return names, np.round(rows[sounding] * 32_767).astype(np.int16), cells[sounding], known, problems
 

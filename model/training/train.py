@@ -271,8 +271,7 @@ class Trainer:
         rng = np.random.default_rng(_mixed(self.recipe.seed, _DRAW, 2**41))
         tracks = rng.permutation(self.validation_tracks)
         drawn = (draw_beat_pair(self.bank, int(track), VALIDATION_BEATS, rng) for track in tracks)
-        pairs = [pair for pair in drawn if pair is not None][: self.recipe.validation_pairs]
-        return [(replace(x, transpose=0), replace(y, transpose=0)) for x, y in pairs]
+        return [pair for pair in drawn if pair is not None][: self.recipe.validation_pairs]
 
     def _resume(self) -> None:
         state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)

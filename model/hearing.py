@@ -1,6 +1,6 @@
-"""Hears a steady tempo and where its beats fall, from the onsets that a CQT's frames show.
+"""What is heard in a clip, from its CQT: a steady tempo with its beats, and whether it plays notes.
 
-For sequenced music, which keeps its tempo: what drifts is said to have none.
+Tempi are heard in sequenced music, which keeps its tempo: what drifts is said to have none.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ LEAST_STEADY = 0.05
 """The mean correlation at a tempo's multiples from which on it counts as steady: noise reaches 0.02, songs 0.06 to 0.87."""
 
 PHASE_STEP_S = 1e-3
+
+NEIGHBOURS = 3
+"""A bin is compared with so many on either side of it."""
+
+LEAST_CONTRAST_DB = 15.0
+"""How far the strongest bin stands above its neighbours, usually, where notes are played: told apart so, 95 % of 330
+rendered stems are right."""
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +77,24 @@ def hear_grid(waveform: Waveform) -> Grid | None:
         return None
     period = float(periods[best])
     return Grid((_phase(onsets, period, frame_s) + np.arange(len(onsets) / period) * period) * frame_s, "heard")
+
+
+def is_pitched(waveform: Waveform) -> bool:
+    """Whether a clip plays notes, so that another key would change it, rather than drums.
+
+    Args:
+        waveform: float32 (samples,) at 16 kHz, longer than the CQT's padding.
+    """
+    with torch.inference_mode():
+        clip = torch.from_numpy(np.ascontiguousarray(waveform))[None]
+        magnitude = _cqt().magnitude(clip)[0, _cqt().settings.bins_per_octave * 2 :].double()  # from 65 Hz on
+    decibels = 20 * torch.log10(magnitude.clamp_min(1e-10))
+    decibels = torch.maximum(decibels, decibels.max() - 60.0)
+    around = torch.nn.functional.pad(decibels.T[:, None], (NEIGHBOURS, NEIGHBOURS), mode="replicate")[:, 0]
+    middle = around.unfold(1, 2 * NEIGHBOURS + 1, 1).median(dim=2).values.T  # (bins, frames)
+    contrast = (decibels - middle).amax(dim=0)
+    power = magnitude.square().sum(dim=0)
+    return float((contrast * power).sum() / power.sum().clamp_min(1e-20)) > LEAST_CONTRAST_DB
 
 
 def _agreement(onsets: NDArray[np.float64], periods: NDArray[np.float64]) -> NDArray[np.float64]:
