@@ -125,6 +125,15 @@ inline Vector sums(Vector (&vectors)[LANES]) {
     }
 }
 
+// Register by register: GCC would have one instruction write zeros to memory, and wait for it.
+template <int ROWS, int VECTORS>
+inline __attribute__((always_inline)) void clear(Vector (&rows)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) rows[r][v] = Vector{};
+}
+
 // rows[r] += weights[r][i * TAPS + t] * inputs[t][v][i], for i < channels.
 template <int TAPS, int ROWS, int VECTORS>
 inline __attribute__((always_inline)) void add_product(
@@ -216,7 +225,8 @@ struct Contract {  // adds to the residual
 
     template <int ROWS>
     void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         add_product<1, ROWS, VECTORS>(
             rows, branch.contract + static_cast<size_t>(first) * inner_channels, inner_channels, inputs, VECTORS * LANES,
             inner_channels);
@@ -239,7 +249,8 @@ struct Compress {  // a convolution without bias into other features
 
     template <int ROWS>
     void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         const size_t stride = static_cast<size_t>(channels) * 3;
         add_product<3, ROWS, VECTORS>(rows, weights + first * stride, stride, inputs, inputs_stride, channels);
         for (int r = 0; r < ROWS; ++r)

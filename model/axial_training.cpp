@@ -153,7 +153,8 @@ struct NormBack {  // gradients before SiLU -> gradients after the norm, and wha
 
     template <int ROWS>
     void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         const size_t stride = static_cast<size_t>(inner_channels) * TAPS;
         add_product<TAPS, ROWS, VECTORS>(rows, spread + first * stride, stride, inputs, inputs_stride, inner_channels);
         for (int r = 0; r < ROWS; ++r) {
@@ -186,7 +187,8 @@ struct CompressBack {  // gradients after the compression -> those before it, ev
     template <int ROWS>
     void run(int first) const {
         const size_t stride = wide;
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         add_product<1, ROWS, VECTORS>(rows, to_even + first * stride, stride, here, inputs_stride, wide);
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < VECTORS; ++v) {
@@ -224,7 +226,8 @@ inline void add_outer(const Side& rows, const Side& columns, float* tiles) {
             for (int r = 0; r < OUTER_ROWS; ++r) left[r] = rows.from + std::min(row + r, rows.count - 1) * rows.stride;
             for (int c = 0; c < OUTER_COLUMNS; ++c)
                 right[c] = columns.from + std::min(column + c, columns.count - 1) * columns.stride;
-            Vector products[LANES] = {};
+            Vector products[OUTER_ROWS][OUTER_COLUMNS];
+            clear(products);
             for (size_t v = 0; v < vectors; ++v) {
                 Vector b[OUTER_COLUMNS];
 #pragma GCC unroll 8
@@ -233,10 +236,13 @@ inline void add_outer(const Side& rows, const Side& columns, float* tiles) {
                 for (int r = 0; r < OUTER_ROWS; ++r) {
                     const Vector a = load(left[r] + row_at[v]);
 #pragma GCC unroll 8
-                    for (int c = 0; c < OUTER_COLUMNS; ++c) products[r * OUTER_COLUMNS + c] += a * b[c];
+                    for (int c = 0; c < OUTER_COLUMNS; ++c) products[r][c] += a * b[c];
                 }
             }
-            store(tiles, load(tiles) + sums(products));
+            Vector lanes[LANES];
+#pragma GCC unroll 16
+            for (int at = 0; at < LANES; ++at) lanes[at] = products[at / OUTER_COLUMNS][at % OUTER_COLUMNS];
+            store(tiles, load(tiles) + sums(lanes));
         }
 }
 
