@@ -241,15 +241,18 @@ class _ByKernel(torch.autograd.Function):
     ) -> Tensor:
         widths, compresses, epsilon = plan
         features, tape = kernel.forward(cqt, factors, widths, compresses, weights, epsilon)
-        ctx.kernel, ctx.plan = kernel, plan
-        ctx.save_for_backward(cqt, factors, tape, *weights)
+        ctx.kernel, ctx.plan, ctx.tape = kernel, plan, tape
+        ctx.save_for_backward(cqt, factors, *weights)
         return features
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cqt, factors, tape, *weights = ctx.saved_tensors
+        cqt, factors, *weights = ctx.saved_tensors
         widths, compresses, epsilon = ctx.plan
+        tape, ctx.tape = ctx.tape, None
+        if tape is None:
+            raise RuntimeError("what the backward pass needs was kept for one only")
         gradients = ctx.kernel.backward(cqt, factors, tape, gradient, widths, compresses, weights, epsilon)
         return None, None, None, None, *gradients
 

@@ -51,7 +51,7 @@ extern "C" int phalar_axial_infer(
     std::vector<std::unique_ptr<Team>> team;
     std::vector<std::unique_ptr<Shared>> shared;
     const size_t room = bins * network.widest(0);
-    std::vector<float> features(2 * room * teams);
+    Floats features(2 * room * teams);
     std::vector<std::unique_ptr<Strip>> strips;
     for (int n = 0; n < teams; ++n) {
         team.push_back(std::make_unique<Team>(together ? threads : 1));

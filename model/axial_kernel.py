@@ -39,6 +39,7 @@ class AxialKernel:
         self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
         self._forward.argtypes = [pointer] * 4 + [*shape, number, pointer, ctypes.c_float, number]
         self._backward.argtypes = [pointer] * 5 + [*shape, number, pointer, ctypes.c_float, number]
+        self._spare_tapes: list[Tensor] = []  # each step would have the system clear the next step's again
 
     def infer(
         self, cqt: Tensor, widths: Sequence[int], compresses: Sequence[bool], weights: Sequence[Tensor], epsilon: float
@@ -87,14 +88,13 @@ class AxialKernel:
             widths, compresses, weights, epsilon: as for `infer`.
 
         Returns:
-            float32, (batch, channels, bins, steps), in memory as that of `infer`; and the tape, float32, (batch,
-            floats).
+            float32, (batch, channels, bins, steps), in memory as that of `infer`; and the tape, float32.
 
         Raises:
             MemoryError: some MB a clip were not to be had.
         """
         out, shape = _result(cqt, widths, compresses), _shape(cqt, widths, compresses)
-        tape = torch.empty(len(cqt), self._tape(*shape[1:], KEPT_FROM))
+        tape = self._take_tape(len(cqt) * self._tape(*shape[1:], KEPT_FROM))
         status = self._forward(
             cqt.data_ptr(), factors.data_ptr(), tape.data_ptr(), out.data_ptr(), *shape, KEPT_FROM, _addresses(weights),
             epsilon, torch.get_num_threads(),
@@ -117,7 +117,7 @@ class AxialKernel:
 
         Args:
             cqt, factors, widths, compresses, weights, epsilon: as given to `forward`.
-            tape: of `forward`.
+            tape: of `forward`, which a later `forward` may write over.
             gradient: float32, (batch, channels, bins, steps): the loss's, with respect to the result of `forward`.
 
         Returns:
@@ -133,8 +133,18 @@ class AxialKernel:
             *_shape(cqt, widths, compresses), KEPT_FROM, _addresses(weights), epsilon, torch.get_num_threads(),
         )  # fmt: skip
         _check(status, cqt)
+        self._spare_tapes.append(tape)
         parts = flat.split([weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+
+    def _take_tape(self, floats: int) -> Tensor:
+        spare = sorted(self._spare_tapes, key=Tensor.numel)
+        for at, tape in enumerate(spare):
+            if tape.numel() >= floats:
+                self._spare_tapes = spare[:at] + spare[at + 1 :]
+                return tape
+        self._spare_tapes = spare[:-1]  # a larger one takes the place of the largest
+        return torch.empty(floats)
 
 
 def _result(cqt: Tensor, widths: Sequence[int], compresses: Sequence[bool]) -> Tensor:

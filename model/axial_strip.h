@@ -14,7 +14,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <vector>
+
+#include <immintrin.h>
 
 namespace {
 
@@ -22,10 +25,23 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int LANES = 16, TILE_VECTORS = 4, TILE_CHANNELS = 6;
 #elif defined(__AVX2__)
-constexpr int LANES = 8, TILE_VECTORS = 2, TILE_CHANNELS = 6;
+constexpr int LANES = 8, TILE_VECTORS = 3, TILE_CHANNELS = 4;
 #else
 #error "needs AVX2 or AVX-512: elsewhere model/axial.py runs its matrix products"
 #endif
+
+// Vectors that lie across two lines of the cache take twice as long to load.
+template <class Number>
+struct InLines {
+    typedef Number value_type;
+    Number* allocate(size_t count) { return static_cast<Number*>(::operator new(count * sizeof(Number), LINE)); }
+    void deallocate(Number* at, size_t) { ::operator delete(at, LINE); }
+    bool operator==(const InLines&) const { return true; }
+    bool operator!=(const InLines&) const { return false; }
+    static constexpr std::align_val_t LINE{64};
+};
+
+typedef std::vector<float, InLines<float>> Floats;
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -35,11 +51,18 @@ inline Vector load(const float* at) { return *reinterpret_cast<const Unaligned*>
 inline void store(float* at, Vector value) { *reinterpret_cast<Unaligned*>(at) = value; }
 inline Vector splat(float value) { return value - Vector{}; }
 
+#if defined(__AVX512F__)
+inline Vector larger(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+inline Vector smaller(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+#else
+inline Vector larger(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+inline Vector smaller(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+#endif
+
 // 1 + exp(-x), with x no lower than -43, where SiLU is zero to any sum, so that two of these can be multiplied.
-inline Vector one_and_exponential(Vector x) {
+inline __attribute__((always_inline)) Vector one_and_exponential(Vector x) {
     const Vector low = splat(-43.0f), high = splat(87.0f), shift = splat(12582912.0f);  // 1.5 * 2^23: rounds to integers
-    x = x > low ? x : low;
-    x = x < high ? x : high;
+    x = smaller(larger(x, low), high);
     const Vector rounded = x * -1.44269504f + shift;
     const Vector whole = rounded - shift;
     const Vector part = x * -1.44269504f - whole;  // -0.5 to 0.5
@@ -53,12 +76,25 @@ inline Vector one_and_exponential(Vector x) {
     return reinterpret_cast<Vector>(reinterpret_cast<Integers>(power) + exponent) + 1.0f;
 }
 
-// A division costs as much as the rest of a SiLU, so two share one.
-inline void silu(Vector& a, Vector& b) {
-    const Vector under_a = one_and_exponential(a), under_b = one_and_exponential(b);
-    const Vector inverse = 1.0f / (under_a * under_b);
-    a *= inverse * under_b;
-    b *= inverse * under_a;
+// 1 / a and 1 / b. A division costs as much as the rest of a SiLU: two share one, or an estimate is made exact to rounding.
+inline __attribute__((always_inline)) void invert(Vector& a, Vector& b) {
+#if defined(__AVX512F__)
+    for (Vector* of : {&a, &b}) {
+        const Vector estimate = _mm512_rcp14_ps(*of);
+        *of = estimate + estimate * (1.0f - *of * estimate);
+    }
+#else
+    const Vector inverse = 1.0f / (a * b), of_a = inverse * b;
+    b = inverse * a;
+    a = of_a;
+#endif
+}
+
+inline __attribute__((always_inline)) void silu(Vector& a, Vector& b) {
+    Vector part_a = one_and_exponential(a), part_b = one_and_exponential(b);
+    invert(part_a, part_b);
+    a *= part_a;
+    b *= part_b;
 }
 
 // Lane l of the result takes two lanes of `a` where l has the bit STEP not set, of `b` where it has.
@@ -87,6 +123,15 @@ inline Vector sums(Vector (&vectors)[LANES]) {
         for (int at = 0; at < STEP; ++at) vectors[at] = halve<STEP>(vectors[at], vectors[at + STEP]);
         return sums<STEP / 2>(vectors);
     }
+}
+
+// Register by register: GCC would have one instruction write zeros to memory, and wait for it.
+template <int ROWS, int VECTORS>
+inline __attribute__((always_inline)) void clear(Vector (&rows)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) rows[r][v] = Vector{};
 }
 
 // rows[r] += weights[r][i * TAPS + t] * inputs[t][v][i], for i < channels.
@@ -180,7 +225,8 @@ struct Contract {  // adds to the residual
 
     template <int ROWS>
     void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         add_product<1, ROWS, VECTORS>(
             rows, branch.contract + static_cast<size_t>(first) * inner_channels, inner_channels, inputs, VECTORS * LANES,
             inner_channels);
@@ -203,7 +249,8 @@ struct Compress {  // a convolution without bias into other features
 
     template <int ROWS>
     void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         const size_t stride = static_cast<size_t>(channels) * 3;
         add_product<3, ROWS, VECTORS>(rows, weights + first * stride, stride, inputs, inputs_stride, channels);
         for (int r = 0; r < ROWS; ++r)
@@ -242,7 +289,7 @@ constexpr int SLOTS = 8;  // rows of inputs after the norm that a tile may need 
 // What threads that work on one clip share. A bin's statistics lie `channels` apart at every stage, so that a thread
 // that is a stage ahead writes over nobody's.
 struct Shared {
-    std::vector<float> means, deviations;
+    Floats means, deviations;
     size_t channels;
     Shared(int bins, int most_channels)
         : means(static_cast<size_t>(bins) * most_channels), deviations(means.size()), channels(most_channels) {}
@@ -259,7 +306,7 @@ enum Axis { ALONG_FREQUENCY, ALONG_TIME, POINTWISE };
 
 // Of each channel: its mean, one over its deviation, and what both and the weights make of a feature.
 struct Norm {
-    std::vector<float> gain, shift, mean, inverse;
+    Floats gain, shift, mean, inverse;
     explicit Norm(int channels) : gain(channels), shift(channels), mean(channels), inverse(channels) {}
 };
 
@@ -490,7 +537,7 @@ private:
     Team& team_;
     const int first_, end_;
     float *features_ = nullptr, *to_ = nullptr;
-    std::vector<float> ring_, halo_, inner_;
+    Floats ring_, halo_, inner_;
     Norm norm_;
     size_t stride_ = 0, slot_ = 0;
     Vector last_{};

@@ -16,6 +16,10 @@
 #include <system_error>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 constexpr int UNIT_VECTORS = 32;  // of positions whose products are summed in registers; more would leave the caches
@@ -79,12 +83,10 @@ struct Plan {
     }
 };
 
-// SiLU, and its slope, of two vectors that share a division.
-inline void silu_and_slope(Vector& a, Vector& b, Vector& slope_a, Vector& slope_b) {
-    const Vector under_a = one_and_exponential(a), under_b = one_and_exponential(b);
-    const Vector inverse = 1.0f / (under_a * under_b);
-    slope_a = inverse * under_b;
-    slope_b = inverse * under_a;
+// SiLU, and its slope.
+inline __attribute__((always_inline)) void silu_and_slope(Vector& a, Vector& b, Vector& slope_a, Vector& slope_b) {
+    slope_a = one_and_exponential(a), slope_b = one_and_exponential(b);
+    invert(slope_a, slope_b);
     a *= slope_a;
     b *= slope_b;
     slope_a += a - a * slope_a;
@@ -151,7 +153,8 @@ struct NormBack {  // gradients before SiLU -> gradients after the norm, and wha
 
     template <int ROWS>
     void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         const size_t stride = static_cast<size_t>(inner_channels) * TAPS;
         add_product<TAPS, ROWS, VECTORS>(rows, spread + first * stride, stride, inputs, inputs_stride, inner_channels);
         for (int r = 0; r < ROWS; ++r) {
@@ -184,7 +187,8 @@ struct CompressBack {  // gradients after the compression -> those before it, ev
     template <int ROWS>
     void run(int first) const {
         const size_t stride = wide;
-        Vector rows[ROWS][VECTORS] = {};
+        Vector rows[ROWS][VECTORS];
+        clear(rows);
         add_product<1, ROWS, VECTORS>(rows, to_even + first * stride, stride, here, inputs_stride, wide);
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < VECTORS; ++v) {
@@ -205,33 +209,50 @@ struct Side {
     int count;
 };
 
-// into[row * row_step + column * column_step] += the product of these channels, summed over all places.
-inline void add_outer(const Side& rows, const Side& columns, float* into, size_t row_step, size_t column_step) {
-    constexpr int COLUMNS = 4, ROWS = LANES / COLUMNS;
+constexpr int OUTER_COLUMNS = 4, OUTER_ROWS = LANES / OUTER_COLUMNS;
+
+inline size_t outer_room(int rows, int columns) {
+    return static_cast<size_t>((rows + OUTER_ROWS - 1) / OUTER_ROWS) * ((columns + OUTER_COLUMNS - 1) / OUTER_COLUMNS) * LANES;
+}
+
+// Adds to `tiles` the product of these channels, summed over all places: OUTER_ROWS x OUTER_COLUMNS numbers to a vector.
+// Rows stay in the first cache: the side that lies across its lines.
+inline void add_outer(const Side& rows, const Side& columns, float* tiles) {
     const size_t vectors = rows.places.size();
     const size_t *row_at = rows.places.data(), *column_at = columns.places.data();
-    for (int row = 0; row < rows.count; row += ROWS)
-        for (int column = 0; column < columns.count; column += COLUMNS) {
-            const float *left[ROWS], *right[COLUMNS];  // over the edge: the last one again
-            for (int r = 0; r < ROWS; ++r) left[r] = rows.from + std::min(row + r, rows.count - 1) * rows.stride;
-            for (int c = 0; c < COLUMNS; ++c) right[c] = columns.from + std::min(column + c, columns.count - 1) * columns.stride;
-            Vector products[LANES] = {};
+    for (int row = 0; row < rows.count; row += OUTER_ROWS)
+        for (int column = 0; column < columns.count; column += OUTER_COLUMNS, tiles += LANES) {
+            const float *left[OUTER_ROWS], *right[OUTER_COLUMNS];  // over the edge: the last one again
+            for (int r = 0; r < OUTER_ROWS; ++r) left[r] = rows.from + std::min(row + r, rows.count - 1) * rows.stride;
+            for (int c = 0; c < OUTER_COLUMNS; ++c)
+                right[c] = columns.from + std::min(column + c, columns.count - 1) * columns.stride;
+            Vector products[OUTER_ROWS][OUTER_COLUMNS];
+            clear(products);
             for (size_t v = 0; v < vectors; ++v) {
-                Vector b[COLUMNS];
+                Vector b[OUTER_COLUMNS];
 #pragma GCC unroll 8
-                for (int c = 0; c < COLUMNS; ++c) b[c] = load(right[c] + column_at[v]);
+                for (int c = 0; c < OUTER_COLUMNS; ++c) b[c] = load(right[c] + column_at[v]);
 #pragma GCC unroll 8
-                for (int r = 0; r < ROWS; ++r) {
+                for (int r = 0; r < OUTER_ROWS; ++r) {
                     const Vector a = load(left[r] + row_at[v]);
 #pragma GCC unroll 8
-                    for (int c = 0; c < COLUMNS; ++c) products[r * COLUMNS + c] += a * b[c];
+                    for (int c = 0; c < OUTER_COLUMNS; ++c) products[r][c] += a * b[c];
                 }
             }
-            const Vector summed = sums(products);
-            for (int r = 0; r < ROWS && row + r < rows.count; ++r)
-                for (int c = 0; c < COLUMNS && column + c < columns.count; ++c)
-                    into[(row + r) * row_step + (column + c) * column_step] += summed[r * COLUMNS + c];
+            Vector lanes[LANES];
+#pragma GCC unroll 16
+            for (int at = 0; at < LANES; ++at) lanes[at] = products[at / OUTER_COLUMNS][at % OUTER_COLUMNS];
+            store(tiles, load(tiles) + sums(lanes));
         }
+}
+
+// The numbers of such tiles, one by one: into[row * row_step + column * column_step].
+inline void spread_tiles(const float* tiles, int rows, int columns, float* into, size_t row_step, size_t column_step) {
+    for (int row = 0; row < rows; row += OUTER_ROWS)
+        for (int column = 0; column < columns; column += OUTER_COLUMNS, tiles += LANES)
+            for (int r = 0; r < std::min(OUTER_ROWS, rows - row); ++r)
+                for (int c = 0; c < std::min(OUTER_COLUMNS, columns - column); ++c)
+                    into[(row + r) * row_step + (column + c) * column_step] = tiles[r * OUTER_COLUMNS + c];
 }
 
 inline float sum_of_lanes(const float* from) {
@@ -263,6 +284,7 @@ public:
         inner_changes_.resize(slots);
         inner_.resize(inner);
         contract_.resize(most * most), spread_.resize(3 * most * most);
+        for (Floats& tiles : tiles_) tiles.resize(outer_room(most, most));
         bias_.resize(most * LANES), sums_.resize(most * LANES), products_.resize(most * LANES);
     }
 
@@ -283,7 +305,8 @@ public:
         float *norm_gain = into, *norm_bias = norm_gain + channels, *spread = norm_bias + channels;
         float *spread_bias = spread + static_cast<size_t>(inner) * channels * TAPS, *contract = spread_bias + inner;
         float* scale = contract + static_cast<size_t>(channels) * inner;
-        std::fill(into, scale + channels, 0.0f);
+        std::fill_n(tiles_[3].begin(), outer_room(channels, inner), 0.0f);
+        for (int tap = 0; tap < TAPS; ++tap) std::fill_n(tiles_[tap].begin(), outer_room(channels, inner), 0.0f);
         for (int i = 0; i < inner; ++i)
             for (int c = 0; c < channels; ++c) {
                 contract_[static_cast<size_t>(i) * channels + c] = branch.contract[static_cast<size_t>(c) * inner + i] * branch.scale[c] * factors[c];
@@ -305,14 +328,12 @@ public:
             for (; at < total; ++at) spread_back<TAPS, REACH, 1>(grid, branch, first, at);
             place(grid, first, end);
             add_outer(
-                {changes_.data(), features_stride_, places_, channels}, {inner_.data(), inner_stride_, packed_, inner}, contract,
-                inner, 1);
+                {changes_.data(), features_stride_, places_, channels}, {inner_.data(), inner_stride_, packed_, inner}, tiles_[3].data());
             for (int tap = 0; tap < TAPS; ++tap) {
                 const std::vector<size_t>& near = REACH ? near_[tap] : near_[1];
                 add_outer(
-                    {inner_changes_.data() + LANES, stride_, inner_places_, inner},
-                    {normed_.data() + LANES + (AXIS == ALONG_TIME ? tap - 1 : 0), stride_, near, channels}, spread + tap,
-                    static_cast<size_t>(channels) * TAPS, TAPS);
+                    {normed_.data() + LANES + (AXIS == ALONG_TIME ? tap - 1 : 0), stride_, near, channels},
+                    {inner_changes_.data() + LANES, stride_, inner_places_, inner}, tiles_[tap].data());
             }
             if (REACH && end == grid.bins) std::fill_n(inner_slot(end), inner_slot_, 0.0f);
             const int until = end == grid.bins ? end : end - REACH, ready_vectors = (until - done) * vectors_;
@@ -322,6 +343,9 @@ public:
             for (; at < ready_vectors; ++at) norm_back<TAPS, REACH, 1>(grid, inner, norms, features, done, at);
             done = std::max(done, until);
         }
+        spread_tiles(tiles_[3].data(), channels, inner, contract, inner, 1);
+        for (int tap = 0; tap < TAPS; ++tap)
+            spread_tiles(tiles_[tap].data(), channels, inner, spread + tap, TAPS, static_cast<size_t>(channels) * TAPS);
         for (int i = 0; i < inner; ++i) spread_bias[i] = sum_of_lanes(&bias_[i * LANES]);
         for (int c = 0; c < channels; ++c) {
             float sum = 0;
@@ -340,7 +364,7 @@ public:
     void compress(const Grid& grid, const Grid& smaller, const float* weights, const float* features, float* into) {
         const int channels = grid.channels, wide = smaller.channels, bins = unit_bins(smaller);
         const size_t half = static_cast<size_t>(smaller.vectors() + 1) * LANES, split_row = channels * 2 * half;
-        std::fill_n(into, static_cast<size_t>(wide) * channels * 3, 0.0f);
+        for (int tap = 0; tap < 3; ++tap) std::fill_n(tiles_[tap].begin(), outer_room(channels, wide), 0.0f);
         float *to_even = contract_.data(), *to_odd = spread_.data();
         for (int c = 0; c < channels; ++c)
             for (int o = 0; o < wide; ++o) {
@@ -366,21 +390,23 @@ public:
             const float* taps[3] = {odd - 1, odd + half, odd};
             for (int tap = 0; tap < 3; ++tap)
                 add_outer(
-                    {inner_changes_.data() + LANES, stride_, inner_places_, wide}, {taps[tap], 2 * half, split_places, channels},
-                    into + tap, static_cast<size_t>(channels) * 3, 3);
+                    {taps[tap], 2 * half, split_places, channels}, {inner_changes_.data() + LANES, stride_, inner_places_, wide},
+                    tiles_[tap].data());
             int at = 0;
             for (; at + TILE_VECTORS <= total; at += TILE_VECTORS) compress_back<TILE_VECTORS>(channels, wide, half, at);
             for (; at < total; ++at) compress_back<1>(channels, wide, half, at);
             for (int bin = first; bin < end; ++bin)
                 join(grid, normed_.data() + (bin - first) * split_row, half, other_.data() + bin * grid.row());
         }
+        for (int tap = 0; tap < 3; ++tap)
+            spread_tiles(tiles_[tap].data(), channels, wide, into + tap, 3, static_cast<size_t>(channels) * 3);
         changes_.swap(other_);
     }
 
     void project(const Grid& grid, const float* cqt, float* into) {
         std::fill_n(sums_.begin(), grid.channels * LANES, 0.0f);
         const int padded = grid.vectors() * LANES;
-        std::vector<float>& row = inner_;
+        Floats& row = inner_;
         std::fill_n(row.begin(), padded, 0.0f);
         for (int bin = 0; bin < grid.bins; ++bin) {
             std::copy_n(cqt + static_cast<size_t>(bin) * grid.frames, grid.frames, row.begin());
@@ -540,7 +566,8 @@ private:
             contract_.data(), spread_.data(), wide, here, next_and_here, stride_, even, odd, 2 * half});
     }
 
-    std::vector<float> changes_, other_, normed_, inner_changes_, inner_, contract_, spread_, bias_, sums_, products_;
+    Floats changes_, other_, normed_, inner_changes_, inner_, contract_, spread_, bias_, sums_, products_;
+    Floats tiles_[4];  // three taps of a convolution, and the contraction
     std::vector<size_t> places_, packed_, inner_places_, near_[3];
     size_t features_stride_ = 0, stride_ = 0, slot_ = 0, inner_slot_ = 0, inner_stride_ = 0;
     int vectors_ = 0, slots_ = 1;
@@ -613,7 +640,7 @@ private:
             if (n == 2) strip_.add_branch<POINTWISE>(stage.grid, branch, plan_.network.epsilon, to);
             float* norms = tape + stage.norms + 4 * n * stage.grid.channels;
             const Norm& norm = strip_.norm();
-            for (const std::vector<float>* part : {&norm.gain, &norm.shift, &norm.mean, &norm.inverse})
+            for (const Floats* part : {&norm.gain, &norm.shift, &norm.mean, &norm.inverse})
                 norms = std::copy_n(part->begin(), stage.grid.channels, norms);
         }
     }
@@ -623,8 +650,20 @@ private:
     Team alone_{1};
     Shared shared_;
     Strip strip_;
-    std::vector<float> scratch_, last_, scale_;
+    Floats scratch_, last_, scale_;
 };
+
+// Fresh memory comes page by page, each with a visit to the system: let it be large ones, where there are any.
+inline void in_large_pages(float* from, size_t floats) {
+#if defined(MADV_HUGEPAGE)
+    constexpr uintptr_t PAGE = 1 << 21;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(from) + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t end = reinterpret_cast<uintptr_t>(from + floats) / PAGE * PAGE;
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)from, (void)floats;
+#endif
+}
 
 // Calls work(thread) in so many threads, or in as many as there are to be had.
 template <class Work>
@@ -659,6 +698,7 @@ extern "C" int phalar_axial_forward(
     const size_t clip_in = static_cast<size_t>(bins) * frames;
     const size_t clip_out = static_cast<size_t>(bins) * plan.result.channels * plan.result.frames;
     threads = std::max(1, std::min(threads, clips));
+    in_large_pages(tape, clips * plan.tape);
     std::vector<std::unique_ptr<Trainee>> trainees;
     for (int n = 0; n < threads; ++n) trainees.push_back(std::make_unique<Trainee>(plan));
     std::atomic<int> next{0};
@@ -684,7 +724,7 @@ extern "C" int phalar_axial_backward(
     struct Place {
         Trainee trainee;
         Backward back;
-        std::vector<float> gradients;
+        Floats gradients;
         explicit Place(const Plan& plan) : trainee(plan), back(plan), gradients(plan.gradients) {}
     };
     std::vector<std::unique_ptr<Place>> places;

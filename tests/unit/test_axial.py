@@ -1,6 +1,7 @@
 """Facts of the axial CNN."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from model.axial import (
 from model.axial_kernel import AxialKernel, built_kernels
 
 INFERENCE_TOLERANCE = 1e-5  # of the largest feature: float32 sums in another order, through thirty branches
+GRADIENT_TOLERANCE = 2e-4  # of a weight's largest gradient: the same, there and back
+LOSS_TOLERANCE = 1e-3  # of the loss, after twenty steps that each follow from the one before
 
 
 @pytest.mark.parametrize(("frames", "steps"), [(104, 4), (151, 5), (501, 16), (1001, 32), (1025, 33)])
@@ -71,10 +74,10 @@ def test_dropout_drops_whole_channels_and_only_in_training() -> None:
 # -- inference against the layers one by one --------------------------------------------------------------------------
 
 
-def learned_backbone(seed: int = 0, depth: int = 5) -> AxialBackbone:
+def learned_backbone(seed: int = 0, depth: int = 5, dropout: float = 0.1) -> AxialBackbone:
     """A backbone none of whose weights is at its starting constant."""
     torch.manual_seed(seed)
-    backbone = AxialBackbone(channels=8, growth=1.5, depth=depth, dropout=0.1).eval()
+    backbone = AxialBackbone(channels=8, growth=1.5, depth=depth, dropout=dropout).eval()
     with torch.no_grad():
         for parameter in backbone.parameters():
             if parameter.ndim < 2:
@@ -158,3 +161,115 @@ def test_kernel_gives_the_same_bits_in_any_batch_and_for_any_threads(kernel: Axi
 def test_inference_takes_weights_that_the_kernel_cannot() -> None:
     backbone, cqt = learned_backbone(depth=1).double(), torch.randn(1, 5, 40, dtype=torch.float64)
     assert_equal_to_the_layers(backbone.infer(cqt), backbone, cqt)
+
+
+# -- training against the layers one by one ---------------------------------------------------------------------------
+
+
+def gradients(
+    backbone: AxialBackbone, forward: Callable[[torch.Tensor], torch.Tensor], cqt: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Of a loss that weighs every feature otherwise, and the features themselves."""
+    backbone.zero_grad()
+    torch.manual_seed(1)
+    features = forward(cqt)
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))
+    (features * weights).sum().backward()
+    return {"features": features.detach()} | {
+        name: weight.grad.clone() for name, weight in backbone.named_parameters() if weight.grad is not None
+    }
+
+
+def assert_gradients_equal_the_layers(kernel: AxialKernel, backbone: AxialBackbone, cqt: torch.Tensor) -> None:
+    expected = gradients(backbone, backbone.forward_by_layers, cqt)
+    ours = gradients(backbone, lambda cqt: backbone.forward_by_kernel(kernel, cqt), cqt)
+    assert len(expected) == 1 + len(list(backbone.parameters()))
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).abs().max() <= GRADIENT_TOLERANCE * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("frames", [31, 104, 151, 501, 512])
+def test_kernel_gives_the_gradients_of_the_layers(kernel: AxialKernel, frames: int, dropout: float) -> None:
+    backbone = learned_backbone(dropout=dropout).train()
+    assert_gradients_equal_the_layers(kernel, backbone, torch.randn(3, 13, frames))
+
+
+@pytest.mark.parametrize(("channels", "growth", "depth", "bins"), [(1, 1.0, 1, 1), (3, 2.5, 2, 5), (17, 1.1, 3, 96)])
+def test_kernel_gives_the_gradients_of_any_configuration(
+    kernel: AxialKernel, channels: int, growth: float, depth: int, bins: int
+) -> None:
+    torch.manual_seed(0)
+    backbone = AxialBackbone(channels, growth, depth, dropout=0.1).train()
+    assert_gradients_equal_the_layers(kernel, backbone, torch.randn(2, bins, 33))
+
+
+def test_kernel_gives_the_same_bits_of_gradients_for_any_threads(kernel: AxialKernel) -> None:
+    backbone, cqt = learned_backbone().train(), torch.randn(7, 11, 301)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = gradients(backbone, lambda cqt: backbone.forward_by_kernel(kernel, cqt), cqt)
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            again = gradients(backbone, lambda cqt: backbone.forward_by_kernel(kernel, cqt), cqt)
+            assert all(torch.equal(again[name], gradient) for name, gradient in expected.items())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_kernel_learns_as_the_layers_do(kernel: AxialKernel) -> None:
+    cqt, wanted = torch.randn(6, 12, 120), torch.randn(6, 60, 12, 4)
+    losses: list[list[float]] = []
+    for by_kernel in (False, True):
+        backbone = learned_backbone().train()
+        optimiser = torch.optim.AdamW(backbone.parameters(), 1e-3)
+        torch.manual_seed(3)
+        losses.append([])
+        for _ in range(20):
+            features = backbone.forward_by_kernel(kernel, cqt) if by_kernel else backbone.forward_by_layers(cqt)
+            loss = (features - wanted).square().mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses[-1].append(loss.item())
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=LOSS_TOLERANCE)
+
+
+def test_two_passes_of_kernel_at_once_keep_apart(kernel: AxialKernel) -> None:
+    backbone, cqt = learned_backbone().train(), torch.randn(4, 9, 104)
+
+    def in_passes(cqt: torch.Tensor) -> torch.Tensor:
+        return torch.cat([backbone.forward_by_kernel(kernel, part) for part in cqt.split(2)])
+
+    first = gradients(backbone, in_passes, cqt)
+    gradients(backbone, in_passes, torch.randn(4, 9, 201))  # leaves larger tapes behind
+    again = gradients(backbone, in_passes, cqt)
+    assert all(torch.equal(again[name], gradient) for name, gradient in first.items())
+    layers = gradients(
+        backbone, lambda cqt: torch.cat([backbone.forward_by_layers(part) for part in cqt.split(2)]), cqt
+    )
+    for name, gradient in layers.items():
+        assert (first[name] - gradient).abs().max() <= GRADIENT_TOLERANCE * gradient.abs().max(), name
+
+
+def test_kernel_goes_back_once(kernel: AxialKernel) -> None:
+    loss = learned_backbone(depth=1).forward_by_kernel(kernel, torch.randn(1, 5, 40)).sum()
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="one only"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_training_takes_what_the_kernel_cannot() -> None:
+    cqt = torch.randn(1, 5, 40, requires_grad=True)
+    learned_backbone(depth=1)(cqt).sum().backward()  # type: ignore[no-untyped-call]
+    assert cqt.grad is not None
+    backbone = learned_backbone(depth=1).double()
+    backbone(torch.randn(1, 5, 40, dtype=torch.float64)).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is not None for weight in backbone.parameters())
+
+
+def test_training_goes_by_the_kernel_where_one_is_built(kernel: AxialKernel) -> None:
+    features = learned_backbone(depth=1)(torch.randn(1, 5, 40))
+    assert type(features.grad_fn).__name__ == "_ByKernelBackward"
