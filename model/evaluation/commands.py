@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
     from rich.table import Table
 
     from model.evaluation.systems import System
@@ -61,6 +61,9 @@ def retrieval(
     pairs_per_track: Annotated[int, typer.Option(min=1)] = 4,
     most_pairs: Annotated[int | None, typer.Option(min=2, help="In all, where scores are dear.")] = None,
     time: Annotated[bool, typer.Option(help="Also: other windows of the same track, and small delays.")] = True,
+    matched: Annotated[
+        bool, typer.Option(help="Also in beat time: every clip at one tempo, each window on a beat of its song.")
+    ] = False,
     system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
@@ -71,9 +74,10 @@ def retrieval(
 ) -> None:
     """How often an anchor's best candidate is its own positive, among positives of other tracks.
 
-    Example: phalar evaluate retrieval --stems ~/stems --candidates 8,16,64
+    Example: phalar evaluate retrieval --stems ~/stems --candidates 8,16,64 --matched
     """
     from model.audio import ClipTooShort
+    from model.evaluation.matched import evaluate_matched
     from model.evaluation.retrieval import RetrievalSettings, TooFewTracks, evaluate_retrieval
     from model.training.heard import heard_of
     from model.training.stems import split_of
@@ -90,19 +94,23 @@ def retrieval(
     names = [track.name for track in bank.tracks]
     chosen = [at for at, name in enumerate(names) if split is SplitChoice.all or split_of(name) == split.value]
     with _progress() as progress:
-        task = progress.add_task("windows", total=None)
+        tasks = [progress.add_task(how, total=None) for how in (("as recorded", "matched") if matched else ("windows",))]
+
+        def said_of(task: TaskID) -> Callable[[int, int], None]:
+            return lambda done, most: progress.update(task, completed=done, total=most)
+
+        answer = {"system": system, "checkpoint": checkpoint, "split": split.value}
         try:
-            result = evaluate_retrieval(
-                measured, bank, chosen, settings, lambda done, most: progress.update(task, completed=done, total=most)
-            )
-        except (TooFewTracks, ClipTooShort) as error:
+            answer |= evaluate_retrieval(measured, bank, chosen, settings, said_of(tasks[0])).as_dict()
+            if matched:
+                answer |= evaluate_matched(measured, bank, chosen, settings, said_of(tasks[1])).as_dict()
+        except (TooFewTracks, ClipTooShort, ModuleNotFoundError) as error:
             _fail(str(error))
-    answer = {"system": system, "checkpoint": checkpoint, "split": split.value} | result.as_dict()
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     notes = getattr(measured, "notes", None)  # a system that was not trained here has none
     heard = None if notes is None else heard_of(notes, (names[at] for at in chosen))
     answer["heard"] = None if heard is None else heard.tracks
-    said = [*answer["notes"], *([f"Of the model: {heard}."] if heard is not None else [])]
+    said = [*answer["notes"], *answer.get("matched_notes", []), *([f"Of the model: {heard}."] if heard is not None else [])]
     show_answer(answer, retrieval_tables(answer), as_json, page, section, said)
 
 
@@ -232,6 +240,17 @@ def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
         for delay_ms, row in answer["delays"].items():
             shares = _cells(row, "share_lower") if "share_lower" in row else ["", "", "", ""]
             tables[-1].add_row(f"{delay_ms} ms", f"{row['score']:.3f}", *shares)
+    if "matched" in answer:
+        tables.append(_table("Matched: all at 120 BPM, on the beat", "candidates", "accuracy", "95 %", "chance", "pairs"))
+        for count, share in answer["matched"].items():
+            tables[-1].add_row(count, *_cells(share, "accuracy"))
+        changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys"].items()}
+        changes |= {f"late by a {name}": row for name, row in answer["late"].items()}
+        if changes:
+            columns = ("the positive", "mean score", "lower than as it is", "95 %", "chance", "pairs")
+            tables.append(_table("Matched: the positive in another key, or late", *columns))
+            for change, row in changes.items():
+                tables[-1].add_row(change, f"{row['score']:.3f}", *_cells(row | {"chance": 0.5}, "share_lower"))
     return tables
 
 

@@ -43,26 +43,34 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
         answers: the JSON of `phalar evaluate retrieval`, by the name that the row gets.
 
     Returns:
-        A table with a column for each count of candidates, for other windows of the same track, and for a delay of
-        250 ms, all with 95 % intervals; its second row says what chance gives. Below, who heard some of the tracks in
+        A table with a column for each count of candidates, as recorded and, where measured, matched; for another key,
+        other windows of the same track, and a delay of 250 ms; all with 95 % intervals; its second row says what chance gives. Below, who heard some of the tracks in
         training, where that is known.
 
     Raises:
         ValueError: no answer, or answers that were not measured on the same tracks, pairs and counts of candidates.
     """
-    alike = ("tracks", "pairs", "seconds", "seed", "split")
-    measured = {tuple([tuple(answer["candidates"]), *map(answer.get, alike)]) for answer in answers.values()}
+    alike = ("tracks", "pairs", "seconds", "seed", "split", "matched_tracks")
+    measured = {
+        tuple([tuple(answer["candidates"]), tuple(answer.get("matched", ())), *map(answer.get, alike)])
+        for answer in answers.values()
+    }
     if len(measured) != 1:
         raise ValueError(f"a table needs answers of one measurement, not of {len(measured)}")
     first = next(iter(answers.values()))
     columns: dict[str, tuple[str, tuple[str, ...]]] = {
         f"K = {count}": ("accuracy", ("candidates", count)) for count in first["candidates"]
     }
+    columns |= {
+        f"matched, K = {count}": ("accuracy", ("matched", count)) for count in first.get("matched", ())
+    }
+    if "1" in first.get("keys", ()):
+        columns["lower a semitone up"] = ("share_lower", ("keys", "1"))
     if first["time"] is not None:
         columns["own other windows"] = ("accuracy", ("time",))
     if "250" in first["delays"]:
         columns["lower at 250 ms"] = ("share_lower", ("delays", "250"))
-    rows = [["chance", *(f"{_at(first, path)['chance']:.1%}" for _, path in columns.values())]]
+    rows = [["chance", *(f"{_at(first, path).get('chance', 0.5):.1%}" for _, path in columns.values())]]
     for name, answer in answers.items():
         rows.append([name, *(_share(_at(answer, path), value) for value, path in columns.values())])
     heard = {name: answer["heard"] for name, answer in answers.items() if answer.get("heard") is not None}

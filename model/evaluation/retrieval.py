@@ -214,7 +214,7 @@ def evaluate_retrieval(
     """
     settings = settings or RetrievalSettings()
     pairs, notes = draw_pairs(bank, tracks, settings)
-    pieces = np.array([piece_of(bank.tracks[pair.track].name) for pair in pairs], dtype=np.str_)
+    pieces = pieces_of(bank, [pair.track for pair in pairs])
     used = len({pair.track for pair in pairs})
     if len(set(pieces)) < 2:
         raise TooFewTracks(used, len(tracks))
@@ -227,17 +227,9 @@ def evaluate_retrieval(
     def share(holds: NDArray[np.floating[Any]], of: Sequence[int], chance: float) -> Share:
         return Share(*mean_with_interval(holds, pieces[list(of)], settings.seed), chance, len(holds))
 
-    scores = _all_scores(system, anchors, positives)
-    beaten, allowed = shares_beaten(scores, np.array([pair.track for pair in pairs]), pieces)
-    largest = int(allowed.sum(axis=1).min()) + 1
-    candidates = {}
-    for wanted in settings.n_candidates:
-        count = min(wanted, largest)
-        if count < wanted:
-            notes.append(
-                f"{wanted} candidates need {wanted - 1} other tracks; there are {largest - 1}: {count} instead"
-            )
-        candidates[count] = share(odds_all_beaten(beaten, allowed, count - 1), range(len(pairs)), 1 / count)
+    scores = all_scores(system, anchors, positives)
+    candidates, few = candidate_shares(scores, np.array([pair.track for pair in pairs]), pieces, settings)
+    notes += few
     time = None
     if others:
         variants = embedder.scores_beside(anchors, positives, others)
@@ -269,17 +261,43 @@ def draw_pairs(bank: StemBank, tracks: Sequence[int], settings: RetrievalSetting
     of_track: list[list[Example]] = []
     notes: list[str] = []
     for track in tracks:
-        rng = _rng(settings.seed, bank.tracks[track].name)
+        rng = draw_rng(settings.seed, bank.tracks[track].name)
         drawn = [draw_example(bank, track, settings.samples, rng) for _ in range(settings.pairs_per_track)]
         of_track.append([pair for pair in drawn if pair is not None])
         if not of_track[-1]:
             notes.append(f"{bank.tracks[track].name}: no window of {settings.seconds:g} s in which two stems sound")
     if settings.most_pairs is not None:  # then not every track may have its turn: which ones, the seed says
-        order = np.random.default_rng(settings.seed).permutation(len(of_track))
+        order = np.random.defaultdraw_rng(settings.seed).permutation(len(of_track))
         of_track = [of_track[place] for place in order]
     rounds = range(settings.pairs_per_track)
     pairs = [pairs[turn] for turn in rounds for pairs in of_track if turn < len(pairs)]
     return pairs[: settings.most_pairs], notes
+
+
+def pieces_of(bank: StemBank, tracks: Sequence[int]) -> NDArray[np.str_]:
+    """Which piece each of some tracks is a rendering of."""
+    return np.array([piece_of(bank.tracks[track].name) for track in tracks], dtype=np.str_)
+
+
+def candidate_shares(
+    scores: NDArray[np.floating[Any]],
+    tracks: NDArray[np.int64],
+    pieces: NDArray[np.str_],
+    settings: RetrievalSettings,
+) -> tuple[dict[int, Share], list[str]]:
+    """The accuracy by number of candidates, and which numbers there were too few tracks for; as `shares_beaten`."""
+    beaten, allowed = shares_beaten(scores, tracks, pieces)
+    largest = int(allowed.sum(axis=1).min()) + 1
+    candidates, notes = {}, []
+    for wanted in settings.n_candidates:
+        count = min(wanted, largest)
+        if count < wanted:
+            notes.append(
+                f"{wanted} candidates need {wanted - 1} other tracks; there are {largest - 1}: {count} instead"
+            )
+        odds = odds_all_beaten(beaten, allowed, count - 1)
+        candidates[count] = Share(*mean_with_interval(odds, pieces, settings.seed), 1 / count, len(odds))
+    return candidates, notes
 
 
 def shares_beaten(
@@ -362,7 +380,7 @@ def _other_windows(bank: StemBank, pairs: Sequence[Example], settings: Retrieval
         starts = np.arange(pair.start % ACTIVITY_HOP, banked.samples - settings.samples + 1, ACTIVITY_HOP)
         starts = starts[np.abs(starts - pair.start) >= APART_S * SAMPLE_RATE]
         cuts: list[Cut] = []
-        for start in _rng(settings.seed, f"{banked.name} {pair.start}").permutation(starts):
+        for start in draw_rng(settings.seed, f"{banked.name} {pair.start}").permutation(starts):
             if bank.audible(pair.track, int(start), settings.samples)[list(pair.positive)].all():
                 cuts.append(Cut(pair.track, int(start), pair.positive))
                 if len(cuts) == settings.other_windows:
@@ -383,7 +401,7 @@ def _delayed(pairs: Sequence[Example], settings: RetrievalSettings) -> dict[int,
     }
 
 
-def _all_scores(system: System, anchors: Tensor, positives: Tensor) -> NDArray[np.float32]:
+def all_scores(system: System, anchors: Tensor, positives: Tensor) -> NDArray[np.float32]:
     blocks = [system.score(some, positives).float().cpu().numpy() for some in torch.split(anchors, ANCHORS_PER_BLOCK)]
     return np.concatenate(blocks)
 
@@ -393,5 +411,5 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[at : at + size]
 
 
-def _rng(seed: int, name: str) -> np.random.Generator:
+def draw_rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])

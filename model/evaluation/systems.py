@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
+
+from model.audio import SAMPLE_RATE
+from model.cqt import BeatClips, ScaledCQT
+from model.phalar import PhalarConfig
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "default.safetensors"
 """The model that we ship."""
 
-BASELINES = ("cocola", "clap", "mert", "cdpam", "visqol")
+BASELINES = ("chroma", "cocola", "clap", "mert", "cdpam", "visqol")
 """Modules of `model.evaluation.baselines`; each has `load(checkpoint, device) -> System`."""
 
 SYSTEMS = ("phalar", *BASELINES)
@@ -27,6 +32,45 @@ class System(Protocol):
     def score(self, x: Tensor, y: Tensor) -> Tensor:
         """The score of all against all, float32 (n, m), higher is better."""
         ...
+
+
+def embed_in_beat_time(system: System, clips: BeatClips) -> Tensor:
+    """Embed clips as if each were played at 120 BPM and in another key.
+
+    Phalar moves what its CQT shows. Whatever reads waveforms, or a spectrogram in which no key can be moved, gets the
+    audio stretched and transposed.
+
+    Raises:
+        ModuleNotFoundError: stretching needs a package that is not installed; the message names the extra.
+    """
+    if isinstance(getattr(system, "cqt", None), ScaledCQT):
+        return cast(Any, system).in_beat_time(clips)
+    return system.embed(stretched(clips))
+
+
+def stretched(clips: BeatClips) -> Tensor:
+    """The clips' audio in beat time, by Signalsmith's stretch: float32 (n, samples).
+
+    Raises:
+        ModuleNotFoundError: python-stretch is not installed.
+    """
+    try:
+        from python_stretch import Signalsmith
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "beat time needs python-stretch: pip install 'phalar-retrieval[evaluation]'"
+        ) from error
+    hop = PhalarConfig().hop
+    wanted = (clips.places.shape[1] - 1) * hop
+    rows = []
+    for waveform, samples, semitones in zip(clips.waveforms, clips.samples, clips.transpose, strict=True):
+        stretch = Signalsmith.Stretch()
+        stretch.preset(1, SAMPLE_RATE)
+        stretch.setTransposeSemitones(float(semitones))
+        stretch.timeFactor = float(samples) / wanted
+        played = stretch.process(waveform[: int(samples)].cpu().numpy()[None].copy())[0]
+        rows.append(torch.nn.functional.pad(torch.from_numpy(played[:wanted]), (0, max(0, wanted - len(played)))))
+    return torch.stack(rows).to(clips.waveforms.device)
 
 
 class UnknownSystem(ValueError):

@@ -1,0 +1,196 @@
+"""The retrieval protocol without tempo: every clip at 120 BPM, each window on a beat of its own song.
+
+The paper's protocol lets a detector of tempo do well, for its negatives come from songs at other tempi. Here an anchor
+must find its positive among clips of one tempo; what is left is harmony and groove. Beside it: does the same pair score
+lower in another key, or a part of a beat late?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.evaluation.retrieval import (
+    RetrievalSettings,
+    Share,
+    TooFewTracks,
+    all_scores,
+    candidate_shares,
+    draw_rng,
+    mean_with_interval,
+    pieces_of,
+)
+from model.evaluation.systems import System, embed_in_beat_time
+from model.grid import BEAT_TIME_BPM
+from model.training.batches import BeatWindow, beat_clips, draw_beat_pair
+from model.training.stems import StemBank, on_device
+
+KEYS = (1, -1, 2, -2, 3, 5, 6)
+"""Semitones that the positive is moved by: up, or down where negative."""
+
+LATE = {"sixteenth": 0.25, "eighth": 0.5, "beat": 1.0}
+"""Beats that the positive is late by."""
+
+
+class NoBeats(TooFewTracks):
+    """Fewer than two pieces have a steady tempo and a pair on their beats."""
+
+    def __init__(self, usable: int, given: int) -> None:
+        ValueError.__init__(
+            self,
+            f"{usable} of {given} tracks have a steady tempo and a window on their beats in which two stems sound; two "
+            "are needed, of different pieces",
+        )
+        self.usable = usable
+        self.given = given
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The positive changed: its mean score, and for how many pairs that is lower than unchanged."""
+
+    score: float
+    lower: Share
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; blind guessing would be lower for half of the pairs."""
+        shares = self.lower.as_dict("share_lower")
+        del shares["chance"]
+        return {"score": self.score} | shares
+
+
+@dataclass(frozen=True)
+class MatchedResult:
+    """What one system reached on one set of tracks, tempo apart."""
+
+    beats: int
+    tracks: int
+    pairs: int
+    candidates: dict[int, Share]  # by n_candidates
+    keys: dict[int, Changed]  # by semitones; over pairs whose positive is pitched
+    late: dict[str, Changed]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, beside `RetrievalResult.as_dict`."""
+        return {
+            "matched": {str(count): share.as_dict("accuracy") for count, share in self.candidates.items()},
+            "keys": {str(semitones): changed.as_dict() for semitones, changed in self.keys.items()},
+            "late": {name: changed.as_dict() for name, changed in self.late.items()},
+            "matched_tracks": self.tracks,
+            "matched_notes": list(self.notes),
+        }
+
+
+@torch.no_grad()
+def evaluate_matched(
+    system: System,
+    bank: StemBank,
+    tracks: Sequence[int],
+    settings: RetrievalSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MatchedResult:
+    """Measure how often an anchor's best candidate is its own positive, all of them at one tempo and on their beats.
+
+    As `evaluate_retrieval`, of windows that last `settings.seconds` in beat time. Tempi are folded into one octave. A
+    track whose grid is neither said nor heard is left out, and named.
+
+    Args:
+        system: what is measured.
+        bank: of the stems.
+        tracks: to measure on, by their place in the bank.
+        settings: None: the defaults; without `delays_ms` nothing is changed, only candidates are counted.
+        progress: called with windows embedded and, in all, to be embedded.
+
+    Raises:
+        NoBeats: fewer than two pieces have a pair.
+    """
+    settings = settings or RetrievalSettings()
+    beats = round(settings.seconds * BEAT_TIME_BPM / 60)
+    pairs, notes = _draw_pairs(bank, tracks, beats, settings)
+    pieces = pieces_of(bank, [anchor.track for anchor, _ in pairs])
+    if len(set(pieces)) < 2:
+        raise NoBeats(len({anchor.track for anchor, _ in pairs}), len(tracks))
+    pitched = [place for place, (_, positive) in enumerate(pairs) if _is_pitched(bank, positive)]
+    changed: dict[Any, tuple[list[int], list[BeatWindow]]] = {}
+    if settings.delays_ms:
+        for semitones in KEYS:
+            changed[semitones] = pitched, [replace(pairs[place][1], transpose=semitones) for place in pitched]
+        for name, late in LATE.items():
+            # Cut that much earlier, so that no silence tells it.
+            windows = {place: replace(x, first=x.first - late) for place, (_, x) in enumerate(pairs)}
+            inside = [place for place, window in windows.items() if _begins_inside(bank, window)]
+            changed[name] = inside, [windows[place] for place in inside]
+    most = 2 * len(pairs) + sum(len(windows) for _, windows in changed.values())
+    samples = on_device(bank, torch.device("cpu"))
+    done = 0
+
+    def embed(windows: Sequence[BeatWindow]) -> Tensor:
+        nonlocal done
+        parts = []
+        for at in range(0, len(windows), settings.batch):
+            some = windows[at : at + settings.batch]
+            parts.append(embed_in_beat_time(system, beat_clips(bank, samples, some)))
+            done += len(some)
+            if progress is not None:
+                progress(done, most)
+        return torch.cat(parts)
+
+    anchors, positives = (embed(side) for side in zip(*pairs, strict=True))
+    scores = all_scores(system, anchors, positives)
+    on_tracks = np.array([anchor.track for anchor, _ in pairs])
+    candidates, few = candidate_shares(scores, on_tracks, pieces, settings)
+    in_place = np.diag(scores)
+
+    def measured(name: int | str) -> Changed:
+        places, windows = changed[name]
+        others = embed(windows)
+        moved: NDArray[np.float32] = np.array(
+            [float(system.score(anchors[place : place + 1], others[row : row + 1])) for row, place in enumerate(places)]
+        )
+        lower = (moved < in_place[places]).astype(np.float64)
+        share = Share(*mean_with_interval(lower, pieces[places], settings.seed), 0.5, len(places))
+        return Changed(float(moved.mean()), share)
+
+    keys = {semitones: measured(semitones) for semitones in KEYS if pitched and semitones in changed}
+    late = {name: measured(name) for name in LATE if name in changed and changed[name][0]}
+    used = len({anchor.track for anchor, _ in pairs})
+    return MatchedResult(beats, used, len(pairs), candidates, keys, late, (*notes, *few))
+
+
+def _draw_pairs(
+    bank: StemBank, tracks: Sequence[int], beats: int, settings: RetrievalSettings
+) -> tuple[list[tuple[BeatWindow, BeatWindow]], list[str]]:
+    """One pair of every track, then a second of every track, and so on; each track's follow from its name and the seed."""
+    of_track: list[list[tuple[BeatWindow, BeatWindow]]] = []
+    notes: list[str] = []
+    for track in tracks:
+        banked = bank.tracks[track]
+        if banked.grid is None:
+            notes.append(f"{banked.name}: no steady tempo")
+            continue
+        rng = draw_rng(settings.seed, banked.name)
+        drawn = [draw_beat_pair(bank, track, beats, rng) for _ in range(settings.pairs_per_track)]
+        of_track.append([pair for pair in drawn if pair is not None])
+        if not of_track[-1]:
+            notes.append(f"{banked.name}: no window of {beats} beats in which two stems sound")
+    if settings.most_pairs is not None:
+        order = np.random.default_rng(settings.seed).permutation(len(of_track))
+        of_track = [of_track[place] for place in order]
+    pairs = [pairs[turn] for turn in range(settings.pairs_per_track) for pairs in of_track if turn < len(pairs)]
+    return pairs[: settings.most_pairs], notes
+
+
+def _is_pitched(bank: StemBank, window: BeatWindow) -> bool:
+    return any(bank.tracks[window.track].pitched[stem] for stem in window.stems)
+
+
+def _begins_inside(bank: StemBank, window: BeatWindow) -> bool:
+    grid = bank.tracks[window.track].grid
+    return grid is not None and float(grid.seconds_at(np.array(window.first))) >= 0
