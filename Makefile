@@ -78,7 +78,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/run.stamp: .venv/python.stamp pyproject.toml setup.py model/axial_kernel.cpp constraints.txt
+.venv/run.stamp: .venv/python.stamp pyproject.toml setup.py $(wildcard model/*.cpp model/*.h) constraints.txt
 	@echo "Installing (the first time takes a few minutes) ..."
 	$(PIP) --editable '.[cpu]'
 	@touch $@

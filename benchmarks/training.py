@@ -1,7 +1,8 @@
-"""Time of a training step, and of the plain version it replaced: `python -m benchmarks.training --stems DIR`.
+"""Time of a training step, and of the versions it replaced: `python -m benchmarks.training --stems DIR`.
 
-Plain: every example's stems are decoded from disk, nnAudio's CQT, the whole batch through the network at once. Both
-take the same examples, weights, loss and optimisers, in turn, in one process. The table is for docs/performance.md.
+Layers: the axial CNN by torch's own layers in place of the compiled kernel. Plain: those, and every example's stems are
+decoded from disk, nnAudio's CQT, the whole batch through the network at once. All take the same examples, weights, loss
+and optimisers, in turn, in one process. The table is for docs/performance.md.
 """
 
 import platform
@@ -83,21 +84,26 @@ def main() -> None:
 def compare(
     recipe: Recipe, bank: StemBank, files: dict[str, TrackFiles], length: int, device: torch.device, repeats: int
 ) -> str:
-    """The table: seconds of each part of a step, ours and plain, and their ratio."""
+    """The table: seconds of each part of a step, and how many times ours the other ways take."""
     torch.manual_seed(0)
     model = Phalar().to(device).train()
     plain_transform = plain_cqt(SETTINGS).to(device)
     muon, adam = optimisers(model, recipe.optimiser)
     samples = on_device(bank, device)
 
-    def ours(clips: Tensor) -> Tensor:
+    def in_passes(embed: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         half = recipe.precision == "bfloat16" and device.type == "cuda"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            return torch.cat([model(part) for part in torch.split(clips, recipe.clips_per_pass or len(clips))])
+            return torch.cat([embed(part) for part in torch.split(clips, recipe.clips_per_pass or len(clips))])
+
+    def by_layers(cqt: Tensor) -> Tensor:
+        return model.head(model.pooling(model.backbone.forward_by_layers(cqt)))
 
     def plain(clips: Tensor) -> Tensor:
-        cqt = scale_decibels(plain_transform(clips), model.config.dynamic_range_db)
-        return model.head(model.pooling(model.backbone(cqt)))
+        return by_layers(scale_decibels(plain_transform(clips), model.config.dynamic_range_db))
+
+    def from_memory(examples: list[Example]) -> Tensor:
+        return torch.cat(mix_examples(bank, samples, examples, length))
 
     def step(number: int, load: Callable[[list[Example]], Tensor], embed: Callable[[Tensor], Tensor]) -> list[float]:
         examples = draw_examples(bank, range(len(bank.tracks)), recipe.batch, length, np.random.default_rng(number))
@@ -116,7 +122,8 @@ def compare(
         return [later - earlier for earlier, later in pairwise(times)]
 
     ways = {
-        "ours": (lambda examples: torch.cat(mix_examples(bank, samples, examples, length)), ours),
+        "ours": (from_memory, lambda clips: in_passes(model, clips)),
+        "layers": (from_memory, lambda clips: in_passes(lambda part: by_layers(model.cqt(part)), clips)),
         "plain": (lambda examples: from_disk(bank, files, examples, length).to(device), plain),
     }
     taken: dict[str, list[list[float]]] = {name: [] for name in ways}
@@ -125,19 +132,15 @@ def compare(
             parts = step(number, load, embed)
             if number:  # the first of each only warms up
                 taken[name].append(parts)
-    median = {name: np.median(np.array(rows), axis=0) for name, rows in taken.items()}
+    seconds = {
+        name: [*np.median(np.array(rows), axis=0), np.median(np.array(rows).sum(axis=1))]
+        for name, rows in taken.items()
+    }
     rows = [
-        [
-            part,
-            f"{median['ours'][at]:.3f}",
-            f"{median['plain'][at]:.3f}",
-            f"{median['plain'][at] / median['ours'][at]:.1f}",
-        ]
-        for at, part in enumerate(PARTS)
+        [part, f"{ours:.3f}", *(text for other in others for text in (f"{other:.3f}", f"{other / ours:.1f}"))]
+        for part, ours, *others in zip((*PARTS, "step"), *seconds.values(), strict=True)
     ]
-    totals = {name: float(np.median(np.array(rows).sum(axis=1))) for name, rows in taken.items()}
-    rows.append(["step", f"{totals['ours']:.3f}", f"{totals['plain']:.3f}", f"{totals['plain'] / totals['ours']:.1f}"])
-    return markdown_table(["part", "ours, s", "plain, s", "ratio"], rows)
+    return markdown_table(["part", "ours, s", "layers, s", "ratio", "plain, s", "ratio"], rows)
 
 
 def now(device: torch.device) -> float:
