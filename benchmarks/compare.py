@@ -63,7 +63,7 @@ def main() -> None:
             answer = home / f"{section}.json"
             if not answer.is_file():
                 options = ["--stems", str(stems), "--split", split, "--pairs-per-track", str(arguments.pairs_per_track)]
-                options += ["--checkpoint", str(home / "model.safetensors"), *common]
+                options += ["--checkpoint", str(home / "model.safetensors"), "--matched", *common]
                 answer.write_text(phalar("evaluate", "retrieval", *options, "--json"), encoding="utf-8")
             measured[section][recipe] = json.loads(answer.read_text(encoding="utf-8"))
         for section, answers in measured.items():

@@ -41,8 +41,12 @@ def trained(checkpoint: Path) -> dict[str, str]:
 
 
 def retrieval_cells(answer: dict[str, Any]) -> dict[str, str]:
-    ((count, share),) = answer["candidates"].items()
-    return {f"K = {count}": f"{share['accuracy']:.1%}"}
+    cells = {f"K = {count}": f"{share['accuracy']:.1%}" for count, share in answer["candidates"].items()}
+    cells |= {f"matched, K = {count}": f"{share['accuracy']:.1%}" for count, share in answer["matched"].items()}
+    for semitones in ("1", "-1"):
+        cells[f"lower at {int(semitones):+d} semitone"] = f"{answer['keys'][semitones]['share_lower']:.0%}"
+    cells["lower at 40 ms"] = f"{answer['delays']['40']['share_lower']:.0%}"
+    return cells
 
 
 def catalog_cells(answer: dict[str, Any]) -> dict[str, str]:
@@ -60,7 +64,7 @@ def catalog_cells(answer: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     parser = page_parser(__doc__)
     add_folders(parser)
-    parser.add_argument("--candidates", type=int, default=64)
+    parser.add_argument("--candidates", default="8,64")
     parser.add_argument("--pairs", type=int, default=400, help="of each folder, at most")
     parser.add_argument("--queries", type=int, default=60, help="of a catalog of at most 60 tracks of each folder")
     parser.add_argument("--cache", type=Path, help="where decoded stems are kept")
@@ -73,7 +77,7 @@ def main() -> None:
         rows: list[dict[str, str]] = []
         tracks = ["--stems", str(folder), "--split", split]
         tracks += ["--cache", str(arguments.cache)] if arguments.cache else []
-        pairs = ["--candidates", str(arguments.candidates), "--pairs-per-track", "8", "--no-time"]
+        pairs = ["--candidates", arguments.candidates, "--pairs-per-track", "8", "--matched"]
         pairs += ["--most-pairs", str(arguments.pairs)]
         catalog = ["--tracks", "60", "--queries", str(arguments.queries)]
         for name, path in (model.split("=", 1) for model in arguments.models):

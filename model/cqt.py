@@ -135,12 +135,8 @@ class FastCQT(nn.Module):
             float32, (batch, bins, 1 + longest // hop); a clip's frames end with its length, beyond lies nothing of use.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
-            longest = waveforms.shape[1]
-            place = torch.arange(-self.reach, longest + self.reach, device=waveforms.device)
-            last = samples.to(waveforms.device)[:, None] - 1
-            reflected = last - (last - place.abs()).abs()  # (batch, longest + 2 * reach)
-            padded = torch.gather(waveforms.float(), 1, reflected.clamp_min(0))
-            return self._magnitudes(padded, 1 + longest // self.hop)
+            padded = reflected(waveforms.float(), samples, self.reach)
+            return self._magnitudes(padded, 1 + waveforms.shape[1] // self.hop)
 
     def _magnitudes(self, padded: Tensor, frames: int) -> Tensor:
         """(batch, samples with `reach` more on either side) -> (batch, bins, frames)."""
@@ -168,6 +164,22 @@ class FastCQT(nn.Module):
         products = torch.cat(folded, dim=2)  # (rate, batch, long bins)
         magnitudes: Tensor = torch.fft.ifft(products, dim=0)[:frames].abs()
         return magnitudes.permute(1, 2, 0)  # (batch, long bins, frames)
+
+
+def reflected(waveforms: Tensor, samples: Tensor, reach: int = 0) -> Tensor:
+    """Clips of different lengths, each going on as its own reflection beyond either end.
+
+    Args:
+        waveforms: float32, (batch, longest).
+        samples: int64, (batch,), lengths.
+        reach: how far before the first sample and beyond the longest clip's last.
+
+    Returns:
+        float32, (batch, longest + 2 * reach).
+    """
+    place = torch.arange(-reach, waveforms.shape[1] + reach, device=waveforms.device)
+    last = samples[:, None] - 1
+    return torch.gather(waveforms, 1, (last - (last - place.abs()).abs()).clamp_min(0))
 
 
 def read_frames(magnitudes: Tensor, places: Tensor) -> Tensor:
@@ -276,6 +288,16 @@ class BeatClips:
         """So many at once."""
         parts = (torch.split(tensor, each) for tensor in (self.waveforms, self.samples, self.places, self.transpose))
         return [BeatClips(*part) for part in zip(*parts, strict=True)]
+
+
+def refuse_other_keys_of(clips: BeatClips) -> None:
+    """For spectrograms that show no semitones.
+
+    Raises:
+        ValueError: a clip is to be moved to another key.
+    """
+    if bool(clips.transpose.any()):
+        raise ValueError("this spectrogram shows no semitones: its clips cannot be moved to another key")
 
 
 class ScaledCQT(nn.Module):

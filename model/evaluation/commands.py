@@ -216,12 +216,32 @@ def table(
     from model.evaluation.results import NoSection, retrieval_markdown, write_section
 
     try:
-        by_name = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in answers}
-        write_section(page, section, retrieval_markdown(by_name))
+        write_section(page, section, retrieval_markdown(_by_name(answers)))
     except (NoSection, ValueError) as error:
         _fail(str(error))
     except KeyError as error:
         _fail(f"an answer lacks {error}: was it written by `retrieval --json`?")
+
+
+@evaluate_app.command()
+def picture(
+    answers: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="What `retrieval --matched --json` gave.")
+    ],
+    to: Annotated[Path, typer.Option("--out", dir_okay=False, help="The picture, such as matched.svg.")],
+) -> None:
+    """Draw what `retrieval --matched` measured of several models, named for their files: candidates, delays and keys.
+
+    Example: phalar evaluate picture before.json now.json --out docs/matched.svg
+    """
+    from model.evaluation.pictures import draw_matched
+
+    try:
+        draw_matched(_by_name(answers), to)
+    except KeyError as error:
+        _fail(f"an answer has no {error}: measure it with --matched")
+    except ModuleNotFoundError:
+        _fail("pictures need matplotlib: pip install 'phalar-retrieval[evaluation]'")
 
 
 def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
@@ -290,6 +310,10 @@ def open_system(name: str, checkpoint: str | None, device: str) -> System:
 def default_cache() -> Path:
     """`phalar` in this user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phalar"
+
+
+def _by_name(answers: list[Path]) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in answers}
 
 
 def _whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ a beat of their own track, and are heard as if played at 120 BPM and in another 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE
-from model.cqt import BeatClips
+from model.cqt import MOST_SEMITONES, BeatClips
 from model.grid import BEAT_TIME_BPM
 from model.harmony import tonic_of
 from model.phalar import PhalarConfig
@@ -60,6 +60,7 @@ class BeatWindow:
     beats: int
     stems: tuple[int, ...]
     transpose: int = 0
+    varispeed: int = 0  # semitones by which it is played faster and higher before its CQT brings it back
 
 
 def draw_batch(
@@ -141,7 +142,14 @@ def _draw_beat_windows(
         others = [positive for _, positive in pairs[: round(loss.beat_decoys * len(pairs))]]
         decoys = [_decoy(bank, positive, loss.key_decoys, data.semitones, decoy_rng) for positive in others]
     windows = [anchor for anchor, _ in pairs] + [positive for _, positive in pairs] + decoys
+    if data.varispeed:
+        windows = [replace(window, varispeed=_varispeed(window.transpose, data.varispeed, decoy_rng)) for window in windows]
     return windows, torch.arange(len(decoys))
+
+
+def _varispeed(transpose: int, most: int, rng: np.random.Generator) -> int:
+    """How fast a clip is played so that its CQT, which then must undo it too, has the rows for it."""
+    return int(rng.integers(max(-most, transpose - MOST_SEMITONES), min(most, transpose + MOST_SEMITONES) + 1))
 
 
 def draw_beat_pair(
@@ -190,7 +198,7 @@ def _decoy(
     if pitched and semitones and rng.random() < in_another_key:
         reach = range(-semitones, semitones + 1)
         keys = [key for key in reach if 0 < abs(key - positive.transpose) <= semitones]
-        return BeatWindow(positive.track, positive.first, positive.beats, positive.stems, int(rng.choice(keys)))
+        return replace(positive, transpose=int(rng.choice(keys)))
     assert banked.grid is not None
     shift = float(rng.choice(BEAT_SHIFTS))
     places = [positive.first + sign * shift for sign in rng.permutation([-1, 1])]
@@ -200,7 +208,7 @@ def _decoy(
     ]
     # A track hardly longer than its window: what lies beyond its ends is silence.
     first = fitting[0] if fitting else places[0]
-    return BeatWindow(positive.track, first, positive.beats, positive.stems, positive.transpose)
+    return replace(positive, first=first)
 
 
 def beat_clips(bank: StemBank, samples: Sequence[Tensor], windows: Sequence[BeatWindow]) -> BeatClips:
@@ -210,6 +218,7 @@ def beat_clips(bank: StemBank, samples: Sequence[Tensor], windows: Sequence[Beat
     beats = windows[0].beats
     frames = 1 + round(beats * 60 / BEAT_TIME_BPM / frame_s)
     steps = np.linspace(0.0, beats, frames)
+    ratios = 2.0 ** (np.array([window.varispeed for window in windows]) / 12)
     starts = np.empty(len(windows), dtype=np.int64)
     lengths = np.empty(len(windows), dtype=np.int64)
     places = np.empty((len(windows), frames), dtype=np.float32)
@@ -219,15 +228,26 @@ def beat_clips(bank: StemBank, samples: Sequence[Tensor], windows: Sequence[Beat
         assert grid is not None
         seconds: NDArray[np.float64] = grid.seconds_at(window.first + steps)
         starts[row] = round(float(seconds[0]) * SAMPLE_RATE)
-        lengths[row] = round(float(seconds[-1] - seconds[0]) * SAMPLE_RATE)
+        lengths[row] = round(float(seconds[-1] - seconds[0]) * SAMPLE_RATE / ratios[row])
         last = lengths[row] // config.hop  # the last frame that the clip's own length has
-        places[row] = np.minimum((seconds - seconds[0]) / frame_s, last)
+        places[row] = np.minimum((seconds - seconds[0]) / ratios[row] / frame_s, last)
     device = samples[0].device
     stretches = [(window.track, int(start), window.stems) for window, start in zip(windows, starts, strict=True)]
-    waveforms = mix_stretches(bank, samples, stretches, int(lengths.max()))
+    waveforms = mix_stretches(bank, samples, stretches, int((lengths * ratios).max()) + 2)
+    if (ratios != 1).any():
+        waveforms = _played(waveforms, torch.from_numpy(ratios).to(device), int(lengths.max()))
     return BeatClips(
-        waveforms,
+        waveforms[:, : lengths.max()],
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(places).to(device),
-        torch.tensor([window.transpose for window in windows], device=device),
+        torch.tensor([window.transpose - window.varispeed for window in windows], device=device),
     )
+
+
+def _played(waveforms: Tensor, ratios: Tensor, length: int) -> Tensor:
+    """Each clip so many times faster, read between samples in straight lines: float32 (n, length)."""
+    last = waveforms.shape[1] - 2
+    places = (torch.arange(length, device=ratios.device) * ratios[:, None]).clamp_max(last)  # float64
+    before = places.long()
+    part = (places - before).float()
+    return torch.lerp(waveforms.gather(1, before), waveforms.gather(1, before + 1), part)

@@ -9,6 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from model.cqt import MOST_SEMITONES
+
+LEAST_BEATS = 4
+"""Of a window in beat time: fewer would be shorter, at the fastest tempo, than the CQT can analyse."""
+
+WITHOUT_SEMITONES = ("mel", "cocola")
+"""Models whose spectrogram shows no semitones."""
+
 RECIPES = Path(__file__).parent / "recipes"
 
 Form = Literal["hermitian", "one way"]
@@ -51,6 +59,7 @@ class DataSettings:
     fewest_beats: int = 4  # of an example in beat time; each batch draws one number for all its examples
     most_beats: int = 10
     semitones: int = 6  # each pair in beat time is moved up or down by at most so many
+    varispeed: int = 0  # each clip in beat time by itself is played so many semitones up or down, and brought back
     one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
     split_seed: int = 0
 
@@ -136,6 +145,7 @@ def load_recipe(path: Path, **overrides: Any) -> Recipe:
         path = RECIPES / f"{path.stem}.toml"
     entries = _entries(path, ()) | overrides
     recipe: Recipe = _fill(Recipe, entries, path, "")
+    _refuse_what_excludes_itself(recipe, path)
     return recipe
 
 
@@ -147,6 +157,30 @@ def recipe_of(entries: Mapping[str, Any], path: Path) -> Recipe:
     """
     recipe: Recipe = _fill(Recipe, dict(entries), path, "")
     return recipe
+
+
+def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
+    data, loss = recipe.data, recipe.loss
+    for name, share in (
+        ("data.matched", data.matched),
+        ("data.one_key", data.one_key),
+        ("loss.beat_decoys", loss.beat_decoys),
+        ("loss.key_decoys", loss.key_decoys),
+    ):
+        if not 0 <= share <= 1:
+            raise BadRecipe(path, f"{name} is a part, from 0 to 1, not {share:g}")
+    if not LEAST_BEATS <= data.fewest_beats <= data.most_beats:
+        raise BadRecipe(
+            path, f"data.fewest_beats is {data.fewest_beats}: from {LEAST_BEATS} to data.most_beats, {data.most_beats}"
+        )
+    if not 0 <= data.semitones <= MOST_SEMITONES:
+        raise BadRecipe(path, f"data.semitones is from 0 to {MOST_SEMITONES}, not {data.semitones}")
+    if not 0 <= data.varispeed <= MOST_SEMITONES:
+        raise BadRecipe(path, f"data.varispeed is from 0 to {MOST_SEMITONES}, not {data.varispeed}")
+    if data.matched and (data.semitones or data.varispeed) and recipe.model in WITHOUT_SEMITONES:
+        raise BadRecipe(path, f"data.semitones and data.varispeed must be 0: the mel bands of {recipe.model!r} show no key that could be moved")
+    if data.matched == 1 and data.speed_semitones:
+        raise BadRecipe(path, "data.speed_semitones is for batches as recorded; data.matched leaves none")
 
 
 def _entries(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from model.checkpoint import UnsupportedModel, load_phalar, refuse_other_keys, refuse_other_shape, save_phalar
 from model.complex_layers import ComplexLinear
-from model.cqt import scale_decibels
+from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of, scale_decibels
 from model.phalar import Phalar
 from model.pooling import SpectralPooling
 from model.similarity import COSINE_SCALE, HermitianSimilarity
@@ -84,6 +84,17 @@ class ScaledMel(nn.Module):
         """float32 (batch, samples) -> float32 (batch, bands, 1 + samples // hop), in scaled decibels."""
         with torch.autocast(waveforms.device.type, enabled=False):
             return scale_decibels(self.transform(waveforms.float()), self.dynamic_range_db)
+
+    def in_beat_time(self, clips: BeatClips) -> Tensor:
+        """Clips as if each were played at 120 BPM: float32 (n, bands, frames), in scaled decibels.
+
+        Raises:
+            ValueError: one of them in another key, which mel bands cannot show.
+        """
+        refuse_other_keys_of(clips)
+        with torch.autocast(clips.waveforms.device.type, enabled=False):
+            magnitudes = self.transform(reflected(clips.waveforms.float(), clips.samples))
+            return scale_decibels(read_frames(magnitudes, clips.places), self.dynamic_range_db)
 
 
 class CosineSimilarity(HermitianSimilarity):

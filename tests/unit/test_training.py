@@ -34,6 +34,9 @@ composed = 24
 composed_seconds = 6.0
 shortest_s = 1.5
 longest_s = 2.0
+matched = 0.5
+most_beats = 4
+varispeed = 2
 [optimiser]
 warmup = 1
 """

@@ -13,6 +13,7 @@ from model.training.loss import contrastive_loss
 from model.training.optimiser import Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
 from model.training.train import embed_in_passes
+from model.cqt import BeatClips
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
@@ -143,6 +144,13 @@ def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
         ("[loss]\ndirection = 'up'", "direction"),
         ("extends = 'bad.toml'", "extends itself"),
         ("steps =", "bad.toml"),
+        ("[data]\nmatched = 1.5", "data.matched"),
+        ("[data]\nfewest_beats = 9\nmost_beats = 8", "data.fewest_beats"),
+        ("[data]\nfewest_beats = 1", "data.fewest_beats"),
+        ("[data]\nsemitones = 7", "data.semitones"),
+        ("model = 'mel'\n[data]\nmatched = 0.5", "data.semitones"),
+        ("[data]\nmatched = 1.0\nspeed_semitones = 1.0", "data.speed_semitones"),
+        ("[loss]\nkey_decoys = -0.5", "loss.key_decoys"),
     ],
 )
 def test_a_wrong_recipe_says_which_entry(tmp_path: Path, text: str, said: str) -> None:
@@ -171,6 +179,18 @@ def test_every_model_trains_in_half_precision_too(name: str) -> None:
         assert torch.isfinite(weight.grad).all(), weight_name
 
 
+@pytest.mark.parametrize("name", ["phalar", "cocola", *VARIANTS])
+def test_every_model_hears_a_clip_at_120_bpm_in_beat_time_as_it_is(name: str) -> None:
+    if name == "cocola":
+        pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
+    torch.manual_seed(0)
+    model = build_model(name).eval()
+    waveforms = 0.1 * torch.randn(2, CLIP)
+    places = torch.arange(1 + CLIP // 160, dtype=torch.float32).expand(2, -1)
+    clips = BeatClips(waveforms, torch.full((2,), CLIP), places, torch.zeros(2, dtype=torch.long))
+    assert torch.allclose(_unit_rows(model.in_beat_time(clips)), _unit_rows(model(waveforms)), atol=1e-4)
+
+
 def _unit_rows(embedded: torch.Tensor) -> torch.Tensor:
     real = (torch.view_as_real(embedded) if embedded.is_complex() else embedded).flatten(1)
     return real / real.norm(dim=1, keepdim=True)
@@ -183,6 +203,8 @@ def test_every_variant_embeds_scores_and_comes_back_from_its_file(tmp_path: Path
     assert isinstance(model, Phalar)
     clips = 0.1 * torch.randn(3, CLIP)
     embedding = model.embed(clips)
+    forward = model(clips)
+    assert torch.allclose(embedding, forward / forward.norm(dim=1, keepdim=True), atol=1e-5), "measured as it is trained"
     score = model.score(embedding, embedding)
     assert torch.allclose(score, score.T, atol=ROUNDING)
     assert torch.allclose(score, model.similarity(embedding, embedding), atol=1e-4), "trained as it is used"

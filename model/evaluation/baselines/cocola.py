@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE, ClipTooShort
+from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of
 from model.checkpoint import LegacyPickle, NonFiniteWeights, UnsupportedModel, refuse_other_keys, refuse_other_shape
 from model.evaluation.baselines.separation import separate, to_decibels
 from model.evaluation.systems import NoCheckpoint
@@ -87,6 +88,14 @@ class HarmonicPercussiveMel(nn.Module):
         """float32 (batch, samples) -> float32 (batch, 2, bands, frames), dB from -80 to 0, each channel for itself."""
         with torch.autocast(waveforms.device.type, enabled=False):
             return to_decibels(self.power(waveforms.float()))
+
+    @torch.no_grad()
+    def in_beat_time(self, clips: BeatClips) -> Tensor:
+        """Clips as if each were played at 120 BPM: float32 (n, 2, bands, frames), as `forward`."""
+        refuse_other_keys_of(clips)
+        with torch.autocast(clips.waveforms.device.type, enabled=False):
+            power = self.power(reflected(clips.waveforms.float(), clips.samples)).flatten(1, 2)
+            return to_decibels(read_frames(power, clips.places).unflatten(1, (2, -1)))
 
 
 class CocolaSimilarity(nn.Module):
@@ -159,6 +168,17 @@ class Cocola(nn.Module):
         channels = self.frontend(waveforms)  # (batch, 2, bands, frames)
         if heard is not None:
             channels = channels * heard[:, :, None, None]
+        return self._embedded(channels)
+
+    def in_beat_time(self, clips: BeatClips) -> Tensor:
+        """`forward` of clips as if each were played at 120 BPM.
+
+        Raises:
+            ValueError: one of them in another key, which mel bands cannot show.
+        """
+        return self._embedded(self.frontend.in_beat_time(clips))
+
+    def _embedded(self, channels: Tensor) -> Tensor:
         channels = channels.contiguous(memory_format=torch.channels_last)
         features = self.backbone.extract_features(channels).mean(dim=(2, 3))  # (batch, FEATURES)
         embeddings: Tensor = self.project(self.dropout(features))

@@ -1,0 +1,50 @@
+"""What `phalar evaluate retrieval --matched` measured, drawn: several models beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+STYLES = ("o-", "s--", "^:", "v-.")
+
+
+def draw_matched(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw accuracy against candidates, and the score against delay and transposition.
+
+    Args:
+        answers: the JSON of the command, by the name that its curves get.
+        path: of the picture; its ending says which kind, such as .svg.
+
+    Raises:
+        KeyError: an answer without what `--matched` measures.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "phalar"  # the same figures give the same file
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    among, late, keys = figure.subplots(1, 3)
+    for at, (name, answer) in enumerate(answers.items()):
+        style = STYLES[at % len(STYLES)]
+        for how, colour in (("candidates", "tab:blue"), ("matched", "tab:orange")):
+            counts = [int(count) for count in answer[how]]
+            shares = [share["accuracy"] for share in answer[how].values()]
+            said = {"candidates": "as recorded", "matched": "matched"}[how]
+            among.plot(counts, shares, style, color=colour, label=f"{name}, {said}")
+        delays = answer["delays"]
+        late.plot([int(ms) for ms in delays], [row["score"] for row in delays.values()], style, label=name)
+        moved = {int(semitones): row["share_lower"] for semitones, row in answer["keys"].items()}
+        order = sorted(moved)
+        keys.plot(order, [moved[semitones] for semitones in order], style, label=name)
+    among.set(xlabel="candidates", ylabel="accuracy", xscale="log", ylim=(0, 1), title="Its own positive scores highest")
+    among.set_xticks(counts, [str(count) for count in counts], minor=False)
+    late.set(xlabel="ms late", ylabel="mean score", title="The positive delayed")
+    keys.set(xlabel="semitones", ylabel="share of pairs", ylim=(0.5, 1), title="Lower in another key")
+    for axes in (among, late, keys):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
