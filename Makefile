@@ -28,7 +28,7 @@ test: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-servers: .venv/test.stamp
-	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/service tests/unit/test_catalog.py tests/unit/test_schema.py $(ARGS)
+	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/service tests/unit/indexer/catalog/test_catalog.py tests/unit/indexer/catalog/test_schema.py $(ARGS)
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .

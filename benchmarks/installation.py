@@ -65,7 +65,7 @@ class Installation:
         }
         with (self.folder / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "service.commands", "serve"], env=environment, stdout=log, stderr=log
             )
         if wait:
             eventually(self.ready, START_S)
@@ -108,7 +108,7 @@ class Installation:
         for pid in children:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             for name in ("valkey", "worker", "api"):
-                if name in command.split("service.cli")[-1]:
+                if name in command.split("service.commands")[-1]:
                     named[name] = int(pid)
                     break
         return named

@@ -1,14 +1,9 @@
 """From embeddings to answers: the fold, the catalog, and the index that is searched."""
 
-from indexer.build import FolderStore
-from indexer.catalog import Catalog
-from indexer.choice import IndexType, Limits
-from indexer.fold import HermitianFold
-from indexer.index import Index, IndexUnavailable
-from indexer.keys import ApiKey, ApiKeyNotFound, ApiKeys
-from indexer.live import IndexStore, LiveIndex, QdrantNotInstalled, open_store
-from indexer.quotas import EVERYBODY, Charge, Quota, QuotaExceeded, Usage
-from indexer.records import (
+from indexer.catalog.catalog import Catalog
+from indexer.catalog.keys import ApiKey, ApiKeyNotFound, ApiKeys
+from indexer.catalog.quotas import EVERYBODY, Charge, Quota, QuotaExceeded, Usage
+from indexer.catalog.records import (
     Alias,
     BadCursor,
     CatalogUnavailable,
@@ -26,6 +21,11 @@ from indexer.records import (
     StemNotFound,
     Upload,
 )
+from indexer.index.build import FolderStore
+from indexer.index.choice import IndexType, Limits
+from indexer.index.fold import HermitianFold
+from indexer.index.index import Index, IndexUnavailable
+from indexer.index.live import IndexStore, LiveIndex, QdrantNotInstalled, open_store
 from indexer.search import (
     LARGEST_K,
     BestPlaces,

@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from indexer.fold import HermitianFold
-from indexer.records import StemEmbeddings
-from indexer.snapshot import split_ids
+from indexer.catalog.records import StemEmbeddings
+from indexer.index.fold import HermitianFold
+from indexer.index.snapshot import split_ids
 
 Complex64 = npt.NDArray[np.complex64]
 Float32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from indexer import IndexType, Limits
-from service.processes import socket_path
+from service.local.processes import socket_path
 
 Scope = Literal["read", "ingest", "admin"]
 

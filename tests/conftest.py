@@ -23,7 +23,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small composed catalog as files, and `mix.flac`, a mix that lacks a stem of it."""
-    from service.demo import compose_demo
+    from service.local.demo import compose_demo
 
     folder = tmp_path_factory.mktemp("demo")
     assert len(list(compose_demo(folder, DEMO_TRACKS, DEMO_SECONDS))) == DEMO_TRACKS
@@ -33,7 +33,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def live_service(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Iterator[str]:
     """The URL of a running `phalar serve` as a newcomer has it: seeded weights, and the small composed catalog."""
-    from service.serve import ingest_demo
+    from service.local.serve import ingest_demo
     from tests.installation import Installation
 
     running = Installation(tmp_path_factory.mktemp("live")).start()

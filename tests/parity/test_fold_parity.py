@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from indexer.fold import HermitianFold
+from indexer.index.fold import HermitianFold
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference.npz"
 DIMENSION = 512

@@ -16,17 +16,17 @@ import numpy.typing as npt
 import pytest
 from qdrant_client import QdrantClient
 
-import indexer.qdrant
-from indexer.build import FolderStore
-from indexer.catalog import Catalog
-from indexer.choice import Limits
-from indexer.fold import HermitianFold
-from indexer.index import FingerprintMismatch, Index
-from indexer.live import IndexStore, LiveIndex
-from indexer.qdrant import QdrantStore
-from indexer.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
+import indexer.index.qdrant
+from indexer.catalog.catalog import Catalog
+from indexer.catalog.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
+from indexer.index.build import FolderStore
+from indexer.index.choice import Limits
+from indexer.index.fold import HermitianFold
+from indexer.index.index import FingerprintMismatch, Index
+from indexer.index.live import IndexStore, LiveIndex
+from indexer.index.qdrant import QdrantStore
+from indexer.index.snapshot import SnapshotError, split_ids
 from indexer.search import QueryWindows, candidates
-from indexer.snapshot import SnapshotError, split_ids
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
 
@@ -143,7 +143,7 @@ async def world(
     catalog = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
     # Small enough that a few stems need several filters, batches and points requests.
     for name, size in (("FILTER_ROWS", 4), ("QUERIES_AT_ONCE", 2), ("POINTS_AT_ONCE", 5), ("ABSORBED_FROM", 1)):
-        monkeypatch.setattr(indexer.qdrant, name, size)
+        monkeypatch.setattr(indexer.index.qdrant, name, size)
     if request.param == "folder":
         yield await World.open(catalog, lambda: FolderStore(tmp_path / "index", Limits(2**30)))
     else:

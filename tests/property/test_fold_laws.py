@@ -5,7 +5,7 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.fold import HermitianFold
+from indexer.index.fold import HermitianFold
 
 # Promised for unit-norm embeddings at full rank; float32 coordinates cost about 1e-7 of the largest |eigenvalue|.
 SCORE_TOLERANCE = 1e-5

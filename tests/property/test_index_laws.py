@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from indexer.fold import HermitianFold
-from indexer.index import Index
-from indexer.records import StemEmbeddings
-from indexer.snapshot import Snapshot, window_ids
+from indexer.catalog.records import StemEmbeddings
+from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
+from indexer.index.snapshot import Snapshot, window_ids
 
 DIMENSION = 5
 # float32 inner products of ten coordinates, in FAISS's order and in ours.
