@@ -22,7 +22,7 @@ CPU_TORCH := https://download.pytorch.org/whl/cpu
 .PHONY: run test test-servers lint audit docs bench secrets image lock clean
 
 run: .venv/run.stamp
-	$(BIN)/phalar serve --demo $(ARGS)
+	@$(BIN)/phalar serve --demo $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
@@ -75,12 +75,12 @@ clean:
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/run.stamp: .venv/python.stamp pyproject.toml setup.py model/axial_kernel.cpp constraints.txt
 	@echo "Installing (the first time takes a few minutes) ..."
-	$(PIP) --editable '.[cpu]'
+	@$(PIP) --editable '.[cpu]'
 	@touch $@
 
 .venv/test.stamp: .venv/run.stamp

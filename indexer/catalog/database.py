@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, ParamSpec, Self, TypeVar
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Engine, Executable, create_engine, event, func, select
+from sqlalchemy import Engine, Executable, create_engine, event, func, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
@@ -40,10 +41,10 @@ GIVE_UP = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-# PostgreSQL's states that end by themselves: a connection lost (class 08), no more of them allowed, the server going
-# down or coming up, a deadlock or another's change in the way, a turn that did not come.
+# PostgreSQL's errors that pass: connection lost (class 08), too many connections, server going down or coming up,
+# deadlock, serialization failure, lock timeout.
 PASSING = ("08", "53300", "57P01", "57P02", "57P03", "40001", "40P01", "55P03", "25P03")
-# Those that may last, and are no fault of the statement: no room, no disk, cancelled by an operator, a standby.
+# Those that may last and are not the statement's fault: no room, no disk, cancelled by an operator, a standby.
 LASTING = ("53", "57", "58", "25006")
 
 
@@ -55,10 +56,10 @@ class CommitUnknown(Exception):
 
 
 def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Run a transaction again when something stood in its way that passes by itself, for a few seconds.
+    """Run a transaction again, for a few seconds, after an error that passes by itself.
 
-    Raises CatalogUnavailable when it does not pass, and at once when a commit may have happened already: to do it twice
-    could be wrong, and whoever asks again gets the truth.
+    Raises CatalogUnavailable when the error stays. So it does at once when the connection was lost during a commit: the
+    change may be made already, and making it twice could be wrong.
     """
 
     @functools.wraps(method)
@@ -84,8 +85,7 @@ def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
 class _SqliteReader:
     """SQLite for single statements: each runs in one thread from its start to its last row.
 
-    Through aiosqlite a statement and its transaction are nine errands to a thread and back, which take longer than what
-    a query asks SQLite for.
+    Through aiosqlite one statement takes nine hand-overs to a thread and back, which is longer than SQLite works.
     """
 
     def __init__(self, url: str) -> None:
@@ -130,7 +130,7 @@ class Database:
         elif driver == "postgresql+asyncpg":
             connect: dict[str, Any] = {"command_timeout": ANSWER_S, "server_settings": GIVE_UP}
             engine = create_async_engine(url, connect_args=connect)
-            # Connections of their own: whoever waits here must not keep one from those that it waits for.
+            # Connections of their own: waiting for a name must not use up those that its holder needs.
             locks, reads = create_async_engine(url, isolation_level="AUTOCOMMIT"), None
         else:
             raise UnsupportedDatabase(driver)
@@ -257,8 +257,8 @@ def _number(name: str) -> int:
 def _prepare_sqlite(engine: AsyncEngine) -> None:
     """WAL, durable commits, and transactions that say at once whether they write.
 
-    A transaction that reads and later writes can find the database changed under it, which SQLite answers with
-    "database is locked" however long one is willing to wait. Writers therefore begin IMMEDIATE.
+    A transaction that reads first and writes later fails with "database is locked" if another has written in between,
+    however long it waits. Writers therefore begin IMMEDIATE.
     """
 
     event.listen(engine.sync_engine, "connect", _on_connect)
@@ -272,7 +272,28 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
 def _on_connect(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions of its own
     cursor = connection.cursor()
-    # How long to wait comes first: to switch a new file to WAL means waiting for whoever is doing the same.
+    # busy_timeout comes first: switching a new file to WAL may have to wait for another process that does the same.
     for pragma in (f"busy_timeout={LOCK_S * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+@dataclass
+class OnDatabase:
+    """What a part of the catalog stands on."""
+
+    _database: Database
+
+
+async def tick(sql: AsyncConnection) -> int:
+    """Take the next clock value."""
+    advance = update(clock).where(clock.c.id == 1).values(value=clock.c.value + 1).returning(clock.c.value)
+    return int((await sql.execute(advance)).scalar_one())
+
+
+SQL_CHUNK = 500  # values in one IN (...); SQLite allows 32,766 and asyncpg 32,767
+
+
+def chunks(values: list[Any]) -> Iterable[list[Any]]:
+    for start in range(0, len(values), SQL_CHUNK):
+        yield values[start : start + SQL_CHUNK]

@@ -1,7 +1,7 @@
 """How much each owner's stems take, counted in the transactions that add and delete them, and never over a quota.
 
 Two owners are charged for a stem: the API key that sent it, and `EVERYBODY`. A count is one row, raised by an UPDATE
-whose condition is the quota: two uploads at once are counted one after the other, so none overshoots.
+whose WHERE holds the quota, so two uploads at once cannot exceed it together.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """A database -> this release's tables: made, adopted from the first release, upgraded, or refused as too new.
 
-All of it is one transaction: SQLite and PostgreSQL both take back tables like rows, so a process that dies half-way
-leaves the old schema whole. There is no way back; whoever may need one keeps a copy of the database.
+All of it is one transaction, which SQLite and PostgreSQL roll back for tables too: a process that dies half-way leaves
+the old schema whole. There is no downgrade; keep a copy of the database if you may need one.
 """
 
 from pathlib import Path

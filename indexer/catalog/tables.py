@@ -1,4 +1,4 @@
-"""The catalog's tables. What may be asked of them stands in catalog.py.
+"""The catalog's tables. The queries stand in stems.py, embeddings.py, generations.py, jobs.py, keys.py and quotas.py.
 
 A change here is a new file in `migrations/versions` too; a test compares the two on SQLite and PostgreSQL.
 """
@@ -25,8 +25,8 @@ metadata = MetaData()
 
 
 class String(TypeDecorator[str]):
-    """Text, as a column or as what one is compared with. Raises NulInText: PostgreSQL takes every character but one,
-    and a catalog must not depend on where it lies."""
+    """Text in a column or compared with one. Raises NulInText for "\\0", which PostgreSQL cannot store: both databases
+    refuse the same."""
 
     impl = AnyString
     cache_ok = True

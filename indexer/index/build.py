@@ -47,9 +47,9 @@ async def build_snapshot(
 ) -> Snapshot:
     """Seal every ready stem's keys under one fingerprint, in the most exact kind of index that the limits allow.
 
-    The catalog may change meanwhile: the snapshot states the clock value from before its first read, and whoever
-    serves it applies what happened since. What an unfinished build left in the folder is removed first. An approximate
-    type that was not asked for must prove itself on this catalog's own windows; if it does not, every key is compared.
+    The catalog may change meanwhile: the snapshot states the clock value from before its first read, and the index that
+    loads it applies the changes since. What an unfinished build left in the folder is removed first. An approximate
+    type that nobody asked for must reach the required recall on this catalog's own windows, else every key is compared.
 
     Args:
         report: called with the number of stems folded so far.

@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import HermitianFold, NotFinite, WrongShape
-from indexer.index.snapshot import CheckedKeys, Manifest, Snapshot, fold_stems, split_ids, window_ids
+from indexer.index.keys import CheckedKeys, fold_stems, split_ids, window_ids
+from indexer.index.manifest import Manifest
+from indexer.index.snapshot import Snapshot
 
 __all__ = [
     "Base",
@@ -339,8 +341,8 @@ class Index:
         """The k best windows for each query, exact for what is stored unless the base is approximate; see `slack`.
 
         Several query rows go in one call: FAISS spreads them over its OpenMP threads, as many as the process allows
-        (OMP_NUM_THREADS, or faiss.omp_set_num_threads at start). What takes a millisecond or two takes one thread:
-        on a busy machine more of them wait for each other longer than that.
+        (OMP_NUM_THREADS, or faiss.omp_set_num_threads at start). A search of a millisecond or two takes one thread: on
+        a busy machine several would wait longer for each other.
 
         Args:
             queries: float32 (q, dim), made by `fold.queries`.
@@ -371,9 +373,9 @@ class Index:
     def slack(self, embedding: npt.NDArray[np.complex64]) -> Float64:
         """How far a score that `search` gives can lie from the exact one, for each query.
 
-        What the rank drops (Cauchy-Schwarz over the two tails), what the index type rounds off, and float32. From an
-        approximate base any window may be missing: then no score is known better than that it is one, and the slack is
-        the whole width of the scores, twice the largest |eigenvalue|.
+        It adds up what the rank drops (Cauchy-Schwarz over the two tails), what the index type rounds off, and float32.
+        An approximate base may miss any window, so nothing is known of what it left out: the slack is then the whole
+        range of scores, twice the largest |eigenvalue|.
 
         Args:
             embedding: complex64 (q, D), unit norm, before folding.
@@ -412,8 +414,8 @@ def _part_of(checked: CheckedKeys) -> KeysInMemory:
 def _few_parts(parts: Iterable[KeysInMemory]) -> tuple[KeysInMemory, ...]:
     """The same live keys in parts of which each has at least twice as many as the next.
 
-    FAISS must not add to an index that is being searched, so new keys need a new one; merging by size copies each key
-    log2(n) times at most, where one fresh index would copy all keys for each stem that arrives.
+    FAISS must not add to an index that is being searched, so new keys go into a new one. Merging by size copies each
+    key at most log2(n) times; one index for all fresh keys would copy all of them for each new stem.
     """
     few: list[KeysInMemory] = []
     for part in parts:

@@ -81,9 +81,9 @@ def open_store(
 class LiveIndex:
     """Whatever the catalog says is ready and live, searchable.
 
-    An `Index` never changes, so a query that holds one is answered from that one to its end. Asking for the current
-    index applies every change of the catalog that was committed before the question: a stem that reports ready is
-    found by the next query, and a deleted one is not, with no message from anyone.
+    An `Index` never changes: a query is answered from the one it began with. `current` first applies every change that
+    the catalog committed before the call, so the next query finds a stem that reports ready and no deleted one; no
+    process has to tell another.
     """
 
     def __init__(

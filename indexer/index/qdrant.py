@@ -1,8 +1,8 @@
 """Generations on a Qdrant server: one collection each, and what answers from it.
 
-A collection only grows while it is live. What is deleted is masked in each search by its stem row, as SQL says it,
-until the next generation leaves it out; so processes that share a collection may add to it in any order and never undo
-each other's work. Fresh keys wait in memory, where every search sees them, until there are enough to be taken in.
+A live collection only grows. Deleted stems are masked by a filter in each search until the next generation leaves them
+out, so processes that share a collection can add to it in any order. Fresh keys wait in memory, where every search sees
+them, until there are enough to write to the collection.
 """
 
 import asyncio
@@ -10,57 +10,41 @@ import base64
 import hashlib
 import logging
 import re
-import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, ParamSpec, TypeVar
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from indexer.catalog.catalog import Catalog
 from indexer.index.build import PROBES, STEMS_AT_ONCE, Report, Wanted, draw_windows
 from indexer.index.fold import HermitianFold
-from indexer.index.index import Index, IndexUnavailable
-from indexer.index.recall import RecallMeter
-from indexer.index.snapshot import (
-    FOLD,
-    FileFacts,
-    Manifest,
-    ManifestUnreadable,
-    Snapshot,
-    SnapshotError,
-    fold_stems,
-    manifest_bytes,
-    manifest_of,
-    split_ids,
+from indexer.index.index import Index
+from indexer.index.keys import fold_stems, split_ids
+from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, manifest_bytes, manifest_of
+from indexer.index.qdrant_keys import (
+    FILTER_ROWS,
+    CollectionKeys,
+    Connection,
+    Float32,
+    Int64,
+    Mode,
+    is_value,
+    one_of,
+    parts,
 )
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Mode = Literal["exact", "graph", "int8"]
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
+from indexer.index.recall import RecallMeter
+from indexer.index.snapshot import FOLD, Snapshot, SnapshotError
 
 log = logging.getLogger("phalar.index")
 
 LIVE = "live"
 # Fresh windows from which the collection takes them in: few enough that a start reads them again in a moment.
 ABSORBED_FROM = 1024
-# Stem rows in one filter. Each query of a batch carries its own copy of it, and a server takes 32 MiB by default.
-FILTER_ROWS = 4096
-QUERIES_AT_ONCE = 32
 POINTS_AT_ONCE = 256
-# A lost server is asked again after so many seconds, doubled each time.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-# int8: candidates whose whole keys are compared, for each one wanted.
-OVERSAMPLING = 2.0
 
 _FOLD_PART = 2**20  # bytes of the fold in one point
-_NOT_NOW = (401, 403, 408, 429)
 
 
 class CollectionMissing(SnapshotError):
@@ -77,132 +61,6 @@ class CollectionDamaged(SnapshotError):
     def __init__(self, *, collection: str, reason: str) -> None:
         super().__init__(f"the collection {collection} {reason}")
         self.collection, self.reason = collection, reason
-
-
-class Connection:
-    """A client that does not wait on a lost server again and again."""
-
-    def __init__(self, client: QdrantClient) -> None:
-        self.client = client
-        self._pause_s = 0.0
-        self._next_try = 0.0
-
-    @property
-    def reachable(self) -> bool:
-        """Whether the last call came through."""
-        return not self._pause_s
-
-    def __call__(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the client.
-
-        Raises:
-            IndexUnavailable: the server cannot be reached or will not serve now; for a while it is not even asked.
-        """
-        left_s = self._next_try - time.monotonic()
-        if left_s > 0:
-            raise IndexUnavailable("unreachable", retry_after_s=left_s)
-        try:
-            answer = method(*args, **kwargs)
-        except (ApiException, ResourceExhaustedResponse) as error:
-            if isinstance(error, UnexpectedResponse) and not _passes(error):
-                raise
-            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or FIRST_PAUSE_S)
-            self._next_try = time.monotonic() + self._pause_s
-            cause = error.source if isinstance(error, ResponseHandlingException) else error
-            log.warning("Qdrant cannot be reached, next try in %.0f s: %s", self._pause_s, cause)
-            raise IndexUnavailable("unreachable", retry_after_s=self._pause_s) from error
-        self._pause_s = 0.0
-        return answer
-
-
-def _passes(error: UnexpectedResponse) -> bool:
-    """Whether the same request may succeed later."""
-    return error.status_code is None or error.status_code >= 500 or error.status_code in _NOT_NOW
-
-
-@dataclass(frozen=True, eq=False)
-class CollectionKeys:
-    """A collection's keys as a `Base`. How many can be found is counted when something is masked."""
-
-    connection: Connection
-    collection: str
-    mode: Mode
-    windows: int
-    stems: int
-    largest_errors: tuple[float, float]
-    tombstones: frozenset[int] = frozenset()
-
-    @property
-    def approximate(self) -> bool:
-        return self.mode != "exact"
-
-    def without(self, changed: Int64) -> "CollectionKeys":
-        new = frozenset(changed.tolist()) - self.tombstones
-        if not new:
-            return self
-        return replace(
-            self,
-            windows=self.windows - self._count(new),
-            stems=self.stems - self._count(new, models.FieldCondition(key="first", match=_is(True))),
-            tombstones=self.tombstones | new,
-        )
-
-    def search(self, queries: Float32, k: int, allowed: Int64 | None) -> tuple[Float32, Int64]:
-        """See `Base.search`. Many allowed rows are asked for some at a time, and the best of all answers kept."""
-        if allowed is None:
-            return self._search(queries, min(k, self.windows), _none_of(self.tombstones))
-        rows = np.setdiff1d(allowed, np.fromiter(self.tombstones, np.int64))
-        scores = np.empty((len(queries), 0), np.float32)
-        ids = np.empty((len(queries), 0), np.int64)
-        for some in _parts(rows.tolist(), FILTER_ROWS):
-            found = self._search(queries, min(k, self.windows), models.Filter(must=[_one_of(some)]))
-            scores = np.concatenate([scores, found[0]], axis=1)
-            ids = np.concatenate([ids, found[1]], axis=1)
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            scores, ids = np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-        return scores, ids
-
-    def _search(self, queries: Float32, k: int, filtered: models.Filter) -> tuple[Float32, Int64]:
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        ids = np.full((len(queries), k), -1, np.int64)
-        if k == 0:
-            return scores, ids
-        answers = self._ask(queries, k, filtered, exact=not self.approximate)
-        if self.approximate and any(len(points) < k for points in answers):
-            # A graph may lose its way where few points pass the filter; -1 must mean that nothing is left.
-            answers = self._ask(queries, k, filtered, exact=True)
-        for row, points in enumerate(answers):
-            scores[row, : len(points)] = [point.score for point in points]
-            ids[row, : len(points)] = [point.id for point in points]
-        return scores, ids
-
-    def _ask(self, queries: Float32, k: int, filtered: models.Filter, *, exact: bool) -> list[list[Any]]:
-        rescored = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
-        params = models.SearchParams(exact=exact, hnsw_ef=max(128, 2 * k), quantization=rescored)
-        found: list[list[Any]] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            requests = [
-                models.QueryRequest(query=query.tolist(), filter=filtered, params=params, limit=k)
-                for query in queries[start : start + QUERIES_AT_ONCE]
-            ]
-            answers = self._call(self.connection.client.query_batch_points, self.collection, requests)
-            found += [answer.points for answer in answers]
-        return found
-
-    def _count(self, rows: Collection[int], also: Any = None) -> int:
-        total = 0
-        for some in _parts(sorted(rows), FILTER_ROWS):
-            where = models.Filter(must=[_one_of(some), *([also] if also else [])])
-            total += self._call(self.connection.client.count, self.collection, count_filter=where, exact=True).count
-        return total
-
-    def _call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return self.connection(method, *args, **kwargs)
-        except UnexpectedResponse as error:
-            if error.status_code == 404:
-                raise IndexUnavailable("rebuilding") from error  # `check` notices, and has it built anew
-            raise
 
 
 class QdrantStore:
@@ -385,7 +243,7 @@ class QdrantStore:
         stems = self._connection(
             self._client.count,
             name,
-            count_filter=models.Filter(must=[models.FieldCondition(key="first", match=_is(True))]),
+            count_filter=models.Filter(must=[models.FieldCondition(key="first", match=is_value(True))]),
             exact=True,
         ).count
         base = self._keys(name, {**facts, "windows": held, "stems": stems})
@@ -411,16 +269,16 @@ class QdrantStore:
     def _absorb(self, index: Index) -> Index:
         """Put the fresh keys into the collection, then say up to which change it is whole.
 
-        Whoever is stopped in between, or does the same with other changes at the same time, leaves a collection that
-        holds more than its number says; those stems are then read again, and masked while they are in memory.
+        A process that dies in between, or another that absorbs at the same time, leaves a collection with more stems
+        than its number says. Those are read from SQL again, and masked in the collection while memory holds them.
         """
         name = self._name(index.generation, index.fingerprint)
         _, facts = self._facts(name)
         ids, keys, tails = index.fresh_keys()
         rows = np.unique(split_ids(ids)[0])
-        for some in _parts(rows.tolist(), FILTER_ROWS):
+        for some in parts(rows.tolist(), FILTER_ROWS):
             of_these = ids[np.isin(split_ids(ids)[0], some)].tolist()
-            stale = models.Filter(must=[_one_of(some)], must_not=[models.HasIdCondition(has_id=of_these)])
+            stale = models.Filter(must=[one_of(some)], must_not=[models.HasIdCondition(has_id=of_these)])
             self._connection(self._client.delete, name, models.FilterSelector(filter=stale), wait=True)
         self._upsert(name, ids, keys)
         tail = max(float(facts["largest_tail"]), float(tails.max(initial=0.0)))
@@ -461,23 +319,6 @@ class QdrantStore:
 def connect(url: str, api_key: str | None, timeout_s: float) -> QdrantClient:
     """A client of a server; nothing is sent yet. Without a port in the URL it is 6333."""
     return QdrantClient(url=url, api_key=api_key, timeout=max(1, round(timeout_s)), check_compatibility=False)
-
-
-def _is(value: bool) -> models.MatchValue:
-    return models.MatchValue(value=value)
-
-
-def _one_of(rows: list[int]) -> models.FieldCondition:
-    return models.FieldCondition(key="row", match=models.MatchAny(any=rows))
-
-
-def _none_of(rows: Collection[int]) -> models.Filter:
-    return models.Filter(must_not=[_one_of(some) for some in _parts(sorted(rows), FILTER_ROWS)])
-
-
-def _parts(values: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
 
 
 def _fold_of(name: str) -> str:

@@ -1,7 +1,6 @@
 """One sealed generation of keys on disk: a FAISS file, its fold, its errors, and the manifest that vouches for them."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,21 +15,20 @@ import numpy.typing as npt
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.choice import IndexType
 from indexer.index.fold import HermitianFold
+from indexer.index.keys import DuplicateWindow, fold_stems, rounded_up
+from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, manifest_bytes, manifest_of
 from indexer.index.recall import Recall, RecallMeter
 
 T = TypeVar("T")
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
-FORMAT = 2
 MANIFEST = "manifest.json"
 KEYS, FOLD, ERRORS = "keys.faiss", "fold.npz", "key_errors.npz"
 
 _FILES = (KEYS, FOLD, ERRORS)
 _TEMPORARY = ".partial"
 _HASH_BLOCK = 4 * 2**20
-_WINDOW_BITS = 20
-_LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
 # From this size on a keys file is mapped, not copied: its pages are shared by all processes that map it, and the
 # system may take them back. Smaller ones gain nothing by it.
 MAPPED_FROM_BYTES = 256 * 2**20
@@ -41,8 +39,6 @@ _WINDOWS_PER_LIST = 39
 # the deep answers that many windows of one stem need.
 PROBED_RECALL = 0.99
 PROBED_DEEP_RECALL = 0.95
-# float32 arithmetic leaves an embedding's norm within 1e-6 of 1; more means that it is none of the model's.
-_NORM_TOLERANCE = 1e-4
 
 
 class SnapshotError(Exception):
@@ -71,142 +67,6 @@ class SnapshotExists(SnapshotError):
     def __init__(self, *, path: Path) -> None:
         super().__init__(f"a finished snapshot already lies in {path}")
         self.path = path
-
-
-class ManifestUnreadable(ValueError):
-    """Bytes that are no manifest of this build."""
-
-
-class KeyRefused(ValueError):
-    """A window that FAISS would swallow in silence and never answer rightly."""
-
-    def __init__(self, problem: str, *, row: int, window: int) -> None:
-        super().__init__(f"window {window} of stem row {row} {problem}")
-        self.row, self.window = row, window
-
-
-class EmbeddingNotFinite(KeyRefused):
-    """The embedding holds NaN or infinity."""
-
-    def __init__(self, *, row: int, window: int) -> None:
-        super().__init__("has an embedding that is not finite", row=row, window=window)
-
-
-class EmbeddingNotUnit(KeyRefused):
-    """The embedding's norm is not 1 (zero among others), so no bound on its score would hold."""
-
-    def __init__(self, *, row: int, window: int, norm: float) -> None:
-        super().__init__(f"has an embedding of norm {norm:.6g}, not 1", row=row, window=window)
-        self.norm = norm
-
-
-class DuplicateWindow(KeyRefused):
-    """The same window twice."""
-
-    def __init__(self, *, row: int, window: int) -> None:
-        super().__init__("is there twice", row=row, window=window)
-
-
-class WindowOutOfRange(KeyRefused):
-    """A stem row or a window index that the 64-bit window id cannot hold."""
-
-    def __init__(self, *, row: int, window: int) -> None:
-        super().__init__("does not fit into a window id", row=row, window=window)
-
-
-def window_ids(row: int, windows: npt.ArrayLike) -> Int64:
-    """Ids of a stem's windows, `row << 20 | window`: row 0 to 2**43 - 1, window indices int (n,) 0 to 2**20 - 1."""
-    indices = np.asarray(windows, dtype=np.int64)
-    outside = (indices < 0) | (indices >= 1 << _WINDOW_BITS)
-    if not 0 <= row <= _LARGEST_ROW or outside.any():
-        raise WindowOutOfRange(row=row, window=int(indices[outside][0]) if outside.any() else 0)
-    return np.int64(row) << _WINDOW_BITS | indices
-
-
-def split_ids(ids: Int64) -> tuple[Int64, Int64]:
-    """Window ids -> (stem rows, window indices), int64 each; the padding id -1 has row -1."""
-    return ids >> _WINDOW_BITS, ids & ((1 << _WINDOW_BITS) - 1)
-
-
-@dataclass(frozen=True, eq=False)
-class CheckedKeys:
-    """Windows ready to be added: every embedding is finite and of unit norm, every id is unique among them."""
-
-    ids: Int64  # (n,)
-    embedding: npt.NDArray[np.complex64]  # (n, D)
-    keys: Float32  # (n, dim)
-    tails: Float32  # (n,), rounded up
-
-
-def fold_stems(fold: HermitianFold, stems: Mapping[int, StemEmbeddings]) -> CheckedKeys:
-    """Check the stems' windows and fold them, in the mapping's order.
-
-    Raises:
-        KeyRefused: FAISS drops NaN keys and accepts a duplicate id, both without a word. WrongShape.
-    """
-    ids = [window_ids(row, stem.windows) for row, stem in stems.items()]
-    parts = [np.asarray(stem.embedding, dtype=np.complex64) for stem in stems.values()]
-    flat_ids = np.concatenate([np.empty(0, np.int64), *ids])
-    embedding = np.concatenate(
-        [np.empty((0, fold.embedding_dim), np.complex64), *(part for part in parts if len(part))]
-    )
-    if len(flat_ids) != len(embedding):
-        raise ValueError(f"{len(flat_ids)} window indices for {len(embedding)} embeddings")
-
-    def place(position: int) -> dict[str, int]:
-        row, window = split_ids(flat_ids[position : position + 1])
-        return {"row": int(row[0]), "window": int(window[0])}
-
-    unusable = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
-    if len(unusable):
-        raise EmbeddingNotFinite(**place(int(unusable[0])))
-    norms = np.linalg.norm(embedding, axis=1)
-    unusable = np.flatnonzero(np.abs(norms - 1) > _NORM_TOLERANCE)
-    if len(unusable):
-        first = int(unusable[0])
-        raise EmbeddingNotUnit(**place(first), norm=float(norms[first]))
-    unique, first_seen = np.unique(flat_ids, return_index=True)
-    if len(unique) != len(flat_ids):
-        repeated = np.setdiff1d(np.arange(len(flat_ids)), first_seen)
-        raise DuplicateWindow(**place(int(repeated[0])))
-    return CheckedKeys(flat_ids, embedding, fold.keys(embedding), _rounded_up(fold.key_tail(embedding)))
-
-
-def _rounded_up(values: npt.NDArray[np.float64]) -> Float32:
-    return np.nextafter(values.astype(np.float32), np.float32(np.inf)) * (values > 0)
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    sha256: str
-    size: int  # bytes
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a sealed generation is, as its manifest says it."""
-
-    generation: int
-    fingerprint: str
-    embedding_dim: int
-    rank: int
-    bound: float
-    dim: int
-    index_type: str  # an IndexType, or what a cluster calls it
-    reason: str  # why this type and this rank
-    asked_type: str | None  # what a person asked for; None: it was left to the catalog's size and the memory
-    highest_rank: int  # that the keys could have had
-    lists: int  # of an approximate index; 0: every key is compared
-    probed: int  # lists that a search looks at
-    windows: int
-    stems: int
-    seq: int  # every change of the catalog up to this one is in the keys
-    window_s: float
-    stride_s: float
-    recall: Recall | None
-    created_at: str  # ISO 8601, UTC
-    files: Mapping[str, FileFacts]
-    format: int = FORMAT
 
 
 @dataclass(frozen=True, eq=False)
@@ -455,7 +315,7 @@ def _residuals(keys_index: Any, keys: Float32) -> Float32:
     if isinstance(keys_index, faiss.IndexFlat):
         return np.zeros(len(keys), np.float32)
     stored = keys_index.sa_decode(keys_index.sa_encode(keys))
-    return _rounded_up(np.linalg.norm(keys.astype(np.float64) - stored, axis=1))
+    return rounded_up(np.linalg.norm(keys.astype(np.float64) - stored, axis=1))
 
 
 def _now() -> str:
@@ -491,33 +351,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def manifest_bytes(fields: Mapping[str, Any]) -> bytes:
-    """The one way to write these fields, with their own SHA-256 among them, so that the manifest vouches for itself."""
-    own = {name: value for name, value in fields.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**own, "sha256": digest}, sort_keys=True, indent=2) + "\n").encode()
-
-
-def manifest_of(raw: bytes) -> Manifest:
-    """What `manifest_bytes` wrote. Raises ManifestUnreadable."""
-    try:
-        fields = json.loads(raw)
-        rewritten = manifest_bytes(fields)
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ManifestUnreadable("is no manifest") from error
-    if rewritten != raw:
-        raise ManifestUnreadable("does not carry its own checksum")
-    if fields.get("format") != FORMAT:
-        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {FORMAT}")
-    try:
-        del fields["sha256"]
-        fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
-        fields["recall"] = None if fields["recall"] is None else Recall(**fields["recall"])
-        return Manifest(**fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ManifestUnreadable("lacks a field, or has one too many") from error
 
 
 def _read_manifest(path: Path) -> Manifest:

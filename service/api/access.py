@@ -9,8 +9,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.backend import Backend
-from service.api.errors import KeyMissing, KeyUnknown
-from service.api.keys import Caller
+from service.api.keys import Caller, KeyMissing, KeyUnknown
 from service.settings import Scope
 
 _bearer = HTTPBearer(auto_error=False, description="needed where the service was given keys")

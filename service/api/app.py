@@ -14,8 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.backend import Backend
 from service.api.errors import TooLargeIsAProblem, add_error_handlers
-from service.api.routes import router
-from service.api.routes.page import STATIC
+from service.api.routes import admin, health, jobs, page, retrieve, stems
 from service.settings import Settings
 
 CONTENT_SECURITY_POLICY = (
@@ -47,8 +46,9 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=lifespan,
     )
-    app.include_router(router)
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    for resource in (stems, retrieve, jobs, admin, health, page):
+        app.include_router(resource.router)
+    app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     add_error_handlers(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeIsAProblem, limit=settings.max_body_bytes)

@@ -7,19 +7,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
-from service.api.errors import UnknownCheckpoint
+from service.api.errors import problem
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
 from service.api.rates import RateLimiter
 from service.api.reindex import Reindexer
+from service.api.retrieval import Retrieval
 from service.api.schemas import IndexOut, ModelOut, ReadyOut
 from service.metrics import Metrics
-from service.search.retrieval import Retrieval
 from service.settings import Settings
 from service.work.blobs import Blobs
-from service.work.models import Models, note_of
-from service.work.queue import Queue, QueueError, connect, open_queue
-from service.work.uploads import DecodeLimits, Decoder
+from service.work.decoding import DecodeLimits
+from service.work.jobs import QueueError
+from service.work.models import Models, UnknownCheckpoint, note_of
+from service.work.queue import Queue, open_queue
+from service.work.streams import connect
+from service.work.uploads import Decoder
 
 log = logging.getLogger("phalar.backend")
 FOLLOW_S = 1.0  # how often the index catches up with the catalog when nobody asks
@@ -70,7 +73,7 @@ class Backend:
             live = LiveIndex(
                 catalog, index_store(settings), fold_of, window_s=settings.window_s, stride_s=settings.stride_s
             )
-            reindexer = Reindexer(settings, catalog, queue, models, live)
+            reindexer = Reindexer(settings, catalog, queue, models, live, problem)
             stack.push_async_callback(reindexer.close)
             backend = cls(
                 settings,
@@ -82,7 +85,7 @@ class Backend:
                 decoder,
                 models,
                 live,
-                Ingest(settings, catalog, blobs, queue, decoder),
+                Ingest(settings, catalog, blobs, queue, decoder, problem),
                 Retrieval(settings, catalog, blobs, queue, decoder, models, live, metrics),
                 reindexer,
                 metrics,

@@ -23,90 +23,19 @@ from indexer import (
     StemNotFound,
 )
 from model import AudioError, CheckpointError, SilentClip, UnknownFormat
+from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
+from service.api.rates import TooManyRequests
+from service.api.reindex import NoIndexTypes
+from service.api.retrieval import MixNotReady, NoMix
+from service.api.schemas import PROBLEM_TYPE, BadMetadata, RangeNotSatisfiable
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
-from service.work.queue import EmbedFailed, EmbedTimeout, FingerprintMismatch, QueueFull, QueueUnavailable
+from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.models import UnknownCheckpoint
+from service.work.queue import EmbedTimeout
+from service.work.streams import QueueFull, QueueUnavailable
+from service.work.worker import KilledItsWorker, StemNotEmbedded
 
 log = logging.getLogger("phalar.http")
-MEDIA_TYPE = "application/problem+json"
-
-
-class ServiceError(Exception):
-    """A request that cannot be answered; the facts are the error's attributes."""
-
-    def __init__(self, sentence: str, **facts: Any) -> None:
-        super().__init__(sentence)
-        self.facts = facts
-
-
-class KeyMissing(ServiceError):
-    """A key is needed and the request carries none."""
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This needs a key with the scope {scope!r}: Authorization: Bearer <key>.", scope=scope)
-        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar"'}
-
-
-class KeyUnknown(ServiceError):
-    """The key is nobody's, or was revoked, or has expired: which of them is not told."""
-
-    def __init__(self) -> None:
-        super().__init__("This key is unknown, was revoked or has expired.")
-        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
-
-
-class KeyRefused(ServiceError):
-    """The key may not do this."""
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This key does not grant the scope {scope!r}.", scope=scope)
-        self.headers = {"WWW-Authenticate": f'Bearer realm="phalar", error="insufficient_scope", scope="{scope}"'}
-
-
-class TooManyRequests(ServiceError):
-    """The caller has used up its rate."""
-
-    def __init__(self, scope: str, per_s: float, retry_after_s: float, headers: dict[str, str]) -> None:
-        super().__init__(
-            f"{per_s:g} requests a second are allowed; try again in {retry_after_s:.1f} s.", scope=scope, per_s=per_s
-        )
-        self.retry_after_s = retry_after_s
-        self.headers = headers
-
-
-class NoMix(ServiceError):
-    """A query has neither a file nor stem ids, or both."""
-
-
-class MixNotReady(ServiceError):
-    """A mix is made of stems of which one failed."""
-
-
-class BadMetadata(ServiceError):
-    """`metadata` is not the JSON that POST /stems takes."""
-
-
-class TooManyFiles(ServiceError):
-    """More files in one request than it may hold."""
-
-
-class RangeNotSatisfiable(ServiceError):
-    """A byte range that the audio does not have."""
-
-
-class KilledItsWorker(ServiceError):
-    """A stem ended the process that embedded it as often as it may."""
-
-
-class StemNotEmbedded(ServiceError):
-    """A stem that decodes, and that the model could make nothing of."""
-
-
-class UnknownCheckpoint(ServiceError):
-    """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
-
-
-class NoIndexTypes(ServiceError):
-    """A reindex names a FAISS index type, and the index is kept by Qdrant."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +74,6 @@ TABLE: dict[type[Exception], ProblemType] = {
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
-    TooManyFiles: ProblemType(413, "too-many-files", "Too many files in one request"),
     RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
     KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),
     StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
@@ -204,7 +132,7 @@ def problem_response(error: Exception) -> JSONResponse:
     headers: dict[str, str] = dict(getattr(error, "headers", {}))
     if body["status"] in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", 2))))
-    return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
+    return JSONResponse(body, body["status"], headers, media_type=PROBLEM_TYPE)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -226,7 +154,7 @@ def add_error_handlers(app: FastAPI) -> None:
         title = HTTPStatus(error.status_code).phrase
         code = title.lower().replace(" ", "-").replace("'", "")
         body = {"type": f"/problems/{code}", "title": title, "status": error.status_code, "detail": str(error.detail)}
-        return JSONResponse(body, error.status_code, dict(error.headers or {}), media_type=MEDIA_TYPE)
+        return JSONResponse(body, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
 
     for kind in TABLE:
         app.add_exception_handler(kind, expected)
@@ -235,7 +163,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 class TooLargeIsAProblem:
-    """The framework answers an oversized body in plain text, before any handler; this puts it into our one shape."""
+    """Answers an oversized body as a problem; the framework does it in plain text, before any handler."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -266,4 +194,4 @@ class TooLargeIsAProblem:
             "detail": f"A request may hold at most {self._limit} bytes.",
             "maximum_bytes": self._limit,
         }
-        return JSONResponse(body, BODY_TOO_LARGE.status, {"Connection": "close"}, media_type=MEDIA_TYPE)
+        return JSONResponse(body, BODY_TOO_LARGE.status, {"Connection": "close"}, media_type=PROBLEM_TYPE)

@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, Rejected, StemMetadata, Upload
 from model import AudioError, Clip
-from service.api.errors import problem
 from service.api.keys import Caller
 from service.settings import Settings
 from service.work.blobs import Blobs, BlobStoreUnavailable, sha256_of
-from service.work.queue import Queue, QueueError, QueueFull
+from service.work.jobs import QueueError
+from service.work.queue import Queue
+from service.work.streams import QueueFull
 from service.work.uploads import UPLOAD_NICE, Decoder
+from service.work.worker import Describe
 
 log = logging.getLogger("phalar.ingest")
 COPY_BYTES = 1 << 20
@@ -47,16 +50,19 @@ async def decode_upload(decoder: Decoder, upload: UploadFile, *, nice: int = 0) 
         return await decoder.decode(path, nice=nice)
 
 
+@dataclass
 class Ingest:
     """Puts stems in and takes them out."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder) -> None:
-        self._settings = settings
-        self._catalog = catalog
-        self._blobs = blobs
-        self._queue = queue
-        self._decoder = decoder
-        self._checks = asyncio.Semaphore(settings.decoders)
+    settings: Settings
+    catalog: Catalog
+    blobs: Blobs
+    queue: Queue
+    decoder: Decoder
+    describe: Describe  # how a refused file is shown to whoever asks for the job
+
+    def __post_init__(self) -> None:
+        self._checks = asyncio.Semaphore(self.settings.decoders)
 
     async def accept(self, files: Sequence[tuple[UploadFile, StemMetadata]], caller: Caller) -> Job:
         """Check and keep some files, and have them embedded. From the moment this returns, none of them can be lost.
@@ -68,38 +74,37 @@ class Ingest:
             QuotaExceeded: the caller, or everybody together, would hold more than they may; nothing was kept.
             AudioError: there is one file, and it cannot be used.
         """
-        waiting = (await self._catalog.counts())["queued"]
-        limit = self._settings.max_queued_uploads
+        waiting = (await self.catalog.counts())["queued"]
+        limit = self.settings.max_queued_uploads
         if waiting + len(files) > limit:
             raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
         digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
         sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
         charge = self._charge(caller, sizes)
-        await self._catalog.refuse_if_over(charge)
+        await self.catalog.refuse_if_over(charge)
         clips = await asyncio.gather(*(self._check(file) for file, _ in files))
         if len(files) == 1 and isinstance(clips[0], AudioError):
             raise clips[0]
-        # Bytes and what the catalog says of them change together, in whichever process: a delete must not take away
-        # the bytes that an upload has just found in place.
-        async with self._catalog.alone(*digests):
+        # No other process may change these bytes or their stems: a delete would take the bytes that this upload found.
+        async with self.catalog.alone(*digests):
             records: list[Upload | Rejected] = []
             stored: list[str] = []
             for (file, said), clip, sha256 in zip(files, clips, digests, strict=True):
                 name = _shown_name(file)
                 if isinstance(clip, AudioError):
-                    records.append(Rejected(name, problem(clip)))
+                    records.append(Rejected(name, self.describe(clip)))
                     continue
                 await asyncio.to_thread(file.file.seek, 0)
-                if await self._blobs.put(sha256, file.file):
+                if await self.blobs.put(sha256, file.file):
                     stored.append(sha256)
                 facts = ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings)
                 records.append(Upload(sha256, name, said, facts))
             try:
-                job, queued = await self._catalog.add(records, charge)
+                job, queued = await self.catalog.add(records, charge)
             except QuotaExceeded:  # another upload took the room while this one was decoded
                 await self._forget(stored)
                 raise
-        alias = await self._catalog.alias()
+        alias = await self.catalog.alias()
         if alias is not None:  # before the first index no model is known; the sweep queues them once it is
             few = waiting + len(files) <= HANDED_OVER
             waveforms = {
@@ -112,25 +117,25 @@ class Ingest:
 
     async def delete(self, stem_id: str) -> None:
         """Take a stem out with its audio. Raises StemNotFound."""
-        stem = await self._catalog.stem(stem_id)
-        async with self._catalog.alone(stem.sha256):
-            await self._catalog.delete(stem_id)
+        stem = await self.catalog.stem(stem_id)
+        async with self.catalog.alone(stem.sha256):
+            await self.catalog.delete(stem_id)
             await self._forget([stem.sha256])
 
     async def sweep(self) -> None:
-        """Queue again every stem that waits in the catalog and that the queue does not know: it was flushed, or an
-        upload was acknowledged while it was away."""
-        waiting = await self._catalog.queued(older_than_s=self._settings.sweep_s)
-        alias = await self._catalog.alias()
+        """Queue again every stem that waits in the catalog and is not in the queue: Redis was flushed, or was away when
+        the upload was acknowledged."""
+        waiting = await self.catalog.queued(older_than_s=self.settings.sweep_s)
+        alias = await self.catalog.alias()
         if waiting and alias is not None:
-            known = await self._queue.outstanding_uploads()
+            known = await self.queue.outstanding_uploads()
             forgotten = [stem_id for stem_id in waiting if stem_id not in known]
             if forgotten:
                 log.info("queueing %d stems again that the queue did not know", len(forgotten))
             await self._enqueue(forgotten, alias.fingerprint)
 
     def _charge(self, caller: Caller, sizes: dict[str, int]) -> Charge:
-        chosen = self._settings
+        chosen = self.settings
         return Charge(
             owner=caller.owner or "anybody",
             sizes=sizes,
@@ -141,13 +146,13 @@ class Ingest:
     async def _forget(self, digests: Sequence[str]) -> None:
         """Drop the bytes that no stem has; their locks are held."""
         for sha256 in digests:
-            if not await self._catalog.holds(sha256):
-                await self._blobs.delete(sha256)
+            if not await self.catalog.holds(sha256):
+                await self.blobs.delete(sha256)
 
     async def _check(self, file: UploadFile) -> Clip | AudioError:
         try:
             async with self._checks:
-                return await decode_upload(self._decoder, file, nice=UPLOAD_NICE)
+                return await decode_upload(self.decoder, file, nice=UPLOAD_NICE)
         except AudioError as error:
             return error
 
@@ -156,7 +161,7 @@ class Ingest:
     ) -> None:
         try:
             for stem_id in stem_ids:
-                await self._queue.submit_upload(stem_id, fingerprint, (waveforms or {}).get(stem_id))
+                await self.queue.submit_upload(stem_id, fingerprint, (waveforms or {}).get(stem_id))
         except QueueError as error:
             log.warning("the sweep will queue what this upload could not: %s", error)
 

@@ -1,8 +1,8 @@
 """API keys: how a token is made and known again, and whose request this is.
 
-A token is `phalar_<id>_<secret>`. The secret is 256 random bits, so the database keeps its plain SHA-256: a slow hash
-makes guesses dear, and nobody guesses 256 bits at any price. The id finds the row, and the digests are compared in
-constant time. Keys of the settings have digests too, so that neither their length nor their beginning can be timed.
+A token is `phalar_<id>_<secret>`. The id finds the row in the database, which holds the SHA-256 of the token; a slow
+hash would only make guessing dearer, and 256 random bits cannot be guessed. Digests are compared in constant time. Keys
+of the settings are digested too, so that timing tells neither their length nor their beginning.
 """
 
 import hashlib
@@ -12,11 +12,36 @@ import time
 from dataclasses import dataclass
 
 from indexer import ApiKey, ApiKeys
-from service.api.errors import KeyMissing, KeyRefused, KeyUnknown
 from service.settings import Scope, Settings
 
 SCOPES: tuple[Scope, ...] = ("read", "ingest", "admin")  # each includes those before it
 _TOKEN = re.compile(r"phalar_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+
+
+class KeyMissing(Exception):
+    """A key is needed and the request carries none."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with the scope {scope!r}: Authorization: Bearer <key>.")
+        self.scope = scope
+        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar"'}
+
+
+class KeyUnknown(Exception):
+    """The key is nobody's, or was revoked, or has expired: which of them is not told."""
+
+    def __init__(self) -> None:
+        super().__init__("This key is unknown, was revoked or has expired.")
+        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
+
+
+class KeyRefused(Exception):
+    """The key may not do this."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This key does not grant the scope {scope!r}.")
+        self.scope = scope
+        self.headers = {"WWW-Authenticate": f'Bearer realm="phalar", error="insufficient_scope", scope="{scope}"'}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """How many requests a caller may make: a token bucket in Redis, so that it holds over all API processes.
 
-A bucket holds up to `burst` requests and gains `per_s` a second. Taking one is a single script, and so atomic. Where
-Redis does not answer at once, this process keeps buckets of its own until it does: the service goes on, and what a
-caller can gain is its limit once for each process.
+A bucket holds up to `burst` requests and gains `per_s` a second; one script takes one, atomically. While Redis does not
+answer, each process keeps buckets of its own: the service goes on, and a caller gains at most its limit once a process.
 """
 
 import asyncio
@@ -15,13 +14,23 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.api.errors import TooManyRequests
 from service.settings import Rate, Scope
 
 log = logging.getLogger("phalar.rates")
 ANSWER_S = 0.25  # a limit is not worth waiting for; well over what a busy Redis takes
 AWAY_S = 1.0  # after a failure, Redis is left alone for so long
 MOST_LOCAL = 10_000  # buckets kept in this process
+
+
+class TooManyRequests(Exception):
+    """The caller has used up its rate."""
+
+    def __init__(self, scope: str, per_s: float, retry_after_s: float, headers: dict[str, str]) -> None:
+        super().__init__(f"{per_s:g} requests a second are allowed; try again in {retry_after_s:.1f} s.")
+        self.facts = {"scope": scope, "per_s": per_s}
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
 
 # KEYS bucket; ARGV requests a second, burst -> {1 taken | 0, requests left as text}
 # The clock is the server's, so the API processes' clocks need not agree.

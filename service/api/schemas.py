@@ -1,11 +1,13 @@
-"""What goes over the wire."""
+"""What goes over the wire, and how what comes in is read."""
 
+import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from indexer import IndexType, Job, JobItem, Stem, StemFilter, StemMetadata
 from service.work.sandbox import Confinement
@@ -14,6 +16,23 @@ ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip
 Seconds = float
 Milliseconds = float
 ProblemBody = dict[str, Any]
+PROBLEM_TYPE = "application/problem+json"
+
+
+class BadMetadata(Exception):
+    """`metadata` is not the JSON that POST /stems takes."""
+
+    def __init__(self, sentence: str, **facts: int) -> None:
+        super().__init__(sentence)
+        self.facts = facts
+
+
+class RangeNotSatisfiable(Exception):
+    """A byte range that the audio does not have."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The audio has {size} bytes.")
+        self.size = size
 
 
 class Metadata(BaseModel):
@@ -297,3 +316,43 @@ class ProblemOut(BaseModel):
     title: str
     status: int
     detail: str | None = None
+
+
+_ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
+
+
+def metadata_of(text: str | None, files: int) -> list[Metadata]:
+    """What the form field `metadata` of POST /stems says of each of so many files. Raises BadMetadata."""
+    if text is None or not text.strip():
+        return [Metadata()] * files
+    try:
+        read = _ONE_OR_MANY.validate_python(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        detail = (
+            "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+            if isinstance(error, ValidationError)
+            else "it is not JSON"
+        )
+        raise BadMetadata(f"`metadata` cannot be read: {detail}.") from None
+    if isinstance(read, Metadata):
+        return [read] * files
+    if len(read) != files:
+        raise BadMetadata(f"`metadata` has {len(read)} objects for {files} files.", objects=len(read), files=files)
+    return read
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int]:
+    """The first range of a Range header as [start, end); everything when there is none that we understand.
+
+    Raises:
+        RangeNotSatisfiable.
+    """
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
+    if found is None or found.group(0) == "bytes=-":
+        return 0, size
+    first, last = found.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= end:
+        raise RangeNotSatisfiable(size)
+    return start, end

@@ -4,16 +4,51 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from model import SAMPLE_RATE, AudioError, cut_windows, is_silent, load_clip, load_phalar, window_starts
+from service.commands.console import FAILED, bar, fail
+from service.commands.threads import waiting_threads_sleep
 from service.settings import Settings
 from service.work.models import configured_model
 
 BATCH = 16
+
+
+def embed(
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Audio files.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The .npz to write.")],
+    checkpoint: Annotated[Path | None, typer.Option(exists=True, help="Default: the service's.")] = None,
+    window: Annotated[float, typer.Option(help="Seconds.")] = 5.0,
+    stride: Annotated[float, typer.Option(help="Seconds.")] = 2.5,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+) -> None:
+    """Embed files here, without a service.
+
+    Writes the arrays `embedding` (n, 512) complex64, `start_s` (n,), `file` (n,), and `fingerprint`.
+    Silent windows are left out.
+    """
+    waiting_threads_sleep()
+    from model import CheckpointError
+
+    try:
+        with bar() as progress:
+            task = progress.add_task("files", total=len(files))
+
+            def done(path: Path, problem: str | None) -> None:
+                progress.advance(task)
+                if problem:
+                    progress.console.print(f"{path}: {problem}", markup=False, soft_wrap=True)
+
+            failed = embed_files(files, out_file, checkpoint, window, stride, device, done)
+    except CheckpointError as error:
+        fail(str(error), FAILED)
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def embed_files(

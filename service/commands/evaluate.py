@@ -1,4 +1,4 @@
-"""The `phalar evaluate catalog` command: it parses and prints; what it measures stands in evaluation.py."""
+"""The `phalar evaluate catalog` command: it parses and prints; `service.search.evaluation` measures."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from model import SplitChoice, default_cache, open_bank, show_answer
+from service.commands.console import FAILED, bar, err, fail
+from service.commands.threads import waiting_threads_sleep
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
-
-FAILED = 1
-
-out = Console()
-err = Console(stderr=True)
 
 
 class Asked(StrEnum):
@@ -73,7 +69,7 @@ def catalog(
     Example: phalar evaluate catalog --stems ~/stems --queries 20
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see docs/decisions
+    waiting_threads_sleep()
     from model import CheckpointError
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
 
@@ -85,8 +81,7 @@ def catalog(
         try:
             result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report)
         except (NothingToAsk, CheckpointError, ImportError) as error:
-            err.print(f"phalar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(FAILED) from error
+            fail(str(error), FAILED)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     if answer["model"]["note"]:
@@ -151,10 +146,7 @@ class _Progress:
     """A bar on stderr for each thing that is done."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=err, transient=True)
+        self._bars = bar(transient=True)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Progress:

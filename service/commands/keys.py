@@ -9,15 +9,14 @@ from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from service.commands.console import FAILED, err, fail, out
 
 T = TypeVar("T")
 Work = Callable[[Any, Any], Awaitable[T]]
 
 keys_app = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True)
-out = Console()
-err = Console(stderr=True)
 
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -79,8 +78,7 @@ def revoke(key_id: Annotated[str, typer.Argument(help="From `phalar keys list`."
     try:
         _with_keys(lambda keys, _: keys.revoke(key_id, time.time()))
     except ApiKeyNotFound as error:
-        err.print(f"phalar: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+        fail(str(error), FAILED)
     err.print(f"key {key_id} is revoked", highlight=False)
 
 

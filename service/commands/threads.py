@@ -1,4 +1,6 @@
-"""How many threads NumPy's products take: see docs/decisions/threads-that-wait-do-not-spin.md."""
+"""How threads wait, and how many NumPy's products take: see docs/decisions/threads-that-wait-do-not-spin.md."""
+
+import os
 
 from threadpoolctl import ThreadpoolController
 
@@ -11,3 +13,8 @@ def keep_numpy_on_one_thread() -> int:
     found = ThreadpoolController().select(prefix=NUMPYS_BLAS)
     found.limit(limits=1)
     return len(found)
+
+
+def waiting_threads_sleep() -> None:
+    """Call it before torch is loaded; processes that are started from here inherit it."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

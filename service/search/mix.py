@@ -50,9 +50,9 @@ def plan_windows(
 ) -> Plan:
     """Lay windows over a mix.
 
-    A mix starts anywhere in relation to the grid of the catalog's windows. Searching, the windows are laid at every
-    `step` of one stride, so one of the layings meets the grid to within half a step; a mix shorter than window + stride
-    is searched as far as it goes. Not searching, they are laid once, from the mix's start.
+    The catalog's windows start on a grid, one stride apart; a mix may start anywhere beside it. With `search` the
+    windows are laid once for each `step` of a stride, so that one laying meets the grid to within half a step; a mix
+    shorter than window + stride allows fewer. Without, they are laid once, from the mix's start.
 
     Args:
         waveform: float32 (samples,), 16 kHz.

@@ -1,8 +1,7 @@
-"""A mix in, the stems that fit it out: decode, embed at every delay, search, score exactly, refine the places."""
+"""A waveform in, the stems that fit it out: embed at every delay, search, score exactly, refine the places."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import (
-    LARGEST_K,
     BestPlaces,
     Catalog,
     Extent,
@@ -21,38 +19,14 @@ from indexer import (
     StemEmbeddings,
     StemFilter,
     best_places,
-    candidates,
-    further_pairs,
-    missed_between,
-    missed_by_half,
-    neighbouring_shifts,
     promising_places,
-    proven,
-    refine_offsets,
-    refined,
-    with_pairs,
+    search,
 )
-from model import SAMPLE_RATE, Clip, SilentClip
-from service.api.errors import MixNotReady
-from service.api.ingest import decode_upload
-from service.api.schemas import (
-    AlignOut,
-    HitOut,
-    IndexOut,
-    MixOut,
-    ModelOut,
-    RetrieveIn,
-    RetrieveOut,
-    StemOut,
-    WindowPair,
-)
-from service.metrics import Metrics, Stopwatch
-from service.search.mix import Plan, plan_windows, sum_stems
+from model import SAMPLE_RATE, SilentClip
+from service.metrics import Stopwatch
+from service.search.mix import Plan, plan_windows
 from service.settings import Settings
-from service.work.blobs import Blobs
-from service.work.models import Models, note_of
-from service.work.queue import FingerprintMismatch
-from service.work.uploads import Decoder
+from service.work.jobs import FingerprintMismatch
 
 COARSER = (4, 2, 1)  # times the step of the shifts: what is tried, in this order
 FEWEST_SHIFTS = 8  # fewer do not tell how fast the score varies
@@ -131,87 +105,6 @@ class Found:
     places: dict[int, Place]  # of the hits
     others: dict[int, Place]  # of further stems to be ranked, on the grid of shifts
     exact: bool
-
-
-class Retrieval:
-    """Answers queries from one index generation and one model each."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        catalog: Catalog,
-        blobs: Blobs,
-        embedder: Embedder,
-        decoder: Decoder,
-        models: Models,
-        live: LiveIndex,
-        metrics: Metrics,
-    ) -> None:
-        self._finder = Finder(settings, catalog, embedder, live)
-        self._catalog = catalog
-        self._blobs = blobs
-        self._decoder = decoder
-        self._models = models
-        self._live = live
-        self._metrics = metrics
-
-    async def answer(self, query: RetrieveIn) -> RetrieveOut:
-        """The stems that fit, best first.
-
-        Raises:
-            AudioError: the mix cannot be used.
-            StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
-            IndexUnavailable, QueueError: not now.
-        """
-        watch = Stopwatch(self._metrics)
-        index, (waveform, warnings) = await asyncio.gather(self._live.current(), self._mix(query, watch))
-        found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
-        stems = await self._catalog.stems_by_row(found.places)
-        hits = [
-            HitOut(
-                rank=rank,
-                score=place.score,
-                start_s=place.start_s,
-                stem=StemOut.of(stems[row]),
-                windows=[
-                    WindowPair(mix_s=pair.mix_s, stem_s=pair.stem_s, score=pair.score)
-                    for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)
-                ],
-            )
-            for rank, (row, place) in enumerate(((r, p) for r, p in found.places.items() if r in stems), start=1)
-        ]
-        index, plan = found.index, found.plan
-        model = self._models.of(index.fingerprint)
-        return RetrieveOut(
-            hits=hits,
-            mix=MixOut(
-                duration_s=len(waveform) / SAMPLE_RATE,
-                searched_from_s=plan.begin / SAMPLE_RATE,
-                searched_to_s=plan.end / SAMPLE_RATE,
-                warnings=list(warnings),
-            ),
-            align=AlignOut(mode=query.align, shift_s=plan.step / SAMPLE_RATE, shifts=plan.shifts, range_s=plan.range_s),
-            exact=found.exact,
-            index=IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
-            model=ModelOut(fingerprint=index.fingerprint, trained=model.trained, note=note_of(model)),
-            timing_ms=watch.done(),
-        )
-
-    async def _mix(self, query: RetrieveIn, watch: Stopwatch) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        with watch.stage("decode"):
-            if query.file is not None:
-                clip = await decode_upload(self._decoder, query.file)
-                return clip.waveform, clip.warnings
-            clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_id))
-            return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
-
-    async def _stem_clip(self, stem_id: str) -> Clip:
-        stem = await self._catalog.stem(stem_id)
-        if stem.state == "failed":
-            raise MixNotReady(f"The stem {stem_id} of the mix could not be used itself.", stem_id=stem_id)
-        async with AsyncExitStack() as stack:
-            path = await stack.enter_async_context(self._blobs.fetch(stem.sha256))
-            return await self._decoder.decode(path)
 
 
 class Finder:
@@ -306,7 +199,7 @@ class Finder:
             queries = _query_windows(coarse, embedding[wanted])
             smooth = False
             if coarse.shifts > 2:  # of fewer there is nothing to tell
-                missed = await asyncio.to_thread(missed_by_half, index.fold, queries)
+                missed = await asyncio.to_thread(search.missed_by_half, index.fold, queries)
                 smooth = missed is not None and missed <= SMOOTH
             if smooth:
                 break
@@ -318,12 +211,12 @@ class Finder:
 
     async def _is_drawn(self, index: Index, waveform: NDArray[np.float32], plan: Plan, queries: QueryWindows) -> bool:
         """Whether the score between two shifts is more or less what they draw, seen halfway between some of them."""
-        before, after = neighbouring_shifts(queries, DRAWN_PROBES)
+        before, after = search.neighbouring_shifts(queries, DRAWN_PROBES)
         if not len(before):
             return False
         starts = np.round((queries.offset_s[before] + queries.offset_s[after]) / 2 * SAMPLE_RATE).astype(np.int64)
         embedding = await self._embed(index.fingerprint, waveform, starts, plan.length)
-        missed = await asyncio.to_thread(missed_between, index.fold, queries, before, after, embedding)
+        missed = await asyncio.to_thread(search.missed_between, index.fold, queries, before, after, embedding)
         return missed <= self._drawn
 
     async def _embed(
@@ -341,7 +234,7 @@ class Finder:
         queries = mix.queries
         with watch.stage("index"):
             allowed = await self._catalog.rows_allowed(wanted)
-            found = await asyncio.to_thread(candidates, index, queries, max(limit, ranked), allowed)
+            found = await asyncio.to_thread(search.candidates, index, queries, max(limit, ranked), allowed)
         best: dict[int, BestPlaces] = {}
         stems: dict[int, StemEmbeddings] = {}
         enough = max(SCORED_FIRST, 4 * limit, ranked)
@@ -353,14 +246,14 @@ class Finder:
                 scored = await asyncio.to_thread(best_places, index.fold, queries, fresh, mix.extent)
                 best |= dict.fromkeys(scored.scores, scored)
                 stems |= fresh
-            exact = proven((places.scores[row] for row, places in best.items()), some, limit)
+            exact = search.proven((places.scores[row] for row, places in best.items()), some, limit)
             if exact or len(stems) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
                 return _Scored(best, stems, exact)
             if enough >= len(found.rows):
-                if found.k >= LARGEST_K:
+                if found.k >= search.LARGEST_K:
                     return _Scored(best, stems, exact)
                 with watch.stage("index"):
-                    found = await asyncio.to_thread(candidates, index, queries, limit, allowed, k=2 * found.k)
+                    found = await asyncio.to_thread(search.candidates, index, queries, limit, allowed, k=2 * found.k)
             enough = min(4 * enough, SCORED_MOST)
 
     async def _refine(self, index: Index, mix: _Mix, scored: _Scored, limit: int) -> dict[int, Place]:
@@ -392,9 +285,9 @@ class Finder:
     ) -> list[tuple[int, Place]]:
         """The places of a score that varies too fast for the grid of shifts.
 
-        The grid is halved until it is fine enough. Beside the best place of each stem, the most promising
-        others go into the first round, since on a coarse grid the right one may look worse than a similar one; half of
-        them stay for the next. A model whose score falls within milliseconds is followed further than the settings ask.
+        The grid is halved until it is fine enough. The first round takes the best place of each stem and the most
+        promising others: on a coarse grid the right place may score below a similar one. Half of the others stay for
+        the next round. While scores still rise, halving goes on below the step that the settings ask for.
         """
         places = _first_and_best(every, OTHER_PLACES, lambda place: place.promise)
         spacing_s, others, rise = mix.plan.step / SAMPLE_RATE, OTHER_PLACES, 1.0
@@ -418,12 +311,12 @@ class Finder:
     ) -> list[tuple[int, Place]]:
         """The best place of each stem and as many others, each with what the rest of the mix says of it.
 
-        All of them get equally many further windows, where their stems have so many: a mean over few is the higher for
-        having been chosen.
+        Each place gets equally many further windows, as far as its stem has them: of chosen places, a mean over fewer
+        windows is higher by chance.
         """
         places = _first_and_best(places, len(stems), lambda place: place.score)
         for each in range(CONFIRM_EACH, 0, -1):
-            further = [further_pairs(place, stems[row], each, extent) for row, place in places]
+            further = [search.further_pairs(place, stems[row], each, extent) for row, place in places]
             offsets_s = np.array(sorted({at_s for pairs in further for _, at_s in pairs}), np.float64)
             if len(offsets_s) <= self._settings.confirm_windows:
                 break
@@ -437,7 +330,7 @@ class Finder:
 
         def confirmed() -> list[tuple[int, Place]]:
             return [
-                (row, with_pairs(index.fold, place, stems[row], pairs, heard))
+                (row, search.with_pairs(index.fold, place, stems[row], pairs, heard))
                 for (row, place), pairs in zip(places, further, strict=True)
             ]
 
@@ -453,7 +346,7 @@ class Finder:
         fine_s: float,
     ) -> list[tuple[int, Place]]:
         """The same places, each moved by half a spacing at most where that is better."""
-        offsets_s = refine_offsets(
+        offsets_s = search.refine_offsets(
             [place for _, place in places],
             shift_s=spacing_s,
             fine_shift_s=fine_s,
@@ -467,7 +360,7 @@ class Finder:
         embedding = await self._embed(index.fingerprint, mix.waveform, starts, mix.plan.length)
         audible = _audible(embedding)
         moved = await asyncio.to_thread(
-            refined,
+            search.refined,
             index.fold,
             dict(enumerate(place for _, place in places)),
             {number: stems[row] for number, (row, _) in enumerate(places)},

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from indexer import HermitianFold
 from model import Phalar, load_phalar, save_phalar, untrained_phalar
-from service.api.errors import UnknownCheckpoint
 from service.settings import Settings
 
 log = logging.getLogger("phalar.model")
@@ -21,6 +20,14 @@ UNTRAINED = (
     "These are seeded random weights, not a trained model: the ranking says nothing about music. "
     "Give a trained checkpoint with PHALAR_CHECKPOINT."
 )
+
+
+class UnknownCheckpoint(Exception):
+    """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
+
+    def __init__(self, sentence: str, **facts: str) -> None:
+        super().__init__(sentence)
+        self.facts = facts
 
 
 def configured_model(settings: Settings, device: str = "cpu") -> Phalar:

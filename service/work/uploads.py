@@ -1,81 +1,55 @@
 """Untrusted bytes -> clip, in a child process with limits.
 
-A `Decoder` starts a small server process, which has imported libsndfile and forks one child a file; a file that needs
-FFmpeg starts another one, since a process is the sooner forked and gone the less it has mapped. The child gets the open
-file and a socket, and nothing else: the kernel refuses it every call but to read, to send, to allocate and to end
-(sandbox.py), and the server was started without our environment, so no key is in its memory. What it answers is a
-length, JSON and raw samples, each checked here; nothing is unpickled. See
-docs/decisions/decoding-in-forked-children.md.
+A `Decoder` starts a small server process (decoding.py), which has imported libsndfile and forks a child for each file.
+Files that need FFmpeg have a second server: the less a process has mapped, the faster it forks and ends. A child has
+the open file and a socket, and may only read, send, allocate and end (sandbox.py). The server is started without our
+environment, so no key is in its memory. A child answers with a length, JSON and raw samples, all checked here; nothing
+is unpickled. See docs/decisions/decoding-in-forked-children.md.
 """
 
 import asyncio
-import ctypes
-import gc
-import importlib
 import json
 import logging
 import math
 import os
-import pkgutil
-import resource
-import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
 
 import numpy as np
 
-from model import (
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    AudioError,
-    AudioFormat,
-    Clip,
-    ClipTooLong,
-    ClipTooShort,
-    DecodeFailed,
-    EmptyFile,
-    NoAudioStream,
-    NonFiniteSamples,
-    SilentClip,
-    TooManyChannels,
-    UnknownFormat,
-    load_clip,
-    needs_ffmpeg,
+from model import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
+from service.work.decoding import (
+    CONFINEMENTS,
+    ENDED,
+    KILL,
+    LENGTH,
+    MAX_JSON,
+    MAX_WARNING,
+    MESSAGE,
+    OUT_OF_MEMORY,
+    READY,
+    START,
+    DecodeLimits,
+    DecoderCrashed,
+    DecoderError,
 )
-from service.work.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
+from service.work.sandbox import Confinement
 
 if TYPE_CHECKING:
-    from service.settings import Settings  # the server has no use for it
+    pass  # the server has no use for it
 
 log = logging.getLogger("phalar.uploads")
+_SERVER = "from service.work.decoding import serve_children; serve_children()"
 
 UPLOAD_NICE = 10
 """Uploads wait for the device anyway, so decoding them takes the time that no query wants."""
-
-
-class DecoderError(AudioError):
-    """The decoder did not come to an answer about this file; the next file gets a new child."""
-
-    code = "decoder-error"
-
-
-class DecoderCrashed(DecoderError):
-    """The child died or answered nonsense; `reason` says how."""
-
-    code = "decoder-crashed"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"The file broke the decoder ({reason}).", reason=reason)
-        self.reason = reason
 
 
 class DecoderTimeout(DecoderError):
@@ -99,31 +73,6 @@ class DecoderOutOfMemory(DecoderError):
             memory_bytes=memory_bytes,
         )
         self.memory_bytes = memory_bytes
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """What one file may cost.
-
-    `memory_bytes` is address space on top of the loaded libraries; `timeout_s` counts from the child's start, not the
-    wait for it; `processes` children run at a time.
-    """
-
-    max_seconds: float
-    max_channels: int
-    memory_bytes: int
-    timeout_s: float
-    processes: int
-
-    @classmethod
-    def of(cls, settings: "Settings") -> "DecodeLimits":
-        return cls(
-            max_seconds=settings.max_clip_s,
-            max_channels=settings.max_channels,
-            memory_bytes=settings.decode_memory_bytes,
-            timeout_s=settings.decode_timeout_s,
-            processes=settings.decoders,
-        )
 
 
 class Decoder:
@@ -226,43 +175,14 @@ def _post_mortem(status: int | None, limits: DecodeLimits) -> DecoderError:
         if os.WTERMSIG(status) == signal.SIGXCPU:
             return DecoderTimeout(limits.timeout_s)
         return DecoderCrashed(signal.strsignal(os.WTERMSIG(status)) or f"signal {os.WTERMSIG(status)}")
-    if os.WEXITSTATUS(status) == _OUT_OF_MEMORY:
+    if os.WEXITSTATUS(status) == OUT_OF_MEMORY:
         return DecoderOutOfMemory(limits.memory_bytes)
     return DecoderCrashed(f"exit status {os.WEXITSTATUS(status)}")
 
 
-# What crosses the sockets. A message to or from the server: kind, number of the job, and a number: the wait status of
-# a child that has ended; how its children will be held, when the server is ready; the niceness of a child that is to
-# start. With that one two descriptors ride along: the file, and the child's end of the socket for its answer.
-
-_MESSAGE = struct.Struct("!cQi")
-_START, _KILL, _READY, _ENDED = b"S", b"K", b"R", b"E"
-_CONFINEMENTS: tuple[Confinement, ...] = ("filtered", "limits-only")
-_SERVER = "from service.work.uploads import serve_children; serve_children()"
-
-# An answer: length of the JSON; the JSON, either {"code", "facts"} or the clip's fields with its number of samples; the
-# samples.
-
-_LENGTH = struct.Struct("!I")
-_MAX_JSON = 2**16
-_MAX_WARNING = 500
-_OUT_OF_MEMORY = 3  # exit status
-
-_KINDS: dict[str, type[AudioError]] = {
-    kind.code: kind
-    for kind in (
-        ClipTooLong,
-        ClipTooShort,
-        DecodeFailed,
-        DecoderCrashed,
-        EmptyFile,
-        NoAudioStream,
-        NonFiniteSamples,
-        SilentClip,
-        TooManyChannels,
-        UnknownFormat,
-    )
-}
+# What is wrong with a file, as a child may say it; of its own end it can say nothing.
+_SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclasses__())
+_KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
 
 
 async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
@@ -272,10 +192,10 @@ async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
         AudioError: the answer is an error, or (DecoderCrashed) no answer that our code could give.
         EOFError: the child ended before its answer did.
     """
-    prefix = bytearray(_LENGTH.size)
+    prefix = bytearray(LENGTH.size)
     await _fill(sock, prefix)
-    (length,) = _LENGTH.unpack(prefix)
-    if length > _MAX_JSON:
+    (length,) = LENGTH.unpack(prefix)
+    if length > MAX_JSON:
         raise DecoderCrashed("its answer is too long")
     text = bytearray(length)
     await _fill(sock, text)
@@ -311,7 +231,7 @@ def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, A
             raise ValueError(number)
     if kind not in get_args(AudioFormat) or type(warnings) is not list or len(warnings) > 8:
         raise ValueError(kind)
-    if not all(type(warning) is str and len(warning) <= _MAX_WARNING for warning in warnings):
+    if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
         raise ValueError(warnings)
     return {
         "sample_rate": rate,
@@ -379,7 +299,7 @@ class _Server:
         with theirs:
             ours.setblocking(False)
             try:
-                socket.send_fds(self._control, [_MESSAGE.pack(_START, job, nice)], [file, theirs.fileno()])
+                socket.send_fds(self._control, [MESSAGE.pack(START, job, nice)], [file, theirs.fileno()])
             except OSError:  # it died a moment ago, and the reader will say so
                 ended.set_result(None)
                 return ours, job, ended
@@ -389,7 +309,7 @@ class _Server:
     def kill(self, job: int) -> None:
         if job in self._jobs:
             try:
-                self._control.send(_MESSAGE.pack(_KILL, job, 0))
+                self._control.send(MESSAGE.pack(KILL, job, 0))
             except OSError:
                 self._on_death()
 
@@ -413,13 +333,13 @@ class _Server:
             self._on_death()
             return
         self._unread += data
-        while len(self._unread) >= _MESSAGE.size:
-            kind, job, status = _MESSAGE.unpack_from(self._unread)
-            self._unread = self._unread[_MESSAGE.size :]
-            if kind == _READY and not self._ready.done():
-                self.confinement = _CONFINEMENTS[status]
+        while len(self._unread) >= MESSAGE.size:
+            kind, job, status = MESSAGE.unpack_from(self._unread)
+            self._unread = self._unread[MESSAGE.size :]
+            if kind == READY and not self._ready.done():
+                self.confinement = CONFINEMENTS[status]
                 self._ready.set_result(None)
-            elif kind == _ENDED and job in self._jobs:
+            elif kind == ENDED and job in self._jobs:
                 self._jobs.pop(job).set_result(status)
 
     def _on_death(self) -> None:
@@ -443,179 +363,3 @@ def _bare_environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
-
-
-# From here on: inside the server and its children.
-
-
-def serve_children() -> NoReturn:
-    """Fork a child for every file that arrives, until the other end of the control socket closes.
-
-    Arguments of the process: the control socket's descriptor, and as JSON DecodeLimits and whether FFmpeg is wanted.
-    """
-    control = socket.socket(fileno=int(sys.argv[1]))
-    limits = DecodeLimits(**json.loads(sys.argv[2]))
-    woken, waker = socket.socketpair()
-    woken.setblocking(False)
-    waker.setblocking(False)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    _warm_up(with_ffmpeg=json.loads(sys.argv[3]))
-    address_space = _address_space() + limits.memory_bytes
-    control.sendall(_MESSAGE.pack(_READY, 0, _CONFINEMENTS.index(_try_confinement())))
-
-    children: dict[int, int] = {}  # job -> process
-    while True:
-        readable, _, _ = select.select([control, woken], [], [])
-        if woken in readable:
-            woken.recv(4096)
-            for job, process in list(children.items()):
-                reaped, status = os.waitpid(process, os.WNOHANG)
-                if reaped:
-                    del children[job]
-                    with suppress(BrokenPipeError):
-                        control.sendall(_MESSAGE.pack(_ENDED, job, status))
-        if control in readable:
-            try:
-                message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE.size, 2)
-            except ConnectionResetError:  # the other end died with messages of ours unread
-                break
-            if not message:
-                break
-            kind, job, nice = _MESSAGE.unpack(message)
-            if kind == _START:
-                server = os.getpid()
-                process = os.fork()
-                if process == 0:
-                    os.nice(nice)
-                    _decode_and_exit(*descriptors, server=server, address_space=address_space, limits=limits)
-                children[job] = process
-                for descriptor in descriptors:
-                    os.close(descriptor)
-            elif kind == _KILL and job in children:  # not yet reaped, so the number is still this child's
-                os.kill(children[job], signal.SIGKILL)
-    for process in children.values():
-        os.kill(process, signal.SIGKILL)
-    for process in children.values():
-        os.waitpid(process, 0)
-    os._exit(0)
-
-
-def _warm_up(*, with_ffmpeg: bool) -> None:
-    """Import and resolve, before the first fork, all that a child may need: it cannot open a file itself."""
-    if with_ffmpeg:
-        import av
-
-        for module in pkgutil.walk_packages(av.__path__, "av."):  # PyAV imports its stream types when it meets them
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
-    tone = (8000 * np.sin(np.arange(2 * 8000))).astype("<i2").tobytes()
-    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 16_000, 2, 16)
-    load_clip(b"RIFF\0\0\0\0WAVE" + fmt + struct.pack("<4sI", b"data", len(tone)) + tone)
-    gc.freeze()  # a collection in a child would touch, and so copy, every page
-
-
-def _try_confinement() -> Confinement:
-    """How children will be held on this system, found out by one that tries to open a file."""
-    process = os.fork()
-    if process == 0:
-        status = _CONFINEMENTS.index("limits-only")
-        try:
-            _set_process_flags()
-            refuse_all_other_calls()
-            os.open("/", os.O_RDONLY)
-        except PermissionError:
-            status = _CONFINEMENTS.index("filtered")
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(process, 0)
-    return "filtered" if ended == _CONFINEMENTS.index("filtered") else "limits-only"
-
-
-def _address_space() -> int:
-    """Bytes that this process has mapped; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except FileNotFoundError:
-        return 0
-
-
-def _decode_and_exit(file: int, answer: int, *, server: int, address_space: int, limits: DecodeLimits) -> NoReturn:
-    """The whole life of a child."""
-    status = 1
-    try:
-        # Opened before the confinement: to look at a descriptor takes calls that a decoder has no other use for.
-        with open(file, "rb") as audio, socket.socket(fileno=answer) as sock:
-            _confine(file, answer, server, address_space, limits)
-            _answer(audio, sock, limits)
-        status = 0
-    except MemoryError:
-        status = _OUT_OF_MEMORY
-    finally:
-        os._exit(status)
-
-
-def _confine(file: int, answer: int, server: int, address_space: int, limits: DecodeLimits) -> None:
-    """Give up all that decoding does not need."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _set_process_flags()
-    if os.getppid() != server:  # it died before the line above
-        os._exit(1)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # libmpg123 writes what it thinks of a file to stderr
-    low, high = sorted((file, answer))
-    os.closerange(3, low)
-    os.closerange(low + 1, high)
-    os.closerange(high + 1, 1024)
-    seconds = math.ceil(limits.timeout_s) + 1
-    for what, most in (
-        (resource.RLIMIT_AS, address_space),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_NOFILE, 0),  # what is open stays open; no file, no connection can be opened
-    ):
-        _, hard = resource.getrlimit(what)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
-    with suppress(FilterUnavailable):  # the server has found that out before, and it was logged
-        refuse_all_other_calls()
-
-
-def _set_process_flags() -> None:
-    """Die with the server, gain no privilege, and be no one's to trace."""
-    if sys.platform == "linux":
-        for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
-            if _libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3) != 0:
-                raise OSError(ctypes.get_errno(), f"prctl {option}")
-
-
-def _answer(audio: BinaryIO, sock: socket.socket, limits: DecodeLimits) -> None:
-    waveform = None
-    try:
-        clip = load_clip(audio, max_seconds=limits.max_seconds, max_channels=limits.max_channels)
-    except AudioError as error:
-        answer: dict[str, object] = {"code": error.code, "facts": error.facts}
-    except MemoryError:
-        raise
-    except Exception as error:
-        answer = {"code": DecoderCrashed.code, "facts": {"reason": f"{type(error).__name__}: {error}"[:_MAX_WARNING]}}
-    else:
-        waveform = clip.waveform
-        answer = {
-            "sample_rate": clip.sample_rate,
-            "channels": clip.channels,
-            "format": clip.format,
-            "warnings": clip.warnings,
-            "samples": len(waveform),
-        }
-    text = json.dumps(answer).encode()
-    sock.sendall(_LENGTH.pack(len(text)) + text)
-    if waveform is not None:
-        sock.sendall(waveform.data)
-
-
-# From <linux/prctl.h>.
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_libc = ctypes.CDLL(None, use_errno=True)

@@ -1,52 +1,41 @@
 """Micro-batches -> device -> catalog: what turns queued stems and queries into embeddings.
 
-Three things go on at once. The taker keeps a few uploads in hand, and as many queries as fill the next micro-batch;
-preparers fetch and decode; one device thread embeds, micro-batch by micro-batch, and looks for queries before each, so
-that a query waits for one micro-batch at most. Nothing waits for a batch to fill: the queries that come while the
-device works are the next one. The event loop itself never computes.
+Three things go on at once. The taker keeps a few uploads in hand, and as many queries as fill the next micro-batch.
+Preparers fetch and decode. One device thread embeds a micro-batch at a time, queries first, so a query waits for one
+micro-batch at most. Nothing waits for a batch to fill: what came while the device worked is the next one. The event
+loop itself never computes.
 """
 
 import asyncio
 import logging
 import os
-import re
 import signal
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from indexer import Catalog, CatalogUnavailable
-from model import SAMPLE_RATE, AudioError, CheckpointError, Phalar, cut_windows, is_silent, load_phalar, window_starts
-from service.api.errors import KilledItsWorker, StemNotEmbedded, problem
+from model import SAMPLE_RATE, AudioError, window_starts
+from service.metrics import Figures
 from service.settings import Settings
+from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out
 from service.work.blobs import BlobMissing, Blobs
-from service.work.models import configured_model
-from service.work.queue import (
-    EmbedFailed,
-    FingerprintMismatch,
-    Job,
-    Poisoned,
-    QueryJob,
-    Queue,
-    QueueUnavailable,
-    UploadJob,
-    consumer_name,
-    open_queue,
-)
-from service.work.uploads import UPLOAD_NICE, DecodeLimits, Decoder, DecoderError
+from service.work.decoding import DecodeLimits, DecoderError
+from service.work.device import Device, UnknownModel
+from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
+from service.work.queue import Queue, consumer_name, open_queue
+from service.work.streams import QueueUnavailable
+from service.work.uploads import UPLOAD_NICE, Decoder
 
 log = logging.getLogger("phalar.worker")
 T = TypeVar("T")
 
-MODELS_HELD = 2  # the live one, and the one a reindex is on its way to
 FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come back one at a time, so not many
 TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
 POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
@@ -57,196 +46,31 @@ BEAT_S = 5.0
 STORE_ATTEMPTS = 5
 FIRST_PAUSE_S = 0.2
 
-
-@dataclass
-class Figures:
-    """What a worker has done since it started; reported with each beat and shown by /metrics."""
-
-    decode_seconds: float = 0.0
-    embed_seconds: float = 0.0
-    store_seconds: float = 0.0
-    batches: int = 0
-    windows: int = 0
-    stems: int = 0
-    stems_failed: int = 0
-    queries: int = 0
-    queries_failed: int = 0
-    batch_limit: int = 0
-    in_hand: int = 0
-    last_beat: float = 0.0
-    pid: int = 0
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            name = f"{stage}_seconds"
-            setattr(self, name, getattr(self, name) + time.perf_counter() - begun)
+Describe = Callable[[Exception], dict[str, Any]]
+"""How a failure is written down for whoever uploaded the stem: the API's problem, which this room knows nothing of."""
 
 
-class UnknownModel(Exception):
-    """No checkpoint with this fingerprint is configured or kept."""
-
-    def __init__(self, fingerprint: str, held: Sequence[str]) -> None:
-        super().__init__(f"no checkpoint with the fingerprint {fingerprint} is kept")
-        self.fingerprint = fingerprint
-        self.held = tuple(held)
+class KilledItsWorker(Exception):
+    """A stem ended the process that embedded it as often as it may."""
 
 
-class NonFiniteEmbedding(Exception):
-    """The network gave a NaN or an infinity."""
-
-
-class Device:
-    """The models on their device. Everything here runs in the worker's one device thread."""
-
-    def __init__(self, settings: Settings) -> None:
-        if settings.torch_threads:
-            torch.set_num_threads(settings.torch_threads)
-        self._settings = settings
-        self._held: OrderedDict[str, Phalar] = OrderedDict()
-        self.batch_limit = settings.batch_windows
-        model = configured_model(settings, settings.device)
-        self._held[model.fingerprint] = model
-
-    def embed(self, fingerprint: str, windows: NDArray[np.float32]) -> NDArray[np.complex64]:
-        """Embed windows of one length, float32 (n, samples), with the model of this fingerprint.
-
-        Where memory does not suffice the batch is halved, now and from now on.
-
-        Raises:
-            UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
-        """
-        model = self._model(fingerprint)
-        done: list[NDArray[np.complex64]] = []
-        start = 0
-        while start < len(windows):
-            part = windows[start : start + self.batch_limit]
-            try:
-                embedding = model.embed(part).cpu().numpy()
-            except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or len(part) == 1:
-                    raise
-                self.batch_limit = len(part) // 2
-                log.warning("no memory for %d windows at once; from now on %d", len(part), self.batch_limit)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            if not np.isfinite(embedding).all():
-                raise NonFiniteEmbedding("the network gave numbers that are not finite")
-            done.append(embedding.astype(np.complex64, copy=False))
-            start += len(part)
-        return np.concatenate(done)
-
-    def require(self, fingerprint: str) -> int:
-        """Have this model at hand; returns the length of its embeddings. Raises UnknownModel."""
-        return self._model(fingerprint).config.dimension
-
-    def _model(self, fingerprint: str) -> Phalar:
-        if fingerprint not in self._held:
-            self._held[fingerprint] = self._load(fingerprint)
-            if len(self._held) > MODELS_HELD:
-                self._held.popitem(last=False)
-        self._held.move_to_end(fingerprint)
-        return self._held[fingerprint]
-
-    def _load(self, fingerprint: str) -> Phalar:
-        path = self._settings.checkpoint_folder / f"{fingerprint}.safetensors"
-        try:
-            if not re.fullmatch("[0-9a-f]{64}", fingerprint):
-                raise FileNotFoundError(fingerprint)
-            model = load_phalar(path, self._settings.device)
-        except (CheckpointError, OSError) as error:
-            log.warning("cannot load the model %s: %s", fingerprint, error)
-            raise UnknownModel(fingerprint, list(self._held)) from error
-        if model.fingerprint != fingerprint:
-            log.error("%s holds the model %s", path, model.fingerprint)
-            raise UnknownModel(fingerprint, list(self._held))
-        return model
-
-
-@dataclass(eq=False, kw_only=True)
-class Work:
-    """A waveform in hand. `windows` are the indices of those that are not silent, `starts` the first samples of all;
-    `taken` of them have gone to the device, `embedding` grows in their order."""
-
-    job: UploadJob | QueryJob
-    waveform: NDArray[np.float32]
-    starts: NDArray[np.int64]
-    windows: NDArray[np.int64]
-    length: int
-    taken: int = 0
-    embedding: list[NDArray[np.complex64]] = field(default_factory=list)
-
-    @property
-    def left(self) -> int:
-        """Windows that the device has not been given."""
-        return len(self.windows) - self.taken
-
-    @property
-    def complete(self) -> bool:
-        return sum(map(len, self.embedding)) == len(self.windows)
-
-    def cut(self, start: int, end: int) -> NDArray[np.float32]:
-        """Windows start to end of those that are not silent, float32 (end - start, length)."""
-        return cut_windows(self.waveform, self.starts[self.windows[start:end]], self.length)
-
-
-@dataclass(eq=False, kw_only=True)
-class StemWork(Work):
-    """A stem, decoded; `row` is its number in the catalog."""
-
-    job: UploadJob
-    row: int
-
-
-@dataclass(eq=False, kw_only=True)
-class QueryWork(Work):
-    """A query."""
-
-    job: QueryJob
-
-
-Batch = list[tuple[Work, int, int]]
-"""What goes to the device as one: works, and from which of their windows to which."""
-
-
-def share_out(works: Sequence[Work], limit: int) -> Batch:
-    """Choose the next micro-batch, and count its windows as taken.
-
-    Args:
-        works: with windows left, at least one; the batch is of the first one's model and length.
-        limit: most windows in the batch.
-
-    Returns:
-        (work, start, end) of its windows that are not silent. Works get even shares, and what one cannot use goes to
-        the others, so that a long one does not keep short ones waiting.
-    """
-    kind = (works[0].job.fingerprint, works[0].length)
-    alike = [work for work in works if (work.job.fingerprint, work.length) == kind]
-    alike.sort(key=lambda work: work.left)
-    batch: Batch = []
-    for position, work in enumerate(alike):
-        share = min(-(-limit // (len(alike) - position)), work.left)
-        if share > 0:
-            batch.append((work, work.taken, work.taken + share))
-            work.taken += share
-            limit -= share
-    return batch
+class StemNotEmbedded(Exception):
+    """A stem that decodes, and that the model could make nothing of."""
 
 
 class Worker:
     """Takes jobs until `stop`."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder, describe: Describe
+    ) -> None:
         self.figures = Figures(pid=os.getpid())
         self._settings = settings
         self._catalog = catalog
         self._blobs = blobs
         self._queue = queue
         self._decoder = decoder
+        self._describe = describe
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._device: Device | None = None
         self._held_limit = min(max(FEWEST_HELD, settings.batch_windows // 2), MOST_HELD)
@@ -312,28 +136,21 @@ class Worker:
             for job in jobs:
                 self._accept(job)
             if not jobs and not queries:
-                await self._wait_for_room()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_MS / 1000):
+                        await self._room.wait()
 
     @property
     def _windows_asked(self) -> int:
         """Windows of queries in hand that the device has not been given."""
         return sum(len(job.starts) for job in self._checking) + sum(work.left for work in self._queries)
 
-    async def _wait_for_room(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_MS / 1000):
-                await self._room.wait()
-
     def _accept(self, job: Job) -> None:
-        handler: Coroutine[Any, Any, None]
         if isinstance(job, QueryJob):
             self._checking.add(job)
-            handler = self._check(job)
+            _spawn(self._check(job), self._preparing)
         else:
-            handler = self._bury(job) if isinstance(job, Poisoned) else self._prepare(job)
-        task = asyncio.create_task(handler)
-        self._preparing.add(task)
-        task.add_done_callback(self._preparing.discard)
+            _spawn(self._bury(job) if isinstance(job, Poisoned) else self._prepare(job), self._preparing)
 
     async def _bury(self, poisoned: Poisoned) -> None:
         """End a job that kills its workers."""
@@ -343,7 +160,7 @@ class Worker:
             await self._settle(self._queue.fail(job, EmbedFailed(f"it {poisoned.reason}")))
             return
         log.error("stem %s %s; it ends as failed", job.stem_id, poisoned.reason)
-        await self._fail(job, problem(KilledItsWorker(f"Embedding this stem {poisoned.reason}.")))
+        await self._fail(job, self._describe(KilledItsWorker(f"Embedding this stem {poisoned.reason}.")))
 
     async def _beat(self) -> None:
         """Keep what is in hand from being taken over, and report."""
@@ -372,10 +189,8 @@ class Worker:
                 return
             await self._in_thread(lambda: self._on_device.require(job.fingerprint))
             work = await self._decode(job, stem.row, stem.sha256)
-        except AudioError as error:
-            await self._fail(job, problem(error))
-        except BlobMissing as error:
-            await self._fail(job, problem(error))
+        except (AudioError, BlobMissing) as error:
+            await self._fail(job, self._describe(error))
         except UnknownModel as error:
             log.warning("stem %s stays queued: %s", job.stem_id, error)
             await self._done(job)
@@ -388,7 +203,7 @@ class Worker:
                 self._stems.append(work)
                 self._wake.set()
             else:
-                await self._fail(job, problem(StemNotEmbedded("All of its windows are silent.")))
+                await self._fail(job, self._describe(StemNotEmbedded("All of its windows are silent.")))
                 await self._free(work)
 
     async def _needs_nothing(self, row: int, state: str, fingerprint: str) -> bool:
@@ -410,7 +225,7 @@ class Worker:
             window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
             length = min(window, len(waveform))
             starts = window_starts(len(waveform), window, stride)
-            windows = await asyncio.to_thread(_loud, waveform, starts, length)
+            windows = await asyncio.to_thread(loud, waveform, starts, length)
             self._samples_held += len(waveform)
         return StemWork(job=job, row=row, waveform=waveform, starts=starts, windows=windows, length=length)
 
@@ -426,12 +241,10 @@ class Worker:
         """Place a query's windows; every way out leaves it answered or its windows with the device."""
         try:
             length = min(job.window, len(job.waveform))
-            windows = await asyncio.to_thread(_loud, job.waveform, job.starts, length)
+            windows = await asyncio.to_thread(loud, job.waveform, job.starts, length)
             if len(windows):
-                starts = job.starts
-                self._queries.append(
-                    QueryWork(job=job, waveform=job.waveform, starts=starts, windows=windows, length=length)
-                )
+                work = QueryWork(job=job, waveform=job.waveform, starts=job.starts, windows=windows, length=length)
+                self._queries.append(work)
                 self._wake.set()
             else:
                 dimension = await self._in_thread(lambda: self._on_device.require(job.fingerprint))
@@ -496,7 +309,7 @@ class Worker:
                 work.embedding.append(embedding[at : at + end - start].copy())
                 at += end - start
                 if work.complete:
-                    self._spawn(self._store(work) if isinstance(work, StemWork) else self._reply(work))
+                    _spawn(self._store(work) if isinstance(work, StemWork) else self._reply(work), self._ending)
 
     async def _embed(self, batch: Batch) -> NDArray[np.complex64]:
         def embed() -> NDArray[np.complex64]:
@@ -534,15 +347,10 @@ class Worker:
         else:
             log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
             reason = str(error) or type(error).__name__
-            said = problem(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
+            said = self._describe(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
             await self._fail(work.job, said)
 
     # Answering and storing.
-
-    def _spawn(self, ending: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(ending)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
 
     async def _reply(self, work: Work) -> None:
         assert isinstance(work, QueryWork)
@@ -581,8 +389,8 @@ class Worker:
 
     async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run it; a database that is away or locked is tried again for some seconds."""
-        pause = FIRST_PAUSE_S
-        for attempt in range(1, STORE_ATTEMPTS + 1):
+        attempt, pause = 1, FIRST_PAUSE_S
+        while True:
             try:
                 return await operation()
             except CatalogUnavailable as error:
@@ -590,8 +398,7 @@ class Worker:
                     raise
                 log.warning("the catalog does not answer, trying again: %s", error)
             await asyncio.sleep(pause)
-            pause *= 2
-        raise AssertionError("the last attempt returns or raises")
+            attempt, pause = attempt + 1, 2 * pause
 
     async def _done(self, job: UploadJob) -> None:
         await self._settle(self._queue.done(job))
@@ -617,17 +424,23 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-async def run_worker(settings: Settings, slot: int | None = None) -> None:
+def _spawn(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+    task = asyncio.create_task(work)
+    among.add(task)
+    task.add_done_callback(among.discard)
+
+
+async def run_worker(settings: Settings, describe: Describe, slot: int | None = None) -> None:
     """A worker process from start to SIGTERM or SIGINT.
 
-    `slot` numbers the workers that one supervisor keeps on this machine: a worker started again in the same slot goes
-    on with what its predecessor left.
+    `describe`: see Describe. `slot`: the worker's number under its supervisor; one that is started again in the same
+    slot goes on with what its predecessor left.
     """
     catalog = await Catalog.open(settings.resolved_database_url)
     queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:
         async with Decoder(DecodeLimits.of(settings)) as decoder:
-            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder)
+            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder, describe)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)
@@ -635,16 +448,3 @@ async def run_worker(settings: Settings, slot: int | None = None) -> None:
     finally:
         await queue.aclose()
         await catalog.close()
-
-
-def _loud(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Indices of the windows that are not silent, int64. Raises ValueError where a window leaves the waveform."""
-    if len(starts) and not (starts.min() >= 0 and starts.max() + length <= len(waveform)):
-        raise ValueError(f"windows of {length} samples leave a waveform of {len(waveform)}")
-    loud = [index for index, start in enumerate(starts) if not is_silent(waveform[start : start + length])]
-    return np.array(loud, np.int64)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch has an error of its own for the GPU only; on the CPU its allocator says it in words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from service.api.errors import MEDIA_TYPE
-from service.api.schemas import ProblemOut
+from service.api.schemas import PROBLEM_TYPE, ProblemOut
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -11,6 +10,6 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": "#/components/schemas/ProblemOut"}
     everywhere = (401, 403, 429, 500, 503)
     return {
-        status: {"model": ProblemOut, "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {"model": ProblemOut, "content": {PROBLEM_TYPE: {"schema": schema}}}
         for status in sorted({*statuses, *everywhere})
     }

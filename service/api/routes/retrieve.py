@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form
 
 from service.api.access import GuardedRoute, TheBackend, require
-from service.api.errors import NoMix
 from service.api.routes.problems import problems
 from service.api.schemas import RetrieveIn, RetrieveOut
 
@@ -17,6 +16,4 @@ async def retrieve(
     services: TheBackend, wanted: Annotated[RetrieveIn, Form(media_type="multipart/form-data")]
 ) -> RetrieveOut:
     """Find the stems that fit a partial mix in harmony and in time, best first, each with its place."""
-    if (wanted.file is None) == (not wanted.stem_id):
-        raise NoMix("Send either `file`, or `stem_id` once or more.")
     return await services.retrieval.answer(wanted)

@@ -1,19 +1,15 @@
 """Stems: put in, look at, listen to, change, take out."""
 
-import json
-import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
-from pydantic import TypeAdapter, ValidationError
 
 from service.api.access import GuardedRoute, TheBackend, require
-from service.api.errors import BadMetadata, RangeNotSatisfiable
 from service.api.keys import Caller
 from service.api.routes.problems import problems
-from service.api.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage
+from service.api.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage, byte_range, metadata_of
 
 router = APIRouter(tags=["stems"], route_class=GuardedRoute)
 MAX_FILES = 1000
@@ -48,7 +44,7 @@ async def add_stems(
     A file that cannot be used never stops the others; if it is the only one, its problem is the answer. The same bytes
     twice are the same stem.
     """
-    said = _metadata_of(metadata, len(files))
+    said = metadata_of(metadata, len(files))
     described = [(file, meta.as_record()) for file, meta in zip(files, said, strict=True)]
     job = await services.ingest.accept(described, caller)
     response.headers["Location"] = f"/jobs/{job.id}"
@@ -114,7 +110,7 @@ async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Re
     }
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    start, end = _byte_range(request.headers.get("range"), size)
+    start, end = byte_range(request.headers.get("range"), size)
     headers["Content-Length"] = str(end - start)
     partial = (start, end) != (0, size)
     if partial:
@@ -126,38 +122,3 @@ async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Re
 
     media_type = MEDIA_TYPES.get(stem.format.lower(), "application/octet-stream")
     return StreamingResponse(body(), 206 if partial else 200, headers, media_type)
-
-
-_ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
-
-
-def _metadata_of(text: str | None, files: int) -> list[Metadata]:
-    if text is None or not text.strip():
-        return [Metadata()] * files
-    try:
-        read = _ONE_OR_MANY.validate_python(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        detail = (
-            "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-            if isinstance(error, ValidationError)
-            else "it is not JSON"
-        )
-        raise BadMetadata(f"`metadata` cannot be read: {detail}.") from None
-    if isinstance(read, Metadata):
-        return [read] * files
-    if len(read) != files:
-        raise BadMetadata(f"`metadata` has {len(read)} objects for {files} files.", objects=len(read), files=files)
-    return read
-
-
-def _byte_range(header: str | None, size: int) -> tuple[int, int]:
-    """The first range of a Range header as [start, end); everything when there is none that we understand."""
-    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
-    if found is None or found.group(0) == "bytes=-":
-        return 0, size
-    first, last = found.groups()
-    start = int(first) if first else max(0, size - int(last))
-    end = min(size, int(last) + 1) if first and last else size
-    if start >= end:
-        raise RangeNotSatisfiable(f"The audio has {size} bytes.", size=size)
-    return start, end

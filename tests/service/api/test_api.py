@@ -11,15 +11,7 @@ import pytest
 import soundfile
 
 from model import SAMPLE_RATE
-from tests.installation import (
-    Installation,
-    add_stem,
-    encode,
-    eventually,
-    noise_bursts,
-    retrieve,
-    wait_ready,
-)
+from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
 CLEARLY = 0.1  # a stem scores 1 against itself, in this model
 PLACE_TOLERANCE_S = 0.015  # places are told on a 10 ms grid, and a cut may begin half a step beside it

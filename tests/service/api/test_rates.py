@@ -10,9 +10,9 @@ import pytest
 
 from service.api.errors import TooManyRequests
 from service.api.rates import MOST_LOCAL, LocalBuckets, RateLimiter
-from service.local.processes import EmbeddedValkey
+from service.local.valkey import EmbeddedValkey
 from service.settings import Rate, Scope
-from service.work.queue import connect
+from service.work.streams import connect
 
 pytestmark = pytest.mark.anyio
 

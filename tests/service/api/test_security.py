@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from indexer import ApiKeys, Catalog
 from service.api.keys import new_api_key
-from service.local.processes import EmbeddedValkey
+from service.local.valkey import EmbeddedValkey
 from service.settings import Scope, Settings
 from tests.installation import add_stem, encode, noise_bursts, serving
 from tests.service.api.test_api import problem_of

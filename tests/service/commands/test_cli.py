@@ -12,7 +12,7 @@ import pytest
 
 from model import SAMPLE_RATE
 from tests import servers
-from tests.installation import Installation, encode, free_port, noise_bursts
+from tests.installation import Installation, encode, eventually, free_port, noise_bursts
 
 
 def phalar(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -154,13 +154,19 @@ def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Inst
     assert "API keys" in open_to_all.stderr
 
 
-def test_ctrl_c_leaves_no_process_no_lock_and_no_socket(tmp_path: Path, small_checkpoint: Path) -> None:
-    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
+def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_socket(
+    tmp_path: Path, small_checkpoint: Path
+) -> None:
+    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, options=()).start()
+    eventually(lambda: "Ctrl-C ends it." in running.log)
+    assert f"Phalar Retrieval is ready: {running.url}\n" in running.log
+    assert "INFO" not in running.log  # of any library: that is for the log
+    assert "INFO" in (tmp_path / "data" / "phalar.log").read_text()
     pids = running.pids()
     assert set(pids) == {"api", "worker"} if servers.wanted() else {"api", "worker", "valkey"}
     assert running.stop() == 0
     assert [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()] == []
     left = {path.name for path in (tmp_path / "data").iterdir()}
     embedded = set() if servers.wanted() else {"catalog.sqlite", "valkey"}
-    assert left == {"audio", "checkpoints", "index"} | embedded
+    assert left == {"audio", "checkpoints", "index", "phalar.log"} | embedded
     assert not (tmp_path / "data" / "valkey" / "valkey.sock").exists()

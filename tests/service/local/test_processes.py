@@ -12,16 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from service.local.processes import (
-    SOCKET_PATH_BYTES,
-    Child,
-    ChildFailed,
-    DataFolderInUse,
-    DataFolderLock,
-    EmbeddedValkey,
-    Supervisor,
-    socket_path,
-)
+from service.local.lock import DataFolderInUse, DataFolderLock
+from service.local.supervisor import Child, ChildFailed, Supervisor
+from service.local.valkey import EmbeddedValkey
+from service.settings import SOCKET_PATH_BYTES, socket_path
 
 SOON_S = 10.0  # a busy machine may take this long to start or end a process; nothing waits it out on success
 REPOSITORY = Path(__file__).parents[3]
@@ -242,7 +236,9 @@ def test_what_a_killed_child_had_started_dies_with_it(tmp_path: Path) -> None:
 INSTALLATION = """
 import asyncio, sys
 from pathlib import Path
-from service.local.processes import Child, DataFolderLock, EmbeddedValkey, Supervisor
+from service.local.supervisor import Child, Supervisor
+from service.local.lock import DataFolderLock
+from service.local.valkey import EmbeddedValkey
 folder = Path(sys.argv[1])
 with DataFolderLock(folder):
     valkey = EmbeddedValkey(folder / "valkey")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model import DecodeFailed, load_clip
-from service.work import uploads
+from service.work import decoding
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # A taken-over child makes system calls without the C library, or Python's checks.
@@ -77,5 +77,5 @@ def _attack(source: Any, **_: Any) -> Any:
 
 
 def serve() -> None:
-    uploads.load_clip = _attack
-    uploads.serve_children()
+    decoding.load_clip = _attack
+    decoding.serve_children()

@@ -17,7 +17,7 @@ from tests.service.work.test_uploads import GOOD, LIMITS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has the filter")
 
-UNFILTERED = "from service.work import sandbox, uploads; sandbox._ARCHITECTURES.clear(); uploads.serve_children()"
+UNFILTERED = "from service.work import decoding, sandbox; sandbox._ARCHITECTURES.clear(); decoding.serve_children()"
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ from model import (
 )
 from service.settings import Settings
 from service.work import uploads
-from service.work.uploads import DecodeLimits, Decoder, DecoderCrashed, DecoderOutOfMemory, DecoderTimeout
+from service.work.decoding import DecodeLimits, DecoderCrashed, DecoderError
+from service.work.uploads import Decoder, DecoderOutOfMemory, DecoderTimeout
 
 pytestmark = [
     pytest.mark.anyio,
@@ -169,7 +170,7 @@ async def test_bad_upload_gets_its_error_and_the_next_good_one_is_decoded(
     for source, error in bad:
         with pytest.raises(error) as caught:
             await decoder.decode(source)
-        assert not isinstance(caught.value, uploads.DecoderError)
+        assert not isinstance(caught.value, DecoderError)
         assert str(caught.value) == str(type(caught.value)(**caught.value.facts))
         assert (await decoder.decode(GOOD)).duration_s == 2.0
 
@@ -282,7 +283,8 @@ async def test_children_die_with_the_process_that_asked(hour_of_silence: Path) -
     program = f"""
 import asyncio
 from pathlib import Path
-from service.work.uploads import DecodeLimits, Decoder
+from service.work.decoding import DecodeLimits
+from service.work.uploads import Decoder
 
 async def main():
     async with Decoder({SLOW_LIMITS!r}) as decoder:

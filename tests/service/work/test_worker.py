@@ -1,143 +1,26 @@
-"""The worker with a real Valkey, catalog, decoder and (seeded) model; and real kills."""
+"""The worker with a real Valkey, catalog, decoder and (seeded) model."""
 
 import asyncio
 import hashlib
-import io
-import os
-import signal
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from numpy.typing import NDArray
 
-from indexer import Catalog, ClipFacts, StemMetadata, Upload
 from model import SAMPLE_RATE, Phalar, save_phalar, untrained_phalar
-from service.settings import Settings
 from service.work import worker as worker_module
-from service.work.blobs import Blobs
-from service.work.queue import EmbedFailed, FingerprintMismatch, Queue, open_queue
-from service.work.uploads import DecodeLimits, Decoder
-from service.work.worker import Device, Worker
-from tests import servers
+from service.work.device import Device
+from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.queue import open_queue
+from service.work.worker import Worker
+from tests.service.work.house import POISON, SOON_S, House, Start, eventually, noise, wav
 
 pytestmark = pytest.mark.anyio
 
-SOON_S = 120.0  # on a busy machine; nothing waits it out on success
-STEM_S = 1.2
-POISON = 0.875  # a peak that a test's worker dies of; exact in 16 bits
 # Batches of different sizes and thread counts add up in different orders.
 EMBEDDING_TOLERANCE = 1e-5
-REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def phalar() -> Phalar:
-    return untrained_phalar()
-
-
-def noise(seed: int, seconds: float = STEM_S, peak: float = 0.5) -> NDArray[np.float32]:
-    waveform = np.random.default_rng(seed).uniform(-1, 1, int(seconds * SAMPLE_RATE)).astype(np.float32)
-    return (waveform * np.float32(peak / np.abs(waveform).max())).astype(np.float32)
-
-
-def wav(waveform: NDArray[np.float32]) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, SAMPLE_RATE, subtype="FLOAT", format="WAV")
-    return file.getvalue()
-
-
-class House:
-    """A data folder with all that a worker needs, and its clients."""
-
-    def __init__(self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, fingerprint: str) -> None:
-        self.settings, self.catalog, self.blobs, self.queue = settings, catalog, blobs, queue
-        self.fingerprint = fingerprint
-
-    async def upload(self, data: bytes) -> str:
-        """What POST /stems does after its checks."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        await self.blobs.put(sha256, io.BytesIO(data))
-        facts = ClipFacts("wav", STEM_S, SAMPLE_RATE, 1)
-        _, (stem_id,) = await self.catalog.add([Upload(sha256, "stem.wav", StemMetadata(), facts)])
-        return stem_id
-
-    async def submit(self, *stems: bytes) -> list[str]:
-        ids = [await self.upload(data) for data in stems]
-        for stem_id in ids:
-            await self.queue.submit_upload(stem_id, self.fingerprint)
-        return ids
-
-    async def settled(self) -> bool:
-        return (await self.catalog.counts())["queued"] == 0 and (await self.queue.depths())["uploads"] == 0
-
-    async def states(self, ids: list[str]) -> list[str]:
-        return [(await self.catalog.stem(stem_id)).state for stem_id in ids]
-
-
-@pytest.fixture
-async def house(tmp_path: Path, redis_url: str, phalar: Phalar) -> AsyncIterator[House]:
-    weights = tmp_path / "untrained.safetensors"
-    save_phalar(untrained_phalar(), weights, trained=False)
-    settings = Settings(
-        checkpoint=weights,
-        data=tmp_path,
-        database_url=servers.own_stores().get("PHALAR_DATABASE_URL"),
-        redis_url=redis_url,
-        redis_prefix=f"{tmp_path.name}-{uuid.uuid4().hex}",
-        torch_threads=1,
-        claim_after_s=5.0,
-        window_s=1.2,
-    )
-    catalog = await Catalog.open(settings.resolved_database_url)
-    queue = open_queue(settings)
-    fingerprint = phalar.fingerprint
-    generation = await catalog.new_generation(fingerprint)
-    assert await catalog.go_live(generation, configured=fingerprint)
-    yield House(settings, catalog, Blobs(settings.resolved_blob_url), queue, fingerprint)
-    await queue.aclose()
-    await catalog.close()
-
-
-Start = Callable[[], Awaitable[Worker]]
-
-
-@pytest.fixture
-async def start(house: House) -> AsyncIterator[Start]:
-    """Starts a worker in this process; it is stopped at the end."""
-    async with AsyncExitStack() as stack:
-
-        async def start_one() -> Worker:
-            queue = open_queue(house.settings, "here")
-            stack.push_async_callback(queue.aclose)
-            decoder = await stack.enter_async_context(Decoder(DecodeLimits.of(house.settings)))
-            worker = Worker(house.settings, house.catalog, house.blobs, queue, decoder)
-            running = asyncio.create_task(worker.run())
-
-            async def end() -> None:
-                worker.stop()
-                await running
-
-            stack.push_async_callback(end)
-            return worker
-
-        yield start_one
-
-
-async def eventually(claim: Callable[[], Awaitable[bool]]) -> None:
-    end = time.monotonic() + SOON_S
-    while not await claim():
-        assert time.monotonic() < end, "it never came true"
-        await asyncio.sleep(0.05)
 
 
 async def test_a_waveform_that_came_with_the_job_is_not_decoded_again(house: House, start: Start) -> None:
@@ -436,106 +319,3 @@ async def test_stopped_worker_gives_back_what_it_has_not_finished(
     await eventually(comes_back)
     await other.aclose()
     assert "ready" not in await house.states(ids)
-
-
-# Kills, of a worker in a process of its own.
-
-# Imports once, then forks a worker for each line of settings, and says what became of it: importing torch is most of a
-# worker's start. It has computed nothing before, so forking it is safe.
-NURSERY = f"""
-import asyncio, os, signal, sys
-import numpy as np
-from model import Phalar
-from service.settings import Settings
-from service.work.worker import run_worker
-embed = Phalar.embed
-def deadly(self, windows):
-    if (np.abs(windows).max(axis=1) == {POISON}).any():
-        os.kill(os.getpid(), signal.SIGKILL)
-    print("batch", len(windows), flush=True)
-    return embed(self, windows)
-Phalar.embed = deadly
-while line := sys.stdin.readline():
-    pid = os.fork()
-    if pid == 0:
-        asyncio.run(run_worker(Settings.model_validate_json(line), slot=0))
-        os._exit(0)
-    print("pid", pid, flush=True)
-    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Worker processes, one at a time."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        self.pid = 0
-
-    async def start(self, settings: Settings) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(settings.model_dump_json() + "\n")
-        self._process.stdin.flush()
-        self.pid = await self.hears("pid")
-
-    async def hears(self, word: str) -> int:
-        """The number that comes after the next line's word that is this one."""
-        assert self._process.stdout is not None
-        while True:
-            line = await asyncio.wait_for(asyncio.to_thread(self._process.stdout.readline), SOON_S)
-            said, number = line.split()
-            if said == word:
-                return int(number)
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with subprocess.Popen(
-        [sys.executable, "-c", NURSERY],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
-        yield Nursery(process)
-
-
-async def test_poison_job_ends_failed_and_its_neighbours_ready(house: House, nursery: Nursery) -> None:
-    ids = await house.submit(*(wav(noise(seed, peak=POISON if seed == 2 else 0.5)) for seed in range(8)))
-    for _ in range(2):
-        await nursery.start(house.settings)
-        assert await nursery.hears("ended") == -signal.SIGKILL
-    await nursery.start(house.settings)
-    await eventually(house.settled)
-    os.kill(nursery.pid, signal.SIGTERM)
-    assert await nursery.hears("ended") == 0
-    assert await house.states(ids) == ["ready", "ready", "failed", *["ready"] * 5]
-    said = (await house.catalog.stem(ids[2])).problem
-    assert said is not None
-    assert (said["type"], said["detail"]) == (
-        "/problems/killed-its-worker",
-        "Embedding this stem killed its worker twice.",
-    )
-
-
-async def test_kill_in_the_middle_of_a_batch_loses_nothing(house: House, nursery: Nursery) -> None:
-    ids = await house.submit(*(wav(noise(seed)) for seed in range(5)))
-    await nursery.start(house.settings)
-    await nursery.hears("batch")
-    os.kill(nursery.pid, signal.SIGKILL)
-    assert await nursery.hears("ended") == -signal.SIGKILL
-    await nursery.start(house.settings)
-    await eventually(house.settled)
-    os.kill(nursery.pid, signal.SIGTERM)
-    assert await nursery.hears("ended") == 0
-    assert await house.states(ids) == ["ready"] * 5
-    assert await house.queue.worker_stats() == {}
-
-
-def test_figures_add_up_the_time_of_a_stage() -> None:
-    figures = worker_module.Figures()
-    for _ in range(2):
-        with figures.timed("embed"):
-            time.sleep(0.01)
-    assert figures.embed_seconds >= 0.02

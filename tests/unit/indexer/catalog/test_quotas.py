@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from indexer import EVERYBODY, Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, StemMetadata, Upload, Usage
+from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, StemMetadata, Upload
+from indexer.catalog.quotas import EVERYBODY, Usage
 
 pytestmark = pytest.mark.anyio
 

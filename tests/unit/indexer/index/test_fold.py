@@ -1,26 +1,14 @@
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from indexer.index.fold import HermitianFold, NotFinite, NotHermitian, RankOutOfRange, WrongShape
-
-
-def random_form(dimension: int, seed: int = 0) -> npt.NDArray[np.complex128]:
-    rng = np.random.default_rng(seed)
-    w = rng.standard_normal((dimension, dimension)) + 1j * rng.standard_normal((dimension, dimension))
-    return (w + w.conj().T) / 2
-
-
-def unit_rows(n: int, dimension: int, seed: int = 1) -> npt.NDArray[np.complex64]:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, dimension)) + 1j * rng.standard_normal((n, dimension))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+from tests.embeddings import random_form, random_rows
 
 
 def test_fold_gives_two_float32_for_each_kept_eigenvalue() -> None:
     fold = HermitianFold(random_form(12), rank=5)
     assert (fold.rank, fold.dim, fold.embedding_dim) == (5, 10, 12)
-    for folded in (fold.queries(unit_rows(3, 12)), fold.keys(unit_rows(3, 12))):
+    for folded in (fold.queries(random_rows(1, 3, 12)), fold.keys(random_rows(1, 3, 12))):
         assert folded.dtype == np.float32
         assert folded.shape == (3, 10)
 
@@ -32,7 +20,7 @@ def test_fold_keeps_the_largest_magnitudes_of_either_sign() -> None:
 
 
 def test_an_identity_form_scores_an_embedding_highest_against_itself() -> None:
-    x = unit_rows(6, 8)
+    x = random_rows(1, 6, 8)
     fold = HermitianFold(np.eye(8, dtype=complex))
     assert (fold.queries(x) @ fold.keys(x).T).argmax(axis=1).tolist() == list(range(6))
 
@@ -40,7 +28,7 @@ def test_an_identity_form_scores_an_embedding_highest_against_itself() -> None:
 def test_fold_of_no_embeddings_is_empty() -> None:
     fold = HermitianFold(random_form(6))
     assert fold.queries(np.zeros((0, 6), np.complex64)).shape == (0, 12)
-    assert fold.scores(unit_rows(2, 6), np.zeros((0, 6), np.complex64)).shape == (2, 0)
+    assert fold.scores(random_rows(1, 2, 6), np.zeros((0, 6), np.complex64)).shape == (2, 0)
 
 
 def test_fold_refuses_a_form_that_is_not_hermitian_and_says_by_how_much() -> None:
@@ -57,7 +45,7 @@ def test_fold_refuses_values_that_are_not_finite() -> None:
     with pytest.raises(NotFinite):
         HermitianFold(form)
     fold = HermitianFold(random_form(4))
-    bad = unit_rows(3, 4)
+    bad = random_rows(1, 3, 4)
     bad[1, 2] = complex(0, np.inf)
     for side in (fold.queries, fold.keys, fold.query_tail, fold.key_tail):
         with pytest.raises(NotFinite) as caught:
@@ -74,7 +62,7 @@ def test_fold_refuses_a_form_that_is_not_square(shape: tuple[int, ...]) -> None:
 
 def test_fold_refuses_embeddings_of_another_width() -> None:
     fold = HermitianFold(random_form(4))
-    for bad in (unit_rows(2, 5), unit_rows(1, 4)[0]):
+    for bad in (random_rows(1, 2, 5), random_rows(1, 1, 4)[0]):
         with pytest.raises(WrongShape):
             fold.queries(bad)
 
@@ -91,7 +79,7 @@ def test_a_saved_fold_folds_bit_for_bit_the_same(tmp_path) -> None:  # type: ign
     fold = HermitianFold(np.diag([2.0, 2.0, 2.0, -1.0, 0.0, 0.0]).astype(complex), rank=2)
     fold.save(tmp_path / "fold.npz")
     loaded = HermitianFold.load(tmp_path / "fold.npz")
-    x = unit_rows(4, 6)
+    x = random_rows(1, 4, 6)
     assert (loaded.rank, loaded.bound) == (fold.rank, fold.bound)
     for side in ("queries", "keys", "query_tail", "scores"):
         arguments = (x, x) if side == "scores" else (x,)

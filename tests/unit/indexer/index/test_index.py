@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,19 @@ import numpy.typing as npt
 import pytest
 
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.fold import HermitianFold, NotFinite, WrongShape
+from indexer.index.fold import NotFinite, WrongShape
 from indexer.index.index import FingerprintMismatch, Index, KeysInMemory
-from indexer.index.snapshot import DuplicateWindow, EmbeddingNotFinite, Snapshot, split_ids
+from indexer.index.keys import DuplicateWindow, EmbeddingNotFinite, split_ids
+from indexer.index.snapshot import Snapshot
+from tests.embeddings import random_fold, random_rows, snapshot_facts
 
 DIMENSION = 8
 
 
-def make_fold(rank: int | None = None) -> HermitianFold:
-    rng = np.random.default_rng(0)
-    w = rng.standard_normal((DIMENSION, DIMENSION)) + 1j * rng.standard_normal((DIMENSION, DIMENSION))
-    return HermitianFold((w + w.conj().T) / 2, rank=rank)
+make_fold = partial(random_fold, DIMENSION)
 
 
-def unit_rows(seed: int, n: int) -> npt.NDArray[np.complex64]:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+unit_rows = partial(random_rows, dimension=DIMENSION)
 
 
 def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
@@ -33,8 +30,7 @@ def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
 
 
 def facts(**changed: Any) -> dict[str, Any]:
-    given = {"fold": make_fold(), "fingerprint": "f" * 64, "generation": 3, "seq": 17, "window_s": 5.0, "stride_s": 2.5}
-    return {**given, **changed}
+    return snapshot_facts(make_fold(), **changed)
 
 
 def sealed(folder: Path, rows: range = range(5), **changed: Any) -> Index:

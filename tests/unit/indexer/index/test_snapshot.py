@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +11,32 @@ import pytest
 
 import indexer.index.snapshot
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.snapshot import (
+from indexer.index.keys import (
     DuplicateWindow,
     EmbeddingNotFinite,
     EmbeddingNotUnit,
-    Snapshot,
-    SnapshotCorrupt,
-    SnapshotExists,
-    SnapshotMissing,
-    SnapshotWriter,
     WindowOutOfRange,
     split_ids,
     window_ids,
 )
+from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotExists, SnapshotMissing, SnapshotWriter
+from tests.embeddings import random_fold, random_rows, snapshot_facts
 
 DIMENSION = 6
 # float32 sums of twelve products in another order.
 SCORE_TOLERANCE = 1e-5
 
 
-def make_fold(rank: int | None = None) -> HermitianFold:
-    rng = np.random.default_rng(0)
-    w = rng.standard_normal((DIMENSION, DIMENSION)) + 1j * rng.standard_normal((DIMENSION, DIMENSION))
-    return HermitianFold((w + w.conj().T) / 2, rank=rank)
+make_fold = partial(random_fold, DIMENSION)
 
 
 def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
-    embedding = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
-    return StemEmbeddings(np.arange(n), np.arange(n) * 2.5, embedding)
+    return StemEmbeddings(np.arange(n), np.arange(n) * 2.5, random_rows(seed, n, DIMENSION))
 
 
 def facts(**changed: Any) -> dict[str, Any]:
-    given = {"fold": make_fold(), "fingerprint": "f" * 64, "generation": 3, "seq": 17, "window_s": 5.0, "stride_s": 2.5}
-    return {**given, **changed}
+    return snapshot_facts(make_fold(), **changed)
 
 
 def write(folder: Path, **changed: Any) -> Snapshot:

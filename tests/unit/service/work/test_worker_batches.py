@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from service.work.queue import UploadJob
-from service.work.worker import StemWork, Work, share_out
+from service.work.batches import StemWork, Work, share_out
+from service.work.jobs import UploadJob
 
 
 def stem(name: str, windows: int, length: int = 80_000, fingerprint: str = "f") -> StemWork:
