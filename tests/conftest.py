@@ -12,6 +12,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DEMO_TRACKS, DEMO_SECONDS = 3, 10.0
+# They train, render, or start programs; `make quick` goes without them.
+SLOW = {
+    *("test_baselines.py", "test_benchmarks.py", "test_cocola.py", "test_deploy.py", "test_render.py"),
+    *("test_retrieval_protocol.py", "test_threads.py", "test_training.py", "test_training_parts.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture

@@ -39,10 +39,7 @@ def align_all(fold: HermitianFold, queries: QueryWindows, stems: dict[int, StemE
 
 
 def align(
-    fold: HermitianFold,
-    queries: QueryWindows,
-    embedding: npt.NDArray[np.complex64],
-    start_s: npt.NDArray[np.float64],
+    fold: HermitianFold, queries: QueryWindows, embedding: npt.NDArray[np.complex64], start_s: npt.NDArray[np.float64]
 ) -> Place | None:
     """The best place of one stem."""
     return align_all(fold, queries, {0: StemEmbeddings(np.arange(len(start_s)), start_s, embedding)}).get(0)

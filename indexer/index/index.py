@@ -180,8 +180,7 @@ class KeysInMemory:
                 found = self.keys.search(queries, k, params=_IVF_PARAMETERS(nprobe=probed))
             else:
                 found = self._selected(
-                    mask,
-                    lambda sel, n=probed: self.keys.search(queries, k, params=_IVF_PARAMETERS(sel=sel, nprobe=n)),
+                    mask, lambda sel, n=probed: self.keys.search(queries, k, params=_IVF_PARAMETERS(sel=sel, nprobe=n))
                 )
             if (found[1] >= 0).all():
                 break

@@ -101,9 +101,7 @@ class RetrieveIn(Filters):
     def as_filter(self) -> StemFilter:
         """The filters; a stem is never an answer to itself."""
         return replace(
-            super().as_filter(),
-            exclude=(*self.exclude, *self.stem_id),
-            exclude_tracks=tuple(self.exclude_track),
+            super().as_filter(), exclude=(*self.exclude, *self.stem_id), exclude_tracks=tuple(self.exclude_track)
         )
 
 

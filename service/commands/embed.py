@@ -10,11 +10,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from model import SAMPLE_RATE, AudioError, cut_windows, is_silent, load_clip, load_phalar, window_starts
 from service.commands.console import FAILED, bar, fail
 from service.commands.threads import waiting_threads_sleep
-from service.settings import Settings
-from service.work.models import configured_model
 
 BATCH = 16
 
@@ -72,6 +69,10 @@ def embed_files(
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
     """
+    from model import SAMPLE_RATE, AudioError, cut_windows, is_silent, load_clip, load_phalar, window_starts
+    from service.settings import Settings
+    from service.work.models import configured_model
+
     model = load_phalar(checkpoint, device) if checkpoint else configured_model(Settings(), device)
     window, stride = round(window_s * SAMPLE_RATE), round(stride_s * SAMPLE_RATE)
     embeddings = [np.empty((0, model.config.dimension), np.complex64)]

@@ -13,7 +13,6 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from service.local.supervisor import Child, ChildFailed, ProcessError, dies_with_parent
 from service.settings import socket_path
@@ -160,9 +159,7 @@ class EmbeddedValkey:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

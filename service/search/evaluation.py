@@ -236,13 +236,7 @@ def draw_queries(
 
 
 def _draw_query(
-    bank: StemBank,
-    track: int,
-    rows: tuple[int, ...],
-    length: int,
-    stride: int,
-    submix: bool,
-    rng: np.random.Generator,
+    bank: StemBank, track: int, rows: tuple[int, ...], length: int, stride: int, submix: bool, rng: np.random.Generator
 ) -> Query | None:
     """One query of one track; None where ten places have no two stems that sound there and at the grid beside it."""
     room = bank.tracks[track].samples - length

@@ -53,12 +53,7 @@ class Embedder(Protocol):
     """Whoever embeds a query: the queue has a worker do it; see `Queue.embed` for what is given and answered."""
 
     async def embed(
-        self,
-        fingerprint: str,
-        waveform: NDArray[np.float32],
-        starts: NDArray[np.int64],
-        window: int,
-        deadline_s: float,
+        self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], window: int, deadline_s: float
     ) -> Complex64: ...
 
 

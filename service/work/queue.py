@@ -93,12 +93,7 @@ class Queue(Taking):
         await self._add("uploads", {"stem_id": stem_id, "fingerprint": fingerprint})
 
     async def embed(
-        self,
-        fingerprint: str,
-        waveform: NDArray[np.float32],
-        starts: NDArray[np.int64],
-        window: int,
-        deadline_s: float,
+        self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], window: int, deadline_s: float
     ) -> NDArray[np.complex64]:
         """Have a worker embed windows of a waveform, before all uploads.
 

@@ -19,7 +19,6 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
 
 import numpy as np
@@ -94,9 +93,7 @@ class Decoder:
         await self._running_server(with_ffmpeg=False)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def decode(self, source: Path | bytes, *, nice: int = 0) -> Clip:
@@ -233,13 +230,7 @@ def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, A
         raise ValueError(kind)
     if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
         raise ValueError(warnings)
-    return {
-        "sample_rate": rate,
-        "channels": channels,
-        "samples": samples,
-        "warnings": tuple(warnings),
-        "format": kind,
-    }
+    return {"sample_rate": rate, "channels": channels, "samples": samples, "warnings": tuple(warnings), "format": kind}
 
 
 async def _fill(sock: socket.socket, buffer: bytearray | memoryview) -> None:

@@ -25,11 +25,7 @@ MEDIA_TYPES = {
 }
 
 
-@router.post(
-    "/stems",
-    status_code=202,
-    responses=problems(413, 415, 422, 429, 503),
-)
+@router.post("/stems", status_code=202, responses=problems(413, 415, 422, 429, 503))
 async def add_stems(
     services: TheBackend,
     caller: Annotated[Caller, Depends(require("ingest"))],

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from model import SAMPLE_RATE
-from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
+from tests.installation import add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
 CLEARLY = 0.1  # a stem scores 1 against itself, in this model
 PLACE_TOLERANCE_S = 0.015  # places are told on a 10 ms grid, and a cut may begin half a step beside it
@@ -273,34 +273,6 @@ def test_the_interface_describes_itself_without_another_host(client: httpx.Clien
     assert "swagger" in page.lower()
     assert "https://" not in page
     assert client.get("/openapi.json").json()["info"]["title"] == "Phalar Retrieval"
-
-
-def test_keys_grant_what_their_scope_says(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Any) -> None:
-    running = Installation(
-        tmp_path_factory.mktemp("keys"),
-        {
-            "PHALAR_CHECKPOINT": str(small_checkpoint),
-            "PHALAR_READ_KEY": "reader",
-            "PHALAR_INGEST_KEY": "ingester",
-            "PHALAR_ADMIN_KEY": "administrator",
-        },
-    ).start()
-    try:
-        with running.client() as nobody:
-            assert nobody.get("/livez").status_code == 200
-            problem_of(nobody.get("/stems"), 401, "key-missing")
-        with running.client("wrong") as wrong:
-            problem_of(wrong.get("/stems"), 401, "key-unknown")
-        with running.client("reader") as reader:
-            assert reader.get("/stems").status_code == 200
-            problem_of(reader.post("/stems", files={"files": ("a.flac", b"x")}), 403, "key-refused")
-        with running.client("ingester") as ingester:
-            wait_ready(ingester, add_stem(ingester, encode(noise_bursts(1))))
-            problem_of(ingester.post("/admin/rollback"), 403, "key-refused")
-        with running.client("administrator") as administrator:
-            problem_of(administrator.post("/admin/rollback"), 409, "nothing-to-roll-back-to")
-    finally:
-        running.stop()
 
 
 def test_text_with_a_nul_is_a_problem_of_the_request(client: httpx.Client) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.installation import Installation
 
-EXAMPLES = 25  # for each operation; more of them by hand: see CONTRIBUTING.md
+EXAMPLES = 15  # for each operation; more of them by hand: see CONTRIBUTING.md
 
 
 def test_no_request_that_the_description_allows_breaks_the_service(installation: Installation) -> None:

@@ -52,7 +52,7 @@ def test_second_start_on_a_data_folder_is_refused_with_the_holders_pid(tmp_path:
 
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from service.local.processes import DataFolderLock\n"
+        "import sys, time; from pathlib import Path; from service.local.lock import DataFolderLock\n"
         "DataFolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, cwd=REPOSITORY)

@@ -318,14 +318,7 @@ async def test_query_past_its_deadline_is_not_handed_out(opened: Open) -> None:
     api, worker = opened(), opened("a")
     entry = await api._add(
         "queries",
-        {
-            "reply_to": "nobody",
-            "fingerprint": MODEL,
-            "window": 16_000,
-            "waveform": b"",
-            "starts": b"",
-            "ttl_ms": 50,
-        },
+        {"reply_to": "nobody", "fingerprint": MODEL, "window": 16_000, "waveform": b"", "starts": b"", "ttl_ms": 50},
     )
     assert entry
     await asyncio.sleep(0.1)

@@ -34,10 +34,7 @@ from service.work import uploads
 from service.work.decoding import DecodeLimits, DecoderCrashed, DecoderError
 from service.work.uploads import Decoder, DecoderOutOfMemory, DecoderTimeout
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc"),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")]
 
 LIMITS = DecodeLimits(max_seconds=600, max_channels=8, memory_bytes=512 * 2**20, timeout_s=20, processes=2)
 GONE_S = 5.0  # how long a killed process may take to leave the table on a busy machine

@@ -395,9 +395,7 @@ async def test_cut_connections_are_met_by_trying_again(on_postgres: tuple[str, C
     assert (await catalog.counts())["ready"] == 5
 
 
-async def test_a_restarted_server_holds_what_was_committed_and_is_found_again(
-    on_postgres: tuple[str, Catalog],
-) -> None:
+async def test_a_restarted_server_holds_what_was_committed_and_is_found_again(on_postgres: tuple[str, Catalog]) -> None:
     _, catalog = on_postgres
     await make_live(catalog, "f")
     first = await make_ready(catalog, "a", "f")

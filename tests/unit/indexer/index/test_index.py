@@ -30,7 +30,7 @@ def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
 
 
 def facts(**changed: Any) -> dict[str, Any]:
-    return snapshot_facts(make_fold(), **changed)
+    return snapshot_facts(**({"fold": make_fold()} | changed))
 
 
 def sealed(folder: Path, rows: range = range(5), **changed: Any) -> Index:
@@ -150,7 +150,7 @@ def test_a_foreign_fingerprint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [None, 3])
 def test_slack_covers_the_error_of_base_and_fresh_scores(tmp_path: Path, rank: int | None) -> None:
-    index = sealed(tmp_path, fold=make_fold(rank)).with_changes({9: make_stem(9)}, [3], 18)
+    index = sealed(tmp_path, fold=make_fold(rank=rank)).with_changes({9: make_stem(9)}, [3], 18)
     x = unit_rows(1, 6)
     scores, ids = index.search(index.fold.queries(x), 15)
     rows, windows = split_ids(ids)

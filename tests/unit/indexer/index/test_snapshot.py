@@ -36,7 +36,7 @@ def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
 
 
 def facts(**changed: Any) -> dict[str, Any]:
-    return snapshot_facts(make_fold(), **changed)
+    return snapshot_facts(**({"fold": make_fold()} | changed))
 
 
 def write(folder: Path, **changed: Any) -> Snapshot:
