@@ -111,9 +111,7 @@ class Backend:
         return ReadyOut(
             status=self.live.status if depths else "starting",
             model=shown,
-            index=None
-            if index is None
-            else IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
+            index=index and IndexOut.model_validate(index),
             queue=depths,
             stems=await self.catalog.counts(),
             decoders=self.decoder.confinement or "limits-only",

@@ -82,10 +82,7 @@ class Retrieval:
                 score=place.score,
                 start_s=place.start_s,
                 stem=StemOut.of(stems[row]),
-                windows=[
-                    WindowPair(mix_s=pair.mix_s, stem_s=pair.stem_s, score=pair.score)
-                    for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)
-                ],
+                windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
             )
             for rank, (row, place) in enumerate(((r, p) for r, p in found.places.items() if r in stems), start=1)
         ]
@@ -101,7 +98,7 @@ class Retrieval:
             ),
             align=AlignOut(mode=query.align, shift_s=plan.step / SAMPLE_RATE, shifts=plan.shifts, range_s=plan.range_s),
             exact=found.exact,
-            index=IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
+            index=IndexOut.model_validate(index),
             model=ModelOut(fingerprint=index.fingerprint, trained=model.trained, note=note_of(model)),
             timing_ms=watch.done(),
         )

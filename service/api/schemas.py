@@ -3,13 +3,13 @@
 import json
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from indexer import IndexType, Job, JobItem, Stem, StemFilter, StemMetadata
+from indexer import IndexType, Job, Stem, StemFilter, StemMetadata
 from service.work.sandbox import Confinement
 
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
@@ -131,10 +131,7 @@ class StemOut(BaseModel):
 
     @classmethod
     def of(cls, stem: Stem) -> Self:
-        fields = {name: getattr(stem, name) for name in cls.model_fields if name not in ("created_at", "audio_url")}
-        return cls(
-            **fields, created_at=datetime.fromtimestamp(stem.created_at, UTC), audio_url=f"/stems/{stem.id}/audio"
-        )
+        return cls.model_validate({**vars(stem), "audio_url": f"/stems/{stem.id}/audio"})
 
 
 class StemPage(BaseModel):
@@ -159,19 +156,19 @@ class CatalogValues(BaseModel):
 class JobItemOut(BaseModel):
     """One file of an ingest job."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     file_name: str
     stem_id: str | None
     state: Literal["queued", "ready", "failed", "deleted"]
     created: bool = Field(description="false: the same bytes were here already")
     problem: ProblemBody | None
 
-    @classmethod
-    def of(cls, item: JobItem) -> Self:
-        return cls(**{name: getattr(item, name) for name in cls.model_fields})
-
 
 class JobOut(BaseModel):
     """Work that outlives its request."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     id: str
     kind: Literal["ingest", "reindex"]
@@ -185,26 +182,13 @@ class JobOut(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        def when(seconds: float | None) -> datetime | None:
-            return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-        created_at = when(job.created_at)
-        assert created_at is not None
-        return cls(
-            id=job.id,
-            kind=job.kind,
-            state=job.state,
-            created_at=created_at,
-            finished_at=when(job.finished_at),
-            progress=dict(job.progress) if job.progress else None,
-            result=dict(job.result) if job.result else None,
-            problem=dict(job.problem) if job.problem else None,
-            items=[JobItemOut.of(item) for item in job.items],
-        )
+        return cls.model_validate(job)
 
 
 class WindowPair(BaseModel):
     """One window of the mix and the window of the stem that it was scored against."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     mix_s: Seconds = Field(description="where the mix's window starts")
     stem_s: Seconds = Field(description="where the stem's window starts")
@@ -244,6 +228,8 @@ class AlignOut(BaseModel):
 
 class IndexOut(BaseModel):
     """The index generation that answered."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     generation: int
     stems: int

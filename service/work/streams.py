@@ -21,7 +21,7 @@ log = logging.getLogger("phalar.queue")
 
 GROUP = "workers"
 NO_GROUP = ("NOGROUP", "no such key", "UNBLOCKED")  # the last: the stream went while a worker waited on it
-ANSWER_S = 5.0  # a command without an answer for so long has none to expect
+ANSWER_S = 5.0  # a command that takes longer has failed
 RETRY_S = 5.0  # a killed Valkey is back within a second; a file it must load takes a few
 NO_ANSWER = (RedisConnectionError, RedisTimeoutError, TimeoutError)
 TAKES_NOTHING = (ReadOnlyError, MasterDownError, OutOfMemoryError)

@@ -16,10 +16,10 @@ from service.work.streams import GROUP, Streams
 
 log = logging.getLogger("phalar.queue")
 
-BLOCK_S = 2.0  # well under it, or it would cut a blocking command short
+BLOCK_S = 2.0  # well under ANSWER_S, which would cut a blocking command short
 REPLY_TTL_S = 60
 STATS_TTL_S = 120
-ASK_TIME_S = 10.0  # how long the server's clock is taken to go as ours does
+ASK_TIME_S = 10.0  # how often the server is asked for its time; in between, our clock tells it
 REAP_AFTER_S = 600.0  # a consumer that has been silent this long and owes nothing is forgotten
 
 

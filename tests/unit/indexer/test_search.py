@@ -41,9 +41,6 @@ from tests.mixes import (
     unit_rows,
 )
 
-# Index scores are float32; the exact ones are float64.
-INDEX_TOLERANCE = 1e-5
-
 
 def catalog(rng: np.random.Generator, n: int) -> dict[int, StemEmbeddings]:
     return {row: make_stem(rng, float(rng.uniform(4, 25))) for row in range(1, n + 1)}
