@@ -38,7 +38,7 @@ COPY service service
 # Into a folder of its own, so that a change of ours is a layer of some megabytes; then everything is imported once.
 RUN pip install --no-deps --no-build-isolation --target /opt/app . \
     && PYTHONPATH=/opt/app /opt/app/bin/phalar --version \
-    && PYTHONPATH=/opt/app python -c "import faiss, service.app, service.worker" \
+    && PYTHONPATH=/opt/app python -c "import faiss, service.api.app, service.work.worker" \
     && { [ "$(uname -m)" != x86_64 ] || ls /opt/app/model/axial_*.so; }
 
 FROM system

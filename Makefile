@@ -1,11 +1,14 @@
 # make run   the service with its demo catalog, at http://127.0.0.1:8000
 # make test  every test that needs no network, GPU or downloaded weights
+# make quick what a change is tried with: under a minute; one file: make quick ARGS=tests/unit/indexer/index/test_fold.py
 # make test-servers  the service's and the catalog's tests on PostgreSQL and Redis: those installed here, or those of
 #            PHALAR_TEST_DATABASE_URL (it may create databases) and PHALAR_TEST_REDIS_URL
 # make lint  ruff, mypy, and the known vulnerabilities of what we install (make audit: these alone)
 # make bench how fast everything is, into docs/performance.md; takes minutes, on a machine with nothing else to do
 #
 # make secrets  what docker-compose.yml wants before its first start
+# make profile       what an import costs, and where a test spends its time: ARGS names the test
+# make debug-worker  a worker under pdb; in another window `make run ARGS="--workers 0"`
 # make image    the image, with its version and commit on it; VARIANT=gpu for CUDA
 # make lock     pin what the image installs, by hash
 
@@ -19,16 +22,26 @@ LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version
 	--constraint constraints.txt --custom-compile-command 'make lock'
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test test-servers lint audit docs bench secrets image lock clean
+.PHONY: run test quick profile debug-worker test-servers lint audit docs bench secrets image lock clean
 
 run: .venv/run.stamp
-	$(BIN)/phalar serve --demo $(ARGS)
+	@$(BIN)/phalar serve --demo $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
+quick: .venv/test.stamp
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(or $(ARGS),tests/unit)
+
+profile: .venv/test.stamp
+	$(BIN)/python -X importtime -c 'import service.api.app' 2>&1 | sort -t'|' -k2 -n | tail -20
+	$(BIN)/python -m cProfile -s cumulative -m pytest --durations 20 $(or $(ARGS),tests/unit/indexer) | head -60
+
+debug-worker: .venv/run.stamp
+	PHALAR_CLAIM_AFTER_S=3600 $(BIN)/python -X dev -m pdb -m service.commands worker --slot 0
+
 test-servers: .venv/test.stamp
-	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/service tests/unit/test_catalog.py tests/unit/test_schema.py $(ARGS)
+	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/service tests/unit/indexer/catalog/test_catalog.py tests/unit/indexer/catalog/test_schema.py $(ARGS)
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .
@@ -75,12 +88,12 @@ clean:
 .venv/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/run.stamp: .venv/python.stamp pyproject.toml setup.py $(wildcard model/*.cpp model/*.h) constraints.txt
 	@echo "Installing (the first time takes a few minutes) ..."
-	$(PIP) --editable '.[cpu]'
+	@$(PIP) --editable '.[cpu]'
 	@touch $@
 
 .venv/test.stamp: .venv/run.stamp

@@ -10,9 +10,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from model import SAMPLE_RATE, cut_windows, load_clip, window_starts
-from service.demo import MISSING, compose_demo
-from service.models import configured_model
+from service.local.demo import MISSING, compose_demo
 from service.settings import Settings
+from service.work.models import configured_model
 
 Waveform = NDArray[np.float32]
 TRACKS, SECONDS = 12, 20.0

@@ -26,7 +26,7 @@ def phalar(*arguments: str, processes: int = 1) -> str:
     program = [sys.executable] if processes == 1 else launcher
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if processes > 1 else {}
     done = subprocess.run(
-        [*program, "-m", "service.cli", *arguments],
+        [*program, "-m", "service.commands", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -93,7 +93,7 @@ class Fleet:
     def _launch(self, name: str) -> None:
         kind, number = name.split()
         own = {"PHALAR_DATA": str(self.folder / name.replace(" ", "-"))}
-        command = [sys.executable, "-m", "service.cli", kind]
+        command = [sys.executable, "-m", "service.commands", kind]
         if kind == "api":
             own["PHALAR_PORT"] = str(self.ports[int(number)])
         with (self.folder / f"{name.replace(' ', '-')}.log").open("ab") as log:

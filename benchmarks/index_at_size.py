@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.page import page_parser, publish
-from indexer.build import PROBES, SAMPLE_WINDOWS
-from indexer.choice import CODE_BYTES, MEMORY_SHARE, Choice, IndexType, Limits, choose
-from indexer.fold import HermitianFold
-from indexer.index import Index
-from indexer.records import StemEmbeddings
-from indexer.snapshot import SnapshotWriter
+from indexer.catalog.records import StemEmbeddings
+from indexer.index.build import PROBES, SAMPLE_WINDOWS
+from indexer.index.choice import CODE_BYTES, MEMORY_SHARE, Choice, IndexType, Limits, choose
+from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
+from indexer.index.snapshot import SnapshotWriter
 
 Complex64 = NDArray[np.complex64]
 
@@ -88,8 +88,8 @@ def main() -> None:
 def demo_embeddings(folder: Path) -> tuple[Complex64, NDArray[np.complex128]]:
     """Every audible window of the demo catalog by the default model, complex64 (n, D), and the model's H."""
     from model import SAMPLE_RATE, cut_windows, is_silent, load_clip, load_phalar, window_starts
-    from service.demo import compose_demo
-    from service.models import DEFAULT_CHECKPOINT
+    from service.local.demo import compose_demo
+    from service.work.models import DEFAULT_CHECKPOINT
 
     model = load_phalar(DEFAULT_CHECKPOINT)
     window, stride = 5 * SAMPLE_RATE, 5 * SAMPLE_RATE // 2

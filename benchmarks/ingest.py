@@ -23,7 +23,7 @@ from benchmarks.page import page_parser, publish
 from benchmarks.queries import SECONDS, SETTINGS, ask, worker_windows
 from model import SAMPLE_RATE, load_clip
 from model.evaluation.results import markdown_table
-from service.client import Client, NewStem
+from service.commands.client import Client, NewStem
 from service.settings import Settings
 
 RATE, MEANWHILE, MEMORY = "ingest", "query-during-ingest", "worker-memory"

@@ -46,6 +46,7 @@ class Installation:
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     client_timeout_s: float = 60.0
+    options: tuple[str, ...] = ("-v",)  # of `phalar serve`
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -64,9 +65,8 @@ class Installation:
             **self.settings,
         }
         with (self.folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=log, stderr=log
-            )
+            command = [sys.executable, "-m", "service.commands", "serve", *self.options]
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         if wait:
             eventually(self.ready, START_S)
         return self
@@ -108,7 +108,7 @@ class Installation:
         for pid in children:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             for name in ("valkey", "worker", "api"):
-                if name in command.split("service.cli")[-1]:
+                if name in command.split("service.commands")[-1]:
                     named[name] = int(pid)
                     break
         return named

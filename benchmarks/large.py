@@ -23,9 +23,9 @@ from benchmarks.queries import SECONDS, SETTINGS, ask_all
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
 from model import SAMPLE_RATE, load_clip
 from model.evaluation.results import markdown_table
-from service.client import Client
-from service.models import configured_model
+from service.commands.client import Client
 from service.settings import Settings
+from service.work.models import configured_model
 
 SECTION = "large-catalog"
 READY_S = 600.0

@@ -25,7 +25,7 @@ from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
 from model import load_clip
 from model.evaluation.results import markdown_table
-from service.client import Client, NewStem
+from service.commands.client import Client, NewStem
 from service.settings import Settings
 
 SECTION = "queries"

@@ -17,8 +17,9 @@ import numpy as np
 from benchmarks.page import add_folders, folders_of, page_parser, publish
 from model import SAMPLE_RATE, StemBank, default_cache, open_bank
 from model.evaluation.results import markdown_table
-from service.evaluation import CatalogSettings, SearchedCatalog, choose_tracks, draw_queries
-from service.retrieval import DRAWN
+from service.search.evaluation import CatalogSettings, choose_tracks, draw_queries
+from service.search.in_process import SearchedCatalog
+from service.search.retrieval import DRAWN
 from service.settings import Settings
 
 SECTION = "refinement"

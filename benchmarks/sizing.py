@@ -26,8 +26,8 @@ from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, PhalarConfig, window_starts
 from model.evaluation.results import markdown_table
-from service.client import Client
-from service.serve import ingest_demo
+from service.commands.client import Client
+from service.local.serve import ingest_demo
 from service.settings import Settings
 
 CATALOGS = (100_000, 1_000_000, 10_000_000)  # stems

@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from benchmarks.page import page_parser, publish
 from indexer import Catalog
-from indexer.tables import clock
+from indexer.catalog.tables import clock
 from model.evaluation.results import markdown_table
 
 SECTION = "statements"

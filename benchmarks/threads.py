@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.page import page_parser, publish
 from indexer import HermitianFold
 from model.evaluation.results import markdown_table
-from service.models import DEFAULT_CHECKPOINT
+from service.work.models import DEFAULT_CHECKPOINT
 
 SECTION = "threads"
 REPEATS, PAUSE_S = 40, 0.02

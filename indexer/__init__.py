@@ -1,14 +1,10 @@
-"""From embeddings to answers: the fold, the catalog, and the index that is searched."""
+"""From embeddings to answers: the fold, the catalog, and the index that is searched. Here: what the service uses."""
 
-from indexer.build import FolderStore
-from indexer.catalog import Catalog
-from indexer.choice import IndexType, Limits
-from indexer.fold import HermitianFold
-from indexer.index import Index, IndexUnavailable
-from indexer.keys import ApiKey, ApiKeyNotFound, ApiKeys
-from indexer.live import IndexStore, LiveIndex, QdrantNotInstalled, open_store
-from indexer.quotas import EVERYBODY, Charge, Quota, QuotaExceeded, Usage
-from indexer.records import (
+from indexer import search
+from indexer.catalog.catalog import Catalog
+from indexer.catalog.keys import ApiKey, ApiKeyNotFound, ApiKeys
+from indexer.catalog.quotas import Charge, Quota, QuotaExceeded
+from indexer.catalog.records import (
     Alias,
     BadCursor,
     CatalogUnavailable,
@@ -26,77 +22,9 @@ from indexer.records import (
     StemNotFound,
     Upload,
 )
-from indexer.search import (
-    LARGEST_K,
-    BestPlaces,
-    Candidates,
-    Extent,
-    Place,
-    QueryWindows,
-    best_places,
-    candidates,
-    further_pairs,
-    missed_between,
-    missed_by_half,
-    neighbouring_shifts,
-    promising_places,
-    proven,
-    refine_offsets,
-    refined,
-    with_pairs,
-)
-
-__all__ = [
-    "EVERYBODY",
-    "LARGEST_K",
-    "Alias",
-    "ApiKey",
-    "ApiKeyNotFound",
-    "ApiKeys",
-    "BadCursor",
-    "BestPlaces",
-    "Candidates",
-    "Catalog",
-    "CatalogUnavailable",
-    "Charge",
-    "ClipFacts",
-    "Extent",
-    "FolderStore",
-    "HermitianFold",
-    "Index",
-    "IndexStore",
-    "IndexType",
-    "IndexUnavailable",
-    "Job",
-    "JobItem",
-    "JobNotFound",
-    "Limits",
-    "LiveIndex",
-    "NothingToRollBackTo",
-    "NulInText",
-    "Place",
-    "QdrantNotInstalled",
-    "QueryWindows",
-    "Quota",
-    "QuotaExceeded",
-    "Rejected",
-    "Stem",
-    "StemEmbeddings",
-    "StemFilter",
-    "StemMetadata",
-    "StemNotFound",
-    "Upload",
-    "Usage",
-    "best_places",
-    "candidates",
-    "further_pairs",
-    "missed_between",
-    "missed_by_half",
-    "neighbouring_shifts",
-    "open_store",
-    "promising_places",
-    "proven",
-    "refine_offsets",
-    "refined",
-    "with_pairs",
-]
+from indexer.diagonals import BestPlaces, Extent, Place, QueryWindows, best_places, promising_places
+from indexer.index.build import FolderStore
+from indexer.index.choice import IndexType, Limits
+from indexer.index.fold import HermitianFold
+from indexer.index.index import Index, IndexUnavailable
+from indexer.index.live import IndexStore, LiveIndex, open_store

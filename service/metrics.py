@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -100,3 +101,31 @@ class Stopwatch:
         for stage, ms in times.items():
             self._metrics.stage_seconds.labels(stage).observe(ms / 1000)
         return {stage: round(ms, 3) for stage, ms in times.items()}
+
+
+@dataclass
+class Figures:
+    """What a worker has done since it started; reported with each beat and shown by /metrics."""
+
+    decode_seconds: float = 0.0
+    embed_seconds: float = 0.0
+    store_seconds: float = 0.0
+    batches: int = 0
+    windows: int = 0
+    stems: int = 0
+    stems_failed: int = 0
+    queries: int = 0
+    queries_failed: int = 0
+    batch_limit: int = 0
+    in_hand: int = 0
+    last_beat: float = 0.0
+    pid: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            name = f"{stage}_seconds"
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begun)

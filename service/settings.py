@@ -1,5 +1,9 @@
 """Every PHALAR_* variable, with its unit and meaning. Nothing else in the project reads the environment."""
 
+import hashlib
+import os
+import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
@@ -10,9 +14,9 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from indexer import IndexType, Limits
-from service.processes import socket_path
 
 Scope = Literal["read", "ingest", "admin"]
+SOCKET_PATH_BYTES = 107  # sun_path on Linux, less its final zero; macOS has 103
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,19 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def socket_path(folder: Path) -> Path:
+    """Where the Valkey of this folder listens: in it, or, where the path is too long, in a private short folder.
+
+    The same folder always has the same socket, so that a worker started by hand finds it too.
+    """
+    inside = folder / "valkey.sock"
+    limit = SOCKET_PATH_BYTES if sys.platform == "linux" else SOCKET_PATH_BYTES - 4
+    if len(os.fsencode(inside)) <= limit:
+        return inside
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"phalar-{os.getuid()}-{name}" / "valkey.sock"
 
 
 def as_markdown() -> str:

@@ -12,6 +12,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DEMO_TRACKS, DEMO_SECONDS = 3, 10.0
+# They train, render, or start programs; `make quick` goes without them.
+SLOW = {
+    *("test_baselines.py", "test_beats.py", "test_benchmarks.py", "test_chords.py", "test_cocola.py", "test_deploy.py"),
+    *("test_render.py", "test_retrieval_protocol.py", "test_threads.py", "test_training.py", "test_training_parts.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture
@@ -23,7 +34,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small composed catalog as files, and `mix.flac`, a mix that lacks a stem of it."""
-    from service.demo import compose_demo
+    from service.local.demo import compose_demo
 
     folder = tmp_path_factory.mktemp("demo")
     assert len(list(compose_demo(folder, DEMO_TRACKS, DEMO_SECONDS))) == DEMO_TRACKS
@@ -33,7 +44,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def live_service(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Iterator[str]:
     """The URL of a running `phalar serve` as a newcomer has it: seeded weights, and the small composed catalog."""
-    from service.serve import ingest_demo
+    from service.local.serve import ingest_demo
     from tests.installation import Installation
 
     running = Installation(tmp_path_factory.mktemp("live")).start()

@@ -99,7 +99,7 @@ class Installation(_Installation):
 @contextmanager
 def serving(settings: "Settings") -> Iterator[str]:
     """The URL of an API without workers, in a thread of this process; several share what their settings name."""
-    from service.app import create_app
+    from service.api.app import create_app
 
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None))

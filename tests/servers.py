@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from sqlalchemy.engine import make_url
 
-from service.processes import valkey_binary
+from service.local.valkey import valkey_binary
 
 START_S = 60.0
 # A test's database must survive its server, as commits promise, but not the machine: nobody waits for a disk.

@@ -5,20 +5,19 @@ import { readChoices, stemsOfTrack } from "./catalog.js";
 import { Undecodable, decode, sumOfStems } from "./clips.js";
 import { mountDrop } from "./drop.js";
 import { byId, make } from "./elements.js";
+import { countFilters, showFilters } from "./filters.js";
 import * as format from "./format.js";
 import { Ingest } from "./ingest.js";
+import { askKey } from "./key.js";
 import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
-import { curlLine, filterFields, formData, queryFields } from "./query.js";
+import { curlLine, formData, queryFields } from "./query.js";
 import { Results } from "./results.js";
+import { refreshStatus, showTrained, watchStatus } from "./status.js";
 import { mountTransport } from "./transport.js";
 import { drawLane, peaksOf } from "./waveform.js";
 
-const READY_POLL_MS = 10_000;
-const WAITING_POLL_MS = 1_500;
 const SLOW_S = 4;
-const UNTRAINED =
-  "This installation uses seeded random weights, so the ranking below means nothing musically yet. Everything else works as it will with a trained model.";
 
 const form = byId("query");
 const player = new Player();
@@ -34,54 +33,6 @@ let demoStems = []; // of the chosen demo track
 let search = null; // AbortController of the search under way
 let again = null; // what the retry button does
 
-// The service's state ------------------------------------------------------------------------------------------
-
-let statusTimer = 0;
-
-async function refreshStatus() {
-  clearTimeout(statusTimer);
-  let state = null;
-  try {
-    // Starting and rebuilding are answered with 503 and the same body.
-    state = await getJson("readyz", { quiet: true, also: [503] });
-  } catch {
-    // Said by the chip; the next poll asks again.
-  }
-  showStatus(state);
-  const settled = state?.status === "ready" && !state.stems?.queued;
-  statusTimer = setTimeout(refreshStatus, settled ? READY_POLL_MS : WAITING_POLL_MS);
-}
-
-function showStatus(state) {
-  const before = document.body.dataset.service;
-  const status = state?.status ?? "unreachable";
-  document.body.dataset.service = status;
-  const { stems = 0, windows = 0, generation = null } = state?.index ?? {};
-  const said = {
-    ready: "Ready",
-    starting: "Starting…",
-    rebuilding: "Rebuilding the index…",
-    unreachable: "The service cannot be reached",
-  };
-  const parts = [said[status] ?? status];
-  if (status === "ready") {
-    parts.push(format.count(stems, "stem"), format.count(windows, "window"));
-    if (generation !== null) parts.push(`generation ${generation}`);
-  }
-  if (state?.stems?.queued) parts.push(`${state.stems.queued} waiting`);
-  if (state?.stems?.failed) parts.push(`${state.stems.failed} failed`);
-  const text = parts.join(" · ");
-  const chip = document.querySelector("#status .status-text");
-  if (chip.textContent !== text) chip.textContent = text;
-  if (state?.model) showTrained(state.model);
-  if (status === "ready" && before !== "ready") refreshCatalog();
-}
-
-function showTrained({ trained, note }) {
-  byId("untrained").hidden = trained !== false;
-  if (trained === false) byId("untrained-note").textContent = note || UNTRAINED;
-}
-
 // The catalog: filters and demo tracks -------------------------------------------------------------------------
 
 async function refreshCatalog() {
@@ -93,44 +44,8 @@ async function refreshCatalog() {
     return;
   }
   ingest.offer(offered);
-  showFilters(offered);
+  showFilters(form, offered);
   showTracks(offered.tracks);
-}
-
-const FILTERS = [
-  ["instrument", "Instrument"],
-  ["tag", "Tag"],
-  ["collection", "Collection"],
-  ["key", "Key"],
-];
-
-function showFilters(offered) {
-  const chosen = new Set(filterFields(form).map(([name, value]) => `${name}=${value}`));
-  const groups = FILTERS.filter(([name]) => offered[name].length).map(([name, label]) =>
-    make(
-      "fieldset",
-      { className: "pills" },
-      make("legend", {}, label),
-      make(
-        "div",
-        {},
-        ...offered[name].map((value) =>
-          make("label", {}, make("input", { type: "checkbox", name, value, checked: chosen.has(`${name}=${value}`) }), make("span", {}, value)),
-        ),
-      ),
-    ),
-  );
-  byId("filter-groups").replaceChildren(...groups);
-  for (const [n, id] of ["tempo-min", "tempo-max"].entries()) {
-    byId(id).placeholder = offered.tempi[n] === null ? "any" : String(offered.tempi[n]);
-  }
-  countFilters();
-}
-
-function countFilters() {
-  const n = filterFields(form).length;
-  byId("filter-count").hidden = !n;
-  byId("filter-count").textContent = String(n);
 }
 
 function demoEmpty(text) {
@@ -368,19 +283,6 @@ async function copyCurl() {
 
 // The API key --------------------------------------------------------------------------------------------------
 
-function askKey(wrong) {
-  const dialog = byId("key-dialog");
-  byId("key-why").textContent = wrong
-    ? "The key in this tab was refused: it is unknown here, or may not do this. Type another one."
-    : "It stays in this tab and is forgotten when you close it.";
-  byId("key-input").value = "";
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "ok" ? byId("key-input").value.trim() || null : null), { once: true });
-  });
-}
-
 async function changeKey() {
   const given = await askKey(false);
   if (given === null) return;
@@ -422,7 +324,7 @@ form.addEventListener("change", (event) => {
   } else if (name === "demo-stem") {
     takeDemo();
   }
-  countFilters();
+  countFilters(form);
   showCurl();
 });
 form.addEventListener("input", showCurl);
@@ -443,7 +345,7 @@ byId("filters-clear").addEventListener("click", () => {
     if (box.type === "checkbox") box.checked = false;
     else box.value = "";
   }
-  countFilters();
+  countFilters(form);
   showCurl();
 });
 byId("mix-play").addEventListener("click", () => {
@@ -487,4 +389,4 @@ onKeyNeeded(async (wrong) => {
 mountDrop({ mix: takeFile, stems: (files) => ingest.add(files) });
 showMix();
 showKey();
-refreshStatus();
+watchStatus(refreshCatalog);

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from indexer.fold import HermitianFold
+from indexer.index.fold import HermitianFold
+from tests.embeddings import random_rows
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference.npz"
 DIMENSION = 512
@@ -24,12 +25,6 @@ def trained_form() -> npt.NDArray[np.complex128]:
     return (form + form.conj().T) / 2
 
 
-def unit_rows(n: int, seed: int) -> npt.NDArray[np.complex64]:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
-
-
 def reference_embeddings() -> npt.NDArray[np.complex64]:
     if not REFERENCE.exists():
         pytest.skip("tests/data/reference.npz is not there")
@@ -43,7 +38,7 @@ def exact(x: npt.NDArray[np.complex64], form: npt.NDArray[np.complex128], y: npt
 
 
 def test_query_dot_key_equals_hermitian_score() -> None:
-    form, x, y = trained_form(), unit_rows(64, 1), unit_rows(300, 2)
+    form, x, y = trained_form(), random_rows(1, 64, DIMENSION), random_rows(2, 300, DIMENSION)
     fold = HermitianFold(form)
     assert np.abs(fold.queries(x) @ fold.keys(y).T - exact(x, form, y)).max() <= SCORE_TOLERANCE
     assert np.abs(fold.scores(x, y) - exact(x, form, y)).max() <= SCORE_TOLERANCE
@@ -57,7 +52,7 @@ def test_query_dot_key_equals_hermitian_score_on_the_reference_embeddings() -> N
 
 @pytest.mark.parametrize("rank", [8, 64, 256, 511])
 def test_a_truncated_fold_keeps_its_bound_at_the_models_width(rank: int) -> None:
-    form, x, y = trained_form(), unit_rows(40, 3), unit_rows(200, 4)
+    form, x, y = trained_form(), random_rows(3, 40, DIMENSION), random_rows(4, 200, DIMENSION)
     fold = HermitianFold(form, rank=rank)
     error = np.abs(fold.queries(x) @ fold.keys(y).T - exact(x, form, y))
     assert error.max() <= fold.bound + fold.rounding
@@ -65,7 +60,7 @@ def test_a_truncated_fold_keeps_its_bound_at_the_models_width(rank: int) -> None
 
 
 def test_flat_top_k_over_keys_equals_brute_force_top_k_of_the_complex_score() -> None:
-    form, x, y = trained_form(), unit_rows(20, 5), unit_rows(2300, 6)
+    form, x, y = trained_form(), random_rows(5, 20, DIMENSION), random_rows(6, 2300, DIMENSION)
     fold = HermitianFold(form)
     flat = faiss.IndexFlatIP(fold.dim)
     flat.add(fold.keys(y))

@@ -8,6 +8,7 @@ import os
 import secrets
 import warnings
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,21 @@ import numpy.typing as npt
 import pytest
 from qdrant_client import QdrantClient
 
-import indexer.qdrant
-from indexer.build import FolderStore
-from indexer.catalog import Catalog
-from indexer.choice import Limits
-from indexer.fold import HermitianFold
-from indexer.index import FingerprintMismatch, Index
-from indexer.live import IndexStore, LiveIndex
-from indexer.qdrant import QdrantStore
-from indexer.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
-from indexer.search import QueryWindows, candidates
-from indexer.snapshot import SnapshotError, split_ids
+import indexer.index.qdrant
+import indexer.index.qdrant_keys
+from indexer.catalog.catalog import Catalog
+from indexer.catalog.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
+from indexer.diagonals import QueryWindows
+from indexer.index.build import FolderStore
+from indexer.index.choice import Limits
+from indexer.index.fold import HermitianFold
+from indexer.index.index import FingerprintMismatch, Index
+from indexer.index.keys import split_ids
+from indexer.index.live import IndexStore, LiveIndex
+from indexer.index.qdrant import QdrantStore
+from indexer.index.snapshot import SnapshotError
+from indexer.search import candidates
+from tests.embeddings import random_fold, random_rows
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
 
@@ -38,16 +43,10 @@ MODEL, OTHER_MODEL = "a" * 64, "b" * 64
 STORES = ["folder", "qdrant"] + (["server"] if "PHALAR_TEST_QDRANT_URL" in os.environ else [])
 
 
-def make_fold(seed: int = 0, rank: int | None = None) -> HermitianFold:
-    rng = np.random.default_rng(seed)
-    w = rng.standard_normal((DIMENSION, DIMENSION)) + 1j * rng.standard_normal((DIMENSION, DIMENSION))
-    return HermitianFold((w + w.conj().T) / 2, rank=rank)
+make_fold = partial(random_fold, DIMENSION)
 
 
-def unit_rows(seed: int, n: int) -> npt.NDArray[np.complex64]:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+unit_rows = partial(random_rows, dimension=DIMENSION)
 
 
 class World:
@@ -143,7 +142,8 @@ async def world(
     catalog = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
     # Small enough that a few stems need several filters, batches and points requests.
     for name, size in (("FILTER_ROWS", 4), ("QUERIES_AT_ONCE", 2), ("POINTS_AT_ONCE", 5), ("ABSORBED_FROM", 1)):
-        monkeypatch.setattr(indexer.qdrant, name, size)
+        for module in (indexer.index.qdrant, indexer.index.qdrant_keys):
+            monkeypatch.setattr(module, name, size, raising=False)
     if request.param == "folder":
         yield await World.open(catalog, lambda: FolderStore(tmp_path / "index", Limits(2**30)))
     else:

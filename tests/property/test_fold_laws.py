@@ -5,15 +5,11 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.fold import HermitianFold
+from indexer.index.fold import HermitianFold
+from tests.embeddings import random_rows as unit_rows
 
 # Promised for unit-norm embeddings at full rank; float32 coordinates cost about 1e-7 of the largest |eigenvalue|.
 SCORE_TOLERANCE = 1e-5
-
-
-def unit_rows(rng: np.random.Generator, n: int, dimension: int) -> npt.NDArray[np.complex64]:
-    rows = rng.standard_normal((n, dimension)) + 1j * rng.standard_normal((n, dimension))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from indexer.fold import HermitianFold
-from indexer.index import Index
-from indexer.records import StemEmbeddings
-from indexer.snapshot import Snapshot, window_ids
+from indexer.catalog.records import StemEmbeddings
+from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
+from indexer.index.keys import window_ids
+from indexer.index.snapshot import Snapshot
+from tests.embeddings import random_rows
 
 DIMENSION = 5
 # float32 inner products of ten coordinates, in FAISS's order and in ours.
@@ -23,10 +26,7 @@ ROWS = st.one_of(st.integers(0, 7), st.just(2**40))
 SEEDS = st.integers(0, 10**6)
 
 
-def unit_rows(seed: int, n: int) -> npt.NDArray[np.complex64]:
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, DIMENSION)) + 1j * rng.standard_normal((n, DIMENSION))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+unit_rows = partial(random_rows, dimension=DIMENSION)
 
 
 def make_stem(seed: int, n: int) -> StemEmbeddings:

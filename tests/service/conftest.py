@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.processes import EmbeddedValkey
+from service.local.valkey import EmbeddedValkey
 from tests import servers
 from tests.installation import Installation, add_stem, encode, noise_bursts, save_small_checkpoint, wait_ready
 

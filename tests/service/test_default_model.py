@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from model import load_phalar
-from service.demo import DemoStem, compose_demo
-from service.models import DEFAULT_CHECKPOINT
+from service.local.demo import DemoStem, compose_demo
+from service.work.models import DEFAULT_CHECKPOINT
 from tests.installation import Installation, add_stem, wait_ready
 
 TRACKS = 12  # as `make run` composes them

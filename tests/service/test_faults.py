@@ -9,18 +9,27 @@ import pytest
 from tests import servers
 from tests.installation import Installation, add_stem, encode, eventually, noise_bursts
 
-STEMS = 12
+STEMS = 12  # in each test; all tests together stay below the 100 hits of one query
 
 
-@pytest.fixture
-def running(tmp_path: Path, small_checkpoint: Path) -> Iterator[Installation]:
-    started = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("faults")
+    started = Installation(folder, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
     yield started
     started.stop()
 
 
-def upload_some(client: httpx.Client, seeds: range) -> list[str]:
-    return [add_stem(client, encode(noise_bursts(seed)), f"{seed}.flac") for seed in seeds]
+@pytest.fixture(scope="module")
+def acknowledged() -> list[str]:
+    """Ids of all stems that `running` has acknowledged so far: none may be lost by a later fault either."""
+    return []
+
+
+def upload_some(client: httpx.Client, acknowledged: list[str], count: int) -> None:
+    """Put stems in that nobody has put in before."""
+    for seed in range(len(acknowledged), len(acknowledged) + count):
+        acknowledged.append(add_stem(client, encode(noise_bursts(seed)), f"{seed}.flac"))
 
 
 def the_books_balance(client: httpx.Client, acknowledged: list[str]) -> None:
@@ -46,47 +55,53 @@ def the_books_balance(client: httpx.Client, acknowledged: list[str]) -> None:
 
 
 @pytest.mark.parametrize("victim", ["worker", "api", *([] if servers.wanted() else ["valkey"])])
-def test_no_acknowledged_upload_is_lost_when_a_process_is_killed(running: Installation, victim: str) -> None:
+def test_no_acknowledged_upload_is_lost_when_a_process_is_killed(
+    running: Installation, acknowledged: list[str], victim: str
+) -> None:
     with running.client() as client:
-        acknowledged = upload_some(client, range(STEMS // 2))
+        upload_some(client, acknowledged, STEMS // 2)
         running.kill(victim)
         eventually(running.ready, 60)
-        acknowledged += upload_some(client, range(STEMS // 2, STEMS))
+        upload_some(client, acknowledged, STEMS // 2)
         the_books_balance(client, acknowledged)
 
 
 def test_no_acknowledged_upload_is_lost_when_every_connection_is_cut(tmp_path: Path, small_checkpoint: Path) -> None:
-    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, stores=servers.new_stores()).start()
+    cut = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, stores=servers.new_stores()).start()
     try:
-        with running.client() as client:
+        with cut.client() as client:
             acknowledged: list[str] = []
-            for seed in range(STEMS):
-                acknowledged += upload_some(client, range(seed, seed + 1))
-                running.cut_connections()
+            for _ in range(STEMS):
+                upload_some(client, acknowledged, 1)
+                cut.cut_connections()
             the_books_balance(client, acknowledged)
     finally:
-        running.stop()
+        cut.stop()
 
 
-def test_no_acknowledged_upload_is_lost_when_everything_is_killed(running: Installation) -> None:
+def test_no_acknowledged_upload_is_lost_when_everything_is_killed(
+    running: Installation, acknowledged: list[str]
+) -> None:
     with running.client() as client:
-        acknowledged = upload_some(client, range(STEMS))
+        upload_some(client, acknowledged, STEMS)
     running.kill_all()
     running.start()
     with running.client() as client:
         the_books_balance(client, acknowledged)
 
 
-def test_a_queue_that_forgot_everything_is_filled_again_from_the_catalog(running: Installation) -> None:
+def test_a_queue_that_forgot_everything_is_filled_again_from_the_catalog(
+    running: Installation, acknowledged: list[str]
+) -> None:
     with running.client() as client:
-        acknowledged = upload_some(client, range(STEMS))
+        upload_some(client, acknowledged, STEMS)
         running.forget_queue()
         the_books_balance(client, acknowledged)
 
 
-def test_a_second_start_finds_the_same_catalog(running: Installation) -> None:
+def test_a_second_start_finds_the_same_catalog(running: Installation, acknowledged: list[str]) -> None:
     with running.client() as client:
-        acknowledged = upload_some(client, range(STEMS))
+        upload_some(client, acknowledged, STEMS)
         the_books_balance(client, acknowledged)
         gone = acknowledged.pop()
         assert client.delete(f"/stems/{gone}").status_code == 204

@@ -11,9 +11,11 @@ from tests import servers
 from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
 
-@pytest.fixture
-def replicas(tmp_path: Path, small_checkpoint: Path) -> Iterator[tuple[Installation, Installation]]:
-    stores = servers.new_stores()
+@pytest.fixture(scope="module")
+def replicas(
+    tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path
+) -> Iterator[tuple[Installation, Installation]]:
+    stores, tmp_path = servers.new_stores(), tmp_path_factory.mktemp("replicas")
     settings = {"PHALAR_CHECKPOINT": str(small_checkpoint), "PHALAR_BLOB_URL": (tmp_path / "audio").as_uri()}
     pair = [Installation(tmp_path / name, settings, stores=stores).start(wait=False) for name in "ab"]
     for one in pair:

@@ -110,7 +110,7 @@ def test_a_repeated_run_is_the_same_to_the_digit(home: Path, recipe: Recipe, ban
 
 def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> None:
     out = home / "killed"
-    command = [sys.executable, "-m", "service.cli", "train", str(home / "tiny.toml")]
+    command = [sys.executable, "-m", "service.commands", "train", str(home / "tiny.toml")]
     command += ["--out", str(out), "--cache", str(home / "cache"), "--threads", str(torch.get_num_threads())]
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -1,0 +1,1 @@
+"""What is true: stems, their embeddings, jobs, keys and quotas, in SQL."""

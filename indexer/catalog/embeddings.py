@@ -1,0 +1,209 @@
+"""Embeddings: what a worker stores of a stem under each fingerprint, and what an index reads of them."""
+
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import BindParameter, Row, and_, bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from indexer.catalog.database import OnDatabase, chunks, retried, tick
+from indexer.catalog.generations import lacks, live_fingerprint
+from indexer.catalog.records import Changes, Problem, StemEmbeddings, StemJob
+from indexer.catalog.tables import clock, embeddings, stems
+
+
+class Embeddings(OnDatabase):
+    """A stem has one set of them for each model that has seen it."""
+
+    # What the worker asks and stores.
+
+    @retried
+    async def stem_for_embedding(self, stem_id: str) -> StemJob | None:
+        """The stem a job names; None when it is gone."""
+        query = select(stems.c.row, stems.c.id, stems.c.sha256, stems.c.state).where(
+            stems.c.id == stem_id, stems.c.state != "deleted"
+        )
+        found = await self._database.rows(query)
+        return StemJob(*found[0]) if found else None
+
+    @retried
+    async def embeddings_exist(self, row: int, fingerprint: str) -> bool:
+        query = select(embeddings.c.stem_row).where(
+            embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint
+        )
+        return bool(await self._database.rows(query))
+
+    @retried
+    async def store_embeddings(
+        self,
+        row: int,
+        fingerprint: str,
+        windows: NDArray[np.int64],
+        starts_s: NDArray[np.float64],
+        embedding: NDArray[np.complex64],
+    ) -> bool:
+        """Keep a stem's embeddings; under the live fingerprint the stem is ready from this commit on.
+
+        A second call changes nothing. Returns False when the stem was deleted meanwhile.
+        """
+        assert windows.dtype == np.int64
+        assert starts_s.dtype == np.float64
+        assert embedding.dtype == np.complex64
+        assert len(windows) == len(starts_s) == len(embedding)
+        assert np.isfinite(embedding).all(), "an index would drop such a key without a word"
+        values = {
+            "windows": windows.tobytes(),
+            "starts_s": starts_s.tobytes(),
+            "embedding": np.ascontiguousarray(embedding).tobytes(),
+            "problem": None,
+        }
+        async with self._database.write() as sql:
+            seq = await tick(sql)
+            state = (await sql.execute(select(stems.c.state).where(stems.c.row == row))).scalar()
+            if state in (None, "deleted"):
+                return False
+            await _put_embeddings(sql, row, fingerprint, values)
+            if fingerprint == await live_fingerprint(sql):
+                await sql.execute(
+                    update(stems)
+                    .where(stems.c.row == row)
+                    .values(state="ready", problem=None, windows=len(windows), seq=seq)
+                )
+        return True
+
+    @retried
+    async def mark_failed(self, stem_id: str, problem: Problem, fingerprint: str | None = None) -> None:
+        """A stem cannot be embedded; `problem` says why.
+
+        If the fingerprint is not the live one (a reindex with a new model runs), the stem is still found, and fails
+        when that model goes live.
+        """
+        async with self._database.write() as sql:
+            seq = await tick(sql)
+            found = (await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.id == stem_id))).first()
+            if found is None or found.state == "deleted":
+                return
+            if fingerprint is None or fingerprint == await live_fingerprint(sql):
+                await sql.execute(
+                    update(stems).where(stems.c.row == found.row).values(state="failed", problem=dict(problem), seq=seq)
+                )
+            else:
+                nothing = {"windows": b"", "starts_s": b"", "embedding": b"", "problem": dict(problem)}
+                await _put_embeddings(sql, found.row, fingerprint, nothing)
+
+    @retried
+    async def queued(self, *, older_than_s: float = 0.0) -> list[str]:
+        """Ids of the stems that wait for the live model, oldest first, if they have waited this long."""
+        query = (
+            select(stems.c.id)
+            .where(stems.c.state == "queued", stems.c.created_at <= time.time() - older_than_s)
+            .order_by(stems.c.row)
+        )
+        async with self._database.read() as sql:
+            return list((await sql.execute(query)).scalars())
+
+    @retried
+    async def lacking(self, fingerprint: str) -> list[str]:
+        """Ids of the ready stems that a model other than the live one has not seen yet, oldest first."""
+        async with self._database.read() as sql:
+            query = select(stems.c.id).where(lacks(fingerprint)).order_by(stems.c.row)
+            return list((await sql.execute(query)).scalars())
+
+    # What the index reads.
+
+    @retried
+    async def embeddings_of(self, rows: Sequence[int], fingerprint: str) -> dict[int, StemEmbeddings]:
+        """The embeddings of these stems under one fingerprint; stems that have none are left out."""
+        found: dict[int, StemEmbeddings] = {}
+        for chunk in chunks(list(rows)):
+            records = await self._database.rows(_EMBEDDINGS, rows=chunk, fingerprint=fingerprint)
+            found |= {record.stem_row: _unpack(record) for record in records}
+        return found
+
+    @retried
+    async def clock_value(self) -> int:
+        async with self._database.read() as sql:
+            return int((await sql.execute(select(clock.c.value))).scalar_one())
+
+    @retried
+    async def changes_since(self, seq: int, fingerprint: str) -> Changes:
+        """What an index that has seen everything up to `seq` must put in and take out."""
+        upserted: dict[int, StemEmbeddings] = {}
+        removed: set[int] = set()
+        async with self._database.read() as sql:
+            reached = int((await sql.execute(select(clock.c.value))).scalar_one())
+            changed = list(
+                await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.seq > seq, stems.c.seq <= reached))
+            )
+            ready = [row for row, state in changed if state == "ready"]
+            for chunk in chunks(ready):
+                query = select(embeddings).where(
+                    embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
+                )
+                for record in await sql.execute(query):
+                    if record.problem is None:
+                        upserted[record.stem_row] = _unpack(record)
+            removed.update(row for row, _ in changed if row not in upserted)
+        return Changes(upserted, frozenset(removed), reached)
+
+    @retried
+    async def gone_since(self, seq: int) -> frozenset[int]:
+        """Rows of the stems that changed after `seq` and are not ready: `changes_since` without the embeddings."""
+        query = select(stems.c.row).where(stems.c.seq > seq, stems.c.state != "ready")
+        return frozenset(row for (row,) in await self._database.rows(query))
+
+    async def all_embeddings(self, fingerprint: str, chunk: int = 200) -> AsyncIterator[dict[int, StemEmbeddings]]:
+        """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row."""
+        after = 0
+        while found := await self._embeddings_after(after, fingerprint, chunk):
+            yield found
+            after = max(found)
+
+    @retried
+    async def _embeddings_after(self, row: int, fingerprint: str, limit: int) -> dict[int, StemEmbeddings]:
+        query = (
+            select(embeddings)
+            .join(stems, stems.c.row == embeddings.c.stem_row)
+            .where(
+                stems.c.state == "ready",
+                embeddings.c.fingerprint == fingerprint,
+                embeddings.c.problem.is_(None),
+                embeddings.c.stem_row > row,
+            )
+            .order_by(embeddings.c.stem_row)
+            .limit(limit)
+        )
+        async with self._database.read() as sql:
+            return {record.stem_row: _unpack(record) for record in await sql.execute(query)}
+
+    @retried
+    async def forget_models(self, keep: Collection[str]) -> int:
+        """Drop the embeddings of every fingerprint but these. Returns how many stems' worth went."""
+        async with self._database.write() as sql:
+            gone = await sql.execute(delete(embeddings).where(embeddings.c.fingerprint.not_in(list(keep))))
+            return gone.rowcount
+
+
+async def _put_embeddings(sql: AsyncConnection, row: int, fingerprint: str, values: Mapping[str, Any]) -> None:
+    this = and_(embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint)
+    await sql.execute(delete(embeddings).where(this))
+    await sql.execute(insert(embeddings).values(stem_row=row, fingerprint=fingerprint, **values))
+
+
+def _unpack(record: Row[Any]) -> StemEmbeddings:
+    windows = np.frombuffer(record.windows, dtype=np.int64)
+    embedding = np.frombuffer(record.embedding, dtype=np.complex64)
+    return StemEmbeddings(
+        windows=windows,
+        starts_s=np.frombuffer(record.starts_s, dtype=np.float64),
+        embedding=embedding.reshape(len(windows), -1) if len(windows) else embedding.reshape(0, 0),
+    )
+
+
+_ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
+_EMBEDDINGS = select(embeddings).where(
+    embeddings.c.stem_row.in_(_ROWS), embeddings.c.fingerprint == bindparam("fingerprint")
+)

@@ -1,0 +1,143 @@
+"""Generations of the index, and the alias `live` that points at the one that answers."""
+
+import time
+
+from sqlalchemy import and_, exists, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import ColumnElement
+
+from indexer.catalog.database import OnDatabase, retried, tick
+from indexer.catalog.records import Alias, NothingToRollBackTo
+from indexer.catalog.tables import aliases, clock, embeddings, generations, stems
+
+LIVE = "live"
+
+
+class Generations(OnDatabase):
+    """Which index answers, and of which model."""
+
+    @retried
+    async def new_generation(self, fingerprint: str) -> int:
+        """A number for an index about to be built; never given twice."""
+        async with self._database.write() as sql:
+            made = await sql.execute(insert(generations).values(fingerprint=fingerprint, created_at=time.time()))
+            key = made.inserted_primary_key
+            assert key is not None
+            return int(key[0])
+
+    @retried
+    async def alias(self) -> Alias | None:
+        """Where `live` points; None before the first index."""
+        async with self._database.read() as sql:
+            return await alias_of(sql)
+
+    @retried
+    async def position(self) -> tuple[Alias | None, int]:
+        """Where `live` points and the clock, from one instant: what an index compares itself with."""
+        seq, *found = (await self._database.rows(_POSITION))[0]
+        return None if found[0] is None else Alias(*found), int(seq)
+
+    @retried
+    async def go_live(self, generation: int, configured: str) -> bool:
+        """Point `live` at a generation, if every ready stem has been embedded by its model.
+
+        Check and switch are one transaction: no stem can become ready in between. Stems that its model could not embed
+        become failed; queued ones stay queued. Returns False when some ready stem is not embedded yet.
+        """
+        async with self._database.write() as sql:
+            seq = await tick(sql)
+            fingerprint = await _fingerprint_of(sql, generation)
+            before = await alias_of(sql)
+            if (await sql.execute(select(stems.c.row).where(lacks(fingerprint)).limit(1))).first():
+                return False
+            await _fail_unembeddable(sql, fingerprint, seq)
+            if before is None:
+                await sql.execute(insert(aliases).values(name=LIVE, generation=generation, configured=configured))
+            else:
+                await sql.execute(
+                    update(aliases)
+                    .where(aliases.c.name == LIVE)
+                    .values(generation=generation, previous=before.generation, configured=configured)
+                )
+        return True
+
+    @retried
+    async def roll_back(self) -> Alias:
+        """Point `live` at the previous generation; a second call points it back.
+
+        Stems that only the present model has embedded are queued again. Raises NothingToRollBackTo.
+        """
+        async with self._database.write() as sql:
+            seq = await tick(sql)
+            before = await alias_of(sql)
+            if before is None or before.previous is None or before.previous_fingerprint is None:
+                raise NothingToRollBackTo
+            fingerprint = before.previous_fingerprint
+            await sql.execute(update(stems).where(lacks(fingerprint)).values(state="queued", seq=seq))
+            await _fail_unembeddable(sql, fingerprint, seq)
+            await sql.execute(
+                update(aliases)
+                .where(aliases.c.name == LIVE)
+                .values(generation=before.previous, previous=before.generation)
+            )
+            after = await alias_of(sql)
+            assert after is not None
+            return after
+
+
+def lacks(fingerprint: str) -> ColumnElement[bool]:
+    seen = exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+    return and_(stems.c.state == "ready", ~seen)
+
+
+async def _fail_unembeddable(sql: AsyncConnection, fingerprint: str, seq: int) -> None:
+    query = (
+        select(stems.c.row, embeddings.c.problem)
+        .join(embeddings, embeddings.c.stem_row == stems.c.row)
+        .where(stems.c.state == "ready", embeddings.c.fingerprint == fingerprint, embeddings.c.problem.is_not(None))
+    )
+    for row, problem in list(await sql.execute(query)):
+        await sql.execute(update(stems).where(stems.c.row == row).values(state="failed", problem=problem, seq=seq))
+
+
+_PRESENT, _BEFORE = generations.alias("present"), generations.alias("before")
+
+
+_ALIAS = (
+    aliases.c.generation,
+    _PRESENT.c.fingerprint,
+    aliases.c.previous,
+    _BEFORE.c.fingerprint.label("previous_fingerprint"),
+    aliases.c.configured,
+)
+
+
+# What every query asks, built once.
+_POSITION = (
+    select(clock.c.value, *_ALIAS)
+    .select_from(clock)
+    .join(aliases, aliases.c.name == LIVE, isouter=True)
+    .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation, isouter=True)
+    .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
+)
+
+
+async def alias_of(sql: AsyncConnection) -> Alias | None:
+    query = (
+        select(*_ALIAS)
+        .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation)
+        .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
+        .where(aliases.c.name == LIVE)
+    )
+    found = (await sql.execute(query)).first()
+    return Alias(*found) if found else None
+
+
+async def _fingerprint_of(sql: AsyncConnection, generation: int) -> str:
+    query = select(generations.c.fingerprint).where(generations.c.generation == generation)
+    return str((await sql.execute(query)).scalar_one())
+
+
+async def live_fingerprint(sql: AsyncConnection) -> str | None:
+    alias = await alias_of(sql)
+    return alias.fingerprint if alias else None

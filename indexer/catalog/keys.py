@@ -1,0 +1,83 @@
+"""API keys as the database keeps them: a name, a scope, and the digest of a token that nobody but its owner has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Row, insert, or_, select, update
+
+from indexer.catalog.database import Database, retried
+from indexer.catalog.records import CatalogError
+from indexer.catalog.tables import api_keys
+
+
+class ApiKeyNotFound(CatalogError):
+    """No API key has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key has the id {key_id!r}")
+        self.key_id = key_id
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One API key; times are seconds since 1970."""
+
+    id: str
+    digest: str
+    name: str
+    scope: str
+    created_at: float
+    expires_at: float | None = None
+    last_used_at: float | None = None
+    revoked_at: float | None = None
+
+    def works_at(self, now: float) -> bool:
+        """Whether it was neither revoked nor has expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class ApiKeys:
+    """Every query on the table; each method is one transaction on the catalog's database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @retried
+    async def add(self, key: ApiKey) -> None:
+        async with self._database.write() as sql:
+            await sql.execute(insert(api_keys).values(vars(key)))
+
+    @retried
+    async def find(self, key_id: str) -> ApiKey | None:
+        """One key, whether it works or not."""
+        async with self._database.read() as sql:
+            found = (await sql.execute(select(api_keys).where(api_keys.c.id == key_id))).first()
+        return _api_key(found) if found else None
+
+    @retried
+    async def all(self) -> list[ApiKey]:
+        """Every key that was ever made, oldest first."""
+        async with self._database.read() as sql:
+            return [_api_key(row) for row in await sql.execute(select(api_keys).order_by(api_keys.c.created_at))]
+
+    @retried
+    async def revoke(self, key_id: str, now: float) -> None:
+        """End a key, from this commit on; ending it twice changes nothing. Raises ApiKeyNotFound."""
+        async with self._database.write() as sql:
+            known = (await sql.execute(select(api_keys.c.id).where(api_keys.c.id == key_id))).first()
+            if known is None:
+                raise ApiKeyNotFound(key_id)
+            this = (api_keys.c.id == key_id) & api_keys.c.revoked_at.is_(None)
+            await sql.execute(update(api_keys).where(this).values(revoked_at=now))
+
+    @retried
+    async def note_uses(self, used_at: Mapping[str, float]) -> None:
+        """Record when keys were used; a later time that another process has recorded stays."""
+        async with self._database.write() as sql:
+            for key_id, when in used_at.items():
+                earlier = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < when)
+                await sql.execute(update(api_keys).where(api_keys.c.id == key_id, earlier).values(last_used_at=when))
+
+
+def _api_key(row: Row[tuple[object, ...]]) -> ApiKey:
+    return ApiKey(**row._mapping)

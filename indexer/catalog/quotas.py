@@ -1,0 +1,134 @@
+"""How much each owner's stems take, counted in the transactions that add and delete them, and never over a quota.
+
+Two owners are charged for a stem: the API key that sent it, and `EVERYBODY`. A count is one row, raised by an UPDATE
+whose WHERE holds the quota, so two uploads at once cannot exceed it together.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import ColumnElement
+
+from indexer.catalog.records import CatalogError
+from indexer.catalog.tables import quota_holdings, quota_usage
+
+EVERYBODY = "*"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Stems, and bytes of their audio as uploaded."""
+
+    stems: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The most an owner may hold; None: no limit."""
+
+    stems: int | None = None
+    bytes: int | None = None
+
+
+class QuotaExceeded(CatalogError):
+    """An upload would take its key, or the whole installation, over its quota; deleting stems gives room."""
+
+    def __init__(
+        self, whose: Literal["key", "installation"], what: Literal["stems", "bytes"], used: int, asked: int, quota: int
+    ) -> None:
+        super().__init__(
+            f"This {whose} holds {used} {what} of the {quota} it may, and the upload has {asked}: delete some first."
+        )
+        self.whose = whose
+        self.what = what
+        self.used = used
+        self.asked = asked
+        self.quota = quota
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Who pays for an upload: `owner`, up to `own`, and everybody, up to `overall`; `sizes` is bytes by SHA-256."""
+
+    owner: str
+    sizes: Mapping[str, int]
+    own: Quota
+    overall: Quota
+
+    @property
+    def accounts(self) -> tuple[tuple[Literal["key", "installation"], str, Quota], ...]:
+        """In the order in which everyone locks them, so that no two transactions wait for each other."""
+        return (("key", self.owner, self.own), ("installation", EVERYBODY, self.overall))
+
+
+async def charge_for(sql: AsyncConnection, charge: Charge, created: Mapping[int, str]) -> None:
+    """Count new stems (SHA-256 by row) in the transaction that makes them; QuotaExceeded must undo it all."""
+    asked = Usage(len(created), sum(charge.sizes[sha256] for sha256 in created.values()))
+    if not created:
+        return
+    for whose, owner, quota in charge.accounts:
+        await _raise_usage(sql, whose, owner, quota, asked)
+    for row, sha256 in created.items():
+        values = {"stem_row": row, "owner": charge.owner, "bytes": charge.sizes[sha256]}
+        await sql.execute(insert(quota_holdings).values(values))
+
+
+async def give_back(sql: AsyncConnection, row: int) -> None:
+    """Count a stem no more, in the transaction that deletes it."""
+    gone = delete(quota_holdings).where(quota_holdings.c.stem_row == row).returning(quota_holdings)
+    held = (await sql.execute(gone)).first()
+    if held is None:  # added before there were quotas, or by no request
+        return
+    for owner in (held.owner, EVERYBODY):
+        counted = update(quota_usage).where(quota_usage.c.owner == owner)
+        await sql.execute(counted.values(stems=quota_usage.c.stems - 1, bytes=quota_usage.c.bytes - held.bytes))
+
+
+async def refuse_if_over(sql: AsyncConnection, charge: Charge, asked: Usage) -> None:
+    """Raise QuotaExceeded where an upload would be too much by what is counted now; nothing is reserved."""
+    for whose, owner, quota in charge.accounts:
+        _refuse(whose, quota, await usage_of(sql, owner), asked)
+
+
+async def usage_of(sql: AsyncConnection, owner: str) -> Usage:
+    found = (await sql.execute(select(quota_usage).where(quota_usage.c.owner == owner))).first()
+    return Usage(found.stems, found.bytes) if found else Usage()
+
+
+async def _raise_usage(
+    sql: AsyncConnection, whose: Literal["key", "installation"], owner: str, quota: Quota, asked: Usage
+) -> None:
+    stems, size = quota_usage.c.stems + asked.stems, quota_usage.c.bytes + asked.bytes
+    where: list[ColumnElement[bool]] = [quota_usage.c.owner == owner]
+    if quota.stems is not None:
+        where.append(stems <= quota.stems)
+    if quota.bytes is not None:
+        where.append(size <= quota.bytes)
+    raised = update(quota_usage).where(*where).values(stems=stems, bytes=size)
+    while not (await sql.execute(raised)).rowcount:
+        if not await _open_account(sql, owner):
+            _refuse(whose, quota, await usage_of(sql, owner), asked)
+        # Else try again: the account is new, or a delete has made room since.
+
+
+async def _open_account(sql: AsyncConnection, owner: str) -> bool:
+    """Whether there was none and now is one."""
+    if (await sql.execute(select(quota_usage.c.owner).where(quota_usage.c.owner == owner))).first() is not None:
+        return False
+    with suppress(IntegrityError):  # another replica was first
+        async with sql.begin_nested():
+            await sql.execute(insert(quota_usage).values(owner=owner, stems=0, bytes=0))
+    return True
+
+
+def _refuse(whose: Literal["key", "installation"], quota: Quota, used: Usage, asked: Usage) -> None:
+    if quota.stems is not None and used.stems + asked.stems > quota.stems:
+        raise QuotaExceeded(whose, "stems", used.stems, asked.stems, quota.stems)
+    if quota.bytes is not None and used.bytes + asked.bytes > quota.bytes:
+        raise QuotaExceeded(whose, "bytes", used.bytes, asked.bytes, quota.bytes)

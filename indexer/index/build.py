@@ -1,0 +1,167 @@
+"""Embeddings of the whole catalog -> one sealed, measured generation, in a folder of this machine."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.catalog.catalog import Catalog
+from indexer.index.choice import Choice, IndexType, Limits, choose
+from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
+from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotWriter
+
+log = logging.getLogger("phalar.index")
+Report = Callable[[int], Awaitable[None]]
+
+PROBES = 64  # queries of a recall measurement; each is compared with every window exactly
+STEMS_AT_ONCE = 200
+# Windows from which sq8 learns each coordinate's range and ivf its lists; more change little, and cost memory.
+SAMPLE_WINDOWS = 50_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the next generation is to be: of which model, and what a person chose of it."""
+
+    generation: int
+    fingerprint: str
+    fold: HermitianFold  # at the highest rank it may have
+    window_s: float
+    stride_s: float
+    index_type: IndexType | None = None  # None: what the size of the catalog and the memory call for
+
+
+def snapshot_folder(index_folder: Path, generation: int) -> Path:
+    """Where a generation's snapshot lies."""
+    return index_folder / f"generation-{generation:06d}"
+
+
+async def build_snapshot(
+    catalog: Catalog, index_folder: Path, wanted: Wanted, limits: Limits, report: Report | None = None
+) -> Snapshot:
+    """Seal every ready stem's keys under one fingerprint, in the most exact kind of index that the limits allow.
+
+    The catalog may change meanwhile: the snapshot states the clock value from before its first read, and the index that
+    loads it applies the changes since. What an unfinished build left in the folder is removed first. An approximate
+    type that nobody asked for must reach the required recall on this catalog's own windows, else every key is compared.
+
+    Args:
+        report: called with the number of stems folded so far.
+    """
+    choice = choose(await catalog.window_count(), wanted.fold.rank, limits, index_type=wanted.index_type)
+    snapshot = await _write(catalog, index_folder, wanted, choice, report)
+    if choice.index_type == "ivf" and wanted.index_type is None and not _worthwhile(snapshot, limits):
+        manifest = snapshot.manifest
+        exact = choose(manifest.windows, wanted.fold.rank, limits, approximate=False)
+        why = f"{exact.reason}; ivf was tried and needed {manifest.probed} of its {manifest.lists} lists"
+        log.info("comparing every key after all: %s", why)
+        snapshot = await _write(catalog, index_folder, wanted, replace(exact, reason=why), report)
+    return snapshot
+
+
+def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:
+    """Whether an approximate index finds enough and looks at less than half of its lists for it."""
+    manifest = snapshot.manifest
+    recall = manifest.recall
+    return recall is None or (recall.rescored >= limits.minimum_recall and 2 * manifest.probed <= manifest.lists)
+
+
+async def _write(
+    catalog: Catalog, index_folder: Path, wanted: Wanted, choice: Choice, report: Report | None
+) -> Snapshot:
+    folder = snapshot_folder(index_folder, wanted.generation)
+    if folder.exists():
+        await asyncio.to_thread(shutil.rmtree, folder)
+    log.info("generation %d is built as %s: %s", wanted.generation, choice.index_type, choice.reason)
+    seq = await catalog.clock_value()
+    learns = choice.index_type in ("sq8", "ivf")
+    sample = await draw_windows(catalog, wanted, SAMPLE_WINDOWS, whole_stems=True) if learns else None
+    writer = await asyncio.to_thread(
+        SnapshotWriter,
+        folder,
+        fold=wanted.fold if choice.rank == wanted.fold.rank else wanted.fold.at_rank(choice.rank),
+        fingerprint=wanted.fingerprint,
+        generation=wanted.generation,
+        seq=seq,
+        window_s=wanted.window_s,
+        stride_s=wanted.stride_s,
+        index_type=choice.index_type,
+        reason=choice.reason,
+        asked_type=wanted.index_type,
+        highest_rank=wanted.fold.rank,
+        sample=sample,
+        probes=await draw_windows(catalog, wanted, PROBES),
+    )
+    del sample
+    done = 0
+    async for stems in catalog.all_embeddings(wanted.fingerprint, STEMS_AT_ONCE):
+        await asyncio.to_thread(writer.add, stems)
+        done += len(stems)
+        if report:
+            await report(done)
+    return await asyncio.to_thread(writer.seal)
+
+
+async def draw_windows(
+    catalog: Catalog, wanted: Wanted, most: int, *, whole_stems: bool = False
+) -> NDArray[np.complex64]:
+    """Windows of some stems, drawn by a fixed seed: complex64 (n, D), one of each stem or all of them."""
+    rows = await catalog.ready_rows()
+    rng = np.random.default_rng(0)
+    drawn = [np.empty((0, wanted.fold.embedding_dim), np.complex64)]
+    shuffled, count = rng.permutation(rows)[:most], 0
+    for start in range(0, len(shuffled), STEMS_AT_ONCE):
+        if count >= most:
+            break
+        some = np.sort(shuffled[start : start + STEMS_AT_ONCE]).tolist()
+        for stem in (await catalog.embeddings_of(some, wanted.fingerprint)).values():
+            if len(stem.windows):
+                drawn.append(stem.embedding if whole_stems else stem.embedding[[rng.integers(len(stem.windows))]])
+                count += len(drawn[-1])
+    return np.concatenate(drawn)[:most]
+
+
+class FolderStore:
+    """Keeps generations as FAISS snapshots in a folder; see `IndexStore`."""
+
+    reachable = True
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self._folder, self._limits = folder, limits
+
+    async def load(self, catalog: Catalog, generation: int, fingerprint: str) -> Index:
+        """See `IndexStore.load`."""
+        folder = snapshot_folder(self._folder, generation)
+        snapshot = await asyncio.to_thread(Snapshot.load, folder)
+        found = snapshot.manifest
+        if (found.fingerprint, found.generation) != (fingerprint, generation):
+            raise SnapshotCorrupt(path=folder, reason="belongs to another model or generation")
+        return await asyncio.to_thread(Index.of, snapshot)
+
+    async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
+        """See `IndexStore.build`."""
+        snapshot = await build_snapshot(catalog, self._folder, wanted, self._limits, report)
+        return await asyncio.to_thread(Index.of, snapshot)
+
+    async def point(self, index: Index) -> None:
+        """The alias is in SQL alone."""
+
+    async def check(self, index: Index) -> None:
+        """What was loaded stays in memory."""
+
+    async def absorb(self, index: Index) -> Index:
+        """A snapshot never changes; the index stays as it is."""
+        return index
+
+    async def keep(self, generations: Collection[int]) -> None:
+        """See `IndexStore.keep`."""
+        kept = {snapshot_folder(self._folder, generation) for generation in generations}
+        for folder in self._folder.glob("generation-*"):
+            if folder not in kept:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Embeddings of stems -> keys that an index may take: every window has an id, and nothing that FAISS would swallow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.catalog.records import StemEmbeddings
+from indexer.index.fold import HermitianFold
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+_WINDOW_BITS = 20
+_LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
+# float32 arithmetic leaves an embedding's norm within 1e-6 of 1; more means that it is none of the model's.
+_NORM_TOLERANCE = 1e-4
+
+
+class KeyRefused(ValueError):
+    """A window that FAISS would swallow in silence and never answer rightly."""
+
+    def __init__(self, problem: str, *, row: int, window: int) -> None:
+        super().__init__(f"window {window} of stem row {row} {problem}")
+        self.row, self.window = row, window
+
+
+class EmbeddingNotFinite(KeyRefused):
+    """The embedding holds NaN or infinity."""
+
+    def __init__(self, *, row: int, window: int) -> None:
+        super().__init__("has an embedding that is not finite", row=row, window=window)
+
+
+class EmbeddingNotUnit(KeyRefused):
+    """The embedding's norm is not 1 (zero among others), so no bound on its score would hold."""
+
+    def __init__(self, *, row: int, window: int, norm: float) -> None:
+        super().__init__(f"has an embedding of norm {norm:.6g}, not 1", row=row, window=window)
+        self.norm = norm
+
+
+class DuplicateWindow(KeyRefused):
+    """The same window twice."""
+
+    def __init__(self, *, row: int, window: int) -> None:
+        super().__init__("is there twice", row=row, window=window)
+
+
+class WindowOutOfRange(KeyRefused):
+    """A stem row or a window index that the 64-bit window id cannot hold."""
+
+    def __init__(self, *, row: int, window: int) -> None:
+        super().__init__("does not fit into a window id", row=row, window=window)
+
+
+def window_ids(row: int, windows: npt.ArrayLike) -> Int64:
+    """Ids of a stem's windows, `row << 20 | window`: row 0 to 2**43 - 1, window indices int (n,) 0 to 2**20 - 1."""
+    indices = np.asarray(windows, dtype=np.int64)
+    outside = (indices < 0) | (indices >= 1 << _WINDOW_BITS)
+    if not 0 <= row <= _LARGEST_ROW or outside.any():
+        raise WindowOutOfRange(row=row, window=int(indices[outside][0]) if outside.any() else 0)
+    return np.int64(row) << _WINDOW_BITS | indices
+
+
+def split_ids(ids: Int64) -> tuple[Int64, Int64]:
+    """Window ids -> (stem rows, window indices), int64 each; the padding id -1 has row -1."""
+    return ids >> _WINDOW_BITS, ids & ((1 << _WINDOW_BITS) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedKeys:
+    """Windows ready to be added: every embedding is finite and of unit norm, every id is unique among them."""
+
+    ids: Int64  # (n,)
+    embedding: npt.NDArray[np.complex64]  # (n, D)
+    keys: Float32  # (n, dim)
+    tails: Float32  # (n,), rounded up
+
+
+def fold_stems(fold: HermitianFold, stems: Mapping[int, StemEmbeddings]) -> CheckedKeys:
+    """Check the stems' windows and fold them, in the mapping's order.
+
+    Raises:
+        KeyRefused: FAISS drops NaN keys and accepts a duplicate id, both without a word. WrongShape.
+    """
+    ids = [window_ids(row, stem.windows) for row, stem in stems.items()]
+    parts = [np.asarray(stem.embedding, dtype=np.complex64) for stem in stems.values()]
+    flat_ids = np.concatenate([np.empty(0, np.int64), *ids])
+    embedding = np.concatenate(
+        [np.empty((0, fold.embedding_dim), np.complex64), *(part for part in parts if len(part))]
+    )
+    if len(flat_ids) != len(embedding):
+        raise ValueError(f"{len(flat_ids)} window indices for {len(embedding)} embeddings")
+
+    def place(position: int) -> dict[str, int]:
+        row, window = split_ids(flat_ids[position : position + 1])
+        return {"row": int(row[0]), "window": int(window[0])}
+
+    unusable = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+    if len(unusable):
+        raise EmbeddingNotFinite(**place(int(unusable[0])))
+    norms = np.linalg.norm(embedding, axis=1)
+    unusable = np.flatnonzero(np.abs(norms - 1) > _NORM_TOLERANCE)
+    if len(unusable):
+        first = int(unusable[0])
+        raise EmbeddingNotUnit(**place(first), norm=float(norms[first]))
+    unique, first_seen = np.unique(flat_ids, return_index=True)
+    if len(unique) != len(flat_ids):
+        repeated = np.setdiff1d(np.arange(len(flat_ids)), first_seen)
+        raise DuplicateWindow(**place(int(repeated[0])))
+    return CheckedKeys(flat_ids, embedding, fold.keys(embedding), rounded_up(fold.key_tail(embedding)))
+
+
+def rounded_up(values: npt.NDArray[np.float64]) -> Float32:
+    return np.nextafter(values.astype(np.float32), np.float32(np.inf)) * (values > 0)

@@ -1,0 +1,75 @@
+"""What a sealed generation says of itself, and how that is written and read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from indexer.index.recall import Recall
+
+FORMAT = 2
+
+
+class ManifestUnreadable(ValueError):
+    """Bytes that are no manifest of this build."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a sealed generation is, as its manifest says it."""
+
+    generation: int
+    fingerprint: str
+    embedding_dim: int
+    rank: int
+    bound: float
+    dim: int
+    index_type: str  # an IndexType, or what a cluster calls it
+    reason: str  # why this type and this rank
+    asked_type: str | None  # what a person asked for; None: it was left to the catalog's size and the memory
+    highest_rank: int  # that the keys could have had
+    lists: int  # of an approximate index; 0: every key is compared
+    probed: int  # lists that a search looks at
+    windows: int
+    stems: int
+    seq: int  # every change of the catalog up to this one is in the keys
+    window_s: float
+    stride_s: float
+    recall: Recall | None
+    created_at: str  # ISO 8601, UTC
+    files: Mapping[str, FileFacts]
+    format: int = FORMAT
+
+
+def manifest_bytes(fields: Mapping[str, Any]) -> bytes:
+    """The one way to write these fields, with their own SHA-256 among them, so that the manifest vouches for itself."""
+    own = {name: value for name, value in fields.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**own, "sha256": digest}, sort_keys=True, indent=2) + "\n").encode()
+
+
+def manifest_of(raw: bytes) -> Manifest:
+    """What `manifest_bytes` wrote. Raises ManifestUnreadable."""
+    try:
+        fields = json.loads(raw)
+        rewritten = manifest_bytes(fields)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ManifestUnreadable("is no manifest") from error
+    if rewritten != raw:
+        raise ManifestUnreadable("does not carry its own checksum")
+    if fields.get("format") != FORMAT:
+        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {FORMAT}")
+    try:
+        del fields["sha256"]
+        fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
+        fields["recall"] = None if fields["recall"] is None else Recall(**fields["recall"])
+        return Manifest(**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ManifestUnreadable("lacks a field, or has one too many") from error

@@ -1,1 +1,0 @@
-"""How the catalog's schema came to be, one file of `versions` a change; `indexer.schema` runs them."""

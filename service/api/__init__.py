@@ -1,0 +1,1 @@
+"""HTTP: what is asked, who may ask it, and how errors are answered."""

@@ -1,0 +1,197 @@
+"""One table: error class -> HTTP status, problem type and title. Every error answers as application/problem+json."""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from indexer import (
+    BadCursor,
+    CatalogUnavailable,
+    IndexUnavailable,
+    JobNotFound,
+    NothingToRollBackTo,
+    NulInText,
+    QuotaExceeded,
+    StemNotFound,
+)
+from model import AudioError, CheckpointError, SilentClip, UnknownFormat
+from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
+from service.api.rates import TooManyRequests
+from service.api.reindex import NoIndexTypes
+from service.api.retrieval import MixNotReady, NoMix
+from service.api.schemas import PROBLEM_TYPE, BadMetadata, RangeNotSatisfiable
+from service.work.blobs import BlobMissing, BlobStoreUnavailable
+from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.models import UnknownCheckpoint
+from service.work.queue import EmbedTimeout
+from service.work.streams import QueueFull, QueueUnavailable
+from service.work.worker import KilledItsWorker, StemNotEmbedded
+
+log = logging.getLogger("phalar.http")
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """How one kind of error looks on the wire."""
+
+    status: int
+    code: str
+    title: str
+
+
+# The first class of an error's line of descent that stands here decides.
+TABLE: dict[type[Exception], ProblemType] = {
+    UnknownFormat: ProblemType(415, "unknown-format", "Not audio that we can read"),
+    SilentClip: ProblemType(422, "silent-clip", "The clip is silent"),
+    AudioError: ProblemType(422, "unusable-audio", "The audio cannot be used"),
+    StemNotFound: ProblemType(404, "stem-not-found", "No such stem"),
+    JobNotFound: ProblemType(404, "job-not-found", "No such job"),
+    BadCursor: ProblemType(422, "bad-cursor", "Not a cursor of this service"),
+    NulInText: ProblemType(422, "nul-in-text", "Text may not hold a NUL character"),
+    NothingToRollBackTo: ProblemType(409, "nothing-to-roll-back-to", "No previous index"),
+    IndexUnavailable: ProblemType(503, "index-unavailable", "The index is not ready"),
+    BlobMissing: ProblemType(503, "audio-missing", "The audio store does not hold this stem"),
+    BlobStoreUnavailable: ProblemType(503, "audio-store-unavailable", "The audio store cannot be used now"),
+    QueueFull: ProblemType(429, "queue-full", "Too much is waiting"),
+    QueueUnavailable: ProblemType(503, "queue-unavailable", "The queue cannot be reached"),
+    EmbedTimeout: ProblemType(503, "embedding-timed-out", "No worker answered in time"),
+    EmbedFailed: ProblemType(500, "mix-not-embedded", "The mix could not be embedded"),
+    FingerprintMismatch: ProblemType(503, "fingerprint-mismatch", "No worker has the live model"),
+    CheckpointError: ProblemType(422, "bad-checkpoint", "Not a checkpoint we can load"),
+    KeyMissing: ProblemType(401, "key-missing", "An API key is needed"),
+    KeyUnknown: ProblemType(401, "key-unknown", "Not a working API key"),
+    KeyRefused: ProblemType(403, "key-refused", "This API key may not do that"),
+    TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
+    QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
+    NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
+    MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
+    BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
+    RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
+    KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),
+    StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
+    UnknownCheckpoint: ProblemType(422, "unknown-checkpoint", "No such checkpoint"),
+    NoIndexTypes: ProblemType(422, "no-index-types", "This index has no types"),
+    RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
+    CatalogUnavailable: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
+}
+UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
+BODY_TOO_LARGE = ProblemType(413, "body-too-large", "The request is too large")
+
+
+def problem_type(error: Exception) -> ProblemType:
+    """The row of the table for an error."""
+    if isinstance(error, QueueFull) and error.kind == "queries":
+        return replace(TABLE[QueueFull], status=503)
+    return _row(type(error))
+
+
+def all_problem_types() -> list[ProblemType]:
+    """Every problem type the service can answer, by status."""
+    rows = {*TABLE.values(), *map(_row, _family(AudioError)), UNEXPECTED, BODY_TOO_LARGE}
+    return sorted(rows, key=lambda kind: (kind.status, kind.code))
+
+
+def _row(kind: type[Exception]) -> ProblemType:
+    """The nearest row in a class's line of descent; an AudioError keeps its row's status and brings its own code."""
+    for ancestor in kind.__mro__:
+        if ancestor in TABLE:
+            found = TABLE[ancestor]
+            return replace(found, code=kind.code) if issubclass(kind, AudioError) else found
+    return UNEXPECTED
+
+
+def _family(kind: type[AudioError]) -> list[type[AudioError]]:
+    return [kind, *(member for child in kind.__subclasses__() for member in _family(child))]
+
+
+def problem(error: Exception) -> dict[str, Any]:
+    """What goes over the wire (RFC 9457): type, title, status, detail, and the error's facts."""
+    kind = problem_type(error)
+    body: dict[str, Any] = {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
+    if kind is UNEXPECTED or isinstance(error, CatalogUnavailable | BlobStoreUnavailable):
+        return body  # its text may hold what is nobody's business; the log has it
+    if isinstance(error, RequestValidationError):
+        wrong = [{"at": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
+        return body | {"detail": "; ".join(f"{e['at']}: {e['what']}" for e in wrong), "errors": wrong}
+    facts = getattr(error, "facts", None)
+    if not isinstance(facts, dict):
+        facts = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float)}
+    return facts | body | {"detail": str(error)}
+
+
+def problem_response(error: Exception) -> JSONResponse:
+    body = problem(error)
+    headers: dict[str, str] = dict(getattr(error, "headers", {}))
+    if body["status"] in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after_s", 2))))
+    return JSONResponse(body, body["status"], headers, media_type=PROBLEM_TYPE)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error of every endpoint, and of the framework, goes through the table."""
+
+    async def expected(_: Request, error: Exception) -> JSONResponse:
+        if problem_type(error).status >= 500:
+            log.warning("%s: %s", type(error).__name__, error)
+        return problem_response(error)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem_response(error)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, OSError):  # a body that found no room on the disk is no fault of the client
+            return await expected(request, BlobStoreUnavailable(str(error.__cause__)))
+        title = HTTPStatus(error.status_code).phrase
+        code = title.lower().replace(" ", "-").replace("'", "")
+        body = {"type": f"/problems/{code}", "title": title, "status": error.status_code, "detail": str(error.detail)}
+        return JSONResponse(body, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
+
+    for kind in TABLE:
+        app.add_exception_handler(kind, expected)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+class TooLargeIsAProblem:
+    """Answers an oversized body as a problem; the framework does it in plain text, before any handler."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                headers = dict(message["headers"])
+                replaced = headers.get(b"content-type", b"").startswith(b"text/plain")
+                if replaced:
+                    return
+            if not replaced:
+                await send(message)
+            elif not message.get("more_body"):
+                await self._response()(scope, receive, send)
+
+        await self._app(scope, receive, send_problem)
+
+    def _response(self) -> JSONResponse:
+        body = {
+            "type": f"/problems/{BODY_TOO_LARGE.code}",
+            "title": BODY_TOO_LARGE.title,
+            "status": BODY_TOO_LARGE.status,
+            "detail": f"A request may hold at most {self._limit} bytes.",
+            "maximum_bytes": self._limit,
+        }
+        return JSONResponse(body, BODY_TOO_LARGE.status, {"Connection": "close"}, media_type=PROBLEM_TYPE)

@@ -1,0 +1,198 @@
+"""The next index beside the live one: embed what its model lacks, build, measure, switch; and back again."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from indexer import Alias, Catalog, Index, IndexType, Job, LiveIndex
+from service.api.schemas import ReindexIn
+from service.settings import Settings
+from service.work.jobs import QueueError
+from service.work.models import Models
+from service.work.queue import Queue
+from service.work.worker import Describe
+
+log = logging.getLogger("phalar.reindex")
+POLL_S = 0.5
+# Deleted stems that a base still holds, from which it is worth building one without them.
+MOST_TOMBSTONES = 10_000
+
+
+class NoIndexTypes(Exception):
+    """A reindex names a FAISS index type, and the index is kept by Qdrant."""
+
+    def __init__(self, index_type: IndexType) -> None:
+        super().__init__("Qdrant keeps this index; index types are those of FAISS.")
+        self.index_type = index_type
+
+
+class RecallTooLow(Exception):
+    """The new index misses too many of the right answers; the live one stays."""
+
+    def __init__(self, recall: float, minimum: float) -> None:
+        super().__init__(f"the new index finds {recall:.4f} of the exact best windows, {minimum:g} is required")
+        self.recall = recall
+        self.minimum = minimum
+
+
+@dataclass
+class Reindexer:
+    """Runs one reindex at a time, in one of the processes on this catalog, as a job that survives each of them."""
+
+    settings: Settings
+    catalog: Catalog
+    queue: Queue
+    models: Models
+    live: LiveIndex
+    describe: Describe  # how a failure is shown to whoever asks for the job
+    _task: asyncio.Task[None] | None = None
+    _first: int | None = None  # generation of an empty installation, until it is built
+
+    async def point_alias(self) -> None:
+        """At start: give an empty installation its first generation, and follow a changed setting.
+
+        A setting that names another model than the one that answers begins a reindex; the old one answers until then.
+        """
+        wanted = self.models.configured_fingerprint
+        alias = await self.catalog.alias()
+        if alias is None:
+            self._first = self._first or await self.catalog.new_generation(wanted)
+            await self._build(self._first, wanted, None, None)
+            await self.catalog.go_live(self._first, configured=wanted)
+        elif alias.configured != wanted:
+            log.info("the configured model has changed: every stem will be embedded again while the old one answers")
+            await self.start(ReindexIn(checkpoint=self.models.file_name(wanted)))
+
+    async def resume(self) -> None:
+        """Go on with a reindex that was cut off; where another process is at it, wait in case it dies."""
+        if self._task is None or self._task.done():
+            job = await self.catalog.unfinished_reindex()
+            if job is not None:
+                self._run_in_background(job)
+
+    async def start(self, wanted: ReindexIn) -> Job:
+        """Begin a reindex, or return the one that runs. Raises UnknownCheckpoint, CheckpointError, NoIndexTypes."""
+        if wanted.index_type is not None and self.settings.index_url is not None:
+            raise NoIndexTypes(wanted.index_type)
+        if wanted.checkpoint is not None:
+            await asyncio.to_thread(self.models.named, wanted.checkpoint)
+        job, new = await self.catalog.start_reindex(wanted.model_dump())
+        if new:
+            self._run_in_background(job)
+        return job
+
+    async def seal_if_due(self) -> None:
+        """Build a new base once the fresh part is large and a quarter of the whole, or many stems are deleted."""
+        index = self.live.held
+        if index is None:
+            return
+        grown = index.fresh_windows >= max(self.settings.seal_windows, index.windows / 4)
+        if (grown or len(index.tombstones) >= MOST_TOMBSTONES) and await self.catalog.unfinished_reindex() is None:
+            log.info(
+                "a new base takes in %d fresh windows and leaves out %d stems",
+                index.fresh_windows,
+                len(index.tombstones),
+            )
+            await self.start(_as_before(index))
+
+    async def roll_back(self) -> Alias:
+        """Let the previous generation answer again. Raises NothingToRollBackTo."""
+        alias = await self.catalog.roll_back()
+        await self.live.current()
+        return alias
+
+    async def close(self) -> None:
+        """Stop; a job under way goes on at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _run_in_background(self, job: Job) -> None:
+        self._task = asyncio.create_task(self._run(job))
+
+    async def _run(self, job: Job) -> None:
+        async with self.catalog.alone("reindex"):
+            if (await self.catalog.job(job.id)).state == "running":
+                await self._run_alone(job)
+
+    async def _run_alone(self, job: Job) -> None:
+        try:
+            result = await self._reindex(job)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("reindex %s failed", job.id)
+            shown = self.describe(error)
+            await self.catalog.finish_job(job.id, problem=shown | {"detail": str(error)})
+        else:
+            await self.catalog.finish_job(job.id, result=result)
+
+    async def _reindex(self, job: Job) -> dict[str, object]:
+        alias = await self.catalog.alias()
+        assert alias is not None
+        name = job.request.get("checkpoint")
+        fingerprint = alias.fingerprint
+        if name is not None:
+            fingerprint = (await asyncio.to_thread(self.models.named, name)).fingerprint
+        await self._embed_lacking(job, fingerprint)
+        generation = await self.catalog.new_generation(fingerprint)
+        index = await self._build(generation, fingerprint, job.request.get("rank"), job.request.get("index_type"), job)
+        manifest = index.manifest
+        recall = manifest.recall
+        if recall is not None and recall.rescored < self.settings.minimum_recall:
+            raise RecallTooLow(recall.rescored, self.settings.minimum_recall)
+        await self.live.prepare(index)
+        configured = self.models.configured_fingerprint
+        while not await self.catalog.go_live(generation, configured):
+            await self._embed_lacking(job, fingerprint)
+        await self.live.current()
+        await self._tidy()
+        return {
+            "generation": generation,
+            "fingerprint": fingerprint,
+            "stems": manifest.stems,
+            "windows": manifest.windows,
+            "rank": manifest.rank,
+            "bound": manifest.bound,
+            "index_type": manifest.index_type,
+            "reason": manifest.reason,
+            "recall": recall and recall.value,
+            "recall_rescored": recall and recall.rescored,
+            "recall_deep": recall and recall.deep,
+        }
+
+    async def _embed_lacking(self, job: Job, fingerprint: str) -> None:
+        while lacking := await self.catalog.lacking(fingerprint):
+            await self.catalog.report_progress(job.id, {"stage": "embedding", "stems_left": len(lacking)})
+            try:
+                known = await self.queue.outstanding_uploads()
+                for stem_id in lacking[: self.settings.max_queued_uploads - len(known)]:
+                    if stem_id not in known:
+                        await self.queue.submit_upload(stem_id, fingerprint)
+            except QueueError as error:
+                log.warning("the reindex waits for the queue: %s", error)
+            await asyncio.sleep(POLL_S)
+
+    async def _build(
+        self, generation: int, fingerprint: str, rank: int | None, index_type: IndexType | None, job: Job | None = None
+    ) -> Index:
+        async def report(stems: int) -> None:
+            if job is not None:
+                await self.catalog.report_progress(job.id, {"stage": "building", "stems": stems})
+
+        fold = await asyncio.to_thread(self.models.fold, fingerprint, rank)
+        return await self.live.build(generation, fingerprint, fold, index_type or self.settings.index_type, report)
+
+    async def _tidy(self) -> None:
+        """Keep what a rollback needs, and nothing older."""
+        alias = await self.catalog.alias()
+        assert alias is not None
+        await self.catalog.forget_models({alias.fingerprint, alias.previous_fingerprint or alias.fingerprint})
+        await self.live.tidy({generation for generation in (alias.generation, alias.previous) if generation})
+
+
+def _as_before(index: Index) -> ReindexIn:
+    """What a person asked of the present index; the rest is chosen anew."""
+    manifest = index.manifest
+    rank = manifest.highest_rank if manifest.highest_rank < manifest.embedding_dim else None
+    return ReindexIn.model_validate({"rank": rank, "index_type": manifest.asked_type})

@@ -1,0 +1,1 @@
+"""The endpoints: one module a resource, one short function an endpoint: parse, call, answer."""

@@ -1,0 +1,120 @@
+"""Stems: put in, look at, listen to, change, take out."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+from fastapi.responses import StreamingResponse
+
+from service.api.access import GuardedRoute, TheBackend, require
+from service.api.keys import Caller
+from service.api.routes.problems import problems
+from service.api.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage, byte_range, metadata_of
+
+router = APIRouter(tags=["stems"], route_class=GuardedRoute)
+MAX_FILES = 1000
+MEDIA_TYPES = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+    "opus": "audio/ogg",
+    "aiff": "audio/aiff",
+    "m4a": "audio/mp4",
+    "aac": "audio/aac",
+}
+
+
+@router.post("/stems", status_code=202, responses=problems(413, 415, 422, 429, 503))
+async def add_stems(
+    services: TheBackend,
+    caller: Annotated[Caller, Depends(require("ingest"))],
+    response: Response,
+    files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
+    metadata: Annotated[
+        str | None, Form(description="JSON: one object for all files, or an array with one object a file, in order")
+    ] = None,
+) -> JobOut:
+    """Put stems into the catalog. The answer is a job; each file in it becomes ready, or failed with a problem.
+
+    A file that cannot be used never stops the others; if it is the only one, its problem is the answer. The same bytes
+    twice are the same stem.
+    """
+    said = metadata_of(metadata, len(files))
+    described = [(file, meta.as_record()) for file, meta in zip(files, said, strict=True)]
+    job = await services.ingest.accept(described, caller)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobOut.of(job)
+
+
+@router.get("/stems", dependencies=[Depends(require("read"))], responses=problems(422))
+async def list_stems(services: TheBackend, wanted: Annotated[ListIn, Query()]) -> StemPage:
+    """The catalog, a page at a time, oldest first."""
+    page, following = await services.catalog.list_stems(
+        wanted.as_filter(), state=wanted.state, sha256=wanted.sha256, limit=wanted.limit, cursor=wanted.cursor
+    )
+    return StemPage(stems=[StemOut.of(stem) for stem in page], next_cursor=following)
+
+
+@router.get("/catalog", dependencies=[Depends(require("read"))])
+async def catalog_values(services: TheBackend) -> CatalogValues:
+    """Which instruments, tags, tracks, collections and keys there are to filter by."""
+    tempo_min, tempo_max = await services.catalog.tempo_range()
+    return CatalogValues(**await services.catalog.values(), tempo_min=tempo_min, tempo_max=tempo_max)
+
+
+@router.get("/stems/{stem_id}", dependencies=[Depends(require("read"))], responses=problems(404))
+async def get_stem(services: TheBackend, stem_id: str) -> StemOut:
+    """One stem."""
+    return StemOut.of(await services.catalog.stem(stem_id))
+
+
+@router.patch("/stems/{stem_id}", dependencies=[Depends(require("ingest"))], responses=problems(404, 422))
+async def change_stem(services: TheBackend, stem_id: str, changed: Metadata) -> StemOut:
+    """Change what is said about a stem; fields that are not sent stay. Filters see it at once."""
+    fields: dict[str, Any] = changed.model_dump(include=changed.model_fields_set)
+    if fields.get("title", "") is None:
+        del fields["title"]  # a stem always has one
+    return StemOut.of(await services.catalog.change_metadata(stem_id, fields))
+
+
+@router.delete("/stems/{stem_id}", status_code=204, dependencies=[Depends(require("ingest"))], responses=problems(404))
+async def delete_stem(services: TheBackend, stem_id: str) -> None:
+    """Take a stem out, with its audio. No later query returns it."""
+    await services.ingest.delete(stem_id)
+
+
+@router.get(
+    "/stems/{stem_id}/audio",
+    dependencies=[Depends(require("read"))],
+    response_class=Response,
+    responses={
+        200: {"content": {"audio/*": {}}, "description": "The bytes as they were uploaded"},
+        206: {"content": {"audio/*": {}}, "description": "The asked range of them"},
+        **problems(404, 416, 503),
+    },
+)
+async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Response:
+    """The audio as it was uploaded; single byte ranges are answered."""
+    stem = await services.catalog.stem(stem_id)
+    size = await services.blobs.size(stem.sha256)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": f'"{stem.sha256}"',
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    start, end = byte_range(request.headers.get("range"), size)
+    headers["Content-Length"] = str(end - start)
+    partial = (start, end) != (0, size)
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+
+    async def body() -> AsyncIterator[bytes]:
+        async for piece in services.blobs.read(stem.sha256, start, end):
+            yield bytes(piece)
+
+    media_type = MEDIA_TYPES.get(stem.format.lower(), "application/octet-stream")
+    return StreamingResponse(body(), 206 if partial else 200, headers, media_type)

@@ -1,0 +1,342 @@
+"""What goes over the wire, and how what comes in is read."""
+
+import json
+import re
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from indexer import IndexType, Job, Stem, StemFilter, StemMetadata
+from service.work.sandbox import Confinement
+
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+Seconds = float
+Milliseconds = float
+ProblemBody = dict[str, Any]
+PROBLEM_TYPE = "application/problem+json"
+
+
+class BadMetadata(Exception):
+    """`metadata` is not the JSON that POST /stems takes."""
+
+    def __init__(self, sentence: str, **facts: int) -> None:
+        super().__init__(sentence)
+        self.facts = facts
+
+
+class RangeNotSatisfiable(Exception):
+    """A byte range that the audio does not have."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The audio has {size} bytes.")
+        self.size = size
+
+
+class Metadata(BaseModel):
+    """What a person says about a stem; every field may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: ShortText | None = None
+    instrument: ShortText | None = None
+    tags: list[ShortText] = Field(default_factory=list, max_length=50)
+    track: ShortText | None = Field(None, description="the piece of music this stem belongs to")
+    collection: ShortText | None = None
+    tempo_bpm: float | None = Field(None, gt=0, le=1000, description="beats a minute")
+    key: ShortText | None = Field(None, description="such as 'F# minor'")
+
+    def as_record(self) -> StemMetadata:
+        return StemMetadata(**self.model_dump(exclude={"tags"}), tags=tuple(self.tags))
+
+
+class Filters(BaseModel):
+    """Which stems are meant; what is not given does not restrict."""
+
+    instrument: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    tag: list[ShortText] = Field(default_factory=list, max_length=50, description="all of these")
+    track: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    collection: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    key: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
+    tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
+
+    def as_filter(self) -> StemFilter:
+        return StemFilter(
+            instruments=tuple(self.instrument),
+            tags=tuple(self.tag),
+            tracks=tuple(self.track),
+            collections=tuple(self.collection),
+            keys=tuple(self.key),
+            tempo_min=self.tempo_min,
+            tempo_max=self.tempo_max,
+        )
+
+
+class ListIn(Filters):
+    """A page of the catalog."""
+
+    state: Literal["queued", "ready", "failed"] | None = None
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="the stem with these very bytes")
+    limit: int = Field(50, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=40, description="`next_cursor` of the page before")
+
+
+class RetrieveIn(Filters):
+    """A mix, and what is wanted: send either `file`, or `stem_id` once or more."""
+
+    file: UploadFile | None = Field(None, description="the mix, in any common audio format")
+    stem_id: list[ShortText] = Field(
+        default_factory=list, max_length=32, description="stems of the catalog that make up the mix; not returned"
+    )
+    limit: int = Field(10, ge=1, le=100, description="hits wanted")
+    align: Literal["search", "grid"] = Field(
+        "search", description="search: the mix starts anywhere; grid: where the catalog's windows start"
+    )
+    exclude: list[ShortText] = Field(default_factory=list, max_length=1000, description="ids of stems not wanted")
+    exclude_track: list[ShortText] = Field(default_factory=list, max_length=1000, description="tracks not wanted")
+
+    def as_filter(self) -> StemFilter:
+        """The filters; a stem is never an answer to itself."""
+        return replace(
+            super().as_filter(), exclude=(*self.exclude, *self.stem_id), exclude_tracks=tuple(self.exclude_track)
+        )
+
+
+class StemOut(BaseModel):
+    """A stem of the catalog."""
+
+    id: str
+    file_name: str
+    title: str
+    instrument: str | None
+    tags: list[str]
+    track: str | None
+    collection: str | None
+    tempo_bpm: float | None
+    key: str | None
+    duration_s: Seconds
+    sample_rate: int
+    channels: int
+    format: str
+    state: Literal["queued", "ready", "failed"]
+    problem: ProblemBody | None = Field(description="why it failed")
+    warnings: list[str]
+    windows: int = Field(description="windows that can be found; silent ones cannot")
+    sha256: str
+    created_at: datetime
+    audio_url: str
+
+    @classmethod
+    def of(cls, stem: Stem) -> Self:
+        return cls.model_validate({**vars(stem), "audio_url": f"/stems/{stem.id}/audio"})
+
+
+class StemPage(BaseModel):
+    """Stems, oldest first."""
+
+    stems: list[StemOut]
+    next_cursor: str | None = Field(description="give it as `cursor` for the next page; null on the last")
+
+
+class CatalogValues(BaseModel):
+    """What the ready stems have in the fields that can be filtered by."""
+
+    instruments: list[str]
+    tags: list[str]
+    tracks: list[str]
+    collections: list[str]
+    keys: list[str]
+    tempo_min: float | None = Field(description="the slowest, beats a minute")
+    tempo_max: float | None = Field(description="the fastest")
+
+
+class JobItemOut(BaseModel):
+    """One file of an ingest job."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    file_name: str
+    stem_id: str | None
+    state: Literal["queued", "ready", "failed", "deleted"]
+    created: bool = Field(description="false: the same bytes were here already")
+    problem: ProblemBody | None
+
+
+class JobOut(BaseModel):
+    """Work that outlives its request."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    kind: Literal["ingest", "reindex"]
+    state: Literal["running", "done", "failed"]
+    created_at: datetime
+    finished_at: datetime | None
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    problem: ProblemBody | None
+    items: list[JobItemOut]
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        return cls.model_validate(job)
+
+
+class WindowPair(BaseModel):
+    """One window of the mix and the window of the stem that it was scored against."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    mix_s: Seconds = Field(description="where the mix's window starts")
+    stem_s: Seconds = Field(description="where the stem's window starts")
+    score: float
+
+
+class HitOut(BaseModel):
+    """One answer: this stem, from this second, this well."""
+
+    rank: int
+    score: float = Field(description="mean score of the windows below; higher is better")
+    start_s: Seconds = Field(
+        description="the second of the stem that sounds together with second 0 of the mix; "
+        "negative: the stem enters that long after the mix has begun"
+    )
+    stem: StemOut
+    windows: list[WindowPair]
+
+
+class MixOut(BaseModel):
+    """What was searched with."""
+
+    duration_s: Seconds
+    searched_from_s: Seconds
+    searched_to_s: Seconds
+    warnings: list[str]
+
+
+class AlignOut(BaseModel):
+    """Which delays of the mix against the catalog's grid were tried."""
+
+    mode: Literal["search", "grid"]
+    shift_s: Seconds = Field(description="step between the tried delays: as fine as the score of this mix needs")
+    shifts: int = Field(description="how many were tried")
+    range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
+
+
+class IndexOut(BaseModel):
+    """The index generation that answered."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    generation: int
+    stems: int
+    windows: int
+
+
+class ModelOut(BaseModel):
+    """The model that answered."""
+
+    fingerprint: str
+    trained: bool
+    note: str | None = Field(None, description="what a user must know of it")
+
+
+class RetrieveOut(BaseModel):
+    """The stems that fit, best first."""
+
+    hits: list[HitOut]
+    mix: MixOut
+    align: AlignOut
+    exact: bool = Field(description="proven: no other stem of the catalog scores higher on the tried delays")
+    index: IndexOut
+    model: ModelOut
+    timing_ms: dict[str, Milliseconds]
+
+
+class ReindexIn(BaseModel):
+    """What the next index is to be made with; nothing given: the same model at full rank."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: ShortText | None = Field(None, description="a file in the checkpoints folder")
+    rank: int | None = Field(
+        None, ge=1, le=512, description="eigenvalues the fold keeps; null: as many as memory holds"
+    )
+    index_type: IndexType | None = Field(
+        None, description="flat, fp16, sq8 or ivf; null: what the catalog's size and the memory call for (FAISS only)"
+    )
+
+
+class RollbackOut(BaseModel):
+    """The generation that answers now, and the one it replaced."""
+
+    generation: int
+    previous: int
+    fingerprint: str
+
+
+class ReadyOut(BaseModel):
+    """Whether queries are answered, and with what."""
+
+    status: Literal["ready", "starting", "rebuilding", "unreachable"]
+    model: ModelOut
+    index: IndexOut | None
+    queue: dict[str, int]
+    stems: dict[str, int]
+    decoders: Confinement = Field(
+        description="what holds the processes that decode uploads: a system call filter and limits, or limits alone"
+    )
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457; further fields hold the facts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+
+
+_ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
+
+
+def metadata_of(text: str | None, files: int) -> list[Metadata]:
+    """What the form field `metadata` of POST /stems says of each of so many files. Raises BadMetadata."""
+    if text is None or not text.strip():
+        return [Metadata()] * files
+    try:
+        read = _ONE_OR_MANY.validate_python(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        detail = (
+            "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+            if isinstance(error, ValidationError)
+            else "it is not JSON"
+        )
+        raise BadMetadata(f"`metadata` cannot be read: {detail}.") from None
+    if isinstance(read, Metadata):
+        return [read] * files
+    if len(read) != files:
+        raise BadMetadata(f"`metadata` has {len(read)} objects for {files} files.", objects=len(read), files=files)
+    return read
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int]:
+    """The first range of a Range header as [start, end); everything when there is none that we understand.
+
+    Raises:
+        RangeNotSatisfiable.
+    """
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
+    if found is None or found.group(0) == "bytes=-":
+        return 0, size
+    first, last = found.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    if start >= end:
+        raise RangeNotSatisfiable(size)
+    return start, end

@@ -1,0 +1,1 @@
+"""The `phalar` command, one file a command, and the HTTP client they use."""

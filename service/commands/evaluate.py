@@ -1,0 +1,163 @@
+"""The `phalar evaluate catalog` command: it parses and prints; `service.search.evaluation` measures."""
+
+from __future__ import annotations
+
+import logging
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from model import SplitChoice, default_cache, open_bank, show_answer
+from service.commands.console import FAILED, bar, err, fail
+from service.commands.threads import waiting_threads_sleep
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+    from rich.table import Table
+
+
+class Asked(StrEnum):
+    """How the mixes are aligned."""
+
+    search = "search"
+    grid = "grid"
+    both = "both"
+
+
+ROW_NAMES = {"search": "search", "grid": "grid", "grid_on_grid": "grid, cut on it"}
+AMONG_NAMES = {
+    "other_tracks": "Rank of the missing stem among the stems of all other tracks",
+    "not_in_mix": "The same among all stems that are not in the mix",
+    "all": "The same among all stems",
+}
+
+
+def catalog(
+    stems: Annotated[
+        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Default: the model that the service loads.")
+    ] = None,
+    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    tracks: Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Mixes that lack a stem.")] = 50,
+    seconds: Annotated[
+        float, typer.Option(min=1.1, help="Length of a mix; below a window and a stride, not every place is reached.")
+    ] = 8.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
+    align: Annotated[
+        Asked, typer.Option(help="search: a mix starts anywhere; grid: where windows do; both: beside each other.")
+    ] = Asked.both,
+    submix: Annotated[bool, typer.Option(help="Mix a random part of the other stems, not all.")] = False,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    page: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")
+    ] = None,
+    section: Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
+
+    Embedding dominates: a query with --align search costs about as much as the windows of ten minutes of stems.
+
+    Example: phalar evaluate catalog --stems ~/stems --queries 20
+    """
+    logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
+    waiting_threads_sleep()
+    from model import CheckpointError
+    from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
+
+    bank = open_bank(stems, cache or default_cache(), jobs)
+    chosen = choose_tracks(bank, split.value, tracks, seed)
+    rows = tuple(row for row in ROWS if align is Asked.both or row.startswith(align.value))
+    settings = CatalogSettings(queries=queries, seconds=seconds, seed=seed, rows=rows, submix=submix)
+    with _Progress() as progress:
+        try:
+            result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report)
+        except (NothingToAsk, CheckpointError, ImportError) as error:
+            fail(str(error), FAILED)
+    answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
+    answer["left_out"] = [str(dropped) for dropped in bank.dropped]
+    if answer["model"]["note"]:
+        err.print(answer["model"]["note"], style="yellow", markup=False, soft_wrap=True)
+    show_answer(answer, catalog_tables(answer), as_json, page, section, [f"Of the model: {result.heard}."])
+
+
+def catalog_tables(answer: dict[str, Any]) -> list[Table]:
+    """The tables of this command's JSON: ranks among three sets of stems, then places and times."""
+    held = answer["catalog"]
+    tables = []
+    for among, title in AMONG_NAMES.items():
+        first = next(iter(answer["rows"].values()))["among"][among]
+        about = (
+            f"{first['queries']} mixes of {answer['seconds']:g} s of {answer['tracks_asked']} tracks; "
+            f"{first['candidates']:.0f} of {held['stems']} stems"
+        )
+        tables.append(_table(f"{title} ({about})", "align", "top 1", "top 5", "top 10", "median", "MRR"))
+        for row, measured in answer["rows"].items():
+            ranks = measured["among"][among]
+            shares = [_share(ranks[top]) for top in ("top1", "top5", "top10")]
+            median, reciprocal = ranks["median_rank"], ranks["mean_reciprocal_rank"]
+            tables[-1].add_row(ROW_NAMES[row], *shares, f"{median['value']:g}", f"{reciprocal['value']:.3f}")
+        chances = [f"{first[top]['chance']:.1%}" for top in ("top1", "top5", "top10")]
+        tables[-1].add_row(
+            "chance", *chances, f"{first['median_rank']['chance']:g}", f"{first['mean_reciprocal_rank']['chance']:.3f}"
+        )
+    tables.append(
+        _table(
+            "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too",
+            *("align", "found", "median ms", "in 20 ms", "in 100 ms", "on a beat", "chance", "s a query"),
+        )
+    )
+    for row, measured in answer["rows"].items():
+        place, took_s = measured["place"], measured["median_ms"]["total"] / 1000
+        cells = [_both(place, "median_ms", "{:.0f}")]
+        cells += [_both(place, f"within_{ms}_ms", "{:.0%}") for ms in (20, 100)]
+        cells += ["" if (share := place["in_time"][name]) is None else f"{share:.0%}" for name in ("share", "chance")]
+        tables[-1].add_row(ROW_NAMES[row], str(place["found"]), *cells, f"{took_s:.2f}")
+    return tables
+
+
+def _share(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.0%} ({100 * figure['low']:.0f}-{100 * figure['high']:.0f})"
+
+
+def _both(place: dict[str, Any], name: str, form: str) -> str:
+    exact, alike = place["exact"][name], place["or_alike"][name]
+    return "" if exact is None else f"{form.format(exact)} ({form.format(alike)})"
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "align" else "right")
+    return table
+
+
+class _Progress:
+    """A bar on stderr for each thing that is done."""
+
+    def __init__(self) -> None:
+        self._bars = bar(transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` are done of `what`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done)

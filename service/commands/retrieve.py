@@ -1,0 +1,81 @@
+"""`phalar retrieve`: ask a running service which stems fit a mix."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from service.commands.console import LOCAL, Key, Tags, Url, err, out, service
+
+
+class Align(StrEnum):
+    """Where a mix starts in relation to the catalog's windows."""
+
+    search = "search"
+    grid = "grid"
+
+
+def retrieve(
+    mix: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, help="The partial mix.")] = None,
+    stem_id: Annotated[list[str] | None, typer.Option(help="Or: stems of the catalog that make up the mix.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Hits wanted.")] = 10,
+    align: Annotated[
+        Align, typer.Option(help="search: it starts anywhere; grid: on the windows' grid.")
+    ] = Align.search,
+    instrument: Annotated[list[str] | None, typer.Option(help="Any of these.")] = None,
+    tag: Tags = None,
+    track: Annotated[list[str] | None, typer.Option(help="Any of these.")] = None,
+    collection: Annotated[list[str] | None, typer.Option(help="Any of these.")] = None,
+    musical_key: Annotated[list[str] | None, typer.Option(help="Any of these, such as 'F# minor'.")] = None,
+    tempo_min: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
+    tempo_max: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as it is.")] = False,
+    url: Url = LOCAL,
+    key: Key = None,
+) -> None:
+    """Find the stems that fit a mix, best first, each with the second where it fits.
+
+    Example: phalar retrieve half-a-song.wav --instrument bass
+    """
+    if (mix is None) == (not stem_id):
+        raise typer.BadParameter("give either a file or --stem-id")
+    form: dict[str, Any] = {
+        "stem_id": stem_id,
+        "limit": limit,
+        "align": align.value,
+        "instrument": instrument,
+        "tag": tag,
+        "track": track,
+        "collection": collection,
+        "key": musical_key,
+        "tempo_min": tempo_min,
+        "tempo_max": tempo_max,
+    }
+    with service(url, key) as client:
+        answer = client.retrieve(mix, {name: value for name, value in form.items() if value not in (None, [])})
+    for warning in answer["mix"]["warnings"]:
+        err.print(f"[yellow]{escape(warning)}[/]")
+    if answer["model"]["note"]:
+        err.print(f"[yellow]{escape(answer['model']['note'])}[/]")
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        out.print(_table(answer))
+
+
+def _table(answer: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("", "score", "title", "instrument", "track", "place", "id"):
+        table.add_column(name, justify="right" if name in ("", "score") else "left", no_wrap=name == "id")
+    for hit in answer["hits"]:
+        stem, start_s = hit["stem"], hit["start_s"]
+        minutes, seconds = divmod(abs(start_s), 60)
+        place = f"from {minutes:.0f}:{seconds:05.2f}" if start_s >= 0 else f"enters at {minutes:.0f}:{seconds:05.2f}"
+        cells = (stem["title"], stem["instrument"] or "", stem["track"] or "", place, stem["id"])
+        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", *map(escape, cells))
+    return table

@@ -1,0 +1,29 @@
+"""`phalar worker`: one worker."""
+
+from typing import Annotated
+
+import typer
+
+from service.commands.console import FAILED, fail, log_to_stderr
+from service.commands.threads import waiting_threads_sleep
+
+
+def worker(
+    slot: Annotated[int | None, typer.Option(help="This worker's number on this machine; set by `serve`.")] = None,
+) -> None:
+    """Only a worker: embeds what the queue holds. Start more of them, on other machines too, to embed faster."""
+    waiting_threads_sleep()
+    import asyncio
+
+    from model import CheckpointError
+    from service.api.errors import problem
+    from service.commands.threads import keep_numpy_on_one_thread
+    from service.settings import Settings
+    from service.work.worker import run_worker
+
+    log_to_stderr("worker")
+    keep_numpy_on_one_thread()
+    try:
+        asyncio.run(run_worker(Settings(), problem, slot))
+    except CheckpointError as error:
+        fail(str(error), FAILED)

@@ -1,0 +1,1 @@
+"""Everything on one machine: the processes, the embedded queue, the demo."""

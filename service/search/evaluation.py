@@ -1,0 +1,424 @@
+"""`phalar evaluate catalog`: one stem is missing from a mix; does the search find it among all stems, and its place?
+
+The product's own measure. Every stem of every track goes into one catalog; a query is the sum of a track's other stems,
+cut where the missing one sounds. Models, catalog, index, search and refinement are the service's own, in a folder that
+is thrown away; only HTTP, the queue and the decoder are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model import (
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    Heard,
+    StemBank,
+    heard_beats,
+    heard_of,
+    mean_with_interval,
+    off_the_beat_s,
+    piece_of,
+    split_of,
+)
+from service.search.in_process import SearchedCatalog
+from service.settings import Settings
+
+Waveform = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
+
+Row = Literal["search", "grid", "grid_on_grid"]
+ROWS: tuple[Row, ...] = get_args(Row)
+"""What is asked: a mix cut anywhere with align=search, and with align=grid; and with align=grid a mix cut where windows
+of the catalog start, for which alone that is meant."""
+
+Among = Literal["other_tracks", "not_in_mix", "all"]
+AMONG: tuple[Among, ...] = get_args(Among)
+"""Whom the missing stem must outrank: the stems of all other tracks; beside these the stems of its own track that are
+not in the mix; beside these the stems in the mix, which a search for audio cannot know and may well return."""
+
+TOP = (1, 5, 10)
+FOUND_WITHIN = max(TOP)  # ranks among the stems of other tracks at which the place of a stem is judged
+WITHIN_MS = (20, 100)
+IN_TIME_MS = 40
+FEWEST_BEATS = 8  # in fewer no tempo is heard
+TRIES = 10  # places of a track that are tried for one query
+
+ALIKE = 0.999
+"""Normalised correlation from which two stretches of a stem are the same audio."""
+
+ALIKE_REACH_S = 0.1
+"""How far around a hit's place the same audio is looked for."""
+
+
+class NothingToAsk(ValueError):
+    """No track has a place where two stems sound."""
+
+    def __init__(self, tracks: int, seconds: float) -> None:
+        super().__init__(f"none of {tracks} tracks has a stretch of {seconds:g} s in which two different stems sound")
+        self.tracks = tracks
+        self.seconds = seconds
+
+
+@dataclass(frozen=True)
+class CatalogSettings:
+    """What is asked of the catalog."""
+
+    queries: int = 50
+    seconds: float = 8.0  # of a mix
+    seed: int = 0  # of the queries and of the bootstrap
+    rows: tuple[Row, ...] = ROWS
+    submix: bool = False  # a random part of the other stems, not all of them
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise ValueError(f"queries must be 1 or more, not {self.queries}")
+        if self.seconds <= MIN_SECONDS:
+            raise ValueError(f"seconds must be more than {MIN_SECONDS}, not {self.seconds:g}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, not {self.seed}")
+        if not self.rows:
+            raise ValueError("one row at least must be asked for")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A track, the stem that is missing, those that are mixed, and where the mix is cut."""
+
+    track: int
+    missing: int  # stems, by their row in the bank
+    mixed: tuple[int, ...]
+    start: int  # sample, anywhere
+    on_grid: int  # sample, where a window of the catalog starts, as near as can be
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one query in one row."""
+
+    ranks: dict[Among, int]
+    candidates: dict[Among, int]  # how many stems were ranked, the missing one among them
+    ranked: bool  # False: the search did not name the stem at all, and it counts as the last
+    error_ms: float | None  # of the place; None: not found
+    alike_ms: float | None  # the same, a place where the stem sounds the same being as right
+    off_beat_ms: float | None  # from lying whole beats beside the right place; None: not found, or no beat was heard
+    beat_ms: float | None
+    took_ms: dict[str, float]  # by stage
+
+
+@dataclass(frozen=True)
+class CatalogResult:
+    """What one model reached on one catalog."""
+
+    settings: CatalogSettings
+    model: dict[str, Any]
+    heard: Heard
+    catalog: dict[str, int]
+    tracks_asked: int
+    rows: dict[Row, dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "heard": self.heard.tracks,
+            "catalog": self.catalog,
+            "tracks_asked": self.tracks_asked,
+            **{name: value for name, value in asdict(self.settings).items() if name != "rows"},
+            "rows": self.rows,
+        }
+
+
+def evaluate_catalog(
+    bank: StemBank,
+    tracks: Sequence[int],
+    settings: CatalogSettings | None = None,
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> CatalogResult:
+    """Put the tracks into a catalog, take stems out of mixes, and ask for them.
+
+    Args:
+        bank: of the stems.
+        tracks: all that the catalog holds and that queries are drawn from, by their place in the bank.
+        settings: None: the defaults.
+        checkpoint: None: the one that the service would load.
+        device: a torch device.
+
+    Returns:
+        Ranks and places, with the chance of each; shares and the mean reciprocal rank have 95 % intervals, by a
+        bootstrap over tracks. Renderings of one piece ("name@1", "name@2") count as one track. Times are those of the
+        search in this process, in which every stem is ranked.
+
+    Raises:
+        NothingToAsk: no track has a stretch in which two different stems sound.
+        CheckpointError: the checkpoint cannot be loaded.
+        ImportError: without the extra `evaluation`.
+    """
+    with tempfile.TemporaryDirectory(prefix="phalar-evaluation-") as folder:
+        # Where the service keeps things must be here, whatever the environment says: a user's catalog stays untouched.
+        given: dict[str, Any] = {"data": Path(folder), "device": device, "checkpoint": checkpoint}
+        given |= {"database_url": None, "blob_url": None, "redis_url": None, "checkpoints": None}
+        if checkpoint is None:
+            del given["checkpoint"]
+        return asyncio.run(_evaluate(bank, tracks, settings or CatalogSettings(), Settings(**given), progress))
+
+
+async def _evaluate(
+    bank: StemBank, tracks: Sequence[int], settings: CatalogSettings, service: Settings, progress: Progress | None
+) -> CatalogResult:
+    def report(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
+    async with SearchedCatalog.open(service) as installed:
+        rows: dict[int, tuple[int, ...]] = {}
+        for done, track in enumerate(tracks, start=1):
+            rows[track] = await installed.add(bank, track)
+            report("tracks embedded", done, len(tracks))
+        index = await installed.go_live()
+        queries = draw_queries(bank, rows, settings, round(service.stride_s * SAMPLE_RATE))
+        pieces = np.array([piece_of(bank.tracks[query.track].name) for query in queries], dtype=np.str_)
+        answers: dict[Row, list[Answer]] = {row: [] for row in settings.rows}
+        for done, query in enumerate(queries, start=1):
+            for row in settings.rows:
+                answers[row].append(await _ask(installed, bank, rows, query, row, settings.seconds))
+            report("queries asked", done, len(queries))
+        return CatalogResult(
+            settings=settings,
+            model=installed.model,
+            heard=heard_of(installed.notes, (bank.tracks[track].name for track in tracks)),
+            catalog={"tracks": len(tracks), "stems": index.stems, "windows": index.windows},
+            tracks_asked=len({query.track for query in queries}),
+            rows={row: figures(answers[row], pieces, settings.seed) for row in settings.rows},
+        )
+
+
+def draw_queries(
+    bank: StemBank, rows: Mapping[int, tuple[int, ...]], settings: CatalogSettings, stride: int
+) -> list[Query]:
+    """Draw the queries, one of every track in turn, in an order that the seed tells.
+
+    Args:
+        bank: of the stems.
+        rows: by track, the number under which the catalog knows each stem; those of one number are one stem, which is
+            never missing from a mix that has it.
+        settings: how many, how long, and of how many stems.
+        stride: samples from one window of the catalog to the next.
+
+    Raises:
+        NothingToAsk: no track has a stretch in which two different stems sound.
+    """
+    rng = np.random.default_rng(settings.seed)
+    length = round(settings.seconds * SAMPLE_RATE)
+    order = [int(track) for track in rng.permutation(list(rows))]
+    queries: list[Query] = []
+    while order and len(queries) < settings.queries:
+        for track in list(order):
+            query = _draw_query(bank, track, rows[track], length, stride, settings.submix, rng)
+            if query is None:
+                order.remove(track)
+            elif len(queries) < settings.queries:
+                queries.append(query)
+    if not queries:
+        raise NothingToAsk(len(rows), settings.seconds)
+    return queries
+
+
+def _draw_query(
+    bank: StemBank, track: int, rows: tuple[int, ...], length: int, stride: int, submix: bool, rng: np.random.Generator
+) -> Query | None:
+    """One query of one track; None where ten places have no two stems that sound there and at the grid beside it."""
+    room = bank.tracks[track].samples - length
+    if room < 0:
+        return None
+    for _ in range(TRIES):
+        start = int(rng.integers(room + 1))
+        on_grid = min(round(start / stride), room // stride) * stride
+        here, there = bank.audible(track, start, length), bank.audible(track, on_grid, length)
+        sounding = np.flatnonzero(here & there)
+        if not len(sounding):
+            continue
+        missing = int(rng.choice(sounding))
+        others = [int(stem) for stem in sounding if rows[stem] != rows[missing]]
+        if not others:
+            continue
+        if submix:
+            mixed = rng.permutation(others)[: int(rng.integers(1, len(others) + 1))].tolist()
+        else:
+            either = np.flatnonzero(here | there).tolist()
+            mixed = [stem for stem in either if rows[stem] != rows[missing]]
+        return Query(track, missing, tuple(sorted(mixed)), start, on_grid)
+    return None
+
+
+async def _ask(
+    installed: SearchedCatalog,
+    bank: StemBank,
+    rows: Mapping[int, tuple[int, ...]],
+    query: Query,
+    row: Row,
+    seconds: float,
+) -> Answer:
+    start, length = query.on_grid if row == "grid_on_grid" else query.start, round(seconds * SAMPLE_RATE)
+    stems = bank.waveforms(query.track)
+    mix = stems[list(query.mixed), start : start + length].sum(axis=0)
+    own = rows[query.track]
+    missing = own[query.missing]
+    of_piece = {
+        other
+        for track, others in rows.items()
+        if piece_of(bank.tracks[track].name) == piece_of(bank.tracks[query.track].name)
+        for other in others
+    } - {missing}
+    left_out: dict[Among, set[int]] = {
+        "other_tracks": of_piece,
+        "not_in_mix": {own[stem] for stem in query.mixed},
+        "all": set(),
+    }
+    places, took_ms = await installed.find(
+        mix, "search" if row == "search" else "grid", limit=FOUND_WITHIN + len(of_piece)
+    )
+    ranks = {among: rank_among(list(places), missing, left_out[among], installed.stems) for among in AMONG}
+    error_ms = alike_ms = off_beat_ms = beat_ms = None
+    if missing in places and ranks["other_tracks"] <= FOUND_WITHIN:
+        found_s = places[missing].start_s
+        error_ms, alike_ms = place_errors_ms(stems[query.missing], start, length, found_s)
+        beats_s = await asyncio.to_thread(heard_beats, stems.sum(axis=0))
+        if len(beats_s) >= FEWEST_BEATS:
+            off_beat_ms, beat_ms = (1000 * s for s in off_the_beat_s(beats_s, start / SAMPLE_RATE, found_s))
+    return Answer(
+        ranks=ranks,
+        candidates={among: installed.stems - len(left_out[among]) for among in AMONG},
+        ranked=missing in places,
+        error_ms=error_ms,
+        alike_ms=alike_ms,
+        off_beat_ms=off_beat_ms,
+        beat_ms=beat_ms,
+        took_ms=took_ms,
+    )
+
+
+def rank_among(order: Sequence[int], row: int, left_out: set[int], stems: int) -> int:
+    """The rank of a stem, counted from 1 and without those left out; the last one where the order lacks it."""
+    ahead = [other for other in order if other not in left_out]
+    return ahead.index(row) + 1 if row in ahead else stems - len(left_out)
+
+
+def place_errors_ms(stem: Waveform, start: int, length: int, found_s: float) -> tuple[float, float]:
+    """How far a place is from the right one, and from the nearest place that sounds the same.
+
+    Music repeats: where the stem brings the very audio that is missing (correlation 0.999 over the whole mix), a user
+    has nothing to complain of.
+
+    Args:
+        stem: float32 (samples,), 16 kHz.
+        start: first sample of the cut.
+        length: samples of the cut.
+        found_s: second of the stem that a hit lays under the mix's beginning; may be negative.
+
+    Returns:
+        Milliseconds, both; the second is the first where nothing alike sounds within 100 ms.
+    """
+    error_ms = abs(found_s - start / SAMPLE_RATE) * 1000
+    reach, first = round(ALIKE_REACH_S * SAMPLE_RATE), round(found_s * SAMPLE_RATE)
+    wanted = stem[start : start + length].astype(np.float64)
+    begin, end = first - reach, first + length + reach
+    inside = stem[max(0, begin) : max(0, end)]
+    around = np.zeros(length + 2 * reach)  # silence beyond the stem's ends
+    around[max(0, -begin) :][: len(inside)] = inside
+    size = len(around) + length
+    products = np.fft.irfft(np.fft.rfft(around, size) * np.conj(np.fft.rfft(wanted, size)), size)[: 2 * reach + 1]
+    energy = np.concatenate([[0.0], np.cumsum(around**2)])
+    norms = np.sqrt(np.maximum(0.0, energy[length:] - energy[:-length])) * np.linalg.norm(wanted)
+    lags = np.flatnonzero(products >= ALIKE * np.maximum(norms, 1e-9)) - reach
+    alike_ms = float(np.abs(lags).min()) / SAMPLE_RATE * 1000 if len(lags) else error_ms
+    return error_ms, min(error_ms, alike_ms)
+
+
+def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> dict[str, Any]:
+    """The measures of one row.
+
+    Args:
+        answers: n of them.
+        pieces: (n,), the track of each; a bootstrap draws whole tracks.
+        seed: of the bootstrap.
+    """
+    found = [answer for answer in answers if answer.error_ms is not None]
+    return {
+        "among": {
+            among: _rank_figures(
+                np.array([answer.ranks[among] for answer in answers]),
+                np.array([answer.candidates[among] for answer in answers]),
+                pieces,
+                seed,
+            )
+            for among in AMONG
+        },
+        "unranked": sum(not answer.ranked for answer in answers),
+        "place": {
+            "found": len(found),
+            "exact": _place_figures([answer.error_ms for answer in found if answer.error_ms is not None]),
+            "or_alike": _place_figures([answer.alike_ms for answer in found if answer.alike_ms is not None]),
+            "in_time": _in_time(found),
+        },
+        "median_ms": {
+            stage: round(float(np.median([answer.took_ms[stage] for answer in answers])), 1)
+            for stage in answers[0].took_ms
+        },
+    }
+
+
+def _rank_figures(
+    ranks: NDArray[np.int64], candidates: NDArray[np.int64], pieces: NDArray[np.str_], seed: int
+) -> dict[str, Any]:
+    """Shares and means with their interval, and what a random order is expected to reach."""
+
+    def measured(values: NDArray[np.float64], chance: NDArray[np.float64]) -> dict[str, float]:
+        value, low, high = mean_with_interval(values, pieces, seed)
+        return {"value": value, "low": low, "high": high, "chance": float(chance.mean())}
+
+    tops = {f"top{top}": measured((ranks <= top).astype(np.float64), np.minimum(1.0, top / candidates)) for top in TOP}
+    harmonic = np.array([np.sum(1 / np.arange(1, count + 1)) for count in candidates])
+    return {
+        "queries": len(ranks),
+        "candidates": float(candidates.mean()),
+        **tops,
+        "mean_reciprocal_rank": measured(1 / ranks, harmonic / candidates),
+        "median_rank": {"value": float(np.median(ranks)), "chance": float(np.median((candidates + 1) / 2))},
+    }
+
+
+def _place_figures(errors_ms: Sequence[float]) -> dict[str, float | None]:
+    """None where nothing was found."""
+    errors = np.array(errors_ms, np.float64)
+    shares = {f"within_{ms}_ms": float((errors <= ms).mean()) if len(errors) else None for ms in WITHIN_MS}
+    return {"median_ms": float(np.median(errors)) if len(errors) else None, **shares}
+
+
+def _in_time(found: Sequence[Answer]) -> dict[str, float | None]:
+    """How many places lie whole beats beside the right one, and how many of random ones would."""
+    heard = [(a.off_beat_ms, a.beat_ms) for a in found if a.off_beat_ms is not None and a.beat_ms is not None]
+    if not heard:
+        return {"share": None, "chance": None, "of": 0}
+    off, beat = np.array(heard).T
+    chance = np.minimum(1.0, 2 * IN_TIME_MS / beat)
+    return {"share": float((off <= IN_TIME_MS).mean()), "chance": float(chance.mean()), "of": len(heard)}
+
+
+def choose_tracks(bank: StemBank, split: str, most: int | None, seed: int) -> list[int]:
+    """The tracks of a split, or of "all", by their place in the bank; at most so many of them, drawn by the seed."""
+    tracks = [at for at, track in enumerate(bank.tracks) if split in ("all", split_of(track.name))]
+    if most is None or most >= len(tracks):
+        return tracks
+    return sorted(int(track) for track in np.random.default_rng(seed).choice(tracks, size=most, replace=False))

@@ -1,0 +1,41 @@
+// The filters of the search form: which there are, and how many are set.
+
+import { byId, make } from "./elements.js";
+import { filterFields } from "./query.js";
+
+const FILTERS = [
+  ["instrument", "Instrument"],
+  ["tag", "Tag"],
+  ["collection", "Collection"],
+  ["key", "Key"],
+];
+
+/** Offer the values that the catalog holds; what was ticked stays ticked. */
+export function showFilters(form, offered) {
+  const chosen = new Set(filterFields(form).map(([name, value]) => `${name}=${value}`));
+  const groups = FILTERS.filter(([name]) => offered[name].length).map(([name, label]) =>
+    make(
+      "fieldset",
+      { className: "pills" },
+      make("legend", {}, label),
+      make(
+        "div",
+        {},
+        ...offered[name].map((value) =>
+          make("label", {}, make("input", { type: "checkbox", name, value, checked: chosen.has(`${name}=${value}`) }), make("span", {}, value)),
+        ),
+      ),
+    ),
+  );
+  byId("filter-groups").replaceChildren(...groups);
+  for (const [n, id] of ["tempo-min", "tempo-max"].entries()) {
+    byId(id).placeholder = offered.tempi[n] === null ? "any" : String(offered.tempi[n]);
+  }
+  countFilters(form);
+}
+
+export function countFilters(form) {
+  const n = filterFields(form).length;
+  byId("filter-count").hidden = !n;
+  byId("filter-count").textContent = String(n);
+}

@@ -1,0 +1,64 @@
+// Whether the service answers, with how much, and by which model: asked again and again, and shown by the chip.
+
+import { getJson } from "./api.js";
+import { byId } from "./elements.js";
+import * as format from "./format.js";
+
+const READY_POLL_MS = 10_000;
+const WAITING_POLL_MS = 1_500;
+const UNTRAINED =
+  "This installation uses seeded random weights, so the ranking below means nothing musically yet. Everything else works as it will with a trained model.";
+
+let whenReady = () => {};
+
+/** Ask from now on; `ready` is called each time the service becomes ready. */
+export function watchStatus(ready) {
+  whenReady = ready;
+  refreshStatus();
+}
+
+let statusTimer = 0;
+
+export async function refreshStatus() {
+  clearTimeout(statusTimer);
+  let state = null;
+  try {
+    // Starting and rebuilding are answered with 503 and the same body.
+    state = await getJson("readyz", { quiet: true, also: [503] });
+  } catch {
+    // Said by the chip; the next poll asks again.
+  }
+  showStatus(state);
+  const settled = state?.status === "ready" && !state.stems?.queued;
+  statusTimer = setTimeout(refreshStatus, settled ? READY_POLL_MS : WAITING_POLL_MS);
+}
+
+function showStatus(state) {
+  const before = document.body.dataset.service;
+  const status = state?.status ?? "unreachable";
+  document.body.dataset.service = status;
+  const { stems = 0, windows = 0, generation = null } = state?.index ?? {};
+  const said = {
+    ready: "Ready",
+    starting: "Starting…",
+    rebuilding: "Rebuilding the index…",
+    unreachable: "The service cannot be reached",
+  };
+  const parts = [said[status] ?? status];
+  if (status === "ready") {
+    parts.push(format.count(stems, "stem"), format.count(windows, "window"));
+    if (generation !== null) parts.push(`generation ${generation}`);
+  }
+  if (state?.stems?.queued) parts.push(`${state.stems.queued} waiting`);
+  if (state?.stems?.failed) parts.push(`${state.stems.failed} failed`);
+  const text = parts.join(" · ");
+  const chip = document.querySelector("#status .status-text");
+  if (chip.textContent !== text) chip.textContent = text;
+  if (state?.model) showTrained(state.model);
+  if (status === "ready" && before !== "ready") whenReady();
+}
+
+export function showTrained({ trained, note }) {
+  byId("untrained").hidden = trained !== false;
+  if (trained === false) byId("untrained-note").textContent = note || UNTRAINED;
+}

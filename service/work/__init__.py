@@ -1,0 +1,1 @@
+"""From bytes to embeddings: decode an upload, keep its audio, queue it, embed its windows."""

@@ -1,0 +1,104 @@
+"""The models on their device: windows in, embeddings out."""
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model import CheckpointError, Phalar, load_phalar
+from service.settings import Settings
+from service.work.models import configured_model
+
+log = logging.getLogger("phalar.worker")
+
+MODELS_HELD = 2  # the live one, and the one a reindex is on its way to
+
+
+class UnknownModel(Exception):
+    """No checkpoint with this fingerprint is configured or kept."""
+
+    def __init__(self, fingerprint: str, held: Sequence[str]) -> None:
+        super().__init__(f"no checkpoint with the fingerprint {fingerprint} is kept")
+        self.fingerprint = fingerprint
+        self.held = tuple(held)
+
+
+class NonFiniteEmbedding(Exception):
+    """The network gave a NaN or an infinity."""
+
+
+class Device:
+    """The models on their device. Everything here runs in the worker's one device thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        self._settings = settings
+        self._held: OrderedDict[str, Phalar] = OrderedDict()
+        self.batch_limit = settings.batch_windows
+        model = configured_model(settings, settings.device)
+        self._held[model.fingerprint] = model
+
+    def embed(self, fingerprint: str, windows: NDArray[np.float32]) -> NDArray[np.complex64]:
+        """Embed windows of one length, float32 (n, samples), with the model of this fingerprint.
+
+        Where memory does not suffice the batch is halved, now and from now on.
+
+        Raises:
+            UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
+        """
+        model = self._model(fingerprint)
+        done: list[NDArray[np.complex64]] = []
+        start = 0
+        while start < len(windows):
+            part = windows[start : start + self.batch_limit]
+            try:
+                embedding = model.embed(part).cpu().numpy()
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or len(part) == 1:
+                    raise
+                self.batch_limit = len(part) // 2
+                log.warning("no memory for %d windows at once; from now on %d", len(part), self.batch_limit)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            if not np.isfinite(embedding).all():
+                raise NonFiniteEmbedding("the network gave numbers that are not finite")
+            done.append(embedding.astype(np.complex64, copy=False))
+            start += len(part)
+        return np.concatenate(done)
+
+    def require(self, fingerprint: str) -> int:
+        """Have this model at hand; returns the length of its embeddings. Raises UnknownModel."""
+        return self._model(fingerprint).config.dimension
+
+    def _model(self, fingerprint: str) -> Phalar:
+        if fingerprint not in self._held:
+            self._held[fingerprint] = self._load(fingerprint)
+            if len(self._held) > MODELS_HELD:
+                self._held.popitem(last=False)
+        self._held.move_to_end(fingerprint)
+        return self._held[fingerprint]
+
+    def _load(self, fingerprint: str) -> Phalar:
+        path = self._settings.checkpoint_folder / f"{fingerprint}.safetensors"
+        try:
+            if not re.fullmatch("[0-9a-f]{64}", fingerprint):
+                raise FileNotFoundError(fingerprint)
+            model = load_phalar(path, self._settings.device)
+        except (CheckpointError, OSError) as error:
+            log.warning("cannot load the model %s: %s", fingerprint, error)
+            raise UnknownModel(fingerprint, list(self._held)) from error
+        if model.fingerprint != fingerprint:
+            log.error("%s holds the model %s", path, model.fingerprint)
+            raise UnknownModel(fingerprint, list(self._held))
+        return model
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has an error of its own for the GPU only; on the CPU its allocator says it in words."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,83 @@
+"""What the queue carries: an upload or a query, and what may become of it."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["uploads", "queries"]
+
+
+class QueueError(Exception):
+    """The queue could not do what it was asked."""
+
+
+class EmbedFailed(QueueError):
+    """A worker took the query and could not embed it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the query could not be embedded: {reason}")
+        self.reason = reason
+
+
+class FingerprintMismatch(QueueError):
+    """The workers do not hold the model that a job asks for."""
+
+    def __init__(self, wanted: str, held: Iterable[str]) -> None:
+        self.wanted = wanted
+        self.held = tuple(held)
+        super().__init__(f"the job asks for model {wanted[:16]}, the worker holds {[h[:16] for h in self.held]}")
+
+
+@dataclass(frozen=True)
+class UploadJob:
+    """Embed a stem's windows with the model of this fingerprint."""
+
+    entry: str
+    stem_id: str
+    fingerprint: str
+    deliveries: int = 1
+
+    kind: Literal["uploads"] = "uploads"
+
+
+@dataclass(frozen=True, eq=False)
+class QueryJob:
+    """Embed windows of one waveform and send them back.
+
+    `waveform` float32 (samples,) at 16 kHz; `starts` int64 (q,), samples; `window` samples; `expires` in the
+    seconds of this machine's monotonic clock.
+    """
+
+    entry: str
+    reply_to: str
+    fingerprint: str
+    waveform: NDArray[np.float32]
+    starts: NDArray[np.int64]
+    window: int
+    expires: float
+    deliveries: int = 1
+
+    kind: Literal["queries"] = "queries"
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() >= self.expires
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A job that has killed its worker as often as it may; to be failed with a reason, never run again."""
+
+    job: UploadJob | QueryJob
+
+    @property
+    def reason(self) -> str:
+        times = {1: "once", 2: "twice"}.get(self.job.deliveries, f"{self.job.deliveries} times")
+        return f"killed its worker {times}"
+
+
+Job = UploadJob | QueryJob | Poisoned

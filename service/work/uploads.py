@@ -1,0 +1,356 @@
+"""Untrusted bytes -> clip, in a child process with limits.
+
+A `Decoder` starts a small server process (decoding.py), which has imported libsndfile and forks a child for each file.
+Files that need FFmpeg have a second server: the less a process has mapped, the faster it forks and ends. A child has
+the open file and a socket, and may only read, send, allocate and end (sandbox.py). The server is started without our
+environment, so no key is in its memory. A child answers with a length, JSON and raw samples, all checked here; nothing
+is unpickled. See docs/decisions/decoding-in-forked-children.md.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
+
+import numpy as np
+
+from model import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
+from service.work.decoding import (
+    CONFINEMENTS,
+    ENDED,
+    KILL,
+    LENGTH,
+    MAX_JSON,
+    MAX_WARNING,
+    MESSAGE,
+    OUT_OF_MEMORY,
+    READY,
+    START,
+    DecodeLimits,
+    DecoderCrashed,
+    DecoderError,
+)
+from service.work.sandbox import Confinement
+
+if TYPE_CHECKING:
+    pass  # the server has no use for it
+
+log = logging.getLogger("phalar.uploads")
+_SERVER = "from service.work.decoding import serve_children; serve_children()"
+
+UPLOAD_NICE = 10
+"""Uploads wait for the device anyway, so decoding them takes the time that no query wants."""
+
+
+class DecoderTimeout(DecoderError):
+    """The child was killed after `seconds`."""
+
+    code = "decoder-timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The file could not be decoded within {seconds:g} s.", seconds=seconds)
+        self.seconds = seconds
+
+
+class DecoderOutOfMemory(DecoderError):
+    """Decoding needed more than `memory_bytes`."""
+
+    code = "decoder-out-of-memory"
+
+    def __init__(self, memory_bytes: int) -> None:
+        super().__init__(
+            f"The file needs more than the {memory_bytes / 2**20:.0f} MiB that a decoder may use.",
+            memory_bytes=memory_bytes,
+        )
+        self.memory_bytes = memory_bytes
+
+
+class Decoder:
+    """Decodes files that strangers sent; use it as `async with Decoder(limits) as decoder`, in one event loop.
+
+    No process outlives it: children die when they have answered, when their `decode` is cancelled, on `close`, and when
+    the process that holds the Decoder dies, however it dies.
+    """
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self.limits = limits
+        self.confinement: Confinement | None = None  # what holds the children; known once a server has started
+        self._slots = asyncio.Semaphore(limits.processes)
+        self._starting = asyncio.Lock()
+        self._servers: dict[bool, _Server] = {}  # by whether it has FFmpeg
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self._running_server(with_ffmpeg=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def decode(self, source: Path | bytes, *, nice: int = 0) -> Clip:
+        """Decode a file as `model.load_clip` does, in a child process.
+
+        Args:
+            source: a path, or the file's bytes.
+            nice: by how much the child's priority is lowered.
+
+        Raises:
+            AudioError: what is wrong with the file, as from `load_clip`; or a DecoderError.
+            OSError: the path cannot be read.
+        """
+        opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
+        with opened as file:
+            await self._slots.acquire()
+            try:
+                server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), 16, 0)))
+                ours, job, ended = server.start(file.fileno(), nice)
+            except BaseException:
+                self._slots.release()
+                raise
+        # The slot is free when the child is gone, which after a cancellation is later than this call's end.
+        ended.add_done_callback(lambda _: self._slots.release())
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                try:
+                    return await _receive(ours, self.limits)
+                except EOFError:
+                    raise _post_mortem(await asyncio.shield(ended), self.limits) from None
+        except TimeoutError:
+            raise DecoderTimeout(self.limits.timeout_s) from None
+        finally:
+            ours.close()
+            server.kill(job)  # also after an answer: whatever the child does then, nobody asked for it
+
+    async def close(self) -> None:
+        """End every child and the servers; wait until they are gone. Running calls of `decode` raise."""
+        self._closed = True
+        async with self._starting:
+            while self._servers:
+                await self._servers.popitem()[1].close()
+
+    async def _running_server(self, *, with_ffmpeg: bool) -> "_Server":
+        async with self._starting:
+            if self._closed:
+                raise RuntimeError("the decoder is closed")
+            server = self._servers.get(with_ffmpeg)
+            if server is None or server.dead:
+                if server is not None:
+                    await server.close()
+                server = self._servers[with_ffmpeg] = await _Server.launch(self.limits, with_ffmpeg)
+                if self.confinement is None and server.confinement == "limits-only":
+                    log.warning(
+                        "this system has no system call filter: decoders are held by resource limits alone; "
+                        "see docs/threat-model.md"
+                    )
+                self.confinement = server.confinement
+            return server
+
+
+def _in_memory(data: bytes) -> BinaryIO:
+    """A file of these bytes; the caller closes it."""
+    on_linux = hasattr(os, "memfd_create")
+    file = open(os.memfd_create("phalar-upload"), "w+b") if on_linux else tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def _post_mortem(status: int | None, limits: DecodeLimits) -> DecoderError:
+    """Say why a child left no answer, by its wait status (None: its server died)."""
+    if status is None:
+        return DecoderCrashed("its server ended")
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) == signal.SIGXCPU:
+            return DecoderTimeout(limits.timeout_s)
+        return DecoderCrashed(signal.strsignal(os.WTERMSIG(status)) or f"signal {os.WTERMSIG(status)}")
+    if os.WEXITSTATUS(status) == OUT_OF_MEMORY:
+        return DecoderOutOfMemory(limits.memory_bytes)
+    return DecoderCrashed(f"exit status {os.WEXITSTATUS(status)}")
+
+
+# What is wrong with a file, as a child may say it; of its own end it can say nothing.
+_SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclasses__())
+_KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
+
+
+async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
+    """Read an answer that may come from a process somebody else has taken over.
+
+    Raises:
+        AudioError: the answer is an error, or (DecoderCrashed) no answer that our code could give.
+        EOFError: the child ended before its answer did.
+    """
+    prefix = bytearray(LENGTH.size)
+    await _fill(sock, prefix)
+    (length,) = LENGTH.unpack(prefix)
+    if length > MAX_JSON:
+        raise DecoderCrashed("its answer is too long")
+    text = bytearray(length)
+    await _fill(sock, text)
+    try:
+        answer = json.loads(text)
+        if "code" in answer:
+            problem = _KINDS[answer["code"]](**answer["facts"])
+            json.dumps(problem.facts, allow_nan=False)
+        else:
+            problem = None
+            fields = _checked_fields(answer, limits)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DecoderCrashed("its answer makes no sense") from error
+    if problem is not None:
+        raise problem
+    waveform = np.empty(fields.pop("samples"), np.float32)
+    await _fill(sock, waveform.data)
+    if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
+        raise DecoderCrashed("its samples are not finite")
+    return Clip(waveform, **fields)
+
+
+def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, Any]:
+    rate, channels, samples = answer["sample_rate"], answer["channels"], answer["samples"]
+    warnings, kind = answer["warnings"], answer["format"]
+    longest = math.ceil(limits.max_seconds * SAMPLE_RATE) + SAMPLE_RATE  # a resampler may round up, never by a second
+    for number, low, high in (
+        (rate, 1, 2**31),
+        (channels, 1, limits.max_channels),
+        (samples, int(MIN_SECONDS * SAMPLE_RATE) + 1, longest),
+    ):
+        if type(number) is not int or not low <= number <= high:
+            raise ValueError(number)
+    if kind not in get_args(AudioFormat) or type(warnings) is not list or len(warnings) > 8:
+        raise ValueError(kind)
+    if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
+        raise ValueError(warnings)
+    return {"sample_rate": rate, "channels": channels, "samples": samples, "warnings": tuple(warnings), "format": kind}
+
+
+async def _fill(sock: socket.socket, buffer: bytearray | memoryview) -> None:
+    loop, rest = asyncio.get_running_loop(), memoryview(buffer).cast("B")
+    while rest:
+        count = await loop.sock_recv_into(sock, rest)
+        if count == 0:
+            raise EOFError
+        rest = rest[count:]
+
+
+class _Server:
+    """The process that forks the children, seen from ours."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+        self.dead = False
+        self.confinement: Confinement | None = None
+        self._process = process
+        self._control = control
+        self._unread = b""
+        self._jobs: dict[int, asyncio.Future[int | None]] = {}
+        self._next_job = 1
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(control.fileno(), self._on_messages)
+
+    @classmethod
+    async def launch(cls, limits: DecodeLimits, with_ffmpeg: bool) -> "_Server":
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            arguments = [str(theirs.fileno()), json.dumps(asdict(limits)), json.dumps(with_ffmpeg)]
+            process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own interpreter; exec takes a millisecond
+                [sys.executable, "-P", "-c", _SERVER, *arguments],
+                pass_fds=[theirs.fileno()],
+                env=_bare_environment(),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # Ctrl-C reaches us alone; the server ends when we do. Not a session: Linux would weigh it against
+                # our own as one process against another (autogroup), and no child in it could be nice to a worker.
+                process_group=0,
+            )
+        server = cls(process, ours)
+        try:
+            await server._ready
+        except BaseException:
+            await server.close()
+            raise
+        return server
+
+    def start(self, file: int, nice: int) -> tuple[socket.socket, int, asyncio.Future[int | None]]:
+        """Have a child decode the file: the socket of its answer, its job's number, its wait status once it ended."""
+        job, self._next_job = self._next_job, self._next_job + 1
+        ours, theirs = socket.socketpair()
+        ended: asyncio.Future[int | None] = self._loop.create_future()
+        with theirs:
+            ours.setblocking(False)
+            try:
+                socket.send_fds(self._control, [MESSAGE.pack(START, job, nice)], [file, theirs.fileno()])
+            except OSError:  # it died a moment ago, and the reader will say so
+                ended.set_result(None)
+                return ours, job, ended
+        self._jobs[job] = ended
+        return ours, job, ended
+
+    def kill(self, job: int) -> None:
+        if job in self._jobs:
+            try:
+                self._control.send(MESSAGE.pack(KILL, job, 0))
+            except OSError:
+                self._on_death()
+
+    async def close(self) -> None:
+        self._on_death()
+        self._control.close()  # the server reads the end, kills its children and leaves
+        try:
+            await asyncio.to_thread(self._process.wait, 5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    def _on_messages(self) -> None:
+        try:
+            data = self._control.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._on_death()
+            return
+        self._unread += data
+        while len(self._unread) >= MESSAGE.size:
+            kind, job, status = MESSAGE.unpack_from(self._unread)
+            self._unread = self._unread[MESSAGE.size :]
+            if kind == READY and not self._ready.done():
+                self.confinement = CONFINEMENTS[status]
+                self._ready.set_result(None)
+            elif kind == ENDED and job in self._jobs:
+                self._jobs.pop(job).set_result(status)
+
+    def _on_death(self) -> None:
+        if self.dead:
+            return
+        self.dead = True
+        self._loop.remove_reader(self._control.fileno())
+        if not self._ready.done():
+            self._ready.set_exception(RuntimeError("the decoder's server did not start; its message is in the log"))
+        for ended in self._jobs.values():
+            ended.set_result(None)
+        self._jobs.clear()
+
+
+def _bare_environment() -> dict[str, str]:
+    """What Python and the audio libraries need; no key, no address of a database."""
+    kept = {name: os.environ[name] for name in ("LANG", "LD_LIBRARY_PATH", "PATH") if name in os.environ}
+    # One thread: a process with more than one cannot be forked safely, and decoding uses one.
+    return kept | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }

@@ -1,0 +1,450 @@
+"""Micro-batches -> device -> catalog: what turns queued stems and queries into embeddings.
+
+Three things go on at once. The taker keeps a few uploads in hand, and as many queries as fill the next micro-batch.
+Preparers fetch and decode. One device thread embeds a micro-batch at a time, queries first, so a query waits for one
+micro-batch at most. Nothing waits for a batch to fill: what came while the device worked is the next one. The event
+loop itself never computes.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer import Catalog, CatalogUnavailable
+from model import SAMPLE_RATE, AudioError, window_starts
+from service.metrics import Figures
+from service.settings import Settings
+from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out
+from service.work.blobs import BlobMissing, Blobs
+from service.work.decoding import DecodeLimits, DecoderError
+from service.work.device import Device, UnknownModel
+from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
+from service.work.queue import Queue, consumer_name, open_queue
+from service.work.streams import QueueUnavailable
+from service.work.uploads import UPLOAD_NICE, Decoder
+
+log = logging.getLogger("phalar.worker")
+T = TypeVar("T")
+
+FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come back one at a time, so not many
+TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
+POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
+LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
+LATELY_SHARE = 4  # so many times
+QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
+BEAT_S = 5.0
+STORE_ATTEMPTS = 5
+FIRST_PAUSE_S = 0.2
+
+Describe = Callable[[Exception], dict[str, Any]]
+"""How a failure is written down for whoever uploaded the stem: the API's problem, which this room knows nothing of."""
+
+
+class KilledItsWorker(Exception):
+    """A stem ended the process that embedded it as often as it may."""
+
+
+class StemNotEmbedded(Exception):
+    """A stem that decodes, and that the model could make nothing of."""
+
+
+class Worker:
+    """Takes jobs until `stop`."""
+
+    def __init__(
+        self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder, describe: Describe
+    ) -> None:
+        self.figures = Figures(pid=os.getpid())
+        self._settings = settings
+        self._catalog = catalog
+        self._blobs = blobs
+        self._queue = queue
+        self._decoder = decoder
+        self._describe = describe
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._device: Device | None = None
+        self._held_limit = min(max(FEWEST_HELD, settings.batch_windows // 2), MOST_HELD)
+        self._checking: set[QueryJob] = set()
+        self._queries: list[QueryWork] = []
+        self._stems: list[StemWork] = []
+        self._query_batches = 0  # since the last one of stems
+        self._asked_at = -LATELY_S  # when the device last had a query
+        self._preparing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._decoding = asyncio.Semaphore(settings.decoders)
+        self._samples_held = 0
+        self._samples_freed = asyncio.Condition()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()  # set when the device has taken windows of queries
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Finish the batch that is on the device, give the rest back, and let `run` return."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until `stop`. An error here is a fault of ours; the supervisor starts another worker."""
+        loops: list[asyncio.Task[None]] = []
+        try:
+            self._device = await self._in_thread(lambda: Device(self._settings))
+            log.info("ready")
+            loops = [asyncio.create_task(loop()) for loop in (self._take, self._compute, self._beat)]
+            ended, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            for task in ended:
+                task.result()  # raises what ended it
+            await asyncio.gather(*loops)
+        finally:
+            for task in [*loops, *self._preparing]:
+                task.cancel()
+            await asyncio.gather(*loops, *self._preparing, *self._ending, return_exceptions=True)
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            try:
+                await self._queue.release()
+            except QueueUnavailable as error:
+                log.warning("what was in hand is taken over later: %s", error)
+
+    # Taking.
+
+    async def _take(self) -> None:
+        away = False
+        while not self._stopping.is_set():
+            free = self._held_limit - self._queue.in_hand
+            # No more queries than fill the next micro-batch: the rest is for other workers.
+            queries = self._windows_asked < self._settings.batch_windows
+            block_ms = 0 if not queries else TAKE_MS if free > 0 else POLL_MS
+            self._room.clear()
+            try:
+                jobs = await self._queue.take(max(free, 1), block_ms, uploads=free > 0, queries=queries)
+            except QueueUnavailable as error:
+                if not away:
+                    log.error("%s; waiting for it", error)
+                away = True
+                continue
+            away = False
+            for job in jobs:
+                self._accept(job)
+            if not jobs and not queries:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_MS / 1000):
+                        await self._room.wait()
+
+    @property
+    def _windows_asked(self) -> int:
+        """Windows of queries in hand that the device has not been given."""
+        return sum(len(job.starts) for job in self._checking) + sum(work.left for work in self._queries)
+
+    def _accept(self, job: Job) -> None:
+        if isinstance(job, QueryJob):
+            self._checking.add(job)
+            _spawn(self._check(job), self._preparing)
+        else:
+            _spawn(self._bury(job) if isinstance(job, Poisoned) else self._prepare(job), self._preparing)
+
+    async def _bury(self, poisoned: Poisoned) -> None:
+        """End a job that kills its workers."""
+        job = poisoned.job
+        if isinstance(job, QueryJob):
+            self.figures.queries_failed += 1
+            await self._settle(self._queue.fail(job, EmbedFailed(f"it {poisoned.reason}")))
+            return
+        log.error("stem %s %s; it ends as failed", job.stem_id, poisoned.reason)
+        await self._fail(job, self._describe(KilledItsWorker(f"Embedding this stem {poisoned.reason}.")))
+
+    async def _beat(self) -> None:
+        """Keep what is in hand from being taken over, and report."""
+        pause = min(BEAT_S, self._settings.claim_after_s / 3)
+        while not self._stopping.is_set():
+            self.figures.in_hand = self._queue.in_hand
+            self.figures.last_beat = time.time()
+            self.figures.batch_limit = self._device.batch_limit if self._device is not None else 0
+            try:
+                await self._queue.beat(asdict(self.figures))
+            except QueueUnavailable as error:
+                log.debug("no beat: %s", error)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            except TimeoutError:
+                continue
+
+    # Preparing.
+
+    async def _prepare(self, job: UploadJob) -> None:
+        """Decode a stem and place its windows; every way out leaves the job done or its windows with the device."""
+        try:
+            stem = await self._persist(lambda: self._catalog.stem_for_embedding(job.stem_id))
+            if stem is None or await self._needs_nothing(stem.row, stem.state, job.fingerprint):
+                await self._done(job)
+                return
+            await self._in_thread(lambda: self._on_device.require(job.fingerprint))
+            work = await self._decode(job, stem.row, stem.sha256)
+        except (AudioError, BlobMissing) as error:
+            await self._fail(job, self._describe(error))
+        except UnknownModel as error:
+            log.warning("stem %s stays queued: %s", job.stem_id, error)
+            await self._done(job)
+        except Exception:
+            # The store or the database may be away. The stem is still queued there, and the sweep brings it back.
+            log.exception("stem %s could not be prepared and stays queued", job.stem_id)
+            await self._done(job)
+        else:
+            if len(work.windows):
+                self._stems.append(work)
+                self._wake.set()
+            else:
+                await self._fail(job, self._describe(StemNotEmbedded("All of its windows are silent.")))
+                await self._free(work)
+
+    async def _needs_nothing(self, row: int, state: str, fingerprint: str) -> bool:
+        """Whether the job was done before: by a worker that died late, or because it was queued twice."""
+        if state == "queued":
+            return False
+        return state != "ready" or await self._persist(lambda: self._catalog.embeddings_exist(row, fingerprint))
+
+    async def _decode(self, job: UploadJob, row: int, sha256: str) -> StemWork:
+        async with self._decoding:
+            async with self._samples_freed:
+                # What is decoded and waits may be as much as one longest clip, before another is begun.
+                most = self._settings.max_clip_s * SAMPLE_RATE
+                await self._samples_freed.wait_for(lambda: self._samples_held < most)
+            with self.figures.timed("decode"):
+                waveform = await self._queue.handed_over(job)
+                if waveform is None:
+                    waveform = await self._decode_blob(job, sha256)
+            window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
+            length = min(window, len(waveform))
+            starts = window_starts(len(waveform), window, stride)
+            windows = await asyncio.to_thread(loud, waveform, starts, length)
+            self._samples_held += len(waveform)
+        return StemWork(job=job, row=row, waveform=waveform, starts=starts, windows=windows, length=length)
+
+    async def _decode_blob(self, job: UploadJob, sha256: str) -> NDArray[np.float32]:
+        async with self._blobs.fetch(sha256) as path:
+            try:
+                return (await self._decoder.decode(path, nice=UPLOAD_NICE)).waveform
+            except DecoderError as error:
+                log.warning("decoding stem %s once more: %s", job.stem_id, error)
+                return (await self._decoder.decode(path, nice=UPLOAD_NICE)).waveform
+
+    async def _check(self, job: QueryJob) -> None:
+        """Place a query's windows; every way out leaves it answered or its windows with the device."""
+        try:
+            length = min(job.window, len(job.waveform))
+            windows = await asyncio.to_thread(loud, job.waveform, job.starts, length)
+            if len(windows):
+                work = QueryWork(job=job, waveform=job.waveform, starts=job.starts, windows=windows, length=length)
+                self._queries.append(work)
+                self._wake.set()
+            else:
+                dimension = await self._in_thread(lambda: self._on_device.require(job.fingerprint))
+                self.figures.queries += 1
+                await self._settle(self._queue.reply(job, np.zeros((len(job.starts), dimension), np.complex64)))
+        except Exception as error:
+            await self._fail_query(job, error)
+        finally:
+            self._checking.discard(job)
+
+    # Computing.
+
+    async def _compute(self) -> None:
+        while not self._stopping.is_set():
+            batch = await self._next_batch()
+            if batch:
+                await self._embed_batch(batch)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _next_batch(self) -> Batch:
+        """Queries before stems, but stems that wait get every ninth micro-batch; empty when nothing waits."""
+        await self._drop_expired()
+        limit = self._settings.batch_windows
+        if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
+            self._query_batches += 1
+            self._asked_at = time.monotonic()
+            batch = share_out(self._queries, limit)
+            self._queries = [work for work in self._queries if work.left]
+            self._room.set()
+            return batch
+        self._query_batches = 0
+        if not self._queries and time.monotonic() - self._asked_at < LATELY_S:
+            limit = max(1, limit // LATELY_SHARE)  # whoever asks next waits for one of these
+        batch = share_out(self._stems, limit) if self._stems else []
+        self._stems = [work for work in self._stems if work.left]
+        return batch
+
+    async def _drop_expired(self) -> None:
+        for work in [work for work in self._queries if work.job.expired]:
+            log.warning("dropping a query whose deadline has passed")
+            self._queries.remove(work)
+            await self._settle(self._queue.done(work.job))
+
+    async def _embed_batch(self, batch: Batch) -> None:
+        try:
+            embedding = await self._embed(batch)
+        except UnknownModel as error:
+            for work, _, _ in batch:
+                await self._leave(work, error)
+        except Exception as error:
+            if len(batch) == 1:
+                await self._leave(batch[0][0], error)
+            else:
+                log.warning("a batch of %d jobs failed (%s); embedding them one by one", len(batch), error)
+                for part in batch:
+                    await self._embed_batch([part])
+        else:
+            at = 0
+            for work, start, end in batch:
+                work.embedding.append(embedding[at : at + end - start].copy())
+                at += end - start
+                if work.complete:
+                    _spawn(self._store(work) if isinstance(work, StemWork) else self._reply(work), self._ending)
+
+    async def _embed(self, batch: Batch) -> NDArray[np.complex64]:
+        def embed() -> NDArray[np.complex64]:
+            cut = np.concatenate([work.cut(start, end) for work, start, end in batch])
+            return self._on_device.embed(batch[0][0].job.fingerprint, cut)
+
+        with self.figures.timed("embed"):
+            embedding = await self._in_thread(embed)
+        self.figures.batches += 1
+        self.figures.windows += len(embedding)
+        return embedding
+
+    async def _leave(self, work: Work, error: Exception) -> None:
+        """Let go of a work before its last window."""
+        if isinstance(work, QueryWork):
+            self._queries = [other for other in self._queries if other is not work]
+            await self._fail_query(work.job, error)
+        elif isinstance(work, StemWork):
+            self._stems = [other for other in self._stems if other is not work]
+            await self._fail_stem(work, error)
+            await self._free(work)
+
+    async def _fail_query(self, job: QueryJob, error: Exception) -> None:
+        self.figures.queries_failed += 1
+        if isinstance(error, UnknownModel):
+            await self._settle(self._queue.fail(job, FingerprintMismatch(error.fingerprint, error.held)))
+        else:
+            log.error("a query could not be embedded", exc_info=error)
+            await self._settle(self._queue.fail(job, EmbedFailed(str(error) or type(error).__name__)))
+
+    async def _fail_stem(self, work: StemWork, error: Exception) -> None:
+        if isinstance(error, UnknownModel):
+            log.warning("stem %s stays queued: %s", work.job.stem_id, error)
+            await self._done(work.job)
+        else:
+            log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
+            reason = str(error) or type(error).__name__
+            said = self._describe(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
+            await self._fail(work.job, said)
+
+    # Answering and storing.
+
+    async def _reply(self, work: Work) -> None:
+        assert isinstance(work, QueryWork)
+        found = np.concatenate(work.embedding)
+        embedding = np.zeros((len(work.starts), found.shape[1]), np.complex64)
+        embedding[work.windows] = found
+        self.figures.queries += 1
+        await self._settle(self._queue.reply(work.job, embedding))
+
+    async def _store(self, work: StemWork) -> None:
+        job = work.job
+        starts_s = work.starts[work.windows].astype(np.float64) / SAMPLE_RATE
+        embedding = np.concatenate(work.embedding)
+        try:
+            with self.figures.timed("store"):
+                kept = await self._persist(
+                    lambda: self._catalog.store_embeddings(work.row, job.fingerprint, work.windows, starts_s, embedding)
+                )
+            self.figures.stems += 1
+            if not kept:
+                log.info("stem %s was deleted meanwhile", job.stem_id)
+        except Exception:
+            log.exception("stem %s could not be stored and stays queued", job.stem_id)
+        finally:
+            await self._done(job)
+            await self._free(work)
+
+    async def _fail(self, job: UploadJob, said: dict[str, Any]) -> None:
+        self.figures.stems_failed += 1
+        log.warning("stem %s failed: %s", job.stem_id, said.get("detail"))
+        try:
+            await self._persist(lambda: self._catalog.mark_failed(job.stem_id, said, job.fingerprint))
+        except Exception:
+            log.exception("stem %s could not be marked as failed and stays queued", job.stem_id)
+        await self._done(job)
+
+    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run it; a database that is away or locked is tried again for some seconds."""
+        attempt, pause = 1, FIRST_PAUSE_S
+        while True:
+            try:
+                return await operation()
+            except CatalogUnavailable as error:
+                if attempt == STORE_ATTEMPTS or self._stopping.is_set():
+                    raise
+                log.warning("the catalog does not answer, trying again: %s", error)
+            await asyncio.sleep(pause)
+            attempt, pause = attempt + 1, 2 * pause
+
+    async def _done(self, job: UploadJob) -> None:
+        await self._settle(self._queue.done(job))
+
+    async def _settle(self, acknowledging: Awaitable[None]) -> None:
+        """A job that cannot be acknowledged now comes again, and is found done."""
+        try:
+            await acknowledging
+        except QueueUnavailable as error:
+            log.warning("a job was done and could not be acknowledged: %s", error)
+
+    async def _free(self, work: Work) -> None:
+        async with self._samples_freed:
+            self._samples_held -= len(work.waveform)
+            self._samples_freed.notify_all()
+
+    @property
+    def _on_device(self) -> Device:
+        assert self._device is not None, "the models are loaded before anything is taken"
+        return self._device
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _spawn(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+    task = asyncio.create_task(work)
+    among.add(task)
+    task.add_done_callback(among.discard)
+
+
+async def run_worker(settings: Settings, describe: Describe, slot: int | None = None) -> None:
+    """A worker process from start to SIGTERM or SIGINT.
+
+    `describe`: see Describe. `slot`: the worker's number under its supervisor; one that is started again in the same
+    slot goes on with what its predecessor left.
+    """
+    catalog = await Catalog.open(settings.resolved_database_url)
+    queue = open_queue(settings, consumer_name(slot, settings.data_folder))
+    try:
+        async with Decoder(DecodeLimits.of(settings)) as decoder:
+            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder, describe)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, worker.stop)
+            await worker.run()
+    finally:
+        await queue.aclose()
+        await catalog.close()

@@ -1,0 +1,177 @@
+"""The `phalar` command, as a person or a script runs it."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from model import SAMPLE_RATE
+from service.commands.__main__ import app
+from tests import servers
+from tests.installation import Installation, encode, eventually, free_port, noise_bursts
+
+
+def phalar(*arguments: str | Path, **environment: str) -> Result:
+    """A command in this process, which has loaded what commands are slow to load."""
+    return CliRunner().invoke(app, [*map(str, arguments)], env=environment, catch_exceptions=False)
+
+
+def phalar_alone(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command as a shell starts it."""
+    command = [sys.executable, "-m", "service.commands", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def own_stems(tmp_path: Path) -> Path:
+    """Two tracks of one stem each, and a file that is none."""
+    for number in (200, 201):
+        folder = tmp_path / "stems" / f"track {number}"
+        folder.mkdir(parents=True)
+        (folder / f"{number}.flac").write_bytes(encode(noise_bursts(number)))
+    (tmp_path / "stems" / "broken.wav").write_text("not audio")
+    return tmp_path / "stems"
+
+
+def test_help_names_every_command() -> None:
+    said = phalar_alone("--help")
+    assert said.returncode == 0
+    for command in (
+        "serve",
+        "worker",
+        "ingest",
+        "retrieve",
+        "embed",
+        "reindex",
+        "rollback",
+        "demo",
+        "checkpoint",
+        "keys",
+    ):
+        assert command in said.stdout
+
+
+def test_ingest_skips_what_is_there_and_names_each_failed_file(installation: Installation, own_stems: Path) -> None:
+    first = phalar("ingest", own_stems, "--url", installation.url, "--collection", "cli")
+    assert first.exit_code == 1
+    assert "broken.wav: Not audio that we can read" in first.stderr
+    assert "2 ready, 0 known already, 1 failed" in first.stderr
+    second = phalar("ingest", own_stems, "--url", installation.url, "--collection", "cli")
+    assert "0 ready, 2 known already, 1 failed" in second.stderr
+    with installation.client() as client:
+        stems = client.get("/stems", params={"collection": "cli"}).json()["stems"]
+        assert {stem["track"] for stem in stems} == {"track 200", "track 201"}
+        for stem in stems:
+            client.delete(f"/stems/{stem['id']}")
+
+
+def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(4)))
+    told = phalar("retrieve", mix, "--url", installation.url, "--limit", "2", "--json", "--collection", "shared")
+    assert told.exit_code == 0, told.stderr
+    hits = json.loads(told.stdout)["hits"]
+    assert hits[0]["stem"]["title"] == "4"
+    assert len(hits) == 2
+    shown = phalar("retrieve", mix, "--url", installation.url, "--limit", "1", "--align", "grid")
+    assert "track 2" in shown.stdout
+    assert "from 0:00.00" in shown.stdout
+
+
+def test_embed_writes_what_the_service_would_index(small_checkpoint: Path, tmp_path: Path) -> None:
+    clip = noise_bursts(7)
+    clip[5 * SAMPLE_RATE :] = 0
+    file, broken, target = tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "x.npz"
+    file.write_bytes(encode(clip))
+    broken.write_text("no")
+    said = phalar("embed", file, broken, "--out", target, "--checkpoint", small_checkpoint)
+    assert said.exit_code == 1
+    assert "b.wav: This is not audio" in said.stderr
+    with np.load(target) as arrays:
+        assert set(arrays) == {"embedding", "start_s", "file", "fingerprint"}
+        assert arrays["start_s"].tolist() == [0.0, 2.5, 4.0]
+        assert set(arrays["file"].tolist()) == {str(file)}
+        assert arrays["embedding"].dtype == np.complex64
+        np.testing.assert_allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)
+
+
+def test_checkpoints_are_shown_converted_and_averaged(small_checkpoint: Path, tmp_path: Path) -> None:
+    shown = json.loads(phalar("checkpoint", "show", small_checkpoint).stdout)
+    target = tmp_path / "again.safetensors"
+    assert phalar("checkpoint", "convert", small_checkpoint, target).exit_code == 0
+    again = json.loads(phalar("checkpoint", "show", target).stdout)
+    assert again["fingerprint"] == shown["fingerprint"]
+    mean = tmp_path / "mean.safetensors"
+    assert phalar("checkpoint", "average", small_checkpoint, target, "--out", mean).exit_code == 0
+    assert json.loads(phalar("checkpoint", "show", mean).stdout)["fingerprint"] == shown["fingerprint"]
+    assert "needs two" in phalar("checkpoint", "average", target, "--out", mean).stderr
+    (tmp_path / "text.ckpt").write_text("hello")
+    refused = phalar("checkpoint", "show", tmp_path / "text.ckpt")
+    assert refused.exit_code == 1
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
+    data = {"PHALAR_DATA": str(tmp_path)}
+    made = phalar("keys", "create", "--scope", "ingest", "--name", "daw", "--expires", "90d", **data)
+    assert made.exit_code == 0, made.stderr
+    token = made.stdout.strip()
+    assert token.startswith("phalar_")
+    assert "PHALAR_REQUIRE_KEYS" in made.stderr
+    listed = phalar("keys", "list", COLUMNS="200", **data)
+    key_id = token.split("_")[1]
+    assert key_id in listed.stdout
+    assert "until" in listed.stdout
+    assert token not in listed.stdout
+    assert phalar("keys", "revoke", key_id, **data).exit_code == 0
+    assert "revoked" in phalar("keys", "list", COLUMNS="200", **data).stdout
+    assert phalar("keys", "revoke", "nobody", **data).exit_code == 1
+    assert phalar("keys", "create", "--scope", "read", "--name", "x", "--expires", "soon", **data).exit_code == 2
+
+
+def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.wav"
+    mix.write_text("not audio")
+    nobody = phalar("retrieve", mix, "--url", f"http://127.0.0.1:{free_port()}")
+    assert nobody.exit_code == 3
+    assert "phalar serve" in nobody.stderr
+    assert phalar("retrieve", mix, "--url", installation.url).exit_code == 4
+    assert phalar("retrieve").exit_code == 2
+    assert phalar("retrieve", tmp_path / "missing.wav").exit_code == 2
+
+
+def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Installation, tmp_path: Path) -> None:
+    again = phalar_alone("serve", "--data", installation.folder / "data", "--port", str(free_port()))
+    assert again.returncode == 1
+    assert "in use" in again.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = phalar_alone("serve", "--data", tmp_path / "data", "--port", str(port))
+    assert refused.returncode == 1
+    assert f"port {port}" in refused.stderr
+    open_to_all = phalar_alone("serve", "--data", tmp_path / "data", "--host", "0.0.0.0", "--port", str(free_port()))
+    assert open_to_all.returncode == 1
+    assert "API keys" in open_to_all.stderr
+
+
+def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_socket(
+    tmp_path: Path, small_checkpoint: Path
+) -> None:
+    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, options=()).start()
+    eventually(lambda: "Ctrl-C ends it." in running.log)
+    assert f"Phalar Retrieval is ready: {running.url}\n" in running.log
+    assert "INFO" not in running.log  # of any library: that is for the log
+    assert "INFO" in (tmp_path / "data" / "phalar.log").read_text()
+    pids = running.pids()
+    assert set(pids) == {"api", "worker"} if servers.wanted() else {"api", "worker", "valkey"}
+    assert running.stop() == 0
+    assert [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()] == []
+    left = {path.name for path in (tmp_path / "data").iterdir()}
+    embedded = set() if servers.wanted() else {"catalog.sqlite", "valkey"}
+    assert left == {"audio", "checkpoints", "index", "phalar.log"} | embedded
+    assert not (tmp_path / "data" / "valkey" / "valkey.sock").exists()

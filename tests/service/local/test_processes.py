@@ -1,0 +1,288 @@
+"""The lock, the private Valkey and the supervisor, with real processes."""
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.local.lock import DataFolderInUse, DataFolderLock
+from service.local.supervisor import Child, ChildFailed, Supervisor
+from service.local.valkey import EmbeddedValkey
+from service.settings import SOCKET_PATH_BYTES, socket_path
+
+SOON_S = 10.0  # a busy machine may take this long to start or end a process; nothing waits it out on success
+REPOSITORY = Path(__file__).parents[3]
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+async def eventually(claim: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not claim():
+        assert time.monotonic() < deadline, "it never came true"
+        await asyncio.sleep(0.01)
+
+
+# The lock.
+
+
+def test_second_start_on_a_data_folder_is_refused_with_the_holders_pid(tmp_path: Path) -> None:
+    with DataFolderLock(tmp_path):
+        with pytest.raises(DataFolderInUse, match=str(os.getpid())) as refused:
+            DataFolderLock(tmp_path).acquire()
+        assert refused.value.pid == os.getpid()
+    with DataFolderLock(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from service.local.lock import DataFolderLock\n"
+        "DataFolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(DataFolderInUse):
+        DataFolderLock(tmp_path).acquire()
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with DataFolderLock(tmp_path):
+        pass
+
+
+# Valkey.
+
+
+def test_valkey_opens_no_tcp_port_and_only_its_owner_may_connect(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "with space é") as valkey:
+        assert valkey.answers()
+        assert valkey.socket.stat().st_mode & 0o077 == 0
+        assert "--port" in valkey.command()
+        assert valkey.command()[valkey.command().index("--port") + 1] == "0"
+    assert not valkey.socket.exists()
+
+
+def test_valkey_keeps_what_was_written_through_a_kill(tmp_path: Path) -> None:
+    redis = pytest.importorskip("redis")
+    valkey = EmbeddedValkey(tmp_path)
+    valkey.start()
+    redis.Redis(unix_socket_path=str(valkey.socket)).set("kept", "yes")
+    valkey.kill()
+    assert valkey.socket.exists(), "a killed server leaves its socket behind, or this test shows nothing"
+    with valkey:
+        assert redis.Redis(unix_socket_path=str(valkey.socket)).get("kept") == b"yes"
+
+
+def test_valkey_socket_moves_to_a_short_private_folder_when_the_path_is_too_long(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    with EmbeddedValkey(folder) as valkey:
+        assert len(os.fsencode(valkey.socket)) <= SOCKET_PATH_BYTES
+        assert valkey.socket == socket_path(folder)
+        assert valkey.socket.parent.stat().st_mode & 0o777 == 0o700
+        assert (folder / "appendonlydir").exists()
+    assert not valkey.socket.parent.exists()
+
+
+def test_valkey_left_behind_by_an_earlier_run_is_ended_first(tmp_path: Path) -> None:
+    orphan = EmbeddedValkey(tmp_path)
+    orphan.start()
+    with EmbeddedValkey(tmp_path) as valkey:
+        assert orphan._process is not None
+        assert orphan._process.wait(timeout=SOON_S) is not None
+        assert valkey.answers()
+
+
+def test_valkey_with_an_unreadable_journal_starts_without_it(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path):
+        pass
+    journal = next((tmp_path / "appendonlydir").glob("*.incr.aof"))
+    journal.write_bytes(b"*1\r\n$4\r\ngarbage that is no command\r\n" * 3)
+
+    async def run() -> None:
+        valkey = EmbeddedValkey(tmp_path)
+        supervisor = Supervisor([valkey.child()], output=io.StringIO(), first_pause_s=0.01)
+        running = asyncio.create_task(supervisor.run())
+        await eventually(valkey.answers)
+        supervisor.stop()
+        await running
+
+    asyncio.run(run())
+    assert (tmp_path / "appendonlydir.unreadable").exists()
+
+
+# The supervisor.
+
+
+async def supervised(children: list[Child], then: Callable[[Supervisor], object]) -> str:
+    """Run children, do something once all are up, stop; return what was printed."""
+    output = io.StringIO()
+    supervisor = Supervisor(children, output=output, first_pause_s=0.01)
+    running = asyncio.create_task(supervisor.run())
+    await eventually(lambda: len(supervisor.pids) == len(children))
+    done = then(supervisor)
+    if asyncio.iscoroutine(done):
+        await done
+    supervisor.stop()
+    await running
+    assert supervisor.pids == {}
+    return output.getvalue()
+
+
+def test_supervisor_starts_a_killed_child_again(tmp_path: Path) -> None:
+    valkey = EmbeddedValkey(tmp_path)
+
+    async def kill_both(supervisor: Supervisor) -> None:
+        await eventually(valkey.answers)
+        before = supervisor.pids
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: len(supervisor.pids) == 2 and not set(before.values()) & set(supervisor.pids.values()))
+        await eventually(valkey.answers)
+
+    printed = asyncio.run(supervised([valkey.child(), Child("worker0", SLEEPER)], kill_both))
+    assert "worker0 died (killed by SIGKILL)" in printed
+    assert not valkey.socket.exists()
+
+
+def test_supervisor_puts_the_childs_name_before_its_lines() -> None:
+    async def wait(supervisor: Supervisor) -> None:
+        await asyncio.sleep(0)
+        await eventually(lambda: "up" in supervisor._output.getvalue())  # type: ignore[union-attr]
+
+    printed = asyncio.run(supervised([Child("worker0", SLEEPER)], wait))
+    assert "worker0    | up\n" in printed
+
+
+def test_child_that_cannot_start_stops_everything_with_its_last_words() -> None:
+    broken = [sys.executable, "-c", "import sys; print('no such checkpoint'); sys.exit(3)"]
+    seen: list[int] = []
+
+    async def run() -> None:
+        supervisor = Supervisor(
+            [Child("api", SLEEPER), Child("worker0", broken)], output=io.StringIO(), first_pause_s=0.01
+        )
+        running = asyncio.create_task(supervisor.run())
+        await eventually(lambda: "api" in supervisor.pids)
+        seen.append(supervisor.pids["api"])
+        await running
+
+    with pytest.raises(ChildFailed, match="no such checkpoint") as failed:
+        asyncio.run(run())
+    assert (failed.value.name, failed.value.exit_code) == ("worker0", 3)
+    assert not alive(seen[0])
+
+
+def test_command_that_does_not_exist_is_a_failed_child() -> None:
+    with pytest.raises(ChildFailed, match="No such file"):
+        asyncio.run(Supervisor([Child("x", ["/nonexistent"])], output=io.StringIO(), first_pause_s=0.01).run())
+
+
+def test_child_that_ignores_sigterm_is_killed_after_the_deadline() -> None:
+    stubborn = [
+        sys.executable,
+        "-c",
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
+    ]
+
+    async def run() -> float:
+        output = io.StringIO()
+        supervisor = Supervisor([Child("worker0", stubborn)], stop_s=0.2, output=output)
+        running = asyncio.create_task(supervisor.run())
+        await eventually(lambda: "up" in output.getvalue())
+        pid = supervisor.pids["worker0"]
+        supervisor.stop()
+        begun = time.monotonic()
+        await running
+        assert not alive(pid)
+        return time.monotonic() - begun
+
+    assert asyncio.run(run()) >= 0.2
+
+
+def test_what_a_killed_child_had_started_dies_with_it(tmp_path: Path) -> None:
+    parent = [
+        sys.executable,
+        "-c",
+        f"import subprocess, sys, time; p = subprocess.Popen({SLEEPER!r})\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); time.sleep(600)",
+    ]
+
+    async def kill(supervisor: Supervisor) -> None:
+        await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        grandchild = int((tmp_path / "pid").read_text())
+        os.kill(supervisor.pids["worker0"], signal.SIGKILL)
+        await eventually(lambda: not alive(grandchild))
+
+    asyncio.run(supervised([Child("worker0", parent)], kill))
+
+
+INSTALLATION = """
+import asyncio, sys
+from pathlib import Path
+from service.local.supervisor import Child, Supervisor
+from service.local.lock import DataFolderLock
+from service.local.valkey import EmbeddedValkey
+folder = Path(sys.argv[1])
+with DataFolderLock(folder):
+    valkey = EmbeddedValkey(folder / "valkey")
+    children = [valkey.child(), Child("worker0", sys.argv[2:]), Child("api", sys.argv[2:])]
+    asyncio.run(Supervisor(children).run())
+"""
+
+
+def start_installation(folder: Path) -> tuple["subprocess.Popen[bytes]", list[int]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INSTALLATION, str(folder), *SLEEPER], cwd=REPOSITORY, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    heard: set[bytes] = set()
+    while len(heard) < 2:
+        line = process.stderr.readline()
+        assert line, "it ended"
+        if line.rstrip().endswith(b"| up"):
+            heard.add(line)
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, [int(pid) for pid in listed]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_no_process_no_socket_and_no_lock(tmp_path: Path, number: signal.Signals) -> None:
+    process, children = start_installation(tmp_path)
+    assert len(children) == 3
+    process.send_signal(number)
+    assert process.wait(timeout=SOON_S) == 0
+    assert process.stderr is not None
+    process.stderr.close()
+    assert not any(alive(pid) for pid in children)
+    left = [path for path in tmp_path.rglob("*") if not path.is_dir() and path.parent.name != "appendonlydir"]
+    assert left == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_children_of_a_killed_supervisor_die(tmp_path: Path) -> None:
+    process, children = start_installation(tmp_path)
+    process.kill()
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+    asyncio.run(eventually(lambda: not any(alive(pid) for pid in children)))
+    with DataFolderLock(tmp_path), EmbeddedValkey(tmp_path / "valkey") as valkey:
+        assert valkey.answers()

@@ -1,0 +1,305 @@
+"""The measure of the product itself, on tracks whose right answers are known by construction."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from model import SAMPLE_RATE, StemBank, compose_track, load_bank
+from service.commands.evaluate import catalog
+from service.search.evaluation import (
+    Answer,
+    CatalogResult,
+    CatalogSettings,
+    NothingToAsk,
+    choose_tracks,
+    draw_queries,
+    evaluate_catalog,
+    figures,
+    place_errors_ms,
+    rank_among,
+)
+from tests.installation import noise_bursts
+
+TRACKS, TRACK_S = 3, 16.0
+QUERIES, SECONDS = 3, 8.0  # long enough that some window of it meets the catalog's grid
+STRIDE = round(2.5 * SAMPLE_RATE)
+ONE_SAMPLE_MS = 1000 / SAMPLE_RATE
+DOUBLE_NOISE = 3e-3  # -50 dBFS: nearly the same sound, so that a mix is still most like itself
+REFINED_MS = 20.0  # a place is told on a grid of 10 ms or finer
+
+
+def music(seed: int) -> NDArray[np.float32]:
+    return compose_track(seed, TRACK_S, SAMPLE_RATE).mix()
+
+
+def write(path: Path, waveform: NDArray[np.floating]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
+
+
+def bank_of(folder: Path) -> StemBank:
+    return load_bank([folder], folder.parent / "banks")
+
+
+def doubles(folder: Path, *, moved_on: int = 0) -> StemBank:
+    """Tracks of two stems, a piece and its double; or the double of a piece some tracks on."""
+    rng = np.random.default_rng(0)
+    pieces = [music(seed) for seed in range(TRACKS)]
+    for number, piece in enumerate(pieces):
+        double = pieces[(number + moved_on) % TRACKS]
+        write(folder / f"{number}" / "piece.wav", piece)
+        write(folder / f"{number}" / "double.wav", 0.9 * double + DOUBLE_NOISE * rng.standard_normal(len(double)))
+    return bank_of(folder)
+
+
+@pytest.fixture(scope="module")
+def ask(small_checkpoint: Path) -> Callable[..., CatalogResult]:
+    """Evaluates a bank with a model whose H is the identity, so that a stem's own audio scores highest."""
+
+    def evaluate(bank: StemBank, **settings: object) -> CatalogResult:
+        wanted = CatalogSettings(**({"queries": QUERIES, "seconds": SECONDS} | settings))  # type: ignore[arg-type]
+        return evaluate_catalog(bank, range(len(bank.tracks)), wanted, small_checkpoint)
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def of_doubles(tmp_path_factory: pytest.TempPathFactory, ask: Callable[..., CatalogResult]) -> CatalogResult:
+    return ask(doubles(tmp_path_factory.mktemp("doubles") / "stems"))
+
+
+@pytest.mark.parametrize("row", ["search", "grid_on_grid"])
+def test_a_mix_that_sounds_like_the_missing_stem_finds_it_first(of_doubles: CatalogResult, row: str) -> None:
+    ranks = of_doubles.as_dict()["rows"][row]["among"]["other_tracks"]
+    assert ranks["top1"]["value"] == 1.0
+    assert ranks["median_rank"]["value"] == 1
+    assert ranks["candidates"] == 2 * TRACKS - 1
+
+
+def test_a_cut_made_anywhere_is_placed_by_the_search_and_not_by_the_grid(of_doubles: CatalogResult) -> None:
+    rows = of_doubles.as_dict()["rows"]
+    assert rows["search"]["place"]["found"] == QUERIES
+    assert rows["search"]["place"]["or_alike"]["within_20_ms"] == 1.0
+    assert rows["search"]["place"]["or_alike"]["median_ms"] <= REFINED_MS
+    assert rows["grid"]["place"]["exact"]["within_20_ms"] < 0.5
+
+
+def test_a_cut_made_on_the_grid_is_placed_exactly_by_the_grid(of_doubles: CatalogResult) -> None:
+    place = of_doubles.as_dict()["rows"]["grid_on_grid"]["place"]
+    assert place["found"] == QUERIES
+    assert place["or_alike"]["median_ms"] <= ONE_SAMPLE_MS
+
+
+def test_the_stem_in_the_mix_outranks_the_missing_one_only_where_it_counts(of_doubles: CatalogResult) -> None:
+    among = of_doubles.as_dict()["rows"]["search"]["among"]
+    assert among["not_in_mix"]["median_rank"]["value"] == 1
+    assert among["all"]["median_rank"]["value"] == 2
+    assert among["all"]["candidates"] == 2 * TRACKS
+
+
+def test_stems_shuffled_between_tracks_are_not_found_first(
+    tmp_path: Path, ask: Callable[..., CatalogResult], of_doubles: CatalogResult
+) -> None:
+    shuffled = ask(doubles(tmp_path / "stems", moved_on=1), rows=("search",))
+    ranks, right = (result.as_dict()["rows"]["search"]["among"]["other_tracks"] for result in (shuffled, of_doubles))
+    assert ranks["top1"]["value"] == 0.0
+    assert ranks["mean_reciprocal_rank"]["high"] < right["mean_reciprocal_rank"]["low"]
+
+
+def test_the_same_seed_gives_the_same_figures_to_the_digit(tmp_path: Path, ask: Callable[..., CatalogResult]) -> None:
+    bank = doubles(tmp_path / "stems")
+    first, second = (ask(bank, queries=2, rows=("grid",)).as_dict()["rows"]["grid"] for _ in range(2))
+    assert first["among"] == second["among"]
+    assert first["place"] == second["place"]
+
+
+def test_every_stem_of_a_catalog_gets_a_rank_however_far_down(
+    tmp_path: Path, ask: Callable[..., CatalogResult]
+) -> None:
+    for seed in range(80):  # more than the search scores of its own accord
+        write(tmp_path / "stems" / f"{seed // 2}" / f"{seed % 2}.wav", noise_bursts(seed, 6.0))
+    measured = ask(bank_of(tmp_path / "stems"), queries=20, seconds=5.0, rows=("grid",)).as_dict()["rows"]["grid"]
+    assert measured["unranked"] == 0
+    assert measured["among"]["all"]["candidates"] == 80
+    assert 15 < measured["among"]["other_tracks"]["median_rank"]["value"] < 65, "unrelated stems come anywhere"
+
+
+def tones(folder: Path, tracks: int = 3) -> StemBank:
+    """Tracks of three stems of which the last sounds in its second half only."""
+    time_s = np.arange(round(20 * SAMPLE_RATE)) / SAMPLE_RATE
+    for number in range(tracks):
+        for stem, hz in enumerate((110, 220, 440)):
+            tone = 0.1 * np.sin(2 * np.pi * hz * (number + 1) * time_s)
+            write(folder / f"{number}" / f"{stem}.wav", np.where((stem == 2) & (time_s < 10), 0, tone))
+    return bank_of(folder)
+
+
+def own_rows(bank: StemBank) -> dict[int, tuple[int, ...]]:
+    return {at: tuple(3 * at + stem for stem in range(3)) for at in range(len(bank.tracks))}
+
+
+@pytest.mark.parametrize("submix", [False, True])
+def test_the_missing_stem_sounds_at_both_cuts_and_is_not_in_the_mix(tmp_path: Path, submix: bool) -> None:
+    bank = tones(tmp_path / "stems")
+    settings = CatalogSettings(queries=60, seconds=4.0, submix=submix)
+    queries = draw_queries(bank, own_rows(bank), settings, STRIDE)
+    length = 4 * SAMPLE_RATE
+    assert len(queries) == 60
+    for query in queries:
+        assert bank.audible(query.track, query.start, length)[query.missing]
+        assert bank.audible(query.track, query.on_grid, length)[query.missing]
+        assert query.mixed
+        assert query.missing not in query.mixed
+        assert query.on_grid % STRIDE == 0
+        assert max(query.start, query.on_grid) + length <= bank.tracks[query.track].samples
+    assert {len(query.mixed) for query in queries} == {1, 2}
+    assert {query.track for query in queries} == {0, 1, 2}
+
+
+def test_every_track_has_its_turn_before_one_has_a_second(tmp_path: Path) -> None:
+    bank = tones(tmp_path / "stems")
+    queries = draw_queries(bank, own_rows(bank), CatalogSettings(queries=3, seconds=4.0), STRIDE)
+    assert sorted(query.track for query in queries) == [0, 1, 2]
+
+
+def test_a_stem_is_never_missing_from_a_mix_that_has_the_same_audio(tmp_path: Path) -> None:
+    bank = tones(tmp_path / "stems", tracks=1)
+    twice = {0: (0, 0, 1)}  # the catalog knows the first two as one stem
+    for query in draw_queries(bank, twice, CatalogSettings(queries=30, seconds=4.0), STRIDE):
+        assert twice[0][query.missing] not in {twice[0][stem] for stem in query.mixed}
+
+
+def test_tracks_without_two_stems_at_a_time_are_refused_by_name(tmp_path: Path) -> None:
+    bank = tones(tmp_path / "stems", tracks=1)
+    with pytest.raises(NothingToAsk, match="none of 1 tracks"):
+        draw_queries(bank, own_rows(bank), CatalogSettings(seconds=30.0), STRIDE)
+
+
+def test_a_limit_on_tracks_draws_some_of_a_split_by_the_seed(tmp_path: Path) -> None:
+    bank = tones(tmp_path / "stems")
+    assert choose_tracks(bank, "all", None, seed=0) == [0, 1, 2]
+    drawn = {tuple(choose_tracks(bank, "all", 2, seed)) for seed in range(20)}
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
+    of_splits = [track for split in ("train", "validation", "test") for track in choose_tracks(bank, split, None, 0)]
+    assert sorted(of_splits) == [0, 1, 2]
+
+
+def test_a_rank_counts_only_stems_that_are_not_left_out() -> None:
+    assert rank_among([7, 3, 9, 4], 4, set(), stems=6) == 4
+    assert rank_among([7, 3, 9, 4], 4, {7, 9}, stems=6) == 2
+
+
+def test_a_stem_that_the_search_does_not_name_ranks_last() -> None:
+    assert rank_among([7, 3], 4, {7, 5}, stems=6) == 4
+
+
+def test_a_place_where_the_stem_repeats_is_told_apart_and_is_as_right() -> None:
+    bar = np.random.default_rng(0).standard_normal(3 * SAMPLE_RATE).astype(np.float32)
+    stem = np.tile(bar, 4)
+    start, length = SAMPLE_RATE, 4 * SAMPLE_RATE
+    error_ms, alike_ms = place_errors_ms(stem, start, length, found_s=4.01)
+    assert error_ms == pytest.approx(3010)
+    assert alike_ms == pytest.approx(10, abs=ONE_SAMPLE_MS)
+
+
+def test_a_place_where_something_else_sounds_is_as_wrong_as_it_is_far() -> None:
+    stem = np.random.default_rng(0).standard_normal(12 * SAMPLE_RATE).astype(np.float32)
+    for found_s in (4.0, 9.5, -2.0, 40.0):  # within the stem, beyond its end, before its beginning, nowhere near
+        error_ms, alike_ms = place_errors_ms(stem, SAMPLE_RATE, 4 * SAMPLE_RATE, found_s)
+        assert error_ms == alike_ms == pytest.approx(abs(found_s - 1) * 1000)
+
+
+def answer_of(
+    rank: int,
+    candidates: int,
+    error_ms: float | None = None,
+    alike_ms: float | None = None,
+    beat: tuple[float | None, float | None] = (None, None),
+) -> Answer:
+    same = ("other_tracks", "not_in_mix", "all")
+    return Answer(
+        dict.fromkeys(same, rank),  # type: ignore[arg-type]
+        dict.fromkeys(same, candidates),  # type: ignore[arg-type]
+        ranked=True,
+        error_ms=error_ms,
+        alike_ms=alike_ms,
+        off_beat_ms=beat[0],
+        beat_ms=beat[1],
+        took_ms={"total": 1.0},
+    )
+
+
+def test_every_rank_once_is_exactly_what_chance_gives() -> None:
+    answers = [answer_of(rank, 40) for rank in range(1, 41)]
+    ranks = figures(answers, np.array([f"{n}" for n in range(40)]), seed=0)["among"]["other_tracks"]
+    for name in ("top1", "top5", "top10", "mean_reciprocal_rank", "median_rank"):
+        assert ranks[name]["value"] == pytest.approx(ranks[name]["chance"])
+    assert ranks["top10"]["low"] < ranks["top10"]["value"] < ranks["top10"]["high"]
+
+
+def test_an_interval_comes_from_tracks_not_from_queries() -> None:
+    answers = [answer_of(1 if n < 20 else 30, 40) for n in range(40)]
+    apart = figures(answers, np.array([f"{n}" for n in range(40)]), seed=0)["among"]["all"]["top1"]
+    of_two = figures(answers, np.array(["a"] * 20 + ["b"] * 20), seed=0)["among"]["all"]["top1"]
+    assert apart["value"] == of_two["value"] == 0.5
+    assert (of_two["low"], of_two["high"]) == (0.0, 1.0)
+    assert 0.2 < apart["low"] < apart["high"] < 0.8
+
+
+def test_places_are_judged_where_the_stem_was_found() -> None:
+    answers = [answer_of(1, 40, 5.0, 5.0), answer_of(2, 40, 3000.0, 15.0), answer_of(30, 40)]
+    place = figures(answers, np.array(["a", "b", "c"]), seed=0)["place"]
+    assert place["found"] == 2
+    assert place["exact"] == {"median_ms": 1502.5, "within_20_ms": 0.5, "within_100_ms": 0.5}
+    assert place["or_alike"] == {"median_ms": 10.0, "within_20_ms": 1.0, "within_100_ms": 1.0}
+
+
+def test_places_whole_beats_beside_the_right_one_are_in_time() -> None:
+    beats = [(5.0, 400.0), (39.0, 400.0), (41.0, 800.0), (None, None)]
+    answers = [answer_of(1, 40, 9000.0, 9000.0, beat) for beat in beats]
+    in_time = figures(answers, np.array(list("abcd")), seed=0)["place"]["in_time"]
+    assert in_time["of"] == 3
+    assert in_time["share"] == pytest.approx(2 / 3)
+    assert in_time["chance"] == pytest.approx((0.2 + 0.2 + 0.1) / 3), "80 ms of 400, of 400 and of 800"
+    nothing = figures([answer_of(1, 40, 1.0, 1.0)], np.array(["a"]), seed=0)["place"]["in_time"]
+    assert nothing == {"share": None, "chance": None, "of": 0}
+
+
+def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
+    tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles(tmp_path / "stems")
+    users = tmp_path / "mine.sqlite"
+    monkeypatch.setenv("PHALAR_DATABASE_URL", f"sqlite+aiosqlite:///{users}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    app = typer.Typer()
+    app.command()(catalog)
+    options: dict[str, object] = {
+        "--stems": tmp_path / "stems",
+        "--checkpoint": small_checkpoint,
+        "--cache": tmp_path / "banks",
+    }
+    options |= {"--queries": 2, "--tracks": 2, "--align": "grid", "--jobs": 1}
+    words = [str(word) for pair in options.items() for word in pair]
+    ended = CliRunner().invoke(app, [*words, "--json"])
+    assert ended.exit_code == 0, ended.output
+    answer = json.loads(ended.stdout)
+    assert answer["catalog"]["tracks"] == 2
+    assert answer["catalog"]["stems"] == 4
+    assert list(answer["rows"]) == ["grid", "grid_on_grid"]
+    assert answer["rows"]["grid"]["among"]["all"]["queries"] == 2
+    assert answer["model"]["trained"]
+    assert not users.exists()
+    assert not list(tmp_path.glob("phalar-evaluation-*")), "its folder is thrown away"
+
+    shown = CliRunner().invoke(app, words)
+    assert "grid, cut on it" in shown.stdout
+    assert "chance" in shown.stdout

@@ -1,0 +1,53 @@
+"""What tests of the queue share: jobs, and how a test takes and awaits them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from service.work.jobs import Poisoned, QueryJob, UploadJob
+from service.work.queue import Queue
+
+SOON_MS = 2000
+CLAIM_AFTER_S = 0.5  # a busy machine must get a beat in between
+MODEL = "f" * 64
+WAVEFORM = np.sin(np.arange(32_000, dtype=np.float32))
+STARTS = np.array([0, 640, 1280], np.int64)
+Open = Callable[..., Queue]
+
+
+async def forget_everything(queue: Queue) -> None:
+    """Delete all that is this queue's, at once, as a flush does."""
+    await queue._redis.delete(*[key async for key in queue._redis.scan_iter(f"{queue._prefix}:*")])
+
+
+async def drain(worker: Queue) -> list[UploadJob | Poisoned]:
+    """Take and finish uploads until none comes, as (job or its verdict)."""
+    taken: list[UploadJob | Poisoned] = []
+    while jobs := await worker.take(8, 0):
+        for job in jobs:
+            assert not isinstance(job, QueryJob)
+            taken.append(job)
+            await worker.done(job)
+    return taken
+
+
+async def take_query(worker: Queue) -> QueryJob:
+    end = time.monotonic() + 10
+    while not (jobs := await worker.take(1, SOON_MS, uploads=False)):
+        assert time.monotonic() < end, "no query came"
+    (job,) = jobs
+    assert isinstance(job, QueryJob)
+    return job
+
+
+async def query_waits(api: Queue) -> None:
+    while (await api.depths())["queries"] == 0:  # noqa: ASYNC110 - it is Valkey that changes
+        await asyncio.sleep(0.01)
+
+
+async def query_goes(api: Queue) -> None:
+    async with asyncio.timeout(10):
+        while (await api.depths())["queries"]:  # noqa: ASYNC110 - it is Valkey that changes
+            await asyncio.sleep(0.01)

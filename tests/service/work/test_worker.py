@@ -1,0 +1,321 @@
+"""The worker with a real Valkey, catalog, decoder and (seeded) model."""
+
+import asyncio
+import hashlib
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model import SAMPLE_RATE, Phalar, save_phalar, untrained_phalar
+from service.work import worker as worker_module
+from service.work.device import Device
+from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.queue import open_queue
+from service.work.worker import Worker
+from tests.service.work.house import POISON, SOON_S, House, Start, eventually, noise, wav
+
+pytestmark = pytest.mark.anyio
+
+# Batches of different sizes and thread counts add up in different orders.
+EMBEDDING_TOLERANCE = 1e-5
+
+
+async def test_a_waveform_that_came_with_the_job_is_not_decoded_again(house: House, start: Start) -> None:
+    waveform = noise(1)
+    stem_id = await house.upload(wav(waveform))
+    await house.blobs.delete(hashlib.sha256(wav(waveform)).hexdigest())  # there is nothing to decode
+    await house.queue.submit_upload(stem_id, house.fingerprint, waveform)
+    await start()
+    await eventually(house.settled)
+    assert await house.states([stem_id]) == ["ready"]
+
+
+async def test_stem_becomes_ready_with_the_embeddings_that_the_model_gives(
+    house: House, start: Start, phalar: Phalar
+) -> None:
+    waveform = noise(1, 4.0)
+    await start()
+    (stem_id,) = await house.submit(wav(waveform))
+    await eventually(house.settled)
+    stem = await house.catalog.stem(stem_id)
+    assert stem.state == "ready"
+    stored = (await house.catalog.embeddings_of([stem.row], house.fingerprint))[stem.row]
+    np.testing.assert_array_equal(stored.windows, np.arange(3))
+    np.testing.assert_array_equal(stored.starts_s, [0.0, 2.5, 2.8])
+    starts = (stored.starts_s * SAMPLE_RATE).round().astype(int)
+    cut = np.stack([waveform[start : start + int(1.2 * SAMPLE_RATE)] for start in starts])
+    np.testing.assert_allclose(stored.embedding, phalar.embed(cut).numpy(), atol=EMBEDDING_TOLERANCE)
+
+
+async def test_one_bad_file_fails_alone(house: House, start: Start) -> None:
+    ids = await house.submit(wav(noise(1)), b"no audio at all", wav(noise(2)), wav(np.zeros(30_000, np.float32)))
+    gone = await house.upload(wav(noise(3)))
+    await house.blobs.delete((await house.catalog.stem(gone)).sha256)
+    await house.queue.submit_upload(gone, house.fingerprint)
+    await start()
+    await eventually(house.settled)
+    assert await house.states([*ids, gone]) == ["ready", "failed", "ready", "failed", "failed"]
+    problems = [(await house.catalog.stem(stem_id)).problem for stem_id in (ids[1], ids[3], gone)]
+    assert [said["type"] for said in problems if said] == [
+        "/problems/unknown-format",
+        "/problems/silent-clip",
+        "/problems/audio-missing",
+    ]
+
+
+async def test_silent_windows_get_no_embedding_and_the_others_keep_their_place(house: House, start: Start) -> None:
+    quiet_start = np.concatenate([np.zeros(3 * SAMPLE_RATE, np.float32), noise(1, 1.5)])
+    await start()
+    (stem_id,) = await house.submit(wav(quiet_start))
+    await eventually(house.settled)
+    row = (await house.catalog.stem(stem_id)).row
+    stored = (await house.catalog.embeddings_of([row], house.fingerprint))[row]
+    np.testing.assert_array_equal(stored.windows, [1, 2])
+    np.testing.assert_array_equal(stored.starts_s, [2.5, 3.3])
+
+
+async def test_stem_that_breaks_the_model_fails_alone(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = Phalar.embed
+
+    def breaks(self: Phalar, windows: Any) -> torch.Tensor:
+        if np.abs(windows).max() == POISON:
+            raise ArithmeticError("it broke")
+        return embed(self, windows)
+
+    monkeypatch.setattr(Phalar, "embed", breaks)
+    ids = await house.submit(wav(noise(1)), wav(noise(2, peak=POISON)), wav(noise(3)))
+    await start()
+    await eventually(house.settled)
+    assert await house.states(ids) == ["ready", "failed", "ready"]
+    said = (await house.catalog.stem(ids[1])).problem
+    assert said is not None
+    assert "it broke" in said["detail"]
+
+
+async def test_batch_is_halved_when_memory_does_not_suffice(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed, sizes = Phalar.embed, []
+
+    def small_device(self: Phalar, windows: Any) -> torch.Tensor:
+        sizes.append(len(windows))
+        if len(windows) > 2:
+            raise torch.OutOfMemoryError("the device is full")
+        return embed(self, windows)
+
+    monkeypatch.setattr(Phalar, "embed", small_device)
+    device = Device(house.settings.model_copy(update={"batch_windows": 8}))
+    windows = np.stack([noise(seed) for seed in range(5)])
+    assert device.embed(house.fingerprint, windows).shape == (5, 512)
+    assert device.batch_limit == 2
+    assert sizes == [5, 2, 2, 1]
+
+
+async def test_deleted_stems_job_is_just_acknowledged(house: House, start: Start) -> None:
+    (stem_id,) = await house.submit(wav(noise(1)))
+    await house.catalog.delete(stem_id)
+    await start()
+    await eventually(house.settled)
+    assert (await house.catalog.counts()) == {"queued": 0, "ready": 0, "failed": 0}
+
+
+async def test_query_is_embedded_and_its_silent_windows_are_zero(house: House, start: Start, phalar: Phalar) -> None:
+    await start()
+    length = int(1.1 * SAMPLE_RATE)
+    waveform = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), noise(1, 2.0)])
+    starts = np.array([0, 2 * SAMPLE_RATE, 2 * SAMPLE_RATE + 640], np.int64)
+    answer = await house.queue.embed(house.fingerprint, waveform, starts, length, SOON_S)
+    assert not answer[0].any()
+    expected = phalar.embed(np.stack([waveform[at : at + length] for at in starts[1:]])).numpy()
+    np.testing.assert_allclose(answer[1:], expected, atol=EMBEDDING_TOLERANCE)
+
+
+async def test_uploads_take_smaller_batches_while_queries_come(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LATELY_S", 10 * SOON_S)
+    embed, sizes = Phalar.embed, []
+
+    def counted(self: Phalar, windows: Any) -> torch.Tensor:
+        sizes.append(len(windows))
+        return embed(self, windows)
+
+    monkeypatch.setattr(Phalar, "embed", counted)
+    worker = await start()
+    worker._asked_at = -20 * SOON_S
+    await house.submit(wav(noise(1, seconds=12.5)))
+    await eventually(house.settled)
+    assert max(sizes) == house.settings.batch_windows
+    sizes.clear()
+    await house.queue.embed(house.fingerprint, noise(2), np.array([0]), len(noise(2)), SOON_S)
+    await house.submit(wav(noise(3, seconds=12.5)))
+    await eventually(house.settled)
+    assert max(sizes) == house.settings.batch_windows // worker_module.LATELY_SHARE
+
+
+async def test_query_that_makes_no_sense_is_answered_with_its_reason(house: House, start: Start) -> None:
+    await start()
+    with pytest.raises(EmbedFailed, match="leave"):
+        await house.queue.embed(house.fingerprint, noise(1), np.array([10**6]), 19_000, SOON_S)
+    with pytest.raises(EmbedFailed, match=r"1\.024"):
+        await house.queue.embed(house.fingerprint, noise(1), np.array([0]), 1_000, SOON_S)
+
+
+async def test_other_model_is_loaded_from_the_checkpoints_and_an_unknown_one_refused(
+    house: House, start: Start
+) -> None:
+    other = untrained_phalar(1)
+    house.settings.checkpoint_folder.mkdir()
+    save_phalar(other, house.settings.checkpoint_folder / f"{other.fingerprint}.safetensors", trained=False)
+    await start()
+    waveform, starts = noise(1), np.array([0])
+    answer = await house.queue.embed(other.fingerprint, waveform, starts, len(waveform), SOON_S)
+    np.testing.assert_allclose(answer, other.embed(waveform[None]).numpy(), atol=EMBEDDING_TOLERANCE)
+    with pytest.raises(FingerprintMismatch) as mismatch:
+        await house.queue.embed("0" * 64, waveform, starts, len(waveform), SOON_S)
+    assert set(mismatch.value.held) == {house.fingerprint, other.fingerprint}
+    stem_id = await house.upload(wav(noise(2)))
+    await house.queue.submit_upload(stem_id, "0" * 64)
+
+    async def acknowledged() -> bool:
+        return (await house.queue.depths())["uploads"] == 0
+
+    await eventually(acknowledged)
+    assert await house.states([stem_id]) == ["queued"], "the sweep brings it back for the live model"
+
+
+async def test_query_does_not_wait_for_the_uploads_before_it(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    embed = Phalar.embed
+
+    def slow(self: Phalar, windows: Any) -> torch.Tensor:
+        order.append("query" if windows.shape[1] == 17_000 else "batch")
+        time.sleep(0.05)
+        return embed(self, windows[:1]).expand(len(windows), -1)
+
+    monkeypatch.setattr(Phalar, "embed", slow)
+    await start()
+    await house.submit(wav(noise(1, 300.0)))
+
+    async def begun() -> bool:
+        return len(order) > 0
+
+    await eventually(begun)
+    before = len(order)
+    await house.queue.embed(house.fingerprint, noise(2), np.array([0]), 17_000, SOON_S)
+    answered = order.index("query")
+    # The one on the device when it was sent, and one that may begin while it is on its way.
+    assert answered - before <= 2
+    assert not await house.settled(), "the uploads went on"
+
+
+async def test_queries_that_wait_together_are_embedded_in_one_batch(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch, phalar: Phalar
+) -> None:
+    sizes: list[int] = []
+    workers: list[Worker] = []
+    embed = Phalar.embed
+
+    def counted(self: Phalar, windows: Any) -> torch.Tensor:
+        sizes.append(len(windows))
+        until = time.monotonic() + SOON_S
+        # The first to arrive finds the device idle and need not wait for the others; those have come when it is done.
+        while len(windows) == 1 and not (workers and len(workers[0]._queries) == 2) and time.monotonic() < until:
+            time.sleep(0.001)
+        return embed(self, windows)
+
+    waveforms = [noise(seed) for seed in range(3)]
+    asked = [
+        asyncio.create_task(
+            house.queue.embed(house.fingerprint, waveform, np.array([0], np.int64), len(waveform), SOON_S)
+        )
+        for waveform in waveforms
+    ]
+
+    async def waiting() -> bool:
+        return (await house.queue.depths())["queries"] == len(asked)
+
+    await eventually(waiting)
+    monkeypatch.setattr(Phalar, "embed", counted)
+    workers.append(await start())
+    answers = await asyncio.gather(*asked)
+    assert sizes in ([3], [1, 2])
+    for waveform, answer in zip(waveforms, answers, strict=True):
+        np.testing.assert_allclose(answer, embed(phalar, waveform[None]).numpy(), atol=EMBEDDING_TOLERANCE)
+
+
+async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = Phalar.embed
+
+    def breaks(self: Phalar, windows: Any) -> torch.Tensor:
+        if (np.abs(windows).max(axis=1) == POISON).any():
+            raise ArithmeticError("it broke")
+        return embed(self, windows)
+
+    monkeypatch.setattr(Phalar, "embed", breaks)
+    waveforms = [noise(1), noise(2, peak=POISON), noise(3)]
+    asked = [
+        house.queue.embed(house.fingerprint, waveform, np.array([0], np.int64), len(waveform), SOON_S)
+        for waveform in waveforms
+    ]
+    await start()
+    first, broken, last = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(first, np.ndarray)
+    assert isinstance(last, np.ndarray)
+    assert isinstance(broken, EmbedFailed)
+    assert "it broke" in str(broken)
+
+
+async def test_uploads_get_their_turn_among_queries_without_end(house: House, start: Start) -> None:
+    await start()
+    (stem_id,) = await house.submit(wav(noise(1)))
+    waveform, starts = noise(2, 3.0), np.arange(40, dtype=np.int64) * 160
+
+    async def ask_for_ever() -> None:
+        while True:
+            await house.queue.embed(house.fingerprint, waveform, starts, 19_200, SOON_S)
+
+    asking = [asyncio.create_task(ask_for_ever()) for _ in range(3)]
+    try:
+        await eventually(house.settled)
+        assert await house.states([stem_id]) == ["ready"]
+        assert not any(task.done() for task in asking)
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_stopped_worker_gives_back_what_it_has_not_finished(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    embed = Phalar.embed
+
+    def slow(self: Phalar, windows: Any) -> torch.Tensor:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.1)
+        return embed(self, windows[:1]).expand(len(windows), -1)
+
+    monkeypatch.setattr(Phalar, "embed", slow)
+    worker = await start()
+    ids = await house.submit(*(wav(noise(seed, 60.0)) for seed in range(3)))
+    await asyncio.wait_for(begun.wait(), SOON_S)
+    worker.stop()
+    other = open_queue(house.settings, "other")
+
+    async def comes_back() -> bool:
+        jobs = await other.take(1, 0)
+        return any(getattr(job, "deliveries", None) == 1 for job in jobs)
+
+    await eventually(comes_back)
+    await other.aclose()
+    assert "ready" not in await house.states(ids)

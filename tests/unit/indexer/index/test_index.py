@@ -1,0 +1,225 @@
+import threading
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from indexer.catalog.records import StemEmbeddings
+from indexer.index.fold import NotFinite, WrongShape
+from indexer.index.index import FingerprintMismatch, Index, KeysInMemory
+from indexer.index.keys import DuplicateWindow, EmbeddingNotFinite, split_ids
+from indexer.index.snapshot import Snapshot
+from tests.embeddings import random_fold, random_rows, snapshot_facts
+
+DIMENSION = 8
+
+
+make_fold = partial(random_fold, DIMENSION)
+
+
+unit_rows = partial(random_rows, dimension=DIMENSION)
+
+
+def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
+    return StemEmbeddings(np.arange(n), np.arange(n) * 2.5, unit_rows(seed, n))
+
+
+def facts(**changed: Any) -> dict[str, Any]:
+    return snapshot_facts(**({"fold": make_fold()} | changed))
+
+
+def sealed(folder: Path, rows: range = range(5), **changed: Any) -> Index:
+    return Index.of(Snapshot.write(folder, [{row: make_stem(row) for row in rows}], **facts(**changed)))
+
+
+def empty() -> Index:
+    return Index.of(Snapshot.empty(make_fold(), fingerprint="f" * 64, window_s=5.0, stride_s=2.5))
+
+
+def found_rows(index: Index, k: int = 100, allowed: npt.NDArray[np.int64] | None = None) -> set[int]:
+    rows = split_ids(index.search(index.fold.queries(unit_rows(100, 1)), k, allowed)[1])[0]
+    return set(rows[rows >= 0].tolist())
+
+
+def test_an_empty_index_answers_with_padding() -> None:
+    scores, ids = empty().search(make_fold().queries(unit_rows(1, 2)), 3)
+    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
+    assert scores.tolist() == [[-np.inf] * 3] * 2
+    assert ids.tolist() == [[-1] * 3] * 2
+
+
+def test_an_empty_index_takes_stems() -> None:
+    index = empty().with_changes({4: make_stem(4)}, [], 1)
+    assert (index.stems, index.windows, index.fresh_windows, index.seq) == (1, 3, 3, 1)
+    assert found_rows(index) == {4}
+
+
+def test_search_goes_down_and_pads_where_windows_run_out(tmp_path: Path) -> None:
+    index = sealed(tmp_path).with_changes({9: make_stem(9)}, [], 18)
+    scores, ids = index.search(index.fold.queries(unit_rows(1, 4)), 20)
+    assert (np.diff(scores[:, :18]) <= 0).all()
+    assert (ids[:, :18] >= 0).all()
+    assert (ids[:, 18:] == -1).all()
+    assert np.isneginf(scores[:, 18:]).all()
+
+
+def test_changes_make_a_new_index_and_leave_the_old_one(tmp_path: Path) -> None:
+    old = sealed(tmp_path)
+    new = old.with_changes({1: make_stem(50, 2), 9: make_stem(9)}, [3], 18)
+    assert found_rows(old) == {0, 1, 2, 3, 4}
+    assert (old.windows, old.stems, old.fresh_windows, old.seq) == (15, 5, 0, 17)
+    assert found_rows(new) == {0, 1, 2, 4, 9}
+    assert (new.windows, new.stems, new.fresh_windows, new.seq) == (14, 5, 5, 18)
+    assert new.tombstones == {1, 3}
+    assert new.generation == old.generation == 3
+
+
+def test_a_changed_stem_is_found_by_its_new_windows_only(tmp_path: Path) -> None:
+    index = sealed(tmp_path).with_changes({1: make_stem(50, 1)}, [], 18)
+    ids = index.search(index.fold.queries(unit_rows(100, 1)), 100)[1][0]
+    rows, windows = split_ids(ids)
+    assert windows[rows == 1].tolist() == [0]
+
+
+def test_a_stem_that_comes_back_after_its_deletion_is_found(tmp_path: Path) -> None:
+    index = sealed(tmp_path).with_changes({}, [1], 18)
+    assert 1 not in found_rows(index)
+    assert 1 in found_rows(index.with_changes({1: make_stem(1)}, [], 19))
+
+
+def test_the_same_changes_twice_change_nothing(tmp_path: Path) -> None:
+    once = sealed(tmp_path).with_changes({1: make_stem(50), 9: make_stem(9)}, [3], 18)
+    twice = once.with_changes({1: make_stem(50), 9: make_stem(9)}, [3], 18)
+    queries = once.fold.queries(unit_rows(1, 4))
+    for a, b in zip(once.search(queries, 20), twice.search(queries, 20), strict=True):
+        assert np.array_equal(a, b)
+    assert (twice.windows, twice.stems, twice.fresh_windows) == (once.windows, once.stems, once.fresh_windows)
+
+
+def test_a_stem_without_windows_is_found_no_more(tmp_path: Path) -> None:
+    silent = StemEmbeddings(np.empty(0, np.int64), np.empty(0), np.empty((0, DIMENSION), np.complex64))
+    index = sealed(tmp_path).with_changes({1: silent, 9: silent}, [], 18)
+    assert found_rows(index) == {0, 2, 3, 4}
+    assert index.stems == 4
+
+
+def test_only_allowed_stems_are_answered(tmp_path: Path) -> None:
+    index = sealed(tmp_path).with_changes({9: make_stem(9), 10: make_stem(10)}, [3], 18)
+    assert found_rows(index, allowed=np.array([10, 3, 0, 77], np.int64)) == {0, 10}
+    assert found_rows(index, allowed=np.array([9], np.int64)) == {9}
+    assert found_rows(index, allowed=np.empty(0, np.int64)) == set()
+
+
+def test_changes_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    index = sealed(tmp_path)
+    with pytest.raises(ValueError, match="both"):
+        index.with_changes({1: make_stem(1)}, [1], 18)
+    with pytest.raises(ValueError, match="older"):
+        index.with_changes({}, [], 16)
+    poisoned = make_stem(1)
+    poisoned.embedding[0, 0] = np.nan
+    with pytest.raises(EmbeddingNotFinite):
+        index.with_changes({1: poisoned}, [], 18)
+    stem = make_stem(1)
+    with pytest.raises(DuplicateWindow):
+        index.with_changes({1: StemEmbeddings(np.array([0, 0, 1]), stem.starts_s, stem.embedding)}, [], 18)
+
+
+def test_queries_of_another_fold_are_refused(tmp_path: Path) -> None:
+    index = sealed(tmp_path)
+    with pytest.raises(WrongShape):
+        index.search(make_fold(rank=3).queries(unit_rows(1, 1)), 1)
+    with pytest.raises(ValueError, match="k is 0"):
+        index.search(index.fold.queries(unit_rows(1, 1)), 0)
+    with pytest.raises(NotFinite):
+        index.search(np.full((1, index.fold.dim), np.nan, np.float32), 1)
+
+
+def test_a_foreign_fingerprint_is_refused(tmp_path: Path) -> None:
+    index = sealed(tmp_path)
+    index.require_fingerprint("f" * 64)
+    with pytest.raises(FingerprintMismatch) as caught:
+        index.require_fingerprint("0" * 64)
+    assert (caught.value.expected, caught.value.found) == ("f" * 64, "0" * 64)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_slack_covers_the_error_of_base_and_fresh_scores(tmp_path: Path, rank: int | None) -> None:
+    index = sealed(tmp_path, fold=make_fold(rank=rank)).with_changes({9: make_stem(9)}, [3], 18)
+    x = unit_rows(1, 6)
+    scores, ids = index.search(index.fold.queries(x), 15)
+    rows, windows = split_ids(ids)
+    slack = index.slack(x)
+    for q in range(6):
+        stored = np.stack([make_stem(int(r)).embedding[w] for r, w in zip(rows[q], windows[q], strict=True)])
+        exact = index.fold.scores(x[q : q + 1], stored)[0]
+        assert (np.abs(scores[q] - exact) <= slack[q]).all()
+    assert (slack > 0.01).any() if rank else (slack < 1e-4).all()
+
+
+def test_changes_while_others_search_never_mix_two_states(tmp_path: Path) -> None:
+    """Stem 9 has 1 window, then 2, then 3, and so on: every search must see one of these states whole."""
+    live = [sealed(tmp_path).with_changes({9: make_stem(9, 1)}, [], 18)]
+    queries = live[0].fold.queries(unit_rows(1, 8))
+    stop, wrong, searches = threading.Event(), [], [0]
+
+    def search() -> None:
+        while not stop.is_set():
+            index = live[0]
+            rows, windows = split_ids(index.search(queries, 200)[1])
+            for row in range(8):
+                seen = sorted(windows[row][rows[row] == 9].tolist())
+                if seen != list(range(index.seq - 17)):
+                    wrong.append((index.seq, seen))
+            searches[0] += 1
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for n in range(2, 60):
+        live[0] = live[0].with_changes({9: make_stem(9, n), 20: make_stem(20, n)}, [n % 5], 17 + n)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert searches[0] > 0
+    assert wrong == []
+
+
+def test_many_small_changes_leave_few_parts_to_search(tmp_path: Path) -> None:
+    index = sealed(tmp_path)
+    for n in range(200):
+        index = index.with_changes({100 + n: make_stem(n)}, [100 + n - 50] if n % 3 == 0 else [], 18 + n)
+        sizes = [part.windows for part in index._fresh]
+        assert all(large >= 2 * small for large, small in pairwise(sizes))
+        assert sum(len(part.ids) for part in index._fresh) <= 2 * index.fresh_windows
+    assert len(index._fresh) <= 10
+
+
+def test_a_graphics_card_gets_only_what_it_can_answer(tmp_path: Path) -> None:
+    """Where the choice falls, with a flat index in the card's place; a real card needs faiss-gpu."""
+
+    class Card:
+        asked = 0
+
+        def __init__(self, keys: Any) -> None:
+            self.keys = keys
+
+        def search(self, queries: npt.NDArray[np.float32], k: int) -> Any:
+            Card.asked += 1
+            return self.keys.search(queries, k)
+
+    index = sealed(tmp_path)
+    assert isinstance(index.base, KeysInMemory)
+    assert index.base.card is None, "faiss-cpu has none"
+    on_card = index.on(replace(index.base, card=Card(index.base.keys)), fresh=True)  # type: ignore[arg-type]
+    queries = index.fold.queries(unit_rows(1, 4))
+    assert np.array_equal(on_card.search(queries, 7)[1], index.search(queries, 7)[1])
+    assert Card.asked == 1
+    on_card.search(queries, 7, np.array([0, 1]))
+    on_card.with_changes({}, [2], 18).search(queries, 7)
+    assert Card.asked == 1, "a card's index ignores filters and masks"

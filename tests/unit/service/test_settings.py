@@ -1,0 +1,32 @@
+"""Settings: what is refused, and that all of it is documented."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import InsecureBind, Settings, as_markdown
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == as_markdown()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
+def test_listening_beyond_this_machine_needs_a_key(host: str) -> None:
+    with pytest.raises(InsecureBind):
+        Settings(host=host).refuse_insecure_bind()
+    Settings(host=host, admin_key="secret").refuse_insecure_bind()
+    Settings(host=host, require_keys=True).refuse_insecure_bind()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback_needs_no_key(host: str) -> None:
+    Settings(host=host).refuse_insecure_bind()
+
+
+def test_a_setting_out_of_range_is_refused() -> None:
+    with pytest.raises(ValidationError, match="window_s"):
+        Settings(window_s=1.0)
