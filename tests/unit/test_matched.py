@@ -135,9 +135,13 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_answers_both_protocols_and_repeats_to_the_digit(composed: Path, tmp_path: Path) -> None:
-    call = ["retrieval", "--stems", str(composed), "--cache", str(tmp_path), "--candidates", "2,4", "--seconds", "2",
+def call_of(stems: Path, cache: Path) -> list[str]:
+    return ["retrieval", "--stems", str(stems), "--cache", str(cache), "--candidates", "2,4", "--seconds", "2",
             "--pairs-per-track", "2", "--jobs", "1", "--system", "chroma", "--matched", "--json"]  # fmt: skip
+
+
+def test_the_command_answers_both_protocols_and_repeats_to_the_digit(composed: Path, tmp_path: Path) -> None:
+    call = call_of(composed, tmp_path)
     first, second = (CliRunner().invoke(evaluate_app, call) for _ in range(2))
     assert first.exit_code == 0, first.stderr
     assert first.stdout == second.stdout
@@ -148,7 +152,7 @@ def test_the_command_answers_both_protocols_and_repeats_to_the_digit(composed: P
     assert set(answer["keys"]["1"]) == {"score", "share_lower", "low", "high", "pairs"}
     assert set(answer["late"]) == {"sixteenth", "eighth", "beat"}
     assert answer["keys"]["6"]["share_lower"] > 0.9, "chroma hears a tritone"
-    assert answer["late"]["beat"]["pairs"] == len(["a pair"]) * 8
+    assert answer["late"]["beat"]["pairs"] == 8
     shown = CliRunner().invoke(evaluate_app, call[:-1])
     assert "Matched" in shown.stdout
     assert "+1 semitones" in shown.stdout
@@ -164,3 +168,36 @@ def test_songs_without_a_steady_tempo_are_named_and_not_guessed(tmp_path: Path) 
     bank = load_bank([tmp_path / "songs"], tmp_path / "cache")
     with pytest.raises(NoBeats, match="steady tempo"):
         evaluate_matched(load_system("chroma"), bank, range(2), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def answer(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command says of the chroma baseline, as a file."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "chroma.json").write_text(CliRunner().invoke(evaluate_app, call_of(composed, folder)).stdout)
+    return folder / "chroma.json"
+
+
+def test_a_page_shows_both_protocols_side_by_side(answer: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: here -->\n<!-- end of here -->\n")
+    done = CliRunner().invoke(evaluate_app, ["table", str(answer), "--page", str(page), "--section", "here"])
+    assert done.exit_code == 0, done.stderr
+    header = next(line for line in page.read_text().splitlines() if line.startswith("| system"))
+    assert [cell.strip() for cell in header.split("|")[2:6]] == ["K = 2", "K = 4", "matched, K = 2", "matched, K = 4"]
+    assert "lower a semitone up" in header
+
+
+def test_the_picture_shows_each_model_and_is_the_same_file_again(answer: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `evaluation` is not installed")
+    drawn = []
+    for name in ("one.svg", "two.svg"):
+        done = CliRunner().invoke(evaluate_app, ["picture", str(answer), "--out", str(tmp_path / name)])
+        assert done.exit_code == 0, done.stderr
+        drawn.append((tmp_path / name).read_bytes())
+    assert drawn[0] == drawn[1]
+    assert b"<svg" in drawn[0]
+    (tmp_path / "recorded.json").write_text(json.dumps({"candidates": {}, "delays": {}}))
+    refused = CliRunner().invoke(evaluate_app, ["picture", str(tmp_path / "recorded.json"), "--out", str(tmp_path / "no.svg")])
+    assert refused.exit_code == 1
+    assert "--matched" in refused.stderr
