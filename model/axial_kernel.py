@@ -30,7 +30,7 @@ class AxialKernel:
         self.name = path.name.partition(".")[0]
         library = ctypes.CDLL(str(path))
         pointer, number = ctypes.c_void_p, ctypes.c_int32
-        shape = [number, number, number, number, pointer, pointer]
+        shape: list[Any] = [number, number, number, number, pointer, pointer]
         self._infer = library.phalar_axial_infer
         self._infer.argtypes = [pointer, pointer, *shape, pointer, ctypes.c_float, number]
         self._tape = library.phalar_axial_tape
@@ -134,7 +134,7 @@ class AxialKernel:
         )  # fmt: skip
         _check(status, cqt)
         self._spare_tapes.append(tape)
-        parts = flat.split([weight.numel() for weight in weights])
+        parts = torch.split(flat, [weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
     def _take_tape(self, floats: int) -> Tensor:

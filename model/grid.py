@@ -34,7 +34,7 @@ class Grid:
         """Beats a minute, by the median beat."""
         return 60.0 / float(np.median(np.diff(self.beats_s)))
 
-    def seconds_at(self, beats: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    def seconds_at(self, beats: NDArray[np.floating[Any] | np.integer[Any]]) -> NDArray[np.float64]:
         """When each beat falls, whole or not, counted from the grid's first; evenly spaced beyond either end.
 
         Args:

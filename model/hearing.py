@@ -26,7 +26,7 @@ TEMPO_STEP = 2.5e-4
 """Candidates lie so far apart, as a share: over 16 beats that is two milliseconds."""
 
 LEAST_STEADY = 0.05
-"""The mean correlation at a tempo's multiples from which on it counts as steady: noise reaches 0.02, songs 0.06 to 0.87."""
+"""The mean correlation at a tempo's multiples that counts as steady: noise reaches 0.02, songs 0.06 to 0.87."""
 
 PHASE_STEP_S = 1e-3
 

@@ -1,4 +1,4 @@
-"""`track.json`: what is known of a track because it was made here: its beats, its tempo, its key, which stems are pitched.
+"""`track.json`: what is known of a track that was made here: its beats, tempo and key, and which stems are pitched.
 
 It lies beside the stems of what `phalar train render` plays and the composer writes.
 """
@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Truth:
 def tempo_map(beats_s: Sequence[float]) -> list[tuple[float, float]]:
     """Where another tempo begins: seconds, and beats a minute."""
     tempi: list[tuple[float, float]] = []
-    for beat, following in zip(beats_s, beats_s[1:], strict=False):
+    for beat, following in pairwise(beats_s):
         tempo = 60.0 / (following - beat)
         if not tempi or abs(tempo / tempi[-1][1] - 1) > SAME_TEMPO:
             tempi.append((round(beat, 6), round(tempo, 4)))

@@ -94,12 +94,14 @@ def retrieval(
     names = [track.name for track in bank.tracks]
     chosen = [at for at, name in enumerate(names) if split is SplitChoice.all or split_of(name) == split.value]
     with _progress() as progress:
-        tasks = [progress.add_task(how, total=None) for how in (("as recorded", "matched") if matched else ("windows",))]
+        tasks = [
+            progress.add_task(how, total=None) for how in (("as recorded", "matched") if matched else ("windows",))
+        ]
 
         def said_of(task: TaskID) -> Callable[[int, int], None]:
             return lambda done, most: progress.update(task, completed=done, total=most)
 
-        answer = {"system": system, "checkpoint": checkpoint, "split": split.value}
+        answer: dict[str, Any] = {"system": system, "checkpoint": checkpoint, "split": split.value}
         try:
             answer |= evaluate_retrieval(measured, bank, chosen, settings, said_of(tasks[0])).as_dict()
             if matched:
@@ -110,7 +112,11 @@ def retrieval(
     notes = getattr(measured, "notes", None)  # a system that was not trained here has none
     heard = None if notes is None else heard_of(notes, (names[at] for at in chosen))
     answer["heard"] = None if heard is None else heard.tracks
-    said = [*answer["notes"], *answer.get("matched_notes", []), *([f"Of the model: {heard}."] if heard is not None else [])]
+    said = [
+        *answer["notes"],
+        *answer.get("matched_notes", []),
+        *([f"Of the model: {heard}."] if heard is not None else []),
+    ]
     show_answer(answer, retrieval_tables(answer), as_json, page, section, said)
 
 
@@ -261,7 +267,9 @@ def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
             shares = _cells(row, "share_lower") if "share_lower" in row else ["", "", "", ""]
             tables[-1].add_row(f"{delay_ms} ms", f"{row['score']:.3f}", *shares)
     if "matched" in answer:
-        tables.append(_table("Matched: all at 120 BPM, on the beat", "candidates", "accuracy", "95 %", "chance", "pairs"))
+        tables.append(
+            _table("Matched: all at 120 BPM, on the beat", "candidates", "accuracy", "95 %", "chance", "pairs")
+        )
         for count, share in answer["matched"].items():
             tables[-1].add_row(count, *_cells(share, "accuracy"))
         changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys"].items()}

@@ -122,9 +122,9 @@ def evaluate_matched(
     if settings.delays_ms:
         for semitones in KEYS:
             changed[semitones] = pitched, [replace(pairs[place][1], transpose=semitones) for place in pitched]
-        for name, late in LATE.items():
+        for name, later in LATE.items():
             # Cut that much earlier, so that no silence tells it.
-            windows = {place: replace(x, first=x.first - late) for place, (_, x) in enumerate(pairs)}
+            windows = {place: replace(x, first=x.first - later) for place, (_, x) in enumerate(pairs)}
             inside = [place for place, window in windows.items() if _begins_inside(bank, window)]
             changed[name] = inside, [windows[place] for place in inside]
     most = 2 * len(pairs) + sum(len(windows) for _, windows in changed.values())
@@ -167,7 +167,7 @@ def evaluate_matched(
 def _draw_pairs(
     bank: StemBank, tracks: Sequence[int], beats: int, settings: RetrievalSettings
 ) -> tuple[list[tuple[BeatWindow, BeatWindow]], list[str]]:
-    """One pair of every track, then a second of every track, and so on; each track's follow from its name and the seed."""
+    """One pair of every track, then a second of every track, and so on; drawn by its name and the seed."""
     of_track: list[list[tuple[BeatWindow, BeatWindow]]] = []
     notes: list[str] = []
     for track in tracks:

@@ -40,7 +40,9 @@ def draw_matched(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         moved = {int(semitones): row["share_lower"] for semitones, row in answer["keys"].items()}
         order = sorted(moved)
         keys.plot(order, [moved[semitones] for semitones in order], style, label=name)
-    among.set(xlabel="candidates", ylabel="accuracy", xscale="log", ylim=(0, 1), title="Its own positive scores highest")
+    among.set(
+        xlabel="candidates", ylabel="accuracy", xscale="log", ylim=(0, 1), title="Its own positive scores highest"
+    )
     among.set_xticks(counts, [str(count) for count in counts], minor=False)
     late.set(xlabel="ms late", ylabel="mean score", title="The positive delayed")
     keys.set(xlabel="semitones", ylabel="share of pairs", ylim=(0.5, 1), title="Lower in another key")

@@ -44,8 +44,8 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
 
     Returns:
         A table with a column for each count of candidates, as recorded and, where measured, matched; for another key,
-        other windows of the same track, and a delay of 250 ms; all with 95 % intervals; its second row says what chance gives. Below, who heard some of the tracks in
-        training, where that is known.
+        other windows of the same track, and a delay of 250 ms; all with 95 % intervals. Its second row says what chance
+        gives. Below, who heard some of the tracks in training, where that is known.
 
     Raises:
         ValueError: no answer, or answers that were not measured on the same tracks, pairs and counts of candidates.
@@ -61,9 +61,7 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
     columns: dict[str, tuple[str, tuple[str, ...]]] = {
         f"K = {count}": ("accuracy", ("candidates", count)) for count in first["candidates"]
     }
-    columns |= {
-        f"matched, K = {count}": ("accuracy", ("matched", count)) for count in first.get("matched", ())
-    }
+    columns |= {f"matched, K = {count}": ("accuracy", ("matched", count)) for count in first.get("matched", ())}
     if "1" in first.get("keys", ()):
         columns["lower a semitone up"] = ("share_lower", ("keys", "1"))
     if first["time"] is not None:

@@ -236,8 +236,8 @@ def evaluate_retrieval(
         best: NDArray[np.bool_] = np.all(variants[:, :1] > variants[:, 1:], axis=1)
         time = share(best.astype(np.float64), list(others), 1 / variants.shape[1])
     if settings.other_windows and len(others) < len(pairs):
-        few = f"{settings.other_windows} other windows in which all stems of the positive sound"
-        notes.append(f"{len(pairs) - len(others)} of {len(pairs)} pairs lack {few}: not in `time`")
+        lacking = f"{settings.other_windows} other windows in which all stems of the positive sound"
+        notes.append(f"{len(pairs) - len(others)} of {len(pairs)} pairs lack {lacking}: not in `time`")
     delays: list[Delay] = []
     if late:
         variants = embedder.scores_beside(anchors, positives, late)
@@ -267,7 +267,7 @@ def draw_pairs(bank: StemBank, tracks: Sequence[int], settings: RetrievalSetting
         if not of_track[-1]:
             notes.append(f"{bank.tracks[track].name}: no window of {settings.seconds:g} s in which two stems sound")
     if settings.most_pairs is not None:  # then not every track may have its turn: which ones, the seed says
-        order = np.random.defaultdraw_rng(settings.seed).permutation(len(of_track))
+        order = np.random.default_rng(settings.seed).permutation(len(of_track))
         of_track = [of_track[place] for place in order]
     rounds = range(settings.pairs_per_track)
     pairs = [pairs[turn] for turn in rounds for pairs in of_track if turn < len(pairs)]

@@ -6,7 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE
@@ -44,7 +46,7 @@ def embed_in_beat_time(system: System, clips: BeatClips) -> Tensor:
         ModuleNotFoundError: stretching needs a package that is not installed; the message names the extra.
     """
     if isinstance(getattr(system, "cqt", None), ScaledCQT):
-        return cast(Any, system).in_beat_time(clips)
+        return cast(Tensor, cast(Any, system).in_beat_time(clips))
     return system.embed(stretched(clips))
 
 
@@ -68,7 +70,9 @@ def stretched(clips: BeatClips) -> Tensor:
         stretch.preset(1, SAMPLE_RATE)
         stretch.setTransposeSemitones(float(semitones))
         stretch.timeFactor = float(samples) / wanted
-        played = stretch.process(waveform[: int(samples)].cpu().numpy()[None].copy())[0]
+        played: NDArray[np.float32] = np.asarray(stretch.process(waveform[: int(samples)].cpu().numpy()[None].copy()))[
+            0
+        ]
         rows.append(torch.nn.functional.pad(torch.from_numpy(played[:wanted]), (0, max(0, wanted - len(played)))))
     return torch.stack(rows).to(clips.waveforms.device)
 

@@ -143,7 +143,9 @@ def _draw_beat_windows(
         decoys = [_decoy(bank, positive, loss.key_decoys, data.semitones, decoy_rng) for positive in others]
     windows = [anchor for anchor, _ in pairs] + [positive for _, positive in pairs] + decoys
     if data.varispeed:
-        windows = [replace(window, varispeed=_varispeed(window.transpose, data.varispeed, decoy_rng)) for window in windows]
+        windows = [
+            replace(window, varispeed=_varispeed(window.transpose, data.varispeed, decoy_rng)) for window in windows
+        ]
     return windows, torch.arange(len(decoys))
 
 
@@ -204,7 +206,9 @@ def _decoy(
     places = [positive.first + sign * shift for sign in rng.permutation([-1, 1])]
     ends = [banked.grid.seconds_at(np.array([place, place + positive.beats])) for place in places]
     fitting = [
-        place for place, (begin, end) in zip(places, ends, strict=True) if begin >= 0 and end * SAMPLE_RATE <= banked.samples
+        place
+        for place, (begin, end) in zip(places, ends, strict=True)
+        if begin >= 0 and end * SAMPLE_RATE <= banked.samples
     ]
     # A track hardly longer than its window: what lies beyond its ends is silence.
     first = fitting[0] if fitting else places[0]

@@ -88,7 +88,9 @@ class LossSettings:
     decoys_from: int = 0  # the step with which they begin
     nearest_decoy_s: float = 0.04  # how far off the time of one is, earlier or later
     farthest_decoy_s: float = 0.6
-    beat_decoys: float = 1.0  # in beat time: part of the examples whose positive is a negative too, where it does not fit
+    beat_decoys: float = (
+        1.0  # in beat time: part of the examples whose positive is a negative too, where it does not fit
+    )
     key_decoys: float = 0.5  # part of those that are in another key; the others are at another beat
 
 
@@ -178,7 +180,10 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
     if not 0 <= data.varispeed <= MOST_SEMITONES:
         raise BadRecipe(path, f"data.varispeed is from 0 to {MOST_SEMITONES}, not {data.varispeed}")
     if data.matched and (data.semitones or data.varispeed) and recipe.model in WITHOUT_SEMITONES:
-        raise BadRecipe(path, f"data.semitones and data.varispeed must be 0: the mel bands of {recipe.model!r} show no key that could be moved")
+        raise BadRecipe(
+            path,
+            f"data.semitones and data.varispeed must be 0: {recipe.model!r} hears mel bands, which show no key",
+        )
     if data.matched == 1 and data.speed_semitones:
         raise BadRecipe(path, "data.speed_semitones is for batches as recorded; data.matched leaves none")
 

@@ -216,7 +216,12 @@ def read_score(path: Path) -> Score:
 def _beats(midi: Any, timeline: list[tuple[int, float, int]], end_s: float) -> tuple[float, ...]:
     """Every beat's second, to the first beyond the end."""
     metres = sorted(
-        ((tick, m.numerator, m.denominator) for t in midi.tracks for tick, m in _absolute(t) if m.type == "time_signature"),
+        (
+            (tick, m.numerator, m.denominator)
+            for t in midi.tracks
+            for tick, m in _absolute(t)
+            if m.type == "time_signature"
+        ),
         key=lambda metre: metre[0],
     )
     beats: list[float] = []
@@ -257,9 +262,7 @@ def _seconds(timeline: list[tuple[int, float, int]], tick: float, ticks_per_beat
     return seconds + (tick - since) * tempo / (1e6 * max(1, ticks_per_beat))
 
 
-def render_track(
-    score: Score, settings: RenderSettings, rng: np.random.Generator
-) -> tuple[dict[str, Waveform], Truth]:
+def render_track(score: Score, settings: RenderSettings, rng: np.random.Generator) -> tuple[dict[str, Waveform], Truth]:
     """Play an excerpt of a score.
 
     Args:

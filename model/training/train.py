@@ -209,9 +209,7 @@ class Trainer:
     def _train_step(self) -> Step:
         recipe = self.recipe
         clock = _Clock(self.device)
-        batch = draw_batch(
-            self.bank, self.samples, self.tracks, recipe, self.step, self._seed, self.rank, self.world
-        )
+        batch = draw_batch(self.bank, self.samples, self.tracks, recipe, self.step, self._seed, self.rank, self.world)
         clock.tick("data")
 
         torch.manual_seed(self._seed(_DROPOUT, self.step * self.world + self.rank))

@@ -46,9 +46,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
 
 def test_a_batch_follows_from_its_seeds(bank: StemBank) -> None:
     samples = on_device(bank, torch.device("cpu"))
-    first, again, other = (
-        draw_batch(bank, samples, range(TRACKS), RECIPE, step, seed) for step in (3, 3, 4)
-    )
+    first, again, other = (draw_batch(bank, samples, range(TRACKS), RECIPE, step, seed) for step in (3, 3, 4))
     assert isinstance(first.clips, BeatClips)
     assert first.sizes == [4, 4, 4]
     assert torch.equal(first.clips.waveforms, again.clips.waveforms)

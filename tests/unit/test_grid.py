@@ -1,4 +1,4 @@
-"""Beat time: tempi fold into one octave, beats become seconds, and beats that cannot be are refused by what is wrong."""
+"""Beat time: tempi fold into one octave, beats become seconds, and beats that cannot be are refused."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,8 @@ def test_a_composed_track_says_its_beats_its_key_and_its_pitched_stems(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"beats_s": 3}', '{"beats_s": [0, "x"]}', '{"beats_s": [0, 1], "key": 3}', '{"beats_s": [], "stems": 1}']
+    "text",
+    ["{", '{"beats_s": 3}', '{"beats_s": [0, "x"]}', '{"beats_s": [0, 1], "key": 3}', '{"beats_s": [], "stems": 1}'],
 )
 def test_a_track_json_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "track.json").write_text(text)

@@ -198,6 +198,8 @@ def test_the_picture_shows_each_model_and_is_the_same_file_again(answer: Path, t
     assert drawn[0] == drawn[1]
     assert b"<svg" in drawn[0]
     (tmp_path / "recorded.json").write_text(json.dumps({"candidates": {}, "delays": {}}))
-    refused = CliRunner().invoke(evaluate_app, ["picture", str(tmp_path / "recorded.json"), "--out", str(tmp_path / "no.svg")])
+    refused = CliRunner().invoke(
+        evaluate_app, ["picture", str(tmp_path / "recorded.json"), "--out", str(tmp_path / "no.svg")]
+    )
     assert refused.exit_code == 1
     assert "--matched" in refused.stderr

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from model import CheckpointError, Phalar
+from model.cqt import BeatClips
 from model.similarity import COSINE_SCALE
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
 from model.training.train import embed_in_passes
-from model.cqt import BeatClips
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
@@ -204,7 +204,9 @@ def test_every_variant_embeds_scores_and_comes_back_from_its_file(tmp_path: Path
     clips = 0.1 * torch.randn(3, CLIP)
     embedding = model.embed(clips)
     forward = model(clips)
-    assert torch.allclose(embedding, forward / forward.norm(dim=1, keepdim=True), atol=1e-5), "measured as it is trained"
+    assert torch.allclose(embedding, forward / forward.norm(dim=1, keepdim=True), atol=1e-5), (
+        "measured as it is trained"
+    )
     score = model.score(embedding, embedding)
     assert torch.allclose(score, score.T, atol=ROUNDING)
     assert torch.allclose(score, model.similarity(embedding, embedding), atol=1e-4), "trained as it is used"

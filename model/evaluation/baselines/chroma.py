@@ -30,7 +30,7 @@ class Chroma:
         return x @ y.T
 
     def _flat(self, cqt: Tensor) -> Tensor:
-        chroma = cqt.unflatten(1, (-1, 12)).sum(dim=1)  # (n, 12, frames)
+        chroma = cqt.view(len(cqt), -1, 12, cqt.shape[2]).sum(dim=1)  # (n, 12, frames)
         return torch.nn.functional.normalize((chroma - chroma.mean(dim=1, keepdim=True)).flatten(1), dim=1)
 
 

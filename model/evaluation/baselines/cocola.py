@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE, ClipTooShort
-from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of
 from model.checkpoint import LegacyPickle, NonFiniteWeights, UnsupportedModel, refuse_other_keys, refuse_other_shape
+from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of
 from model.evaluation.baselines.separation import separate, to_decibels
 from model.evaluation.systems import NoCheckpoint
 from model.torch_archive import Inert, NotACheckpoint, StoredTensor, TorchArchive
@@ -94,8 +94,8 @@ class HarmonicPercussiveMel(nn.Module):
         """Clips as if each were played at 120 BPM: float32 (n, 2, bands, frames), as `forward`."""
         refuse_other_keys_of(clips)
         with torch.autocast(clips.waveforms.device.type, enabled=False):
-            power = self.power(reflected(clips.waveforms.float(), clips.samples)).flatten(1, 2)
-            return to_decibels(read_frames(power, clips.places).unflatten(1, (2, -1)))
+            power = self.power(reflected(clips.waveforms.float(), clips.samples))
+            return to_decibels(torch.stack([read_frames(each, clips.places) for each in power.unbind(dim=1)], dim=1))
 
 
 class CocolaSimilarity(nn.Module):
