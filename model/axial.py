@@ -39,8 +39,10 @@ class Branch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float32 (batch, channels, bins, frames) -> the same shape."""
-        added: Tensor = self.contract(functional.silu(self.spread(self.norm(features))))
-        return functional.dropout2d(added * self.scale[:, None, None], self.dropout, self.training)
+        # The scale goes into the weights: beside them, float32 as it is, it would make bfloat16 features float32.
+        contract = self.contract.weight * self.scale[:, None, None, None]
+        added = functional.conv2d(functional.silu(self.spread(self.norm(features))), contract)
+        return functional.dropout2d(added, self.dropout, self.training)
 
     def add_to(self, features: Tensor, bins: int) -> None:
         """Add this branch to `features` in place, without dropout: `forward` for inference on a CPU.
