@@ -148,8 +148,8 @@ def noise(kinds: Sequence[str], length: int, generator: torch.Generator, device:
         else:
             exponents[row] = _EXPONENTS[kind]
     if not on_cpu:
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        white.normal_(generator=torch.Generator(device).manual_seed(seed))
+        torch.cuda.manual_seed_all(int(torch.randint(2**62, (1,), generator=generator)))
+        white.normal_()
     shaped = torch.empty_like(white)
     bursts, steady = (
         [row for row, kind in enumerate(kinds) if (kind == "transients") is burst] for burst in (True, False)

@@ -46,11 +46,12 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 NO_LAUNCH = frozenset(
-    """_conj _local_scalar_dense _reshape_alias _unsafe_view alias as_strided chunk detach device diagonal empty empty_like
-    empty_strided expand imag is_same_size lift_fresh narrow new_empty new_empty_strided permute real resolve_conj select
-    slice split split_with_sizes squeeze sym_numel sym_size sym_storage_offset sym_stride t transpose unbind unfold
-    unsqueeze view view_as_complex view_as_real""".split()
-)
+    {"_conj", "_local_scalar_dense", "_reshape_alias", "_unsafe_view", "alias", "as_strided", "chunk", "detach",
+     "device", "diagonal", "empty", "empty_like", "empty_strided", "expand", "imag", "is_same_size", "lift_fresh",
+     "narrow", "new_empty", "new_empty_strided", "permute", "real", "resolve_conj", "select", "slice", "split",
+     "split_with_sizes", "squeeze", "sym_numel", "sym_size", "sym_storage_offset", "sym_stride", "t", "transpose",
+     "unbind", "unfold", "unsqueeze", "view", "view_as_complex", "view_as_real"}
+)  # fmt: skip
 """Operations that start nothing on a card: views, and memory that nobody fills."""
 
 WAITS = frozenset({"nonzero", "masked_select", "_unique2", "unique_dim"})
@@ -95,7 +96,8 @@ class Card(TorchDispatchMode):
                 self._wait("copy to the host")
                 return given[0].zero_()
             self._upload(given[1], kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
-        if name in WAITS and on_card or name == "index" and any(tensor.dtype == torch.bool for tensor in on_card[1:]):
+        by_mask = name == "index" and any(tensor.dtype == torch.bool for tensor in on_card[1:])
+        if (on_card and name in WAITS) or by_mask:
             self._wait(name)
         if not on_card and wanted == "cuda":
             if given:
