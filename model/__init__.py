@@ -30,6 +30,7 @@ from model.audio import (
     window_starts,
 )
 from model.compose import ComposedStem, Track, compose_track, write_track
+from model.device import DeviceUnavailable, best_device, facts_of, open_device, why_no_card
 from model.synthesis import Note
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ __all__ = [
     "ClipTooShort",
     "ComposedStem",
     "DecodeFailed",
+    "DeviceUnavailable",
     "EmptyFile",
     "ForeignKeys",
     "Heard",
@@ -88,11 +90,13 @@ __all__ = [
     "UnsupportedModel",
     "WrongShape",
     "average_models",
+    "best_device",
     "compose_track",
     "count_heard",
     "cut_windows",
     "default_cache",
     "evaluate_app",
+    "facts_of",
     "heard_beats",
     "heard_of",
     "is_silent",
@@ -103,12 +107,14 @@ __all__ = [
     "needs_ffmpeg",
     "off_the_beat_s",
     "open_bank",
+    "open_device",
     "piece_of",
     "save_phalar",
     "show_answer",
     "split_of",
     "train_app",
     "untrained_phalar",
+    "why_no_card",
     "window_starts",
     "write_track",
 ]

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from model import evaluate_app, train_app
+from model import DeviceUnavailable, evaluate_app, train_app
 from service.client import Client, NewStem, Refused, ServiceUnreachable
 from service.evaluation_commands import catalog
 from service.key_commands import keys_app
@@ -59,7 +59,11 @@ LOCAL = "http://127.0.0.1:8000"
 
 def main() -> None:
     """The entry point of the console script."""
-    app()
+    try:
+        app()
+    except DeviceUnavailable as error:
+        err.print(f"phalar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
 
 
 @app.callback(invoke_without_command=True)

@@ -81,6 +81,8 @@ def train(
         torch.set_num_threads(threads)
     home = out or Path("runs") / recipe.stem
     with process_group(device) as (rank, here), _progress(silent=rank > 0) as progress:
+        if rank == 0:
+            _say_device(here, asked=device is not None, precision=chosen.precision)
         task = progress.add_task("stems", total=None)
 
         def prepared(what: str, done: int, total: int) -> None:
@@ -109,6 +111,18 @@ def train(
             trainer.run(report, stop_at)
     if rank == 0:
         print(home / MODEL if trainer.step == chosen.steps else f"{home}: stopped after step {trainer.step}")
+
+
+def _say_device(here: Any, asked: bool, precision: str) -> None:
+    """What the run is done on, and what of the recipe does not hold there."""
+    from model.device import facts_of, why_no_card
+
+    said = f"on {facts_of(here)}"
+    if here.type == "cpu" and not asked:
+        said += f"; no card: {why_no_card()}"
+    if here.type == "cpu" and precision == "bfloat16":
+        said += "; the recipe's bfloat16 is for cards: here it is float32"
+    err.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @train_app.command()
