@@ -15,7 +15,8 @@ setup(
     ext_modules=[
         Extension(
             f"model.axial_{name}",
-            sources=["model/axial_kernel.cpp"],
+            sources=["model/axial_kernel.cpp", "model/axial_training.cpp"],
+            depends=["model/axial_strip.h"],
             language="c++",
             optional=True,
             extra_compile_args=["-std=c++17", "-O3", "-pthread", *flags],

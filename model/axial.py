@@ -1,9 +1,12 @@
 """The axial CNN: convolutions along frequency, then along time, then across channels."""
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from model.axial_kernel import AxialKernel, fastest_kernel
@@ -56,6 +59,18 @@ class Branch(nn.Module):
         contract = self.contract.weight * self.scale[:, None, None, None]
         added = functional.conv2d(functional.silu(self.spread(self.norm(features))), contract)
         return functional.dropout2d(added, self.dropout, self.training)
+
+    def draw_factors(self, like: Tensor) -> Tensor:
+        """What dropout multiplies each clip's channels by, from torch's generator: 0 or 1 / (1 - dropout).
+
+        Args:
+            like: (batch, ...), of the device and dtype wanted.
+
+        Returns:
+            (batch, channels, 1, 1); all 1 outside training, which draws none.
+        """
+        ones = like.new_ones(len(like), len(self.scale), 1, 1)
+        return functional.dropout2d(ones, self.dropout, self.training)
 
     def add_to(self, features: Tensor, bins: int) -> None:
         """Add this branch to `features` in place, without dropout: `forward` for inference on a CPU.
@@ -138,7 +153,28 @@ class AxialBackbone(nn.Module):
             self.blocks.append(AxialBlock(wide, None, dropout))
 
     def forward(self, cqt: Tensor) -> Tensor:
-        """float32 (batch, bins, frames) -> float32 (batch, out_channels, bins, steps)."""
+        """float32 (batch, bins, frames) -> float32 (batch, out_channels, bins, steps).
+
+        With gradients of the weights alone, on a CPU, by the compiled kernel where there is one; else layer by layer.
+        """
+        kernel = fastest_kernel()
+        if kernel is None or not torch.is_grad_enabled() or cqt.requires_grad or torch.is_autocast_enabled("cpu"):
+            return self.forward_by_layers(cqt)
+        if not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *self._weights)):
+            return self.forward_by_layers(cqt)
+        return self.forward_by_kernel(kernel, cqt)
+
+    def forward_by_kernel(self, kernel: AxialKernel, cqt: Tensor) -> Tensor:
+        """`forward` by this build of the compiled kernel; cqt and weights are float32 on the CPU."""
+        # In the order in which the layers draw them, so that one seed drops the same channels either way.
+        factors = [branch.draw_factors(cqt) for branch in self._branches]
+        features: Tensor = _ByKernel.apply(  # type: ignore[no-untyped-call]
+            kernel, self._plan, cqt.contiguous(), torch.cat(factors, dim=1).flatten(1), *self._weights
+        )
+        return features
+
+    def forward_by_layers(self, cqt: Tensor) -> Tensor:
+        """`forward` layer by layer: on any device, in any precision, with any gradients."""
         features: Tensor = self.input_projection(cqt.unsqueeze(1))  # (batch, channels, bins, frames)
         for block in self.blocks:
             features = block(features)
@@ -158,10 +194,8 @@ class AxialBackbone(nn.Module):
     @torch.no_grad()
     def infer_by_kernel(self, kernel: AxialKernel, cqt: Tensor) -> Tensor:
         """`infer` by this build of the compiled kernel; cqt and weights are float32 on the CPU."""
-        blocks = [block for block in self.blocks if isinstance(block, AxialBlock)]
-        widths = [*(block.pointwise.norm.num_channels for block in blocks), self.out_channels]
-        compresses = [block.compression is not None for block in blocks]
-        return kernel.infer(cqt, widths, compresses, self._weights, blocks[0].pointwise.norm.eps)
+        widths, compresses, epsilon = self._plan
+        return kernel.infer(cqt, widths, compresses, self._weights, epsilon)
 
     @torch.no_grad()
     def infer_by_products(self, cqt: Tensor) -> Tensor:
@@ -181,6 +215,19 @@ class AxialBackbone(nn.Module):
         return _as_image(features, bins)  # (batch, out_channels, bins, steps)
 
     @property
+    def _plan(self) -> tuple[list[int], list[bool], float]:
+        """Channels of each block and of the result, which blocks halve the frames, and the norms' epsilon."""
+        blocks = [block for block in self.blocks if isinstance(block, AxialBlock)]
+        widths = [*(block.pointwise.norm.num_channels for block in blocks), self.out_channels]
+        return widths, [block.compression is not None for block in blocks], blocks[0].pointwise.norm.eps
+
+    @property
+    def _branches(self) -> Iterator[Branch]:
+        for block in self.blocks:
+            assert isinstance(block, AxialBlock)
+            yield from (block.along_frequency, block.along_time, block.pointwise)
+
+    @property
     def _weights(self) -> list[Tensor]:
         """All weights, in the order in which the network uses them."""
         weights: list[Tensor] = [self.input_projection.weight]
@@ -193,6 +240,33 @@ class AxialBackbone(nn.Module):
             if block.compression is not None:
                 weights.append(block.compression.weight)
         return weights
+
+
+class _ByKernel(torch.autograd.Function):
+    """The compiled kernel's forward and backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: AxialKernel,
+        plan: tuple[list[int], list[bool], float],
+        cqt: Tensor,
+        factors: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        widths, compresses, epsilon = plan
+        features, tape = kernel.forward(cqt, factors, widths, compresses, weights, epsilon)
+        ctx.kernel, ctx.plan = kernel, plan
+        ctx.save_for_backward(cqt, factors, tape, *weights)
+        return features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cqt, factors, tape, *weights = ctx.saved_tensors
+        widths, compresses, epsilon = ctx.plan
+        gradients = ctx.kernel.backward(cqt, factors, tape, gradient, widths, compresses, weights, epsilon)
+        return None, None, None, None, *gradients
 
 
 def _is_plain(tensor: Tensor) -> bool:

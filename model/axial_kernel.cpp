@@ -1,528 +1,36 @@
-// The axial CNN of model/axial.py for inference on a CPU, in one pass over the features for each branch.
-//
-// Features lie as [bin][channel][frame], frames padded to whole vectors: a vector holds frames of one channel, a weight
-// is one number for all its lanes, and so no width of the network wastes any. A pass takes a few vectors at a time
-// through norm, convolution, SiLU, contraction and residual while they are in registers and the first cache, and leaves
-// each row's mean and squared deviations behind for the next norm. Rows are summed up in the order of bins, whoever
-// computed them: the result is the same to the bit for any number of threads and any batch.
+// The axial CNN of model/axial.py for inference on a CPU, in one pass over the features for each branch: axial_strip.h.
 //
 // Compiled once for each instruction set (see setup.py), plain C linkage, no Python: model/axial_kernel.py.
 
-#include <algorithm>
+#include "axial_strip.h"
+
 #include <atomic>
-#include <cmath>
-#include <condition_variable>
-#include <cstddef>
-#include <cstdint>
 #include <exception>
 #include <future>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <thread>
-#include <vector>
 
 namespace {
 
-// Accumulators (channels x vectors), a row of inputs and a weight fill the registers of each instruction set.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, TILE_VECTORS = 4, TILE_CHANNELS = 6;
-#elif defined(__AVX2__)
-constexpr int LANES = 8, TILE_VECTORS = 2, TILE_CHANNELS = 6;
-#else
-#error "needs AVX2 or AVX-512: elsewhere model/axial.py runs its matrix products"
-#endif
-
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
-
-inline Vector load(const float* at) { return *reinterpret_cast<const Unaligned*>(at); }
-inline void store(float* at, Vector value) { *reinterpret_cast<Unaligned*>(at) = value; }
-inline Vector splat(float value) { return value - Vector{}; }
-
-// 1 + exp(-x), with x no lower than -43, where SiLU is zero to any sum, so that two of these can be multiplied.
-inline Vector one_and_exponential(Vector x) {
-    const Vector low = splat(-43.0f), high = splat(87.0f), shift = splat(12582912.0f);  // 1.5 * 2^23: rounds to integers
-    x = x > low ? x : low;
-    x = x < high ? x : high;
-    const Vector rounded = x * -1.44269504f + shift;
-    const Vector whole = rounded - shift;
-    const Vector part = x * -1.44269504f - whole;  // -0.5 to 0.5
-    Vector power = splat(0.0013276470126584172f);
-    power = power * part + 0.009675540961325169f;
-    power = power * part + 0.05550713092088699f;
-    power = power * part + 0.24022120237350464f;
-    power = power * part + 0.6931469440460205f;
-    power = power * part + 1.0000001192092896f;
-    const Integers exponent = reinterpret_cast<Integers>(rounded) << 23;
-    return reinterpret_cast<Vector>(reinterpret_cast<Integers>(power) + exponent) + 1.0f;
+// Runs through the network in `features` and `compressed`, each with room for the widest row of every bin.
+void infer(const Network& network, Strip& strip, const float* cqt, float* features, float* compressed, float* out) {
+    const float* const* weight = network.weights;
+    Grid grid{network.bins, network.widths[0], network.frames};
+    strip.project(grid, cqt, *weight++, features);
+    for (int block = 0; block < network.blocks; ++block) {
+        strip.add_branch<ALONG_FREQUENCY>(grid, Network::next(weight), network.epsilon, features);
+        strip.add_branch<ALONG_TIME>(grid, Network::next(weight), network.epsilon, features);
+        strip.add_branch<POINTWISE>(grid, Network::next(weight), network.epsilon, features);
+        if (network.compresses[block]) {
+            const Grid smaller{network.bins, network.widths[block + 1], (grid.frames + 1) / 2};
+            strip.compress(grid, smaller, *weight++, compressed);
+            std::swap(features, compressed);
+            grid = smaller;
+        }
+    }
+    strip.give(grid, out);
 }
-
-// A division costs as much as the rest of a SiLU, so two share one.
-inline void silu(Vector& a, Vector& b) {
-    const Vector under_a = one_and_exponential(a), under_b = one_and_exponential(b);
-    const Vector inverse = 1.0f / (under_a * under_b);
-    a *= inverse * under_b;
-    b *= inverse * under_a;
-}
-
-// Lane l of the result takes two lanes of `a` where l has the bit STEP not set, of `b` where it has.
-template <int STEP>
-inline Vector halve(Vector a, Vector b) {
-#if defined(__clang__)
-    Vector sum;
-    for (int lane = 0; lane < LANES; ++lane) sum[lane] = lane & STEP ? b[lane] + b[lane ^ STEP] : a[lane] + a[lane ^ STEP];
-    return sum;
-#else
-    Integers straight, crossed;
-    for (int lane = 0; lane < LANES; ++lane) {
-        straight[lane] = (lane & STEP ? LANES : 0) + lane;
-        crossed[lane] = (lane & STEP ? LANES : 0) + (lane ^ STEP);
-    }
-    return __builtin_shuffle(a, b, straight) + __builtin_shuffle(a, b, crossed);
-#endif
-}
-
-// Lane l of the result is the sum over the lanes of vectors[l].
-template <int STEP = LANES / 2>
-inline Vector sums(Vector (&vectors)[LANES]) {
-    if constexpr (STEP == 0) {
-        return vectors[0];
-    } else {
-        for (int at = 0; at < STEP; ++at) vectors[at] = halve<STEP>(vectors[at], vectors[at + STEP]);
-        return sums<STEP / 2>(vectors);
-    }
-}
-
-// rows[r] += weights[r][i * TAPS + t] * inputs[t][v][i], for i < channels.
-template <int TAPS, int ROWS, int VECTORS>
-inline __attribute__((always_inline)) void add_product(
-    Vector (&rows)[ROWS][VECTORS], const float* weights, size_t weights_stride, const float* const (&inputs)[TAPS][VECTORS],
-    size_t inputs_stride, int channels) {
-    for (int channel = 0; channel < channels; ++channel) {
-#pragma GCC unroll 8
-        for (int tap = 0; tap < TAPS; ++tap) {
-            Vector input[VECTORS];
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; ++v) input[v] = load(inputs[tap][v] + channel * inputs_stride);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                const Vector weight = splat(weights[r * weights_stride + channel * TAPS + tap]);
-#pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; ++v) rows[r][v] += weight * input[v];
-            }
-        }
-    }
-}
-
-// Calls body.template run<rows>(first) for every tile of the channels; tiles as equal as can be.
-template <class Body>
-inline void for_tiles(int channels, const Body& body) {
-    const int tiles = (channels + TILE_CHANNELS - 1) / TILE_CHANNELS;
-    for (int tile = 0; tile < tiles; ++tile) {
-        const int first = tile * channels / tiles, rows = (tile + 1) * channels / tiles - first;
-        switch (rows) {
-            case 1: body.template run<1>(first); break;
-            case 2: body.template run<2>(first); break;
-            case 3: body.template run<3>(first); break;
-            case 4: body.template run<4>(first); break;
-            case 5: body.template run<5>(first); break;
-            case 6: body.template run<6>(first); break;
-        }
-    }
-}
-
-struct Branch {
-    const float *norm_gain, *norm_bias, *spread, *spread_bias, *contract, *scale;
-};
-
-// The shape of the features at one stage of the network, and where a number lies.
-struct Grid {
-    int bins, channels, frames;
-    int vectors() const { return (frames + LANES - 1) / LANES; }
-    size_t row() const { return static_cast<size_t>(channels) * vectors() * LANES; }  // floats of a bin
-};
-
-template <int TAPS, int VECTORS>
-struct Spread {  // inputs after the norm -> SiLU of the convolution
-    const Branch& branch;
-    int channels;
-    const float* const (&inputs)[TAPS][VECTORS];
-    size_t inputs_stride;
-    float* inner;  // [channel][VECTORS * LANES]
-
-    template <int ROWS>
-    void run(int first) const {
-        Vector rows[ROWS][VECTORS];
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECTORS; ++v) rows[r][v] = splat(branch.spread_bias[first + r]);
-        const size_t stride = static_cast<size_t>(channels) * TAPS;
-        add_product<TAPS, ROWS, VECTORS>(rows, branch.spread + first * stride, stride, inputs, inputs_stride, channels);
-        Vector* flat = &rows[0][0];
-        float* out = inner + static_cast<size_t>(first) * VECTORS * LANES;
-        int at = 0;
-        for (; at + 1 < ROWS * VECTORS; at += 2) {
-            silu(flat[at], flat[at + 1]);
-            store(out + at * LANES, flat[at]);
-            store(out + (at + 1) * LANES, flat[at + 1]);
-        }
-        if (at < ROWS * VECTORS) {
-            Vector spare{};
-            silu(flat[at], spare);
-            store(out + at * LANES, flat[at]);
-        }
-    }
-};
-
-template <int VECTORS>
-struct Contract {  // adds to the residual
-    const Branch& branch;
-    int inner_channels;
-    const float* const (&inputs)[1][VECTORS];
-    float* const (&features)[VECTORS];
-    size_t features_stride;
-
-    template <int ROWS>
-    void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
-        add_product<1, ROWS, VECTORS>(
-            rows, branch.contract + static_cast<size_t>(first) * inner_channels, inner_channels, inputs, VECTORS * LANES,
-            inner_channels);
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECTORS; ++v) {
-                float* at = features[v] + (first + r) * features_stride;
-                store(at, load(at) + rows[r][v] * branch.scale[first + r]);
-            }
-    }
-};
-
-template <int VECTORS>
-struct Compress {  // a convolution without bias into other features
-    const float* weights;
-    int channels;
-    const float* const (&inputs)[3][VECTORS];
-    size_t inputs_stride;
-    float* const (&out)[VECTORS];
-    size_t out_stride;
-
-    template <int ROWS>
-    void run(int first) const {
-        Vector rows[ROWS][VECTORS] = {};
-        const size_t stride = static_cast<size_t>(channels) * 3;
-        add_product<3, ROWS, VECTORS>(rows, weights + first * stride, stride, inputs, inputs_stride, channels);
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECTORS; ++v) store(out[v] + (first + r) * out_stride, rows[r][v]);
-    }
-};
-
-// Threads that work on one clip wait here for each other, asleep.
-class Team {
-public:
-    explicit Team(int size) : size_(size) {}
-    int size() const { return size_; }
-    void meet() {
-        if (size_ == 1) return;
-        std::unique_lock<std::mutex> lock(mutex_);
-        const unsigned round = round_;
-        if (++arrived_ == size_) {
-            arrived_ = 0;
-            ++round_;
-            all_.notify_all();
-        } else {
-            all_.wait(lock, [&] { return round != round_; });
-        }
-    }
-
-private:
-    const int size_;
-    int arrived_ = 0;
-    unsigned round_ = 0;
-    std::mutex mutex_;
-    std::condition_variable all_;
-};
-
-constexpr int SLOTS = 8;  // rows of inputs after the norm that a tile may need at once: its own four, and one on either side
-
-// What threads that work on one clip share. A bin's statistics lie `channels` apart at every stage, so that a thread
-// that is a stage ahead writes over nobody's.
-struct Shared {
-    std::vector<float> features, compressed, means, deviations;
-    size_t channels;
-    Shared(int bins, size_t widest_row, int most_channels)
-        : features(bins * widest_row), compressed(bins * widest_row), means(static_cast<size_t>(bins) * most_channels),
-          deviations(means.size()), channels(most_channels) {}
-};
-
-// The bins of tiles, as many as a tile has vectors: strips of whole ones have the tiles that one strip would have.
-inline int bin_groups(int bins) { return (bins + TILE_VECTORS - 1) / TILE_VECTORS; }
-
-inline int strip_start(int bins, int member, int members) {
-    return std::min(bins, bin_groups(bins) * member / members * TILE_VECTORS);
-}
-
-enum Axis { ALONG_FREQUENCY, ALONG_TIME, POINTWISE };
-
-// One thread's part of a clip: a strip of bins, and room for what is at hand.
-class Strip {
-public:
-    Strip(Shared& shared, Team& team, int member, int bins, size_t widest_row, size_t most_inner, int most_channels)
-        : shared_(shared), team_(team), first_(strip_start(bins, member, team.size())),
-          end_(strip_start(bins, member + 1, team.size())), ring_(SLOTS * widest_row), halo_(widest_row),
-          inner_(most_inner), gain_(most_channels), shift_(most_channels) {}
-
-    void project(const Grid& grid, const float* cqt, const float* weights) {
-        features_ = shared_.features.data(), compressed_ = shared_.compressed.data();
-        const int padded = grid.vectors() * LANES;
-        for (int bin = first_; bin < end_; ++bin) {
-            float* row = features_ + bin * grid.row();
-            const float* from = cqt + static_cast<size_t>(bin) * grid.frames;
-            for (int channel = 0; channel < grid.channels; ++channel, row += padded) {
-                for (int t = 0; t < grid.frames; ++t) row[t] = weights[channel] * from[t];
-                std::fill(row + grid.frames, row + padded, 0.0f);
-            }
-            measure(grid, bin);
-        }
-        start(grid);
-    }
-
-    template <Axis AXIS>
-    void add_branch(const Grid& grid, const Branch& branch, float epsilon) {
-        team_.meet();  // all rows are measured
-        prepare_norm(grid, branch, epsilon);
-        next_ = first_;
-        if (AXIS == ALONG_FREQUENCY) {
-            next_ = first_ - 1;
-            halo_bin_ = -1;
-            if (team_.size() > 1) {  // the neighbours change these rows while this thread still needs them
-                normalise(grid, next_++);
-                if (end_ < grid.bins) {
-                    normalise_into(grid, end_, halo_.data());
-                    halo_bin_ = end_;
-                }
-            }
-        }
-        if (team_.size() > 1) team_.meet();
-        measured_ = first_;
-        const int total = (end_ - first_) * grid.vectors();
-        int at = 0;
-        for (; at + TILE_VECTORS <= total; at += TILE_VECTORS) add_tile<AXIS, TILE_VECTORS>(grid, branch, at);
-        for (; at < total; ++at) add_tile<AXIS, 1>(grid, branch, at);
-    }
-
-    void compress(const Grid& grid, const Grid& smaller, const float* weights) {
-        const size_t half = static_cast<size_t>(smaller.vectors() + 1) * LANES;
-        const size_t stride = 2 * half;  // of a channel: LANES zeros, odd frames, LANES zeros, even frames
-        std::fill(ring_.begin(), ring_.begin() + grid.channels * stride + LANES, 0.0f);
-        const int padded = grid.vectors() * LANES;
-        for (int bin = first_; bin < end_; ++bin) {
-            for (int channel = 0; channel < grid.channels; ++channel) {
-                const float* from = features_ + bin * grid.row() + static_cast<size_t>(channel) * padded;
-                float *odd = ring_.data() + channel * stride + LANES, *even = odd + half;
-                for (int u = 0; u < grid.frames / 2; ++u) even[u] = from[2 * u], odd[u] = from[2 * u + 1];
-                if (grid.frames % 2) even[grid.frames / 2] = from[grid.frames - 1];
-            }
-            float* out = compressed_ + bin * smaller.row();
-            int at = 0;
-            for (; at + TILE_VECTORS <= smaller.vectors(); at += TILE_VECTORS)
-                compress_tile<TILE_VECTORS>(grid, smaller, weights, half, at, out);
-            for (; at < smaller.vectors(); ++at) compress_tile<1>(grid, smaller, weights, half, at, out);
-        }
-        std::swap(features_, compressed_);
-        for (int bin = first_; bin < end_; ++bin) measure(smaller, bin);
-        start(smaller);
-    }
-
-    void give(const Grid& grid, float* out) const {
-        const int padded = grid.vectors() * LANES;
-        for (int row = first_ * grid.channels; row < end_ * grid.channels; ++row)
-            std::copy_n(features_ + static_cast<size_t>(row) * padded, grid.frames, out + static_cast<size_t>(row) * grid.frames);
-    }
-
-private:
-    // A new stage: other rows lie in the ring, each channel of it after LANES zeros.
-    void start(const Grid& grid) {
-        stride_ = static_cast<size_t>(grid.vectors() + 1) * LANES;
-        slot_ = grid.channels * stride_ + LANES;
-        std::fill(ring_.begin(), ring_.begin() + SLOTS * slot_, 0.0f);
-        std::fill(halo_.begin(), halo_.begin() + slot_, 0.0f);
-        for (int lane = 0; lane < LANES; ++lane) last_[lane] = (grid.vectors() - 1) * LANES + lane < grid.frames ? 1.0f : 0.0f;
-    }
-
-    float* slot(int bin) { return ring_.data() + ((bin + SLOTS) % SLOTS) * slot_; }
-
-    void prepare_norm(const Grid& grid, const Branch& branch, float epsilon) {
-        for (int channel = 0; channel < grid.channels; ++channel) {
-            double sum = 0, squares = 0;
-            for (int bin = 0; bin < grid.bins; ++bin) sum += shared_.means[bin * shared_.channels + channel];
-            const double mean = sum / grid.bins;
-            for (int bin = 0; bin < grid.bins; ++bin) {
-                const size_t at = bin * shared_.channels + channel;
-                const double apart = shared_.means[at] - mean;
-                squares += shared_.deviations[at] + grid.frames * apart * apart;
-            }
-            const double variance = squares / (static_cast<double>(grid.bins) * grid.frames);
-            const double gain = branch.norm_gain[channel] / std::sqrt(variance + epsilon);
-            gain_[channel] = static_cast<float>(gain);
-            shift_[channel] = static_cast<float>(branch.norm_bias[channel] - mean * gain);
-        }
-    }
-
-    void normalise_into(const Grid& grid, int bin, float* out) const {
-        const int vectors = grid.vectors();
-        const float* from = features_ + bin * grid.row();
-        for (int channel = 0; channel < grid.channels; ++channel, out += stride_) {
-            const Vector gain = splat(gain_[channel]), shift = splat(shift_[channel]);
-            for (int v = 0; v < vectors; ++v, from += LANES) store(out + (v + 1) * LANES, load(from) * gain + shift);
-            store(out + vectors * LANES, load(out + vectors * LANES) * last_);  // the convolution pads with zeros
-        }
-    }
-
-    void normalise(const Grid& grid, int bin) {
-        if (bin < 0 || bin >= grid.bins)
-            std::fill_n(slot(bin), slot_, 0.0f);
-        else if (bin == halo_bin_)
-            std::copy_n(halo_.data(), slot_, slot(bin));
-        else
-            normalise_into(grid, bin, slot(bin));
-    }
-
-    // Mean and squared deviations of a row's channels, in two sweeps while the row is in the first cache.
-    void measure(const Grid& grid, int bin) {
-        const int vectors = grid.vectors();
-        const float* row = features_ + bin * grid.row();
-        float *means = shared_.means.data() + bin * shared_.channels;
-        float *deviations = shared_.deviations.data() + bin * shared_.channels;
-        Vector valid;
-        for (int lane = 0; lane < LANES; ++lane) valid[lane] = (vectors - 1) * LANES + lane < grid.frames ? 1.0f : 0.0f;
-        for (int first = 0; first < grid.channels; first += LANES) {
-            const int count = std::min(LANES, grid.channels - first);
-            const float* from = row + static_cast<size_t>(first) * vectors * LANES;
-            Vector lanes[LANES] = {};
-            for (int n = 0; n < count; ++n) {
-                const float* at = from + static_cast<size_t>(n) * vectors * LANES;
-                lanes[n] = sum_of(at, vectors, [&](Vector value, bool last) { return last ? value * valid : value; });
-            }
-            const Vector mean = sums(lanes) / static_cast<float>(grid.frames);
-            for (int n = 0; n < LANES; ++n) lanes[n] = Vector{};
-            for (int n = 0; n < count; ++n) {
-                const float* at = from + static_cast<size_t>(n) * vectors * LANES;
-                const Vector middle = splat(mean[n]);
-                lanes[n] = sum_of(at, vectors, [&](Vector value, bool last) {
-                    const Vector apart = last ? (value - middle) * valid : value - middle;
-                    return apart * apart;
-                });
-            }
-            const Vector squares = sums(lanes);
-            for (int n = 0; n < count; ++n) means[first + n] = mean[n], deviations[first + n] = squares[n];
-        }
-    }
-
-    // Four sums side by side: one alone would wait for each addition.
-    template <class Term>
-    static Vector sum_of(const float* from, int vectors, const Term& term) {
-        Vector parts[4] = {term(load(from + (vectors - 1) * LANES), true)};
-        int v = 0;
-        for (; v + 4 < vectors; v += 4)
-            for (int part = 0; part < 4; ++part) parts[part] += term(load(from + (v + part) * LANES), false);
-        for (; v < vectors - 1; ++v) parts[0] += term(load(from + v * LANES), false);
-        return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-    }
-
-    // `at` counts the strip's vectors: all of its first bin, then all of the next.
-    template <Axis AXIS, int VECTORS>
-    void add_tile(const Grid& grid, const Branch& branch, int at) {
-        constexpr int TAPS = AXIS == POINTWISE ? 1 : 3;
-        constexpr int REACH = AXIS == ALONG_FREQUENCY ? 1 : 0;
-        const int vectors = grid.vectors();
-        const int last_bin = first_ + (at + VECTORS - 1) / vectors;
-        while (next_ <= last_bin + REACH) normalise(grid, next_++);
-        const float* inputs[TAPS][VECTORS];
-        float* features[VECTORS];
-        const float* inner[1][VECTORS];
-        for (int v = 0; v < VECTORS; ++v) {
-            const int bin = first_ + (at + v) / vectors, place = (at + v) % vectors * LANES;
-            for (int tap = 0; tap < TAPS; ++tap) {
-                const int row = AXIS == ALONG_FREQUENCY ? bin + tap - 1 : bin;
-                inputs[tap][v] = slot(row) + LANES + place + (AXIS == ALONG_TIME ? tap - 1 : 0);
-            }
-            features[v] = features_ + bin * grid.row() + place;
-            inner[0][v] = inner_.data() + v * LANES;
-        }
-        const int inner_channels = AXIS == POINTWISE ? 2 * grid.channels : grid.channels;
-        for_tiles(inner_channels, Spread<TAPS, VECTORS>{branch, grid.channels, inputs, stride_, inner_.data()});
-        for_tiles(grid.channels, Contract<VECTORS>{branch, inner_channels, inner, features, static_cast<size_t>(vectors) * LANES});
-        const int done = first_ + (at + VECTORS) / vectors;
-        while (measured_ < done) measure(grid, measured_++);
-    }
-
-    template <int VECTORS>
-    void compress_tile(const Grid& grid, const Grid& smaller, const float* weights, size_t half, int at, float* row) {
-        const float* inputs[3][VECTORS];
-        float* out[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) {
-            const float* odd = ring_.data() + LANES + (at + v) * LANES;
-            inputs[0][v] = odd - 1;
-            inputs[1][v] = odd + half;
-            inputs[2][v] = odd;
-            out[v] = row + (at + v) * LANES;
-        }
-        for_tiles(smaller.channels, Compress<VECTORS>{weights, grid.channels, inputs, 2 * half, out, static_cast<size_t>(smaller.vectors()) * LANES});
-    }
-
-    Shared& shared_;
-    Team& team_;
-    const int first_, end_;
-    float *features_ = nullptr, *compressed_ = nullptr;
-    std::vector<float> ring_, halo_, inner_, gain_, shift_;
-    size_t stride_ = 0, slot_ = 0;
-    Vector last_{};
-    int next_ = 0, measured_ = 0, halo_bin_ = -1;
-};
-
-enum Status { DONE, NO_MEMORY, NO_THREADS };
-
-struct Network {
-    int bins, frames, blocks;
-    const int32_t* widths;  // blocks + 1: the channels of each block, and those of the result
-    const int32_t* compresses;  // of each block, 0 or 1
-    const float* const* weights;  // in the order in which they are used
-    float epsilon;
-
-    size_t widest(int lanes_more) const {
-        size_t most = 0;
-        int length = frames;
-        for (int block = 0; block <= blocks; ++block) {
-            const size_t vectors = (length + LANES - 1) / LANES;
-            most = std::max(most, widths[block] * (vectors + lanes_more) * LANES + LANES);
-            if (block < blocks && compresses[block]) length = (length + 1) / 2;
-        }
-        return most;
-    }
-
-    void infer(Strip& strip, const float* cqt, float* out) const {
-        const float* const* weight = weights;
-        Grid grid{bins, widths[0], frames};
-        strip.project(grid, cqt, *weight++);
-        for (int block = 0; block < blocks; ++block) {
-            strip.add_branch<ALONG_FREQUENCY>(grid, next(weight), epsilon);
-            strip.add_branch<ALONG_TIME>(grid, next(weight), epsilon);
-            strip.add_branch<POINTWISE>(grid, next(weight), epsilon);
-            if (compresses[block]) {
-                const Grid smaller{bins, widths[block + 1], (grid.frames + 1) / 2};
-                strip.compress(grid, smaller, *weight++);
-                grid = smaller;
-            }
-        }
-        strip.give(grid, out);
-    }
-
-    static Branch next(const float* const*& weight) {
-        const Branch branch{weight[0], weight[1], weight[2], weight[3], weight[4], weight[5]};
-        weight += 6;
-        return branch;
-    }
-};
 
 }  // namespace
 
@@ -542,10 +50,12 @@ extern "C" int phalar_axial_infer(
 
     std::vector<std::unique_ptr<Team>> team;
     std::vector<std::unique_ptr<Shared>> shared;
+    const size_t room = bins * network.widest(0);
+    std::vector<float> features(2 * room * teams);
     std::vector<std::unique_ptr<Strip>> strips;
     for (int n = 0; n < teams; ++n) {
         team.push_back(std::make_unique<Team>(together ? threads : 1));
-        shared.push_back(std::make_unique<Shared>(bins, network.widest(0), channels));
+        shared.push_back(std::make_unique<Shared>(bins, channels));
     }
     for (int n = 0; n < threads; ++n) {
         const int of = together ? 0 : n;
@@ -555,8 +65,9 @@ extern "C" int phalar_axial_infer(
     }
     std::atomic<int> next{0};
     const auto work = [&](int member) {
+        float* at = features.data() + (together ? 0 : 2 * room * member);
         for (int clip = together ? 0 : next++; clip < clips; clip = together ? clip + 1 : next++)
-            network.infer(*strips[member], cqt + clip * clip_in, out + clip * clip_out);
+            infer(network, *strips[member], cqt + clip * clip_in, at, at + room, out + clip * clip_out);
     };
     // None begins before all are there: one that waited for a missing one would wait for ever.
     std::promise<bool> complete;

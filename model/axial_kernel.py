@@ -1,4 +1,4 @@
-"""The compiled axial CNN, where installing found a C++ compiler and this processor has AVX2: see axial_kernel.cpp.
+"""The compiled axial CNN, where installing found a C++ compiler and this processor has AVX2: see axial_strip.h.
 
 `model/axial.py` gives the same numbers without it, at a third of the speed.
 """
@@ -8,27 +8,37 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 DONE, NO_MEMORY, NO_THREADS = range(3)
-"""What the compiled function returns."""
+"""What the compiled functions return."""
+
+KEPT_FROM = 3
+"""The first block all of whose features are kept for the backward pass, which makes those of the blocks before anew."""
 
 BUILDS = {"AVX512": ("axial_avx512", "axial_avx2"), "AVX2": ("axial_avx2",)}
 """For what torch calls this processor's capability, the builds that run on it, the fastest first."""
 
 
 class AxialKernel:
-    """One build of axial_kernel.cpp."""
+    """One build of axial_kernel.cpp and axial_training.cpp."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name.partition(".")[0]
-        self._infer = ctypes.CDLL(str(path)).phalar_axial_infer
+        library = ctypes.CDLL(str(path))
         pointer, number = ctypes.c_void_p, ctypes.c_int32
-        self._infer.argtypes = [
-            pointer, pointer, number, number, number, number, pointer, pointer, pointer, ctypes.c_float, number,
-        ]  # fmt: skip
+        shape = [number, number, number, number, pointer, pointer]
+        self._infer = library.phalar_axial_infer
+        self._infer.argtypes = [pointer, pointer, *shape, pointer, ctypes.c_float, number]
+        self._tape = library.phalar_axial_tape
+        self._tape.argtypes = [*shape[1:], number]
+        self._tape.restype = ctypes.c_int64
+        self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
+        self._forward.argtypes = [pointer] * 4 + [*shape, number, pointer, ctypes.c_float, number]
+        self._backward.argtypes = [pointer] * 5 + [*shape, number, pointer, ctypes.c_float, number]
 
     def infer(
         self, cqt: Tensor, widths: Sequence[int], compresses: Sequence[bool], weights: Sequence[Tensor], epsilon: float
@@ -49,23 +59,104 @@ class AxialKernel:
             MemoryError: some MB a thread were not to be had.
         """
         cqt = cqt.contiguous()
-        batch, bins, frames = cqt.shape
-        steps = frames
-        for _ in filter(None, compresses):
-            steps = (steps + 1) // 2
-        out = torch.empty(batch, bins, widths[-1], steps)
+        out = _result(cqt, widths, compresses)
         arguments = [
-            cqt.data_ptr(), out.data_ptr(), batch, bins, frames, len(compresses),
-            (ctypes.c_int32 * len(widths))(*widths), (ctypes.c_int32 * len(compresses))(*compresses),
-            (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights)), epsilon,
+            cqt.data_ptr(), out.data_ptr(), *_shape(cqt, widths, compresses), _addresses(weights), epsilon,
         ]  # fmt: skip
         status = self._infer(*arguments, torch.get_num_threads())
         if status == NO_THREADS:  # a process that may start no more still has its own
             status = self._infer(*arguments, 1)
-        if status == NO_MEMORY:
-            raise MemoryError(f"no memory for the features of {batch} clips of {frames} frames")
-        assert status == DONE
+        _check(status, cqt)
         return out.transpose(1, 2)
+
+    def forward(
+        self,
+        cqt: Tensor,
+        factors: Tensor,
+        widths: Sequence[int],
+        compresses: Sequence[bool],
+        weights: Sequence[Tensor],
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor]:
+        """`infer`, and what `backward` needs of it.
+
+        Args:
+            cqt: as for `infer`, contiguous.
+            factors: float32, (batch, channels of all branches), contiguous: what dropout multiplies each branch's
+                channels by.
+            widths, compresses, weights, epsilon: as for `infer`.
+
+        Returns:
+            float32, (batch, channels, bins, steps), in memory as that of `infer`; and the tape, float32, (batch,
+            floats).
+
+        Raises:
+            MemoryError: some MB a clip were not to be had.
+        """
+        out, shape = _result(cqt, widths, compresses), _shape(cqt, widths, compresses)
+        tape = torch.empty(len(cqt), self._tape(*shape[1:], KEPT_FROM))
+        status = self._forward(
+            cqt.data_ptr(), factors.data_ptr(), tape.data_ptr(), out.data_ptr(), *shape, KEPT_FROM, _addresses(weights),
+            epsilon, torch.get_num_threads(),
+        )  # fmt: skip
+        _check(status, cqt)
+        return out.transpose(1, 2), tape
+
+    def backward(
+        self,
+        cqt: Tensor,
+        factors: Tensor,
+        tape: Tensor,
+        gradient: Tensor,
+        widths: Sequence[int],
+        compresses: Sequence[bool],
+        weights: Sequence[Tensor],
+        epsilon: float,
+    ) -> list[Tensor]:
+        """The gradients of all weights, the same to the bit for any number of threads.
+
+        Args:
+            cqt, factors, widths, compresses, weights, epsilon: as given to `forward`.
+            tape: of `forward`.
+            gradient: float32, (batch, channels, bins, steps): the loss's, with respect to the result of `forward`.
+
+        Returns:
+            For each of `weights`, float32 of its shape.
+
+        Raises:
+            MemoryError: some MB a thread were not to be had.
+        """
+        gradient = gradient.transpose(1, 2).contiguous()  # (batch, bins, channels, steps)
+        flat = torch.empty(sum(weight.numel() for weight in weights))
+        status = self._backward(
+            cqt.data_ptr(), factors.data_ptr(), tape.data_ptr(), gradient.data_ptr(), flat.data_ptr(),
+            *_shape(cqt, widths, compresses), KEPT_FROM, _addresses(weights), epsilon, torch.get_num_threads(),
+        )  # fmt: skip
+        _check(status, cqt)
+        parts = flat.split([weight.numel() for weight in weights])
+        return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+
+
+def _result(cqt: Tensor, widths: Sequence[int], compresses: Sequence[bool]) -> Tensor:
+    batch, bins, steps = cqt.shape
+    for _ in filter(None, compresses):
+        steps = (steps + 1) // 2
+    return torch.empty(batch, bins, widths[-1], steps)
+
+
+def _shape(cqt: Tensor, widths: Sequence[int], compresses: Sequence[bool]) -> list[Any]:
+    blocks = len(compresses)
+    return [*cqt.shape, blocks, (ctypes.c_int32 * len(widths))(*widths), (ctypes.c_int32 * blocks)(*compresses)]
+
+
+def _addresses(weights: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
+
+
+def _check(status: int, cqt: Tensor) -> None:
+    if status == NO_MEMORY:
+        raise MemoryError(f"no memory for the features of {len(cqt)} clips of {cqt.shape[2]} frames")
+    assert status == DONE
 
 
 def built_kernels() -> list[AxialKernel]:

@@ -56,6 +56,7 @@ from model.synthesis import (
     play_voice,
     tune_kit,
 )
+from model.truth import Truth
 
 INSTRUMENTS = ("drums", "bass", "pads", "keys", "lead")
 
@@ -135,6 +136,14 @@ class Track:
     @property
     def beats_per_bar(self) -> int:
         return _METRES[self.metre].beats
+
+    @property
+    def truth(self) -> Truth:
+        """Its beats, its key, and which stems are pitched."""
+        seconds = len(self.stems[0].waveform) / self.sample_rate
+        beats = np.arange(0.0, seconds, 60.0 / self.tempo_bpm)
+        pitched = {stem.instrument: stem.instrument != "drums" for stem in self.stems}
+        return Truth(tuple(beats.tolist()), self.key, pitched, {"seed": self.seed, "title": self.title})
 
     def stem(self, instrument: str) -> ComposedStem:
         """The stem of one instrument; `KeyError` where there is none."""
@@ -889,7 +898,7 @@ def compose_track(seed: int, seconds: float = 20.0, sample_rate: int = 44_100) -
 
 
 def write_track(track: Track, folder: Path) -> list[Path]:
-    """Write a track's stems as 16-bit FLAC, `<folder>/<title-slug>/<instrument>.flac`.
+    """Write a track's stems as 16-bit FLAC, `<folder>/<title-slug>/<instrument>.flac`, and its track.json beside them.
 
     Returns:
         The files, in the order of `track.stems`. The same track gives the same bytes.
@@ -903,4 +912,5 @@ def write_track(track: Track, folder: Path) -> list[Path]:
         path = home / f"{stem.instrument}.flac"
         soundfile.write(path, stem.waveform, track.sample_rate, format="FLAC", subtype="PCM_16")
         paths.append(path)
+    track.truth.write(home)
     return paths

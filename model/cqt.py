@@ -5,7 +5,9 @@ same numbers (nearer to double precision than nnAudio's own) at a fraction of th
 source of the kernels, and the plain path that tests compare with.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -21,6 +23,9 @@ NEGLIGIBLE = 2e-7
 
 DIRECT_HOPS = 5
 """A kernel no longer than this many hops is applied to samples, a longer one to the spectrum."""
+
+MOST_SEMITONES = 6
+"""Up or down: a CQT with so many more rows on either side holds every transposition."""
 
 FRAMES_AT_ONCE = 1150
 """Longer clips are cut into stretches of this many frames (11.5 s), which bounds memory; the result is the same."""
@@ -119,6 +124,24 @@ class FastCQT(nn.Module):
             whole = magnitudes.reshape(-1, stretches, *magnitudes.shape[1:]).transpose(1, 2).flatten(2)
             return whole[..., :frames]  # (batch, bins, frames)
 
+    def of_lengths(self, waveforms: Tensor, samples: Tensor) -> Tensor:
+        """`forward` of clips of different lengths, each reflected at its own ends.
+
+        Args:
+            waveforms: float32, (batch, longest): what lies beyond a clip's length is not read.
+            samples: int64, (batch,), lengths in samples, each greater than `padding`.
+
+        Returns:
+            float32, (batch, bins, 1 + longest // hop); a clip's frames end with its length, beyond lies nothing of use.
+        """
+        with torch.autocast(waveforms.device.type, enabled=False):
+            longest = waveforms.shape[1]
+            place = torch.arange(-self.reach, longest + self.reach, device=waveforms.device)
+            last = samples.to(waveforms.device)[:, None] - 1
+            reflected = last - (last - place.abs()).abs()  # (batch, longest + 2 * reach)
+            padded = torch.gather(waveforms.float(), 1, reflected.clamp_min(0))
+            return self._magnitudes(padded, 1 + longest // self.hop)
+
     def _magnitudes(self, padded: Tensor, frames: int) -> Tensor:
         """(batch, samples with `reach` more on either side) -> (batch, bins, frames)."""
         return torch.cat([self._from_spectrum(padded, frames), self._from_samples(padded, frames)], dim=1)
@@ -145,6 +168,22 @@ class FastCQT(nn.Module):
         products = torch.cat(folded, dim=2)  # (rate, batch, long bins)
         magnitudes: Tensor = torch.fft.ifft(products, dim=0)[:frames].abs()
         return magnitudes.permute(1, 2, 0)  # (batch, long bins, frames)
+
+
+def read_frames(magnitudes: Tensor, places: Tensor) -> Tensor:
+    """Magnitudes between frames, on the straight line from one to the next.
+
+    Args:
+        magnitudes: float32, (batch, bins, frames).
+        places: float32, (batch, wanted), each from 0 to frames - 1.
+
+    Returns:
+        float32, (batch, bins, wanted).
+    """
+    before = places.floor().clamp_max(magnitudes.shape[2] - 2).long()
+    part = (places - before)[:, None]  # (batch, 1, wanted)
+    index = before[:, None].expand(-1, magnitudes.shape[1], -1)  # (batch, bins, wanted)
+    return torch.lerp(magnitudes.gather(2, index), magnitudes.gather(2, index + 1), part)
 
 
 @dataclass(frozen=True)
@@ -214,6 +253,31 @@ def _long_spectra(settings: CQTSettings, rate: int, device: torch.device) -> tup
         return tuple(folded)
 
 
+@lru_cache(maxsize=4)
+def _wide(settings: CQTSettings, device: torch.device) -> FastCQT:
+    """The transform with MOST_SEMITONES more rows on either side; shared, so never to be moved."""
+    lowest_hz = settings.lowest_hz * 2 ** (-MOST_SEMITONES / settings.bins_per_octave)
+    return FastCQT(replace(settings, lowest_hz=lowest_hz, bins=settings.bins + 2 * MOST_SEMITONES)).to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class BeatClips:
+    """Clips of several lengths, and which second of each becomes which frame of beat time."""
+
+    waveforms: Tensor  # float32 (n, longest); nothing beyond a clip's own length is heard
+    samples: Tensor  # int64 (n,), lengths
+    places: Tensor  # float32 (n, frames of beat time): frames of the clip's own, not whole
+    transpose: Tensor  # int64 (n,), semitones up
+
+    def __len__(self) -> int:
+        return len(self.waveforms)
+
+    def split(self, each: int) -> list[BeatClips]:
+        """So many at once."""
+        parts = (torch.split(tensor, each) for tensor in (self.waveforms, self.samples, self.places, self.transpose))
+        return [BeatClips(*part) for part in zip(*parts, strict=True)]
+
+
 class ScaledCQT(nn.Module):
     """The constant-Q transform as nnAudio's CQT1992v2 computes it, in scaled decibels.
 
@@ -227,7 +291,7 @@ class ScaledCQT(nn.Module):
     ) -> None:
         super().__init__()
         self.dynamic_range_db = dynamic_range_db
-        settings = CQTSettings(sample_rate, hop, lowest_hz, bins, bins_per_octave)
+        self.settings = settings = CQTSettings(sample_rate, hop, lowest_hz, bins, bins_per_octave)
         self.transform = FastCQT(settings)
         # Each bin's kernel length in samples: what tells one CQT's checkpoint from another's.
         self.register_buffer("lengths", _kernels(settings).lengths.clone(), persistent=False)
@@ -238,6 +302,21 @@ class ScaledCQT(nn.Module):
         """float32 (batch, samples), longer than `padding` -> float32 (batch, bins, 1 + samples // hop)."""
         magnitude: Tensor = self.transform(waveforms)
         return magnitude
+
+    def in_beat_time(self, clips: BeatClips) -> Tensor:
+        """Clips as if each were played at 120 BPM and in another key: their own CQT's magnitudes, read elsewhere.
+
+        Args:
+            clips: n of them; each transposition within MOST_SEMITONES.
+
+        Returns:
+            float32, (n, bins, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s numbers.
+        """
+        wide = _wide(self.settings, clips.waveforms.device).of_lengths(clips.waveforms, clips.samples)
+        # A semitone up, a bin shows what sounded one bin below.
+        rows = MOST_SEMITONES - clips.transpose[:, None] + torch.arange(self.settings.bins, device=wide.device)
+        chosen = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))  # (n, bins, frames of the longest)
+        return scale_decibels(read_frames(chosen, clips.places), self.dynamic_range_db)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """float32 (batch, samples), longer than `padding` -> float32 (batch, bins, frames), in scaled decibels."""

@@ -9,6 +9,10 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 MIXOLYDIAN = (0, 2, 4, 5, 7, 9, 10)
@@ -107,6 +111,15 @@ def key_name(tonic: int, mode: str) -> str:
     return f"{(_MINOR_NAMES if mode == 'minor' else _MAJOR_NAMES)[tonic]} {mode}"
 
 
+def tonic_of(name: str) -> int | None:
+    """The tonic of a key's major, or relative major, as a pitch class: 0 for "C major" and "A minor"; None: no key."""
+    parts = re.fullmatch(r"([A-G])([b#]?) (major|minor)", name)
+    if parts is None:
+        return None
+    shift = {"": 0, "b": -1, "#": 1}[parts[2]] + (3 if parts[3] == "minor" else 0)
+    return (_LETTERS[parts[1]] + shift) % 12
+
+
 def dominant_of(chord: Chord) -> Chord:
     """The seventh chord a fifth above, which leads to `chord`."""
     return Chord((chord.root + 7) % 12, "7")
@@ -154,3 +167,29 @@ def voice_chord(chord: Chord, previous: tuple[int, ...] | None, low: int = 52, h
         if len(set(v)) == len(v) and max(v) - min(v) <= _WIDEST_VOICING
     }
     return min(voicings, key=lambda v: (cost(v), v))
+
+
+_PROFILES = {
+    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
+    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
+}
+"""How well each pitch class fits a key, from its tonic upwards: Krumhansl and Kessler (1982), probe tones."""
+
+
+def likeliest_key(weights: NDArray[np.floating[Any]]) -> tuple[int, str] | None:
+    """The key whose profile correlates best with how much of each pitch class sounds.
+
+    Args:
+        weights: (12,), not negative, from C upwards.
+
+    Returns:
+        Tonic (pitch class) and "major" or "minor"; None where all weigh the same.
+    """
+    if float(np.ptp(weights)) == 0.0:
+        return None
+    fits = {
+        (tonic, mode): float(np.corrcoef(weights, np.roll(profile, tonic))[0, 1])
+        for mode, profile in _PROFILES.items()
+        for tonic in range(12)
+    }
+    return max(fits, key=lambda key: fits[key])

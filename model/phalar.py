@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.audio import ClipTooShort
 from model.axial import AxialBackbone
 from model.complex_layers import ComplexDropout, ComplexLinear, ComplexRMSNorm, ModReLU
-from model.cqt import ScaledCQT
+from model.cqt import BeatClips, ScaledCQT
 from model.pooling import SpectralPooling
 from model.similarity import HermitianSimilarity, to_unit_norm
 
@@ -130,7 +130,10 @@ class Phalar(nn.Module):
         Returns:
             complex64, (batch, pooled_channels, n_components).
         """
-        cqt = self.cqt(waveforms)  # (batch, bins, frames)
+        return self._pooled(self.cqt(waveforms))
+
+    def _pooled(self, cqt: Tensor) -> Tensor:
+        """float32 (batch, bins, frames) -> complex64 (batch, pooled_channels, n_components)."""
         features = self.backbone(cqt)  # (batch, channels, bins, steps)
         phasors: Tensor = self.pooling(features)
         return phasors
@@ -151,6 +154,20 @@ class Phalar(nn.Module):
             complex64, (batch, dimension).
         """
         return self.head(self.pool(waveforms))
+
+    def in_beat_time(self, clips: BeatClips) -> Tensor:
+        """`forward` of clips as if each were played at 120 BPM and in another key.
+
+        Args:
+            clips: n of them.
+
+        Returns:
+            complex64, (n, dimension), not of unit norm; with gradients, where they are enabled.
+        """
+        cqt = self.cqt.in_beat_time(clips)
+        if torch.is_grad_enabled():
+            return self.head(self._pooled(cqt))
+        return self.head(self._inferred(cqt))
 
     @torch.no_grad()
     def embed(self, waveforms: Tensor | NDArray[np.floating[Any]]) -> Tensor:
@@ -217,10 +234,13 @@ class Phalar(nn.Module):
 
     def _infer(self, clips: Tensor) -> Tensor:
         """`pool`, by the fastest path for this device."""
+        few = torch.split(clips, max(1, SAMPLES_PER_CQT // clips.shape[1])) if self.device.type == "cpu" else [clips]
+        return self._inferred(torch.cat([self.cqt(part) for part in few]))
+
+    def _inferred(self, cqt: Tensor) -> Tensor:
+        """`_pooled` without gradients and dropout: on a CPU by the compiled kernel."""
         if self.device.type != "cpu":
-            return self.pool(clips)
-        few = torch.split(clips, max(1, SAMPLES_PER_CQT // clips.shape[1]))
-        cqt = torch.cat([self.cqt(part) for part in few])  # (batch, bins, frames)
+            return self._pooled(cqt)
         return self.pooling.infer(self.backbone.infer(cqt))
 
     def _embeddings(self, embeddings: Tensor | NDArray[np.complexfloating[Any, Any]]) -> Tensor:

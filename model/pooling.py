@@ -66,11 +66,13 @@ class SpectralPooling(nn.Module):
         """float32 (batch, channels, bins, steps) -> complex64 (batch, pooled_channels, n_components)."""
         # The authors' order: bins outside, channels inside.
         per_step = features.transpose(1, 3).flatten(2)  # (batch, steps, bins * channels)
-        projected = self.projection(per_step).transpose(1, 2)  # (batch, pooled_channels, steps)
-        return spectral_pool(pad_steps(projected, self.n_components), self.n_components)
+        return self.pool(self.projection(per_step).transpose(1, 2))
 
     @torch.no_grad()
     def infer(self, features: Tensor) -> Tensor:
         """`forward` for inference: the same to rounding, without a copy where steps are innermost in memory."""
-        projected = self.projection.weight @ features.transpose(1, 2).flatten(1, 2)  # (batch, pooled_channels, steps)
+        return self.pool(self.projection.weight @ features.transpose(1, 2).flatten(1, 2))
+
+    def pool(self, projected: Tensor) -> Tensor:
+        """Real (batch, pooled_channels, steps) -> complex64 (batch, pooled_channels, n_components)."""
         return spectral_pool(pad_steps(projected, self.n_components), self.n_components)

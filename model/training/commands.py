@@ -103,8 +103,9 @@ def train(
 
             def report(step: Any) -> None:
                 facts = f"loss {step.loss:.3f}  in batch {step.accuracy:.0%}"
-                if step.validation_accuracy is not None:
-                    progress.console.print(f"step {step.step}: validation {step.validation_accuracy:.1%}")
+                of = {"as recorded": step.validation_accuracy, "matched": step.validation_matched}
+                if said := ", ".join(f"{share:.1%} {how}" for how, share in of.items() if share is not None):
+                    progress.console.print(f"step {step.step}: validation {said}")
                 progress.update(task, completed=step.step, description=facts)
                 write(step)
 
@@ -183,7 +184,7 @@ def _tensorboard(folder: Path, step: int, silent: bool) -> Iterator[Any]:
     with SummaryWriter(str(folder / "tensorboard"), purge_step=step) as writer:
 
         def write(measured: Any) -> None:
-            for name in ("loss", "accuracy", "rate", "validation_accuracy"):
+            for name in ("loss", "accuracy", "rate", "validation_accuracy", "validation_matched"):
                 if (value := getattr(measured, name)) is not None:
                     writer.add_scalar(name, value, measured.step)
             for part, seconds in measured.timing_s.items():

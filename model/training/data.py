@@ -13,6 +13,7 @@ from model.compose import compose_track
 from model.training.processes import map_in_processes
 from model.training.recipe import DataSettings
 from model.training.stems import StemBank, load_bank
+from model.truth import FILE
 
 FIRST_SEED = 1000
 """The composer's seeds from here on are for training; the demo catalog and tests use those below."""
@@ -49,11 +50,12 @@ def training_bank(
 
 
 def _compose(seed: int, seconds: float, folder: Path) -> None:
-    """`<folder>/<seed>/<instrument>.flac`, unless it is there."""
+    """`<folder>/<seed>/<instrument>.flac` and its track.json, unless they are there."""
     home = folder / f"{seed:06d}"
-    if (home / "done").is_file():
+    if (home / FILE).is_file():
         return
     home.mkdir(exist_ok=True)
-    for stem in compose_track(seed, seconds, SAMPLE_RATE).stems:
+    track = compose_track(seed, seconds, SAMPLE_RATE)
+    for stem in track.stems:
         soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    (home / "done").touch()
+    track.truth.write(home)  # last: a track with this file is whole

@@ -47,6 +47,10 @@ class DataSettings:
     shortest_s: float = 2.0  # of an example; each batch draws one length for all its examples
     longest_s: float = 10.0
     speed_semitones: float = 0.0  # each batch is played faster or slower by up to so much, its pitch and tuning with it
+    matched: float = 0.0  # part of the batches that are in beat time: one tempo, each window on a beat
+    fewest_beats: int = 4  # of an example in beat time; each batch draws one number for all its examples
+    most_beats: int = 10
+    one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
     split_seed: int = 0
 
 
@@ -74,6 +78,8 @@ class LossSettings:
     decoys_from: int = 0  # the step with which they begin
     nearest_decoy_s: float = 0.04  # how far off the time of one is, earlier or later
     farthest_decoy_s: float = 0.6
+    beat_decoys: float = 1.0  # in beat time: part of the examples whose positive is a negative too, where it does not fit
+    key_decoys: float = 0.5  # part of those that are in another key; the others are at another beat
 
 
 @dataclass(frozen=True)

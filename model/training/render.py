@@ -9,7 +9,6 @@ music. Not the same bits: FluidSynth's voices keep a little of what they played 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ import soundfile
 import soxr
 
 from model.audio import SAMPLE_RATE, is_silent
+from model.harmony import key_name, likeliest_key
 from model.synthesis import (
     BASS_VOICES,
     CLAP,
@@ -51,6 +51,7 @@ from model.synthesis import (
     tune_kit,
 )
 from model.training.processes import map_in_processes
+from model.truth import Truth
 
 SOUNDFONTS = (
     Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
@@ -76,6 +77,11 @@ _PIECES = {
     KICK: "kick", SNARE: "snare", RIM: "snare", CLAP: "snare", HAT: "hats", OPEN_HAT: "hats", SHAKER: "hats",
     CRASH: "cymbals", RIDE: "cymbals", TOM_LOW: "toms", TOM_MID: "toms", TOM_HIGH: "toms",
 }  # fmt: skip  # stems of a kit that is recorded, or programmed, piece by piece; what is not here is percussion
+_TONICS = {
+    "C": 0, "G": 7, "D": 2, "A": 9, "E": 4, "B": 11, "F#": 6, "C#": 1, "F": 5, "Bb": 10, "Eb": 3, "Ab": 8, "Db": 1,
+    "Gb": 6, "Cb": 11, "G#": 8, "D#": 3, "A#": 10,
+}  # fmt: skip  # of MIDI's key signatures
+_FIRST_UNPITCHED = 8 * FAMILIES.index("percussive")  # programs from here on have no pitch that a key would know
 _SAMPLED_S = 4.0  # of the note that a sampler plays
 _CUT_S = 0.01  # a sampler's note fades so fast when it is released
 
@@ -110,6 +116,15 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Score:
+    """A MIDI file: its parts, its beats in seconds (dotted ones where the metre counts in threes), and its key."""
+
+    parts: tuple[Part, ...]
+    beats_s: tuple[float, ...]
+    key: tuple[int, str] | None  # tonic (pitch class) and mode: what the file says, or else what its notes suggest
+
+
+@dataclass(frozen=True)
 class RenderSettings:
     """How scores become stems."""
 
@@ -134,8 +149,8 @@ class Rendered:
     problem: str | None = None
 
 
-def read_score(path: Path) -> list[Part]:
-    """The parts of a MIDI file: one for each of its tracks and channels that has notes.
+def read_score(path: Path) -> Score:
+    """A MIDI file, with a part for each of its tracks and channels that has notes.
 
     A note that the sustain pedal holds ends when the pedal is released.
 
@@ -194,7 +209,40 @@ def read_score(path: Path) -> list[Part]:
         for channel, played in notes.items():
             ordered = tuple(sorted(played, key=lambda note: (note.onset_s, note.pitch)))
             parts.append(Part(programs.get(channel, 0), channel == _DRUM_CHANNEL, ordered))
-    return parts
+    end_s = max((note.onset_s + note.duration_s for part in parts for note in part.notes), default=0.0)
+    return Score(tuple(parts), _beats(midi, timeline, end_s), _key(midi, parts))
+
+
+def _beats(midi: Any, timeline: list[tuple[int, float, int]], end_s: float) -> tuple[float, ...]:
+    """Every beat's second, to the first beyond the end."""
+    metres = sorted(
+        ((tick, m.numerator, m.denominator) for t in midi.tracks for tick, m in _absolute(t) if m.type == "time_signature"),
+        key=lambda metre: metre[0],
+    )
+    beats: list[float] = []
+    tick, numerator, denominator = 0.0, 4, 4
+    while not beats or beats[-1] < end_s:
+        beats.append(_seconds(timeline, tick, midi.ticks_per_beat))
+        while metres and metres[0][0] <= tick:
+            _, numerator, denominator = metres.pop(0)
+        in_threes = denominator >= 8 and numerator % 3 == 0
+        quarters = 4 / denominator * 3 if in_threes else 1.0
+        tick += max(1.0, quarters * midi.ticks_per_beat)
+        if metres and tick > metres[0][0]:  # a new bar begins on a beat
+            tick = float(metres[0][0])
+    return tuple(beats)
+
+
+def _key(midi: Any, parts: Sequence[Part]) -> tuple[int, str] | None:
+    signatures = [message.key for track in midi.tracks for message in track if message.type == "key_signature"]
+    if signatures:
+        tonic = _TONICS[signatures[0].rstrip("m")]
+        return tonic, "minor" if signatures[0].endswith("m") else "major"
+    weights = np.zeros(12)
+    for part in parts:
+        for note in part.notes if not part.is_drums else ():
+            weights[note.pitch % 12] += note.duration_s
+    return likeliest_key(weights)
 
 
 def _absolute(track: Any) -> Iterator[tuple[int, Any]]:
@@ -204,23 +252,26 @@ def _absolute(track: Any) -> Iterator[tuple[int, Any]]:
         yield tick, message
 
 
-def _seconds(timeline: list[tuple[int, float, int]], tick: int, ticks_per_beat: int) -> float:
+def _seconds(timeline: list[tuple[int, float, int]], tick: float, ticks_per_beat: int) -> float:
     since, seconds, tempo = next(change for change in reversed(timeline) if change[0] <= tick)
     return seconds + (tick - since) * tempo / (1e6 * max(1, ticks_per_beat))
 
 
-def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random.Generator) -> dict[str, Waveform]:
+def render_track(
+    score: Score, settings: RenderSettings, rng: np.random.Generator
+) -> tuple[dict[str, Waveform], Truth]:
     """Play an excerpt of a score.
 
     Args:
-        parts: as from `read_score`.
+        score: as from `read_score`.
         settings: how.
         rng: every choice is drawn from it.
 
     Returns:
         Stem name -> float32 (samples,) at 16 kHz, all equally long and aligned; the sum of all stays within -1 and 1.
-        Parts that are silent in the excerpt are left out, so it may be empty.
+        Parts that are silent in the excerpt are left out, so it may be empty. And what is known of the excerpt.
     """
+    parts = score.parts
     tempo = float(rng.uniform(0.8, 1.25))  # more is faster
     transposition = int(rng.integers(-5, 7))
     looseness_s = float(rng.uniform(0.0, 0.006))  # how far a player is off the beat, usually
@@ -233,6 +284,7 @@ def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random
     samples = round(settings.seconds * SAMPLE_RATE)
     shared = Room(samples, SAMPLE_RATE, float(rng.uniform(0.3, 1.6)), rng)
     waveforms: dict[str, Waveform] = {}
+    pitched: dict[str, bool] = {}
     busiest = sorted(parts, key=lambda part: len(part.notes), reverse=True)[: settings.most_stems]
     stems = [one for part in busiest for one in (part.pieces() if part.is_drums and kit_in_pieces else [part])]
     for number, part in enumerate(stems):
@@ -266,9 +318,13 @@ def render_track(parts: Sequence[Part], settings: RenderSettings, rng: np.random
         shaped = _shape(dry, room, part.is_drums, own)
         if shaped is not None:
             waveforms[f"{number:02d}-{part.instrument}"] = shaped
+            pitched[f"{number:02d}-{part.instrument}"] = not part.is_drums and part.program < _FIRST_UNPITCHED
     loudest = max((float(np.abs(sum(waveforms.values())).max()) if waveforms else 0.0), 1e-9)
     scale = np.float32(min(1.0, 0.9 / loudest))
-    return {name: waveform * scale for name, waveform in waveforms.items()}
+    beats = [beat / tempo - start for beat in score.beats_s]
+    key = None if score.key is None else key_name((score.key[0] + transposition) % 12, score.key[1])
+    truth = Truth(tuple(beat for beat in beats if 0 <= beat <= settings.seconds), key, pitched)
+    return {name: waveform * scale for name, waveform in waveforms.items()}, truth
 
 
 def _synthesise(part: Part, notes: Sequence[Note], samples: int, rng: np.random.Generator) -> Waveform:
@@ -446,7 +502,7 @@ def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rende
         return Rendered(name, stems=len(list(home.glob("*.flac"))), known=True)
     rng = np.random.default_rng([settings.seed, zlib.crc32(name.encode())])
     try:
-        waveforms = render_track(read_score(path), settings, rng)
+        waveforms, truth = render_track(read_score(path), settings, rng)
     except Exception as error:
         # Any one of thousands of files from anywhere may be broken in its own way; the caller reports it.
         return Rendered(name, 0, problem=f"{type(error).__name__}: {error}")
@@ -456,11 +512,11 @@ def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rende
     try:
         for stem, waveform in waveforms.items():
             soundfile.write(scratch / f"{stem}.flac", waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        facts = dataclasses.asdict(settings) | {
+        made = dataclasses.asdict(settings) | {
             "score": path.name,
             "soundfonts": [font.name for font in settings.soundfonts],
         }
-        (scratch / "track.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        dataclasses.replace(truth, made=made).write(scratch)
         scratch.chmod(0o755)
         os.replace(scratch, home)
     except BaseException:

@@ -11,9 +11,9 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
+from model.grid import BadGrid, Grid, said_grid
+from model.tempo import hear_grid
 from model.training.processes import map_in_processes
+from model.truth import FILE, BadTruth, Truth, read_truth
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -45,7 +48,7 @@ AUDIBLE_RMS = 1e-3
 ACTIVITY_HOP = SAMPLE_RATE // 10
 """Samples a cell of the table of what sounds when."""
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 _SAMPLES, _ACTIVITY, _FACTS = "samples.i16", "activity.npy", "tracks.json"
 
 
@@ -55,6 +58,7 @@ class TrackFiles:
 
     name: str
     stems: dict[str, tuple[Path, ...]]
+    folder: Path | None = None  # where a track.json may lie
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ class BankedTrack:
     part: int
     offset: int
     samples: int
+    grid: Grid | None = None  # said by its track.json, or heard; None: no steady tempo
+    key: str | None = None  # said, such as "F# minor"
+    pitched: tuple[bool | None, ...] = ()  # of each stem, said; None: not known
 
 
 def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
@@ -99,17 +106,17 @@ def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
             return
         for inner in ("stems", "stems_audio"):  # Slakh2100, CocoChorales
             if (folder / inner).is_dir():
-                tracks.append(TrackFiles(name, {path.stem: (path,) for path in _audio(folder / inner)}))
+                tracks.append(TrackFiles(name, {path.stem: (path,) for path in _audio(folder / inner)}, folder))
                 return
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         moises = [path for path in below if path.name in MOISES_STEMS and _audio(path)]
         if moises and (len(moises) == len(below) or (folder / "data.json").is_file()):
             # A stem's folder may hold files of several sources: together they are the stem.
-            tracks.append(TrackFiles(name, {path.name: tuple(_audio(path)) for path in below if _audio(path)}))
+            tracks.append(TrackFiles(name, {path.name: tuple(_audio(path)) for path in below if _audio(path)}, folder))
             return
         files = [path for path in _audio(folder) if path.stem.lower() not in MIX_NAMES]
         if files and depth:
-            tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}))
+            tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}, folder))
             return
         if files:
             dropped.extend(Dropped(path.name, None, "a file outside any track's folder") for path in files)
@@ -149,9 +156,7 @@ class StemBank:
         dropped: list[Dropped] = []
         for part, folder in enumerate(folders):
             facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-            tracks += [
-                BankedTrack(t["name"], tuple(t["stems"]), part, t["offset"], t["samples"]) for t in facts["tracks"]
-            ]
+            tracks += [_banked(entry, part) for entry in facts["tracks"]]
             dropped += [Dropped(**entry) for entry in facts["dropped"]]
         self.tracks = tuple(tracks)
         self.dropped = tuple(dropped)
@@ -183,6 +188,12 @@ class StemBank:
     def of_split(self, split: Split, seed: int = 0) -> list[int]:
         """The tracks of a split, by their place in `tracks`."""
         return [at for at, track in enumerate(self.tracks) if split_of(track.name, seed) == split]
+
+
+def _banked(entry: dict[str, Any], part: int) -> BankedTrack:
+    grid = Grid(np.array(entry["beats_s"]), entry["grid"]) if entry["grid"] else None
+    stems, pitched = tuple(entry["stems"]), tuple(entry["pitched"])
+    return BankedTrack(entry["name"], stems, part, entry["offset"], entry["samples"], grid, entry["key"], pitched)
 
 
 def _mapped(path: Path) -> NDArray[np.int16]:
@@ -236,7 +247,7 @@ def named_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
     tracks, dropped = find_tracks(root)
     prefix = f"{root.resolve().name}/"
     return (
-        [TrackFiles(prefix + track.name, track.stems) for track in tracks],
+        [replace(track, name=prefix + track.name) for track in tracks],
         [Dropped(prefix + entry.track, entry.stem, entry.reason) for entry in dropped],
     )
 
@@ -258,13 +269,14 @@ def _write_part(
     scratch = folder / f"{_SAMPLES}.{os.getpid()}.partial"
     with scratch.open("wb") as file:
         decoded = map_in_processes(_decode, tracks, [most_seconds] * len(tracks), jobs=jobs)
-        for track, (stems, rows, cells, problems) in zip(tracks, decoded, strict=True):
+        for track, (stems, rows, cells, known, problems) in zip(tracks, decoded, strict=True):
             dropped += problems
             if len(stems) < 2:
                 dropped.append(Dropped(track.name, None, f"{len(stems)} of its stems can be used; two are needed"))
             else:
                 file.write(rows.tobytes())
-                banked.append({"name": track.name, "stems": stems, "offset": offset, "samples": rows.shape[1]})
+                shape = {"name": track.name, "stems": stems, "offset": offset, "samples": rows.shape[1]}
+                banked.append(shape | known)
                 activity.append(cells.reshape(-1))
                 offset += rows.size
             one_more()
@@ -278,8 +290,9 @@ def _write_part(
 
 def _decode(
     track: TrackFiles, most_seconds: float | None
-) -> tuple[tuple[str, ...], NDArray[np.int16], NDArray[np.float32], list[Dropped]]:
-    """A track's stems as 16-bit rows, their power in each cell of the activity table, and what was left out."""
+) -> tuple[tuple[str, ...], NDArray[np.int16], NDArray[np.float32], dict[str, Any], list[Dropped]]:
+    """A track's stems as 16-bit rows, their power in each cell of the activity table, what is known of its beats and
+    key, and what was left out."""
     waveforms: dict[str, Waveform] = {}
     problems: list[Dropped] = []
     most = None if most_seconds is None else round(most_seconds * SAMPLE_RATE)
@@ -307,7 +320,28 @@ def _decode(
         if not sounds:
             problems.append(Dropped(track.name, name, "never reaches -60 dBFS"))
     names = tuple(name for name, sounds in zip(waveforms, sounding, strict=True) if sounds)
-    return names, np.round(rows[sounding] * 32_767).astype(np.int16), cells[sounding], problems
+    grid, truth, problem = _known(track, rows.sum(axis=0))
+    if problem is not None:
+        problems.append(Dropped(track.name, None, f"no beat grid: {problem}"))
+    known = {
+        "beats_s": [] if grid is None else grid.beats_s.tolist(),
+        "grid": None if grid is None else grid.source,
+        "key": truth.key,
+        "pitched": [truth.pitched.get(name) for name in names],
+    }
+    return names, np.round(rows[sounding] * 32_767).astype(np.int16), cells[sounding], known, problems
+
+
+def _known(track: TrackFiles, mix: Waveform) -> tuple[Grid | None, Truth, str | None]:
+    """A track's grid, what its track.json says, and why it has no grid where that is the track.json's fault."""
+    unknown = Truth((), None, {})
+    try:
+        truth = read_truth(track.folder) if track.folder is not None else None
+        if truth is not None:
+            return said_grid(np.array(truth.beats_s), len(mix) / SAMPLE_RATE), truth, None
+    except (BadTruth, BadGrid) as error:
+        return None, unknown, f"{FILE}: {error}"
+    return hear_grid(mix), unknown, None
 
 
 def _sum(sources: Sequence[Waveform]) -> Waveform:
@@ -328,10 +362,12 @@ def _audio(folder: Path) -> list[Path]:
 def _fingerprint(tracks: Iterable[TrackFiles], most_seconds: float | None) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {SAMPLE_RATE} {most_seconds}".encode())
     for track in tracks:
-        for stem, files in track.stems.items():
-            for path in files:
-                status = path.stat()
-                digest.update(f"\0{track.name}\0{stem}\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+        files = [(stem, path) for stem, paths in track.stems.items() for path in paths]
+        if track.folder is not None and (track.folder / FILE).is_file():
+            files.append((FILE, track.folder / FILE))
+        for stem, path in files:
+            status = path.stat()
+            digest.update(f"\0{track.name}\0{stem}\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:24]
 
 
@@ -382,15 +418,23 @@ def draw_example(bank: StemBank, track: int, samples: int, rng: np.random.Genera
         return None
     for _ in range(10):
         start = int(rng.integers(room + 1))
-        sounding = np.flatnonzero(bank.audible(track, start, samples))
-        if len(sounding) < 2:
-            continue
-        shuffled = rng.permutation(sounding)
-        first = int(rng.integers(1, len(sounding)))
-        second = int(rng.integers(1, len(sounding) - first + 1))
-        anchor, positive = shuffled[:first], shuffled[first : first + second]
-        return Example(track, start, tuple(map(int, anchor)), tuple(map(int, positive)))
+        submixes = draw_submixes(bank.audible(track, start, samples), rng)
+        if submixes is not None:
+            return Example(track, start, *submixes)
     return None
+
+
+def draw_submixes(
+    audible: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Two disjoint submixes of random sizes of the stems that sound; None where fewer than two do."""
+    sounding = np.flatnonzero(audible)
+    if len(sounding) < 2:
+        return None
+    shuffled = rng.permutation(sounding).tolist()
+    first = int(rng.integers(1, len(sounding)))
+    second = int(rng.integers(1, len(sounding) - first + 1))
+    return tuple(shuffled[:first]), tuple(shuffled[first : first + second])
 
 
 def draw_decoys(
@@ -439,16 +483,26 @@ def mix_examples(
     Returns:
         Anchors and positives, each float32 (n, length).
     """
-    sides = []
-    for chosen in ([e.anchor for e in examples], [e.positive for e in examples]):
-        mixed = torch.zeros(len(examples), length, device=samples[0].device)
-        for row, example, stems in zip(mixed, examples, chosen, strict=True):
-            track = bank.tracks[example.track]
-            for stem in stems:
-                begin = track.offset + stem * track.samples + example.start
-                row.add_(samples[track.part][begin : begin + length], alpha=1 / 32_768)
-        sides.append(mixed)
-    return sides[0], sides[1]
+    sides = ([(e.track, e.start, e.anchor) for e in examples], [(e.track, e.start, e.positive) for e in examples])
+    anchors, positives = (mix_stretches(bank, samples, side, length) for side in sides)
+    return anchors, positives
+
+
+def mix_stretches(
+    bank: StemBank, samples: Sequence[Tensor], stretches: Sequence[tuple[int, int, tuple[int, ...]]], length: int
+) -> Tensor:
+    """Sum stems of stretches, each a track, its first sample and some stems: float32 (n, length).
+
+    What lies beyond a track's ends is silence.
+    """
+    mixed = torch.zeros(len(stretches), length, device=samples[0].device)
+    for row, (at, start, stems) in zip(mixed, stretches, strict=True):
+        track = bank.tracks[at]
+        first, last = max(0, start), min(track.samples, start + length)
+        for stem in stems:
+            begin = track.offset + stem * track.samples
+            row[first - start : last - start].add_(samples[track.part][begin + first : begin + last], alpha=1 / 32_768)
+    return mixed
 
 
 def on_device(bank: StemBank, device: torch.device) -> tuple[Tensor, ...]:

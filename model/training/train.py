@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,25 +23,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE
-from model.training.augment import augment, played_at, samples_at_speed
+from model.cqt import BeatClips
+from model.training.batches import BeatWindow, beat_clips, draw_batch, draw_beat_pair
 from model.training.distributed import gather
 from model.training.heard import HEARD, encode_heard
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
-from model.training.stems import Example, StemBank, draw_decoys, draw_example, draw_examples, mix_examples, on_device
+from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples, on_device
 from model.training.variants import build_model, load_trained, save_model
 
 CHECKPOINT = "last.pt"
 MODEL = "model.safetensors"
 LOG = "log.jsonl"
 VALIDATION_S = 5.0
+VALIDATION_BEATS = 10
 SETTLE_CLIPS = 128
 
 MAY_CHANGE = frozenset({"steps", "checkpoint_minutes", "validate_every", "clips_per_pass"})
 """Entries of a recipe that a run may change on the way: how long it lasts, how often it reports, what fits a cache."""
 
-_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE, _DECOYS = range(6)  # what a step's random numbers are for
+_DRAW, _DROPOUT, _START, _SETTLE = 0, 2, 3, 4  # what a step's random numbers are for, beside those of batches.py
 
 
 class OtherRun(Exception):
@@ -64,6 +66,7 @@ class Step:
     rate: float  # part of the full learning rates
     timing_s: dict[str, float]
     validation_accuracy: float | None = None
+    validation_matched: float | None = None  # the same in beat time
 
 
 @dataclass
@@ -104,6 +107,7 @@ class Trainer:
         if (self.folder / CHECKPOINT).is_file():
             self._resume()
         self._validation = self._validation_examples()
+        self._validation_beats = self._validation_beat_pairs()
 
     def run(self, report: Callable[[Step], None] | None = None, stop_at: int | None = None) -> None:
         """Train to the recipe's last step (or to `stop_at`), then write the model.
@@ -118,8 +122,8 @@ class Trainer:
         while self.step < last:
             measured = self._train_step()
             if self.step % recipe.validate_every == 0 or self.step == recipe.steps:
-                accuracy = self.validate()
-                measured = Step(**(vars(measured) | {"validation_accuracy": accuracy}))
+                recorded, matched = self.validate()
+                measured = replace(measured, validation_accuracy=recorded, validation_matched=matched)
             if self.rank == 0:
                 self._log(measured)
                 if report is not None:
@@ -165,17 +169,28 @@ class Trainer:
         os.replace(scratch, self.folder / CHECKPOINT)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Accuracy among fixed examples of the validation tracks: does each anchor score its own positive highest?"""
-        if len(self._validation) < 2:
-            return float("nan")
+    def validate(self) -> tuple[float | None, float | None]:
+        """Accuracy among fixed examples of the validation tracks: does each anchor score its own positive highest?
+
+        Returns:
+            As recorded, and in beat time; None where there are not two such examples.
+        """
         length = round(VALIDATION_S * SAMPLE_RATE)
-        anchors, positives = mix_examples(self.bank, self.samples, self._validation, length)
         self._settle()
         self.model.eval()
-        x, y = (self._embed_in_passes(side) for side in (anchors, positives))
-        scores = self.model.similarity(x, y)  # type: ignore[operator]
+        accuracies: list[float | None] = [None, None]
+        if len(self._validation) > 1:
+            sides = mix_examples(self.bank, self.samples, self._validation, length)
+            accuracies[0] = self._accuracy(*map(self._embed_in_passes, sides))
+        if self.recipe.data.matched and len(self._validation_beats) > 1:
+            pairs = zip(*self._validation_beats, strict=True)
+            clips = (beat_clips(self.bank, self.samples, side) for side in pairs)
+            accuracies[1] = self._accuracy(*map(self._embed_in_passes, clips))
         self.model.train()
+        return accuracies[0], accuracies[1]
+
+    def _accuracy(self, x: Tensor, y: Tensor) -> float:
+        scores = cast(Any, self.model.similarity)(x, y)
         return float((scores.argmax(dim=1) == torch.arange(len(x), device=self.device)).float().mean())
 
     def _settle(self) -> None:
@@ -192,29 +207,18 @@ class Trainer:
         refresh_statistics(self.model, torch.split(mix_examples(self.bank, self.samples, examples, length)[0], 32))
 
     def _train_step(self) -> Step:
-        recipe, data = self.recipe, self.recipe.data
+        recipe = self.recipe
         clock = _Clock(self.device)
-        rng = np.random.default_rng(self._seed(_DRAW, self.step))
-        # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
-        seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
-        length = round(seconds * SAMPLE_RATE)
-        drawn = samples_at_speed(length, data.speed_semitones, rng)
-        examples = draw_examples(self.bank, self.tracks, recipe.batch, drawn, rng)
-        share = recipe.batch // self.world
-        mine = examples[self.rank * share : (self.rank + 1) * share]
-        late = self._decoys(mine, drawn)
-        anchors, positives = mix_examples(self.bank, self.samples, mine, drawn)
-        decoys = mix_examples(self.bank, self.samples, late, drawn)[1]
-        generator = torch.Generator().manual_seed(self._seed(_AUGMENT, self.step * self.world + self.rank))
-        clips = augment(played_at(torch.cat([anchors, positives, decoys]), length), recipe.augment, generator)
+        batch = draw_batch(
+            self.bank, self.samples, self.tracks, recipe, self.step, self._seed, self.rank, self.world
+        )
         clock.tick("data")
 
         torch.manual_seed(self._seed(_DROPOUT, self.step * self.world + self.rank))
         self.model.train()
-        embedded = self._embed_in_passes(clips)
-        x, y, others = (gather(part) for part in torch.split(embedded, [share, share, len(late)]))
-        at = torch.arange(len(others), device=self.device)
-        decoys_of = at // max(1, len(late)) * share + at % max(1, len(late))  # each process's first examples
+        embedded = self._embed_in_passes(batch.clips)
+        x, y, others = (gather(part) for part in torch.split(embedded, batch.sizes))
+        decoys_of = gather(batch.decoys_of.to(self.device) + self.rank * batch.pairs)
         loss, accuracy = contrastive_loss(x, y, self._score(), recipe.loss, others, decoys_of)
         clock.tick("forward")
 
@@ -235,17 +239,9 @@ class Trainer:
         self.step += 1
         return Step(self.step, recipe.steps, float(loss.detach()), float(accuracy), rate, clock.split_s)
 
-    def _embed_in_passes(self, clips: Tensor) -> Tensor:
+    def _embed_in_passes(self, clips: Tensor | BeatClips) -> Tensor:
         half = self.recipe.precision == "bfloat16" and self.device.type == "cuda"
         return embed_in_passes(self.model, clips, self.recipe.clips_per_pass, half)
-
-    def _decoys(self, examples: list[Example], length: int) -> list[Example]:
-        loss = self.recipe.loss
-        if self.step < loss.decoys_from:
-            return []
-        rng = np.random.default_rng(self._seed(_DECOYS, self.step * self.world + self.rank))
-        shifts = round(loss.nearest_decoy_s * SAMPLE_RATE), round(loss.farthest_decoy_s * SAMPLE_RATE)
-        return draw_decoys(self.bank, examples, round(loss.decoys * len(examples)), length, shifts, rng)
 
     def _score(self) -> Callable[[Tensor, Tensor], Tensor]:
         similarity = cast(Any, self.model.similarity)
@@ -270,6 +266,13 @@ class Trainer:
         wanted = round(VALIDATION_S * SAMPLE_RATE)
         drawn = (draw_example(self.bank, track, wanted, rng) for track in rng.permutation(self.validation_tracks))
         return [example for example in drawn if example is not None][: self.recipe.validation_pairs]
+
+    def _validation_beat_pairs(self) -> list[tuple[BeatWindow, BeatWindow]]:
+        rng = np.random.default_rng(_mixed(self.recipe.seed, _DRAW, 2**41))
+        tracks = rng.permutation(self.validation_tracks)
+        drawn = (draw_beat_pair(self.bank, int(track), VALIDATION_BEATS, rng) for track in tracks)
+        pairs = [pair for pair in drawn if pair is not None][: self.recipe.validation_pairs]
+        return [(replace(x, transpose=0), replace(y, transpose=0)) for x, y in pairs]
 
     def _resume(self) -> None:
         state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)
@@ -302,20 +305,22 @@ def _mixed(*numbers: int) -> int:
     return int(mixed) >> 1  # torch takes signed seeds
 
 
-def embed_in_passes(model: nn.Module, clips: Tensor, each: int, half: bool) -> Tensor:
+def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool) -> Tensor:
     """Embed clips, so many at once.
 
     Args:
         model: of `build_model`.
-        clips: float32 (n, samples).
+        clips: float32 (n, samples), or n clips in beat time.
         each: at once; 0: all.
         half: multiply in bfloat16, where autocast finds that safe.
 
     Returns:
         (n, ...), complex64 or float32 in either case: scores are computed in full precision.
     """
-    with torch.autocast(clips.device.type, dtype=torch.bfloat16) if half else nullcontext():
-        embedded = torch.cat([model(part) for part in torch.split(clips, each or len(clips))])
+    device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
+    with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
+        embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
+        embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
     return embedded if embedded.is_complex() else embedded.float()
 
 

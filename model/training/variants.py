@@ -43,10 +43,9 @@ class Trainable(Protocol):
 class AveragePooling(SpectralPooling):
     """The mean over steps instead of Fourier components: what sounds, without when."""
 
-    def forward(self, features: Tensor) -> Tensor:
-        """float32 (batch, channels, bins, steps) -> complex64 (batch, pooled_channels, 1), without imaginary part."""
-        per_step = features.transpose(1, 3).flatten(2)  # (batch, steps, bins * channels)
-        averaged = self.projection(per_step).float().mean(dim=1)[..., None]  # (batch, pooled_channels, 1)
+    def pool(self, projected: Tensor) -> Tensor:
+        """Real (batch, pooled_channels, steps) -> complex64 (batch, pooled_channels, 1), without imaginary part."""
+        averaged = projected.float().mean(dim=2)[..., None]  # (batch, pooled_channels, 1)
         scale = averaged.abs().mean(dim=(1, 2), keepdim=True) + 1e-6
         return torch.complex(averaged / scale, torch.zeros_like(averaged))
 
@@ -54,9 +53,9 @@ class AveragePooling(SpectralPooling):
 class MagnitudePooling(SpectralPooling):
     """The magnitudes of the Fourier components without their phases: periods, without where they fall."""
 
-    def forward(self, features: Tensor) -> Tensor:
-        """float32 (batch, channels, bins, steps) -> complex64 (batch, pooled_channels, n_components), real."""
-        magnitude = super().forward(features).abs()
+    def pool(self, projected: Tensor) -> Tensor:
+        """Real (batch, pooled_channels, steps) -> complex64 (batch, pooled_channels, n_components), real too."""
+        magnitude = super().pool(projected).abs()
         return torch.complex(magnitude, torch.zeros_like(magnitude))
 
 

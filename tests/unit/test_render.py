@@ -13,6 +13,7 @@ from model.training.render import (
     NoSoundfont,
     Part,
     RenderSettings,
+    Score,
     read_score,
     render_scores,
     render_track,
@@ -48,9 +49,15 @@ def write_score(path: Path, program: int = 0, beats: int = 8) -> None:
     midi.save(path)
 
 
+def score_of(*parts: Part) -> Score:
+    """With a beat every half second, in A minor."""
+    end_s = max(note.onset_s + note.duration_s for part in parts for note in part.notes)
+    return Score(parts, tuple(np.arange(0.0, end_s + 0.5, 0.5).tolist()), (9, "minor"))
+
+
 def test_a_score_is_read_in_seconds_through_its_tempo_changes(tmp_path: Path) -> None:
     write_score(tmp_path / "score.mid", program=33)
-    bass, drums = read_score(tmp_path / "score.mid")
+    bass, drums = read_score(tmp_path / "score.mid").parts
     assert (bass.program, bass.is_drums, bass.instrument) == (33, False, "bass")
     assert drums.is_drums
     onsets = [note.onset_s for note in bass.notes]
@@ -73,7 +80,7 @@ def test_the_pedal_holds_a_note_until_it_is_released(tmp_path: Path) -> None:
     midi = mido.MidiFile(ticks_per_beat=480)
     midi.tracks.append(track)
     midi.save(tmp_path / "pedal.mid")
-    (part,) = read_score(tmp_path / "pedal.mid")
+    (part,) = read_score(tmp_path / "pedal.mid").parts
     assert [(note.pitch, round(note.duration_s, 3)) for note in part.notes] == [(60, 1.0), (62, 0.5)]
 
 
@@ -99,7 +106,7 @@ def test_all_stems_start_where_the_score_says(synthesised: float) -> None:
     fonts = tuple(path for path in SOUNDFONTS if path.is_file())
     settings = RenderSettings(soundfonts=fonts, seconds=10.0, synthesised=synthesised)
     for seed in range(4):
-        stems = render_track(parts, settings, np.random.default_rng(seed))
+        stems = render_track(score_of(*parts), settings, np.random.default_rng(seed))[0]
         assert len(stems) == 3
         onsets = [onset_s(wave) for wave in stems.values()]
         assert min(onsets) >= 2.0 / 1.25 - EARLY_S
@@ -116,7 +123,10 @@ def test_a_kit_in_pieces_is_a_stem_a_piece_and_leaves_no_note_out() -> None:
     melody = Part(0, False, (Note(0.0, 4.0, 60, 0.8),))
     for share, expected in ((1.0, 6), (0.0, 2)):
         settings = RenderSettings(seconds=4.0, synthesised=1.0, kits_in_pieces=share)
-        assert len(render_track([melody, Part(0, True, beats)], settings, np.random.default_rng(0))) == expected
+        stems, truth = render_track(score_of(melody, Part(0, True, beats)), settings, np.random.default_rng(0))
+        assert len(stems) == expected
+        assert set(truth.pitched) == set(stems)
+        assert [name for name, pitched in truth.pitched.items() if pitched] == [n for n in stems if "piano" in n]
 
 
 @pytest.mark.parametrize("pitch", [57, 69, 81])
@@ -126,7 +136,7 @@ def test_a_sampler_plays_every_note_from_one_at_its_own_pitch_until_its_release(
     settings = RenderSettings(seconds=10.0, synthesised=1.0, sampled=1.0, sequenced=1.0)
     rng = np.random.default_rng(1)
     tempo, transposition = rng.uniform(0.8, 1.25), int(rng.integers(-5, 7))
-    (stem,) = render_track([Part(0, False, notes)], settings, np.random.default_rng(1)).values()
+    (stem,) = render_track(score_of(Part(0, False, notes)), settings, np.random.default_rng(1))[0].values()
     begin, end = (round(at / tempo * SAMPLE_RATE) for at in (1.0, 1.5))
     spectrum = np.abs(np.fft.rfft(stem[begin:end] * np.hanning(end - begin), n=SAMPLE_RATE))
     fundamental = 440.0 * 2 ** ((pitch + transposition - 69) / 12)

@@ -1,0 +1,88 @@
+"""Beat time: where the beats of a clip lie, and its seconds as if it were played at 120 BPM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+BEAT_TIME_BPM = 120.0
+"""The tempo that beat time is played at."""
+
+LOWEST_BPM = BEAT_TIME_BPM / math.sqrt(2)
+"""Tempi are folded into the octave from here on: half and double tempo are one."""
+
+Source = Literal["said", "heard"]
+
+
+class BadGrid(ValueError):
+    """Beats that cannot be those of their clip."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The beats of a clip: at least two, in order, their tempo within the octave from LOWEST_BPM on (see `folded`)."""
+
+    beats_s: NDArray[np.float64]
+    source: Source = "said"
+
+    @property
+    def tempo_bpm(self) -> float:
+        """Beats a minute, by the median beat."""
+        return 60.0 / float(np.median(np.diff(self.beats_s)))
+
+    def seconds_at(self, beats: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """When each beat falls, whole or not, counted from the grid's first; evenly spaced beyond either end.
+
+        Args:
+            beats: of any shape; may be negative or beyond the last.
+
+        Returns:
+            float64 seconds from the clip's first sample, of the same shape.
+        """
+        places = np.arange(len(self.beats_s))
+        first, last = self.beats_s[1] - self.beats_s[0], self.beats_s[-1] - self.beats_s[-2]
+        inside = np.interp(beats, places, self.beats_s)
+        before, after = np.minimum(beats, 0.0), np.maximum(beats - places[-1], 0.0)
+        at: NDArray[np.float64] = inside + before * first + after * last
+        return at
+
+    def starts(self, beats: int, seconds: float) -> NDArray[np.int64]:
+        """The beats with which a window of so many beats may begin in a clip of so many seconds."""
+        places = np.arange(-1, len(self.beats_s) + 1)
+        begin, end = self.seconds_at(places), self.seconds_at(places + beats)
+        return places[(begin >= 0) & (end <= seconds)]
+
+
+def said_grid(beats_s: NDArray[np.floating[Any]], seconds: float) -> Grid:
+    """The grid of beats that somebody knows, its tempo folded.
+
+    Args:
+        beats_s: seconds of each beat; the first begins a bar, where that is known.
+        seconds: length of the clip.
+
+    Raises:
+        BadGrid: fewer than two beats, not finite, out of order, or outside the clip.
+    """
+    beats = np.asarray(beats_s, dtype=np.float64)
+    if beats.ndim != 1 or len(beats) < 2:
+        raise BadGrid("a grid needs two beats")
+    if not np.isfinite(beats).all() or (np.diff(beats) <= 0).any():
+        raise BadGrid("its beats are not in order")
+    if beats[0] < 0 or beats[-1] > seconds:
+        outside = beats[0] if beats[0] < 0 else beats[-1]
+        raise BadGrid(f"a beat at {outside:g} s lies outside its {seconds:g} s")
+    return Grid(folded(beats))
+
+
+def folded(beats_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Every other beat, or beats between, until their tempo lies in the octave from LOWEST_BPM on."""
+    while 60.0 / np.median(np.diff(beats_s)) < LOWEST_BPM:
+        between = (beats_s[1:] + beats_s[:-1]) / 2
+        beats_s = np.sort(np.concatenate([beats_s, between]))
+    while 60.0 / np.median(np.diff(beats_s)) >= 2 * LOWEST_BPM and len(beats_s) > 2:
+        beats_s = beats_s[::2]
+    return beats_s

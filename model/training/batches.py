@@ -1,0 +1,228 @@
+"""What one step of training embeds: anchors, their positives, and decoys, as recorded or in beat time.
+
+As recorded, a batch's windows begin anywhere and last equally long. In beat time they have equally many beats, begin on
+a beat of their own track, and are heard as if played at 120 BPM and in another key: no tempo is left to tell them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.audio import SAMPLE_RATE
+from model.cqt import MOST_SEMITONES, BeatClips
+from model.grid import BEAT_TIME_BPM
+from model.harmony import tonic_of
+from model.phalar import PhalarConfig
+from model.training.augment import augment, played_at, samples_at_speed
+from model.training.recipe import Recipe
+from model.training.stems import (
+    Example,
+    StemBank,
+    draw_decoys,
+    draw_examples,
+    draw_submixes,
+    mix_examples,
+    mix_stretches,
+)
+
+BEAT_SHIFTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 3 / 2, 2.0, 5 / 2)
+"""Beats that a decoy is early or late by: a sixteenth at the least, where the beat is a quarter."""
+
+_DRAW, _AUGMENT, _KIND = 0, 1, 6  # what random numbers are for, beside those of train.py
+_DECOYS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Clips of one process: `pairs` anchors, as many positives, then decoys, each of the pair in `decoys_of`."""
+
+    clips: Tensor | BeatClips
+    pairs: int
+    decoys_of: Tensor  # int64 (decoys,)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.pairs, self.pairs, len(self.decoys_of)]
+
+
+@dataclass(frozen=True)
+class BeatWindow:
+    """A submix of a track from some beat on, so many semitones higher."""
+
+    track: int
+    first: float  # beat of the track's grid
+    beats: int
+    stems: tuple[int, ...]
+    transpose: int = 0
+
+
+def draw_batch(
+    bank: StemBank,
+    samples: Sequence[Tensor],
+    tracks: Sequence[int],
+    recipe: Recipe,
+    step: int,
+    seed: Callable[[int, int], int],
+    rank: int = 0,
+    world: int = 1,
+) -> Batch:
+    """The batch of a step: every choice follows from the seeds alone.
+
+    Args:
+        bank: of the stems.
+        samples: the bank's parts on the device where the clips are wanted, see `on_device`.
+        tracks: to draw from.
+        recipe: of the run.
+        step: its number, from 0.
+        seed: purpose and number -> a seed.
+        rank: this process, of `world`.
+        world: how many share the batch.
+    """
+    rng = np.random.default_rng(seed(_DRAW, step))
+    decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
+    generator = torch.Generator().manual_seed(seed(_AUGMENT, step * world + rank))
+    share = recipe.batch // world
+    mine = slice(rank * share, (rank + 1) * share)
+    if np.random.default_rng(seed(_KIND, step)).random() < recipe.data.matched:
+        windows, decoys_of = _draw_beat_windows(bank, tracks, recipe, step, mine, rng, decoy_rng)
+        clips = beat_clips(bank, samples, windows)
+        heard = augment(clips.waveforms, recipe.augment, generator)
+        return Batch(BeatClips(heard, clips.samples, clips.places, clips.transpose), share, decoys_of)
+    data, loss = recipe.data, recipe.loss
+    # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
+    seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
+    length = round(seconds * SAMPLE_RATE)
+    drawn = samples_at_speed(length, data.speed_semitones, rng)
+    examples = draw_examples(bank, tracks, recipe.batch, drawn, rng)[mine]
+    late: list[Example] = []
+    if step >= loss.decoys_from:
+        shifts = round(loss.nearest_decoy_s * SAMPLE_RATE), round(loss.farthest_decoy_s * SAMPLE_RATE)
+        late = draw_decoys(bank, examples, round(loss.decoys * share), drawn, shifts, decoy_rng)
+    anchors, positives = mix_examples(bank, samples, examples, drawn)
+    decoys = mix_examples(bank, samples, late, drawn)[1]
+    mixed = played_at(torch.cat([anchors, positives, decoys]), length)
+    return Batch(augment(mixed, recipe.augment, generator), share, torch.arange(len(late)))
+
+
+def _draw_beat_windows(
+    bank: StemBank,
+    tracks: Sequence[int],
+    recipe: Recipe,
+    step: int,
+    mine: slice,
+    rng: np.random.Generator,
+    decoy_rng: np.random.Generator,
+) -> tuple[list[BeatWindow], Tensor]:
+    """This process's anchors, positives and decoys, and the pair of each decoy."""
+    data, loss = recipe.data, recipe.loss
+    beats = int(rng.integers(data.fewest_beats, data.most_beats + 1))
+    one_key = int(rng.integers(12)) if rng.random() < data.one_key else None
+    pairs: list[tuple[BeatWindow, BeatWindow]] = []
+    for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
+        if len(pairs) == recipe.batch:
+            break
+        pair = draw_beat_pair(bank, int(track), beats, rng, one_key)
+        if pair is not None:
+            pairs.append(pair)
+    if len(pairs) < recipe.batch:
+        raise ValueError(
+            f"{len(pairs)} of {len(tracks)} tracks have a beat grid and a window of {beats} beats in which two stems "
+            f"sound; {recipe.batch} are needed"
+        )
+    pairs = pairs[mine]
+    decoys: list[BeatWindow] = []
+    if step >= loss.decoys_from:
+        others = [positive for _, positive in pairs[: round(loss.beat_decoys * len(pairs))]]
+        decoys = [_decoy(bank, positive, loss.key_decoys, decoy_rng) for positive in others]
+    windows = [anchor for anchor, _ in pairs] + [positive for _, positive in pairs] + decoys
+    return windows, torch.arange(len(decoys))
+
+
+def draw_beat_pair(
+    bank: StemBank, track: int, beats: int, rng: np.random.Generator, one_key: int | None = None
+) -> tuple[BeatWindow, BeatWindow] | None:
+    """An anchor and its positive on a beat of their track, in another key; None where ten beats have no two stems.
+
+    Args:
+        bank: of the stems.
+        track: by its place in the bank; one without a grid gives None.
+        beats: of the window.
+        rng: every choice is drawn from it.
+        one_key: the pitch class that the key's major (or relative major) tonic shall become, where the key is known.
+    """
+    banked = bank.tracks[track]
+    if banked.grid is None:
+        return None
+    starts = banked.grid.starts(beats, banked.samples / SAMPLE_RATE)
+    for _ in range(10 if len(starts) else 0):
+        first = int(rng.choice(starts))
+        begin, end = (banked.grid.seconds_at(np.array([first, first + beats])) * SAMPLE_RATE).astype(int)
+        submixes = draw_submixes(bank.audible(track, int(begin), int(end - begin)), rng)
+        if submixes is None:
+            continue
+        transpose = int(rng.integers(-MOST_SEMITONES, MOST_SEMITONES + 1))
+        tonic = tonic_of(banked.key) if banked.key is not None else None
+        if one_key is not None and tonic is not None:
+            transpose = (one_key - tonic + MOST_SEMITONES - 1) % 12 - MOST_SEMITONES + 1
+        anchor, positive = (BeatWindow(track, first, beats, stems, transpose) for stems in submixes)
+        return anchor, positive
+    return None
+
+
+def _decoy(bank: StemBank, positive: BeatWindow, in_another_key: float, rng: np.random.Generator) -> BeatWindow:
+    """A positive in another key, or at another beat: the same sound, where it does not fit."""
+    banked = bank.tracks[positive.track]
+    pitched = any(banked.pitched[stem] is not False for stem in positive.stems)
+    if pitched and rng.random() < in_another_key:
+        keys = [
+            key
+            for key in range(-MOST_SEMITONES, MOST_SEMITONES + 1)
+            if key != positive.transpose and abs(key - positive.transpose) <= MOST_SEMITONES
+        ]
+        return BeatWindow(positive.track, positive.first, positive.beats, positive.stems, int(rng.choice(keys)))
+    assert banked.grid is not None
+    shift = float(rng.choice(BEAT_SHIFTS))
+    places = [positive.first + sign * shift for sign in rng.permutation([-1, 1])]
+    ends = [banked.grid.seconds_at(np.array([place, place + positive.beats])) for place in places]
+    fitting = [
+        place for place, (begin, end) in zip(places, ends, strict=True) if begin >= 0 and end * SAMPLE_RATE <= banked.samples
+    ]
+    # A track hardly longer than its window: what lies beyond its ends is silence.
+    first = fitting[0] if fitting else places[0]
+    return BeatWindow(positive.track, first, positive.beats, positive.stems, positive.transpose)
+
+
+def beat_clips(bank: StemBank, samples: Sequence[Tensor], windows: Sequence[BeatWindow]) -> BeatClips:
+    """Mix windows of one number of beats, on the device where the bank's samples are."""
+    config = PhalarConfig()
+    frame_s = config.hop / SAMPLE_RATE
+    beats = windows[0].beats
+    frames = 1 + round(beats * 60 / BEAT_TIME_BPM / frame_s)
+    steps = np.linspace(0.0, beats, frames)
+    starts = np.empty(len(windows), dtype=np.int64)
+    lengths = np.empty(len(windows), dtype=np.int64)
+    places = np.empty((len(windows), frames), dtype=np.float32)
+    for row, window in enumerate(windows):
+        assert window.beats == beats
+        grid = bank.tracks[window.track].grid
+        assert grid is not None
+        seconds: NDArray[np.float64] = grid.seconds_at(window.first + steps)
+        starts[row] = round(float(seconds[0]) * SAMPLE_RATE)
+        lengths[row] = round(float(seconds[-1] - seconds[0]) * SAMPLE_RATE)
+        last = lengths[row] // config.hop  # the last frame that the clip's own length has
+        places[row] = np.minimum((seconds - seconds[0]) / frame_s, last)
+    device = samples[0].device
+    stretches = [(window.track, int(start), window.stems) for window, start in zip(windows, starts, strict=True)]
+    waveforms = mix_stretches(bank, samples, stretches, int(lengths.max()))
+    return BeatClips(
+        waveforms,
+        torch.from_numpy(lengths).to(device),
+        torch.from_numpy(places).to(device),
+        torch.tensor([window.transpose for window in windows], device=device),
+    )
