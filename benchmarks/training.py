@@ -20,6 +20,7 @@ from benchmarks.cqt import SETTINGS
 from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, Phalar, load_clip
 from model.cqt import plain_cqt, scale_decibels
+from model.device import upload
 from model.evaluation.results import markdown_table
 from model.training.augment import augment
 from model.training.loss import contrastive_loss
@@ -33,7 +34,6 @@ from model.training.stems import (
     load_bank,
     mix_examples,
     named_tracks,
-    on_device,
 )
 
 PARTS = ("data", "forward", "backward", "optimiser")
@@ -88,12 +88,12 @@ def compare(
     model = Phalar().to(device).train()
     plain_transform = plain_cqt(SETTINGS).to(device)
     muon, adam = optimisers(model, recipe.optimiser)
-    samples = on_device(bank, device)
 
     def ours(clips: Tensor) -> Tensor:
         half = recipe.precision == "bfloat16" and device.type == "cuda"
+        each = (recipe.clips_per_pass if device.type == "cpu" else 0) or len(clips)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            return torch.cat([model(part) for part in torch.split(clips, recipe.clips_per_pass or len(clips))])
+            return torch.cat([model(part) for part in torch.split(clips, each)])
 
     def plain(clips: Tensor) -> Tensor:
         cqt = scale_decibels(plain_transform(clips), model.config.dynamic_range_db)
@@ -116,7 +116,7 @@ def compare(
         return [later - earlier for earlier, later in pairwise(times)]
 
     ways = {
-        "ours": (lambda examples: torch.cat(mix_examples(bank, samples, examples, length)), ours),
+        "ours": (lambda examples: upload(torch.cat(mix_examples(bank, examples, length)), device), ours),
         "plain": (lambda examples: from_disk(bank, files, examples, length).to(device), plain),
     }
     taken: dict[str, list[list[float]]] = {name: [] for name in ways}

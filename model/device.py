@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch  # at run time inside the functions: a command's help must not load it
+    from torch import Tensor
 
 
 class DeviceUnavailable(Exception):
@@ -37,7 +38,7 @@ def open_device(wanted: str, place: int = 0, of: int = 1) -> torch.device:
 
     Args:
         wanted: as torch names them: `cpu`, `cuda`, `cuda:1`.
-        place: this process's number among those on this machine that share the work; `cuda` means the card of this number.
+        place: this process's number among those on this machine that share the work: `cuda` is the card of this number.
         of: how many there are.
 
     Raises:
@@ -92,6 +93,15 @@ def why_no_card() -> str | None:
     except (RuntimeError, AssertionError) as error:  # no driver, one that is too old, no card: torch says which
         return f"{_first_line(error)} Torch {torch.__version__} was built for CUDA {torch.version.cuda}."
     return None if torch.cuda.device_count() else "the driver finds no card; is CUDA_VISIBLE_DEVICES empty?"
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on another device; to a card from pinned memory, so that the host goes on meanwhile."""
+    import torch
+
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor.pin_memory() if torch.cuda.is_available() else tensor).to(device, non_blocking=True)
 
 
 def facts_of(device: torch.device) -> DeviceFacts:

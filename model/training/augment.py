@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE
+from model.device import upload
 from model.training.recipe import AugmentSettings
 
 NOISES = ("white", "pink", "brown", "band", "transients")
@@ -52,16 +53,9 @@ def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Gener
     under = noise([NOISES[kind] for kind in kinds[rows].tolist()], length, generator, device)
     if settings.equaliser_db:
         waveforms = equalise(waveforms, settings.equaliser_db, generator)
-    level, gain, at = onto(device, 10 ** (-snr_db[rows] / 20), 10 ** (gain_db / 20), rows)
+    level, gain, at = (upload(fact, device) for fact in (10 ** (-snr_db[rows] / 20), 10 ** (gain_db / 20), rows))
     rms = waveforms[at].square().mean(dim=1, keepdim=True).sqrt()
     return waveforms.index_add(0, at, under * level[:, None] * rms) * gain[:, None]
-
-
-def onto(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Small tensors from the CPU to a device, which the CPU does not wait for."""
-    if device.type == "cpu":
-        return tensors
-    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
 
 
 def equalise(waveforms: Tensor, most_db: float, generator: torch.Generator) -> Tensor:
@@ -83,7 +77,7 @@ def equalise(waveforms: Tensor, most_db: float, generator: torch.Generator) -> T
     below = position.floor().clamp_max(octaves - 1).long()
     part = position - below
     curve_db = gains_db[:, below] * (1 - part) + gains_db[:, below + 1] * part  # (n, frequencies)
-    response = (10 ** (curve_db / 20)).to(waveforms.device)
+    response = upload(10 ** (curve_db / 20), waveforms.device)
     filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveforms) * response, n=length)
     return filtered
 
@@ -155,10 +149,12 @@ def noise(kinds: Sequence[str], length: int, generator: torch.Generator, device:
         [row for row, kind in enumerate(kinds) if (kind == "transients") is burst] for burst in (True, False)
     )
     if steady:
-        at, *facts = onto(device, torch.tensor(steady), exponents[steady], lowest[steady], highest[steady])
+        at, *facts = (
+            upload(fact, device) for fact in (torch.tensor(steady), exponents[steady], lowest[steady], highest[steady])
+        )
         shaped[at] = _coloured(white[at], *facts)
     if bursts:
-        at, *facts = onto(device, torch.tensor(bursts), starts[bursts], falls_s[bursts])
+        at, *facts = (upload(fact, device) for fact in (torch.tensor(bursts), starts[bursts], falls_s[bursts]))
         shaped[at] = white[at] * _envelopes(length, *facts)
     return shaped / shaped.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-9)
 

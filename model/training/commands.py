@@ -68,7 +68,7 @@ def train(
     from model.training.data import training_bank
     from model.training.distributed import first_alone, process_group
     from model.training.recipe import BadRecipe, load_recipe
-    from model.training.train import MODEL, OtherRun, Trainer
+    from model.training.train import MODEL, OtherRun, RunLost, TooLittleMemory, Trainer
 
     changed = {"steps": steps, "model": model, "seed": seed}
     try:
@@ -109,7 +109,10 @@ def train(
                 progress.update(task, completed=step.step, description=facts)
                 write(step)
 
-            trainer.run(report, stop_at)
+            try:
+                trainer.run(report, stop_at)
+            except (RunLost, TooLittleMemory) as error:
+                _fail(str(error))
     if rank == 0:
         print(home / MODEL if trainer.step == chosen.steps else f"{home}: stopped after step {trainer.step}")
 

@@ -56,6 +56,14 @@ def first_alone(rank: int) -> Iterator[None]:
         dist.barrier()
 
 
+def mean_over_processes(vector: Tensor) -> Tensor:
+    """The mean of one vector of each process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return vector
+    dist.all_reduce(vector)
+    return vector / dist.get_world_size()
+
+
 def gather(embedded: Tensor) -> Tensor:
     """The rows of all processes, in their order, with gradients: (n, ...) -> (processes * n, ...).
 

@@ -127,6 +127,34 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x if wide else x.mT
 
 
+class Gradients:
+    """The gradients of some parameters as one vector: one sum over processes, one norm, and no wait for either."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+
+    @torch.no_grad()
+    def cut(self, most: float, summed: Callable[[Tensor], Tensor] = lambda flat: flat) -> Tensor:
+        """Shorten them to a norm, and leave nothing of them where they are not finite.
+
+        Such a step still moves by its momentum; whoever cares asks the norm, when it is convenient.
+
+        Args:
+            most: the norm.
+            summed: what adds those of other processes, in place or not.
+
+        Returns:
+            float32, the norm before: infinite or NaN where the gradients were.
+        """
+        given = [parameter for parameter in self._parameters if parameter.grad is not None]
+        flat = summed(torch.cat([parameter.grad.reshape(-1) for parameter in given if parameter.grad is not None]))
+        norm: Tensor = flat.norm()
+        flat = torch.where(norm.isfinite(), flat * (most / (norm + 1e-6)).clamp_max(1.0), 0.0)
+        for parameter, part in zip(given, flat.split([parameter.numel() for parameter in given]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return norm
+
+
 def optimisers(model: nn.Module, settings: OptimiserSettings) -> tuple[Muon, torch.optim.AdamW]:
     """Every trained parameter goes to one of the two: matrices and convolutions to Muon, unless told otherwise."""
     matrices: list[nn.Parameter] = []

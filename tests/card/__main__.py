@@ -26,11 +26,9 @@ def bank_of_silence(folder: Path, tracks: int, stems: int, seconds: float) -> St
     with (folder / "samples.i16").open("wb") as file:
         file.truncate(tracks * stems * samples * 2)
     np.save(folder / "activity.npy", np.full(tracks * stems * -(-samples // ACTIVITY_HOP), 0.01, np.float32))
-    names = [f"stem {number}" for number in range(stems)]
-    entries = [
-        {"name": f"silence/{at:04d}", "stems": names, "offset": at * stems * samples, "samples": samples}
-        for at in range(tracks)
-    ]
+    said = {"stems": [f"stem {number}" for number in range(stems)], "samples": samples, "pitched": [True] * stems}
+    said |= {"beats_s": np.arange(0, seconds, 0.5).tolist(), "grid": "said", "key": "A minor"}
+    entries = [said | {"name": f"silence/{at:04d}", "offset": at * stems * samples} for at in range(tracks)]
     (folder / "tracks.json").write_text(json.dumps({"tracks": entries, "dropped": []}))
     return StemBank([folder])
 

@@ -1,4 +1,4 @@
-"""What our code does to a card, counted on one without numbers: see tests/card. A real one is asked by tests marked `gpu`."""
+"""What our code does to a card, counted on one without numbers (tests/card). Tests marked `gpu` ask a real one."""
 
 import json
 import os

@@ -108,7 +108,16 @@ def test_a_repeated_run_is_the_same_to_the_digit(home: Path, recipe: Recipe, ban
 def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> None:
     out = home / "killed"
     command = [sys.executable, "-m", "service.cli", "train", str(home / "tiny.toml")]
-    command += ["--out", str(out), "--cache", str(home / "cache"), "--threads", str(torch.get_num_threads())]
+    command += [
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--cache",
+        str(home / "cache"),
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not ((out / LOG).is_file() and (out / CHECKPOINT).is_file() and len(losses(out)) >= 2):
