@@ -366,7 +366,7 @@ class Trainer:
 
     def _fetch(self, taken: Sequence[_Taken]) -> list[Step]:
         """What steps measured, in one copy from the card. Raises RunLost."""
-        numbers = torch.stack([step.measured for step in taken]).tolist()
+        numbers = torch.stack([step.measured for step in taken]).cpu().tolist()
         steps: list[Step] = []
         for step, (loss, accuracy, norm) in zip(taken, numbers, strict=True):
             lost = not math.isfinite(norm)

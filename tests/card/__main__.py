@@ -33,25 +33,31 @@ def bank_of_silence(folder: Path, tracks: int, stems: int, seconds: float) -> St
     return StemBank([folder])
 
 
-def step(name: str, precision: str, batch: int, seconds: float, steps: int) -> dict[str, object]:
-    """The last of so many steps of a recipe, and a validation."""
+def step(name: str, precision: str, batch: int, seconds: float, steps: int, resumed: bool) -> dict[str, object]:
+    """The last of so many steps of a recipe, and a validation; after one step on the CPU, or from the start."""
     recipe = load_recipe(Path(name), batch=batch, precision=precision)
     recipe = dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, composed=0, shortest_s=seconds, longest_s=seconds),
         loss=dataclasses.replace(recipe.loss, decoys_from=0),
     )
-    with tempfile.TemporaryDirectory() as scratch, Card() as card:
-        card.answers[torch.bool] = False  # nothing is infinite
+    with tempfile.TemporaryDirectory() as scratch:
         bank = bank_of_silence(Path(scratch) / "bank", batch * 3 // 2 + 10, 6, max(seconds, 5.0) + 2)
-        trainer = Trainer(recipe, bank, Path(scratch) / "run", CARD)
-        for _ in range(steps):
-            card.reset()
-            trainer._train_step()
-        measured = counts(card)
-        trainer.validate()
+        run = Path(scratch) / "run"
+        if resumed:
+            Trainer(recipe, bank, run, torch.device("cpu")).run(stop_at=1)
+        with Card() as card:
+            trainer = Trainer(recipe, bank, run, CARD)
+            for _ in range(steps):
+                card.reset()
+                taken = trainer._train_step()
+            measured = counts(card)
+            trainer._fetch([taken])
+            fetched = counts(card)["waits"]
+            trainer.validate()
+            trainer._ahead.close()
         devices = {str(tensor.device) for tensor in (*trainer.model.parameters(), *trainer.model.buffers())}
-    return measured | {"devices": sorted(devices)}
+    return measured | {"devices": sorted(devices), "fetched": fetched}
 
 
 def serve() -> dict[str, object]:
@@ -88,12 +94,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.4)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--resumed", action="store_true")
     asked = parser.parse_args()
     if asked.what == "serve":
         print(json.dumps(serve()))
     for name in asked.recipes:
         try:
-            told = step(name, asked.precision, asked.batch, asked.seconds, asked.steps)
+            told = step(name, asked.precision, asked.batch, asked.seconds, asked.steps, asked.resumed)
         except Exception as error:  # each recipe is to be heard of
             told = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps({"recipe": name} | told), flush=True)

@@ -158,3 +158,12 @@ def test_kernel_gives_the_same_bits_in_any_batch_and_for_any_threads(kernel: Axi
 def test_inference_takes_weights_that_the_kernel_cannot() -> None:
     backbone, cqt = learned_backbone(depth=1).double(), torch.randn(1, 5, 40, dtype=torch.float64)
     assert_equal_to_the_layers(backbone.infer(cqt), backbone, cqt)
+
+
+def test_a_branch_keeps_bfloat16() -> None:
+    """As autocast on a card runs it: twice the bytes would move if a weight made it float32."""
+    branch = Branch(8, ALONG_TIME, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        added = branch(torch.randn(2, 8, 4, 6).bfloat16())
+        normed = branch.norm(torch.randn(2, 8, 4, 6).bfloat16())
+    assert (added.dtype, normed.dtype) == (torch.bfloat16, torch.bfloat16)

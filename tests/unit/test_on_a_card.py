@@ -18,6 +18,7 @@ PATIENCE_S = 240
 
 MOST_LAUNCHES = 1_700  # of a step of `paper`, 64 pairs of 6 s
 MOST_GIGABYTES = 105.0  # that such a step reads and writes on the card
+NOISE_LAUNCHES = 40  # a batch's noise takes some more or fewer, by its kinds
 SERVED_LAUNCHES = 300  # of 64 windows of 5 s
 
 pytestmark = [
@@ -63,6 +64,18 @@ def test_a_step_starts_few_kernels_and_moves_few_bytes(paper: dict[str, Any]) ->
 def test_a_step_waits_for_nothing(paper: dict[str, Any]) -> None:
     assert paper["waits"] == []
     assert [line for line in paper["uploads"] if line.endswith("waited")] == []
+
+
+def test_what_steps_measured_is_fetched_by_one_copy(paper: dict[str, Any]) -> None:
+    assert len(paper["fetched"]) == 1, paper["fetched"]
+
+
+def test_a_resumed_run_launches_no_more_than_a_new_one() -> None:
+    """A count of steps that lies on the card would be a launch, and a wait, for each of AdamW's parameters."""
+    asked = ("step", "smoke", "--batch", "4", "--steps", "2")
+    (new,), (resumed,) = ask(*asked), ask(*asked, "--resumed")
+    assert resumed["waits"] == []
+    assert resumed["launches"] == pytest.approx(new["launches"], abs=NOISE_LAUNCHES)
 
 
 def test_embedding_waits_once_for_whether_its_clips_are_finite() -> None:
