@@ -17,6 +17,7 @@ from model.audio import ClipTooShort
 from model.axial import AxialBackbone
 from model.complex_layers import ComplexDropout, ComplexLinear, ComplexRMSNorm, ModReLU
 from model.cqt import BeatClips, ScaledCQT
+from model.device import upload
 from model.pooling import SpectralPooling
 from model.similarity import HermitianSimilarity, to_unit_norm
 
@@ -192,7 +193,7 @@ class Phalar(nn.Module):
         batch, samples = clips.shape
         if samples <= self.cqt.padding:
             raise ClipTooShort(seconds=samples / self.config.sample_rate, minimum=self.minimum_seconds)
-        clips = clips.to(self.device, torch.float32)
+        clips = upload(clips.to(torch.float32), self.device)
         if not bool(torch.isfinite(clips).all()):
             raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
         if batch == 0:

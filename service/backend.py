@@ -17,7 +17,7 @@ from service.queue import Queue, QueueError, connect, open_queue
 from service.rates import RateLimiter
 from service.reindex import Reindexer
 from service.retrieval import Retrieval
-from service.schemas import IndexOut, ModelOut, ReadyOut
+from service.schemas import IndexOut, ModelOut, ReadyOut, WorkerOut
 from service.settings import Settings
 from service.uploads import DecodeLimits, Decoder
 
@@ -103,8 +103,9 @@ class Backend:
         index = self.live.held
         try:
             depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}
+            workers = await self.queue.worker_stats()
         except QueueError:
-            depths = {}
+            depths, workers = {}, {}
         return ReadyOut(
             status=self.live.status if depths else "starting",
             model=shown,
@@ -113,6 +114,15 @@ class Backend:
             else IndexOut(generation=index.generation, stems=index.stems, windows=index.windows),
             queue=depths,
             stems=await self.catalog.counts(),
+            workers={
+                name: WorkerOut(
+                    device=str(said.get("device", "")),
+                    driver=str(said.get("driver", "")),
+                    batch=int(said.get("batch_limit", 0)),
+                    embeddings_per_s=round(float(said.get("embeddings_per_s", 0.0)), 2),
+                )
+                for name, said in workers.items()
+            },
             decoders=self.decoder.confinement or "limits-only",
         )
 

@@ -144,8 +144,9 @@ def worker(
 
     from model import CheckpointError
     from service.settings import Settings
+    from service.processes import DEVICE_LOST
     from service.threads import keep_numpy_on_one_thread
-    from service.worker import run_worker
+    from service.worker import DeviceLost, run_worker
 
     _log("worker")
     keep_numpy_on_one_thread()
@@ -153,6 +154,8 @@ def worker(
         asyncio.run(run_worker(Settings(), slot))
     except CheckpointError as error:
         _fail(str(error), FAILED)
+    except DeviceLost as error:
+        _fail(str(error), DEVICE_LOST)
 
 
 @app.command()

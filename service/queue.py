@@ -411,14 +411,14 @@ class Queue:
 
         return dict(zip(self._streams, await self._call(lengths), strict=True))
 
-    async def worker_stats(self) -> dict[str, dict[str, float]]:
-        """What each worker that lives has reported with its last beat, by its name."""
+    async def worker_stats(self) -> dict[str, dict[str, float | str]]:
+        """What each worker that lives has reported with its last beat, by its name: numbers, and words."""
         names = await self._call(self._redis.smembers, self._workers_key)
-        stats: dict[str, dict[str, float]] = {}
+        stats: dict[str, dict[str, float | str]] = {}
         for name in sorted(name.decode() for name in names):
             reported = await self._call(self._redis.hgetall, self._stats_key(name))
             if reported:
-                stats[name] = {field.decode(): float(value) for field, value in reported.items()}
+                stats[name] = {field.decode(): _number_or_words(value) for field, value in reported.items()}
             else:
                 await self._call(self._redis.srem, self._workers_key, name)
         return stats
@@ -499,7 +499,7 @@ class Queue:
             await self._run(self._reap, kind, 0, "", self._consumer)
         await self._call(self._redis.delete, self._stats_key(self._consumer))
 
-    async def beat(self, stats: Mapping[str, float]) -> None:
+    async def beat(self, stats: Mapping[str, float | str]) -> None:
         """Say that the jobs in hand are being worked on, and report; at least every third of `claim_after_s`."""
         for kind, jobs in self._in_hand.items():
             if jobs:
@@ -742,3 +742,10 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
 def _takes_nothing(error: ResponseError) -> bool:
     """Whether the answer says nothing of the command: Redis follows another master, or has no memory or disk left."""
     return isinstance(error, TAKES_NOTHING) or "MISCONF" in str(error)  # a pipeline puts its own words before it
+
+
+def _number_or_words(value: bytes) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value.decode()

@@ -24,7 +24,18 @@ import torch
 from numpy.typing import NDArray
 
 from indexer import Catalog, CatalogUnavailable
-from model import SAMPLE_RATE, AudioError, CheckpointError, Phalar, cut_windows, is_silent, load_phalar, window_starts
+from model import (
+    SAMPLE_RATE,
+    AudioError,
+    CheckpointError,
+    Phalar,
+    cut_windows,
+    facts_of,
+    is_silent,
+    load_phalar,
+    open_device,
+    window_starts,
+)
 from service.blobs import BlobMissing, Blobs
 from service.errors import KilledItsWorker, StemNotEmbedded, problem
 from service.models import configured_model
@@ -99,17 +110,31 @@ class NonFiniteEmbedding(Exception):
     """The network gave a NaN or an infinity."""
 
 
+class DeviceLost(Exception):
+    """The device no longer answers, whatever it is asked: only a new process may find it well again."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"the device {device} no longer answers ({reason}); what was in hand is left to others")
+        self.device = device
+
+
 class Device:
     """The models on their device. Everything here runs in the worker's one device thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: int = 0) -> None:
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
         self._settings = settings
         self._held: OrderedDict[str, Phalar] = OrderedDict()
-        self.batch_limit = settings.batch_windows
-        model = configured_model(settings, settings.device)
+        self.batch_limit = settings.most_windows
+        self.device = open_device(settings.device, place, max(1, settings.workers))
+        model = configured_model(settings).to(self.device)
         self._held[model.fingerprint] = model
+        if self.device.type != "cpu":
+            # What fits is found before anybody waits, and the first batch finds all plans and kernels made.
+            self.embed(
+                model.fingerprint, np.full((self.batch_limit, round(settings.window_s * SAMPLE_RATE)), 0.1, "f4")
+            )
 
     def embed(self, fingerprint: str, windows: NDArray[np.float32]) -> NDArray[np.complex64]:
         """Embed windows of one length, float32 (n, samples), with the model of this fingerprint.
@@ -117,7 +142,7 @@ class Device:
         Where memory does not suffice the batch is halved, now and from now on.
 
         Raises:
-            UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
+            DeviceLost, UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
         """
         model = self._model(fingerprint)
         done: list[NDArray[np.complex64]] = []
@@ -128,6 +153,7 @@ class Device:
                 embedding = model.embed(part).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(part) == 1:
+                    self._require_answer(model, error)
                     raise
                 self.batch_limit = len(part) // 2
                 log.warning("no memory for %d windows at once; from now on %d", len(part), self.batch_limit)
@@ -139,6 +165,14 @@ class Device:
             done.append(embedding.astype(np.complex64, copy=False))
             start += len(part)
         return np.concatenate(done)
+
+    def _require_answer(self, model: Phalar, error: Exception) -> None:
+        """Tell a window that cannot be embedded from a device that can do nothing more. Raises DeviceLost."""
+        try:
+            torch.zeros(1, device=model.device).sum().item()
+        except RuntimeError as lost:
+            if not _out_of_memory(lost):
+                raise DeviceLost(str(model.device), str(error).partition("\n")[0]) from error
 
     def require(self, fingerprint: str) -> int:
         """Have this model at hand; returns the length of its embeddings. Raises UnknownModel."""
@@ -157,7 +191,7 @@ class Device:
         try:
             if not re.fullmatch("[0-9a-f]{64}", fingerprint):
                 raise FileNotFoundError(fingerprint)
-            model = load_phalar(path, self._settings.device)
+            model = load_phalar(path, self.device)
         except (CheckpointError, OSError) as error:
             log.warning("cannot load the model %s: %s", fingerprint, error)
             raise UnknownModel(fingerprint, list(self._held)) from error
@@ -240,7 +274,10 @@ def share_out(works: Sequence[Work], limit: int) -> Batch:
 class Worker:
     """Takes jobs until `stop`."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder, place: int = 0
+    ) -> None:
+        self._place = place
         self.figures = Figures(pid=os.getpid())
         self._settings = settings
         self._catalog = catalog
@@ -249,7 +286,8 @@ class Worker:
         self._decoder = decoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._device: Device | None = None
-        self._held_limit = min(max(FEWEST_HELD, settings.batch_windows // 2), MOST_HELD)
+        self._about: dict[str, str] = {}
+        self._held_limit = min(max(FEWEST_HELD, settings.most_windows // 2), MOST_HELD)
         self._checking: set[QueryJob] = set()
         self._queries: list[QueryWork] = []
         self._stems: list[StemWork] = []
@@ -272,22 +310,28 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`. An error here is a fault of ours; the supervisor starts another worker."""
         loops: list[asyncio.Task[None]] = []
+        lost = False
         try:
-            self._device = await self._in_thread(lambda: Device(self._settings))
-            log.info("ready")
+            self._device = await self._in_thread(lambda: Device(self._settings, self._place))
+            self._about = about(self._device.device)
+            log.info("ready on %s", facts_of(self._device.device))
             loops = [asyncio.create_task(loop()) for loop in (self._take, self._compute, self._beat)]
             ended, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             self.stop()
             for task in ended:
                 task.result()  # raises what ended it
             await asyncio.gather(*loops)
+        except DeviceLost:
+            lost = True
+            raise
         finally:
             for task in [*loops, *self._preparing]:
                 task.cancel()
             await asyncio.gather(*loops, *self._preparing, *self._ending, return_exceptions=True)
             self._thread.shutdown(wait=True, cancel_futures=True)
             try:
-                await self._queue.release()
+                if not lost:  # what a device was lost with may be what it was lost by: its deliveries are counted
+                    await self._queue.release()
             except QueueUnavailable as error:
                 log.warning("what was in hand is taken over later: %s", error)
 
@@ -298,7 +342,7 @@ class Worker:
         while not self._stopping.is_set():
             free = self._held_limit - self._queue.in_hand
             # No more queries than fill the next micro-batch: the rest is for other workers.
-            queries = self._windows_asked < self._settings.batch_windows
+            queries = self._windows_asked < self._settings.most_windows
             block_ms = 0 if not queries else TAKE_MS if free > 0 else POLL_MS
             self._room.clear()
             try:
@@ -353,7 +397,8 @@ class Worker:
             self.figures.last_beat = time.time()
             self.figures.batch_limit = self._device.batch_limit if self._device is not None else 0
             try:
-                await self._queue.beat(asdict(self.figures))
+                rate = self.figures.windows / max(self.figures.embed_seconds, 1e-9)
+                await self._queue.beat(asdict(self.figures) | {"embeddings_per_s": rate} | self._about)
             except QueueUnavailable as error:
                 log.debug("no beat: %s", error)
             try:
@@ -456,7 +501,7 @@ class Worker:
     async def _next_batch(self) -> Batch:
         """Queries before stems, but stems that wait get every ninth micro-batch; empty when nothing waits."""
         await self._drop_expired()
-        limit = self._settings.batch_windows
+        limit = self._settings.most_windows
         if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
             self._query_batches += 1
             self._asked_at = time.monotonic()
@@ -480,6 +525,8 @@ class Worker:
     async def _embed_batch(self, batch: Batch) -> None:
         try:
             embedding = await self._embed(batch)
+        except DeviceLost:
+            raise  # of no job's making, as far as anybody knows: all stay unacknowledged
         except UnknownModel as error:
             for work, _, _ in batch:
                 await self._leave(work, error)
@@ -627,7 +674,7 @@ async def run_worker(settings: Settings, slot: int | None = None) -> None:
     queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:
         async with Decoder(DecodeLimits.of(settings)) as decoder:
-            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder)
+            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder, slot or 0)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)
@@ -645,6 +692,17 @@ def _loud(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int)
     return np.array(loud, np.int64)
 
 
+NO_MEMORY = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")
+"""How it is said in words: by torch's allocator on a CPU, by cuFFT, cuBLAS and cuDNN, and by CUDA itself."""
+
+
 def _out_of_memory(error: BaseException) -> bool:
-    """torch has an error of its own for the GPU only; on the CPU its allocator says it in words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """torch has an error of its own for its allocator on a card only; all others say it in words."""
+    in_words = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or in_words
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """What /readyz and /metrics say of a worker's device."""
+    facts = facts_of(device)
+    return {"device": facts.name, "driver": facts.driver}

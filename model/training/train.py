@@ -86,8 +86,8 @@ class RunLost(Exception):
 
     def __init__(self, step: int) -> None:
         super().__init__(
-            f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {step}: go on from the last checkpoint "
-            "with lower rates, or in float32"
+            f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {step}: go on from the last "
+            "checkpoint with lower rates, or in float32"
         )
         self.step = step
 
@@ -97,8 +97,8 @@ class TooLittleMemory(Exception):
 
     def __init__(self, device: torch.device, clips: int) -> None:
         super().__init__(
-            f"{facts_of(device)} has too little free memory for a step of {clips} clips: end what else runs there, or give "
-            "the recipe fewer or shorter examples (batch, data.longest_s)"
+            f"{facts_of(device)} has too little free memory for a step of {clips} clips: end what else runs there, or "
+            "give the recipe fewer or shorter examples (batch, data.longest_s)"
         )
         self.clips = clips
 
