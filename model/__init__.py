@@ -34,6 +34,7 @@ from model.device import DeviceUnavailable, best_device, facts_of, open_device, 
 from model.synthesis import Note
 
 if TYPE_CHECKING:
+    from model.axial_kernel import fastest_kernel
     from model.checkpoint import (
         ForeignKeys,
         LegacyPickle,
@@ -52,11 +53,13 @@ if TYPE_CHECKING:
     from model.training.average import NotAlike, average_models
     from model.training.commands import train_app
     from model.training.heard import Heard, count_heard, heard_of
+    from model.training.render import SOUNDFONTS
     from model.training.stems import StemBank, load_bank, piece_of, split_of
 
 __all__ = [
     "MIN_SECONDS",
     "SAMPLE_RATE",
+    "SOUNDFONTS",
     "AudioError",
     "AudioFormat",
     "CheckpointError",
@@ -97,6 +100,7 @@ __all__ = [
     "default_cache",
     "evaluate_app",
     "facts_of",
+    "fastest_kernel",
     "heard_beats",
     "heard_of",
     "is_silent",
@@ -134,11 +138,13 @@ _LATE: dict[str, str] = {
     "UnsafePickle": "model.torch_archive",
     "UnsupportedModel": "model.checkpoint",
     "WrongShape": "model.checkpoint",
+    "SOUNDFONTS": "model.training.render",
     "SplitChoice": "model.evaluation.commands",
     "StemBank": "model.training.stems",
     "average_models": "model.training.average",
     "default_cache": "model.evaluation.commands",
     "evaluate_app": "model.evaluation.commands",
+    "fastest_kernel": "model.axial_kernel",
     "load_bank": "model.training.stems",
     "load_phalar": "model.checkpoint",
     "Heard": "model.training.heard",

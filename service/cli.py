@@ -312,6 +312,22 @@ def rollback(url: Url = LOCAL, key: Key = None) -> None:
 
 
 @app.command()
+def doctor() -> None:
+    """Tell what this machine has, and what will be slow on it: device, driver, kernel, memory, disk, soundfonts, FFmpeg.
+
+    Exit code 1 where the settings ask for a device that cannot be used.
+    """
+    _waiting_threads_sleep()
+    from service.doctor import as_lines, examine
+    from service.settings import Settings
+
+    findings = examine(Settings())
+    print("\n".join(as_lines(findings)))
+    if any(finding.what == "PHALAR_DEVICE" and finding.drawback for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where the files go.")] = Path("data/demo"),
     tracks: Annotated[int, typer.Option(min=1)] = 12,
