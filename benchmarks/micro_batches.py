@@ -1,4 +1,4 @@
-"""Windows a second by the size of a micro-batch, and how far from the CPU's numbers: `python -m benchmarks.micro_batches`.
+"""Windows a second by the size of a micro-batch, and how far from a CPU's: `python -m benchmarks.micro_batches`.
 
 Windows of 5 s of noise, embedded as a worker does it, in float32 and bfloat16. Ends by itself after `--most-seconds`.
 """

@@ -89,7 +89,7 @@ def why_no_card() -> str | None:
             f"torch {torch.__version__} is a build without CUDA; install one with it (deploy/locks/gpu.txt), or use cpu"
         )
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:  # no driver, one that is too old, no card: torch says which
         return f"{_first_line(error)} Torch {torch.__version__} was built for CUDA {torch.version.cuda}."
     return None if torch.cuda.device_count() else "the driver finds no card; is CUDA_VISIBLE_DEVICES empty?"

@@ -143,8 +143,8 @@ def worker(
     import asyncio
 
     from model import CheckpointError
-    from service.settings import Settings
     from service.processes import DEVICE_LOST
+    from service.settings import Settings
     from service.threads import keep_numpy_on_one_thread
     from service.worker import DeviceLost, run_worker
 
@@ -313,7 +313,7 @@ def rollback(url: Url = LOCAL, key: Key = None) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Tell what this machine has, and what will be slow on it: device, driver, kernel, memory, disk, soundfonts, FFmpeg.
+    """Tell what this machine has and what will be slow: device, driver, kernel, memory, disk, soundfonts, FFmpeg.
 
     Exit code 1 where the settings ask for a device that cannot be used.
     """

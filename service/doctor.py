@@ -41,7 +41,7 @@ def _card() -> Finding:
 def _kernel() -> Finding:
     kernel = fastest_kernel()
     if kernel is None:
-        slow = "embedding and training on the CPU take about twice as long: no build for this processor, or no C++ compiler"
+        slow = "the CPU takes about twice as long: no C++ compiler when this was installed, or no build for it"
         return Finding("CPU kernel", "none", slow)
     return Finding("CPU kernel", kernel.name)
 
@@ -79,9 +79,7 @@ def _ffmpeg() -> Finding:
     import av
 
     program = shutil.which("ffmpeg")
-    return Finding(
-        "FFmpeg", f"{av.ffmpeg_version_info} in PyAV {av.__version__}; program: {program or 'none, not needed'}"
-    )
+    return Finding("FFmpeg", f"{av.ffmpeg_version_info} in PyAV; program: {program or 'none, not needed'}")
 
 
 def as_lines(findings: list[Finding]) -> list[str]:

@@ -131,8 +131,8 @@ class Settings(BaseSettings):
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
     batch_windows: int = Field(
         0,
-        description="most windows embedded at once, which a query may have to wait for; 0: 4 on a CPU, 64 on a card, or "
-        "what fits there",
+        description="most windows embedded at once, which a query may have to wait for; 0: 4 on a CPU, "
+        "64 on a card, or what fits there",
         ge=0,
     )
     max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)

@@ -101,7 +101,7 @@ class Buckets:
         """
         flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), self._stacks[0][1].new_zeros(1)])
         updates = [(orthogonal(flat[places]) * factors).flatten() for places, factors in self._stacks]
-        parts = torch.cat(updates)[self._back].split(self._sizes)
+        parts = torch.split(torch.cat(updates)[self._back], self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
@@ -150,7 +150,7 @@ class Gradients:
         flat = summed(torch.cat([parameter.grad.reshape(-1) for parameter in given if parameter.grad is not None]))
         norm: Tensor = flat.norm()
         flat = torch.where(norm.isfinite(), flat * (most / (norm + 1e-6)).clamp_max(1.0), 0.0)
-        for parameter, part in zip(given, flat.split([parameter.numel() for parameter in given]), strict=True):
+        for parameter, part in zip(given, torch.split(flat, [parameter.numel() for parameter in given]), strict=True):
             parameter.grad = part.view_as(parameter)
         return norm
 

@@ -323,14 +323,14 @@ class Trainer:
         clock.tick("forward")
         loss.backward()  # type: ignore[no-untyped-call]
         assert embedded.grad is not None
-        for at, (part, gradient) in enumerate(zip(parts, embedded.grad.split(each), strict=True)):
+        for at, (part, gradient) in enumerate(zip(parts, torch.split(embedded.grad, each), strict=True)):
             self._embed_seeded(part, seed + at).backward(gradient)  # type: ignore[no-untyped-call]
         return loss, accuracy
 
     def _loss(self, embedded: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         # One gather for all: of each process its anchors, positives and decoys.
-        rows = gather(embedded).unflatten(0, (self.world, -1))
-        x, y, others = (part.flatten(0, 1) for part in rows.split(batch.sizes, dim=1))
+        rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
+        x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
         decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
         return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
 
@@ -467,7 +467,7 @@ class _Clock:
 
     def split_s(self) -> dict[str, float]:
         """After everything has been done. The first part is the host's: how long the step waited for its data."""
-        split = {}
+        split: dict[str, float] = {}
         for (_, since, began), (name, now, ended) in pairwise(self._ticks):
             on_card = ended is not None and bool(split)
             split[name] = began.elapsed_time(ended) / 1000 if on_card else now - since

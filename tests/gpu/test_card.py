@@ -1,4 +1,4 @@
-"""On a real card: one step, the CPU's embeddings, a resumed run, a worker short of memory. Skipped where there is none."""
+"""On a real card: a step, the CPU's embeddings, a resumed run, a worker short of memory. Else skipped."""
 
 import dataclasses
 from pathlib import Path
