@@ -39,23 +39,26 @@ PHALAR_DEVICE=$device PHALAR_DATA=$work timeout 60 "$python" -m service.cli doct
 cat "$out/doctor.txt"
 
 say "tests marked gpu"
-timeout "$(share 25)" "$python" -m pytest -q -rs -m gpu -p no:cacheprovider tests/gpu >"$out/tests.txt" 2>&1
+timeout "$(share 25)" "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu >"$out/tests.txt" 2>&1
 say "$(tail -n 1 "$out/tests.txt")"
 
 say "the worker's benchmark"
-most=$(share 15)
+[ "$device" = cpu ] && most=$(share 5) || most=$(share 15)
 timeout $((most + 15)) "$python" -m benchmarks.micro_batches --device "$device" --most-seconds "$most" \
     >"$out/micro-batches.jsonl" 2>"$work/errors" || tail -n 3 "$work/errors"
 tail -n 2 "$out/micro-batches.jsonl"
 
 recipe=paper split=validation
-[ "$device" = cpu ] && recipe=smoke split=all # a rehearsal has too few tracks to hold some out
+if [ "$device" = cpu ]; then # a rehearsal: few tracks, none of them held out
+    recipe=$work/rehearsal.toml split=all
+    printf 'extends = "%s"\nbatch = 2\n[data]\ncomposed = 8\n' "$PWD/model/training/recipes/smoke.toml" >"$recipe"
+fi
 stems=()
 if [ -n "$scores" ]; then
     say "rendering scores with all cores"
     timeout "$(share 25)" "$python" -m service.cli train render "$scores" "$work/rendered" >"$out/render.txt" 2>&1
     stems=(--stems "$work/rendered")
-elif [ "$recipe" = paper ]; then
+elif [ "$device" != cpu ]; then
     printf 'extends = "%s"\n[data]\ncomposed = 240\n' "$PWD/model/training/recipes/paper.toml" >"$work/paper.toml"
     recipe=$work/paper.toml
 fi
@@ -65,9 +68,9 @@ train() { # steps, folder, seconds
 }
 
 say "a few steps, to learn how many fit"
-[ "$device" = cpu ] && few=3 || few=30
-train $few "$work/few" "$(share 40)" || { tail -n 3 "$out/train.txt"; say "no training"; exit 1; }
-fit=$("$python" - "$work/few/log.jsonl" "$(share 60)" <<'PYTHON'
+[ "$device" = cpu ] && few=2 || few=30
+train $few "$work/few" "$(share 50)" || { tail -n 3 "$out/train.txt"; say "no training"; exit 1; }
+fit=$("$python" - "$work/few/log.jsonl" "$(share 50)" <<'PYTHON'
 import json, statistics, sys
 took = [sum(json.loads(line)["timing_s"].values()) for line in open(sys.argv[1])]
 print(max(1, int(float(sys.argv[2]) / statistics.median(took))))
