@@ -23,7 +23,7 @@ class BareEncoder:
 
     def __init__(self, settings: Settings, waveform: Waveform) -> None:
         """`waveform`: one that has a window at least; its windows are embedded again and again."""
-        self.batch = settings.batch_windows
+        self.batch = settings.most_windows
         self._model = configured_model(settings, settings.device)
         window, stride = (round(seconds * SAMPLE_RATE) for seconds in (settings.window_s, settings.stride_s))
         self._windows = cut_windows(waveform, window_starts(len(waveform), window, stride), window)

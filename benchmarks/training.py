@@ -21,6 +21,7 @@ from benchmarks.cqt import SETTINGS
 from benchmarks.page import page_parser, publish
 from model import SAMPLE_RATE, Phalar, load_clip
 from model.cqt import plain_cqt, scale_decibels
+from model.device import upload
 from model.evaluation.results import markdown_table
 from model.training.augment import augment
 from model.training.loss import contrastive_loss
@@ -34,7 +35,6 @@ from model.training.stems import (
     load_bank,
     mix_examples,
     named_tracks,
-    on_device,
 )
 
 PARTS = ("data", "forward", "backward", "optimiser")
@@ -89,12 +89,12 @@ def compare(
     model = Phalar().to(device).train()
     plain_transform = plain_cqt(SETTINGS).to(device)
     muon, adam = optimisers(model, recipe.optimiser)
-    samples = on_device(bank, device)
 
     def in_passes(embed: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         half = recipe.precision == "bfloat16" and device.type == "cuda"
+        each = (recipe.clips_per_pass if device.type == "cpu" else 0) or len(clips)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            return torch.cat([embed(part) for part in torch.split(clips, recipe.clips_per_pass or len(clips))])
+            return torch.cat([embed(part) for part in torch.split(clips, each)])
 
     def by_layers(cqt: Tensor) -> Tensor:
         return model.head(model.pooling(model.backbone.forward_by_layers(cqt)))
@@ -103,7 +103,7 @@ def compare(
         return by_layers(scale_decibels(plain_transform(clips), model.config.dynamic_range_db))
 
     def from_memory(examples: list[Example]) -> Tensor:
-        return torch.cat(mix_examples(bank, samples, examples, length))
+        return upload(torch.cat(mix_examples(bank, examples, length)), device)
 
     def step(number: int, load: Callable[[list[Example]], Tensor], embed: Callable[[Tensor], Tensor]) -> list[float]:
         examples = draw_examples(bank, range(len(bank.tracks)), recipe.batch, length, np.random.default_rng(number))

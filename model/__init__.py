@@ -30,9 +30,11 @@ from model.audio import (
     window_starts,
 )
 from model.compose import ComposedStem, Track, compose_track, write_track
+from model.device import DeviceUnavailable, best_device, facts_of, open_device, why_no_card
 from model.synthesis import Note
 
 if TYPE_CHECKING:
+    from model.axial_kernel import fastest_kernel
     from model.checkpoint import (
         ForeignKeys,
         LegacyPickle,
@@ -51,11 +53,13 @@ if TYPE_CHECKING:
     from model.training.average import NotAlike, average_models
     from model.training.commands import train_app
     from model.training.heard import Heard, count_heard, heard_of
+    from model.training.render import SOUNDFONTS
     from model.training.stems import StemBank, load_bank, piece_of, split_of
 
 __all__ = [
     "MIN_SECONDS",
     "SAMPLE_RATE",
+    "SOUNDFONTS",
     "AudioError",
     "AudioFormat",
     "CheckpointError",
@@ -64,6 +68,7 @@ __all__ = [
     "ClipTooShort",
     "ComposedStem",
     "DecodeFailed",
+    "DeviceUnavailable",
     "EmptyFile",
     "ForeignKeys",
     "Heard",
@@ -88,11 +93,14 @@ __all__ = [
     "UnsupportedModel",
     "WrongShape",
     "average_models",
+    "best_device",
     "compose_track",
     "count_heard",
     "cut_windows",
     "default_cache",
     "evaluate_app",
+    "facts_of",
+    "fastest_kernel",
     "heard_beats",
     "heard_of",
     "is_silent",
@@ -103,12 +111,14 @@ __all__ = [
     "needs_ffmpeg",
     "off_the_beat_s",
     "open_bank",
+    "open_device",
     "piece_of",
     "save_phalar",
     "show_answer",
     "split_of",
     "train_app",
     "untrained_phalar",
+    "why_no_card",
     "window_starts",
     "write_track",
 ]
@@ -128,11 +138,13 @@ _LATE: dict[str, str] = {
     "UnsafePickle": "model.torch_archive",
     "UnsupportedModel": "model.checkpoint",
     "WrongShape": "model.checkpoint",
+    "SOUNDFONTS": "model.training.render",
     "SplitChoice": "model.evaluation.commands",
     "StemBank": "model.training.stems",
     "average_models": "model.training.average",
     "default_cache": "model.evaluation.commands",
     "evaluate_app": "model.evaluation.commands",
+    "fastest_kernel": "model.axial_kernel",
     "load_bank": "model.training.stems",
     "load_phalar": "model.checkpoint",
     "Heard": "model.training.heard",

@@ -20,6 +20,19 @@ FRAMES_PER_PASS = 4 * 501
 four times as much each."""
 
 
+class ChannelNorm(nn.GroupNorm):
+    """Each channel by itself, in its own type; means and variances are float32 inside.
+
+    Autocast would write float32, twice the bytes, which the convolution that follows then rounds.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 or bfloat16 (batch, channels, bins, frames) -> the same shape and type."""
+        weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
+        with torch.autocast(features.device.type, enabled=False):
+            return functional.group_norm(features, self.num_groups, weight, bias, self.eps)
+
+
 class Branch(nn.Module):
     """What a residual connection adds: norm, a convolution, SiLU, back to the width, scale, channel dropout."""
 
@@ -28,7 +41,7 @@ class Branch(nn.Module):
         # Only the pointwise branch widens in between: its kernel is the cheap one.
         inner = 2 * channels if kernel == POINTWISE else channels
         self.dropout = dropout
-        self.norm = nn.GroupNorm(channels, channels)
+        self.norm = ChannelNorm(channels, channels)
         self.spread = nn.Conv2d(channels, inner, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
         self.contract = nn.Conv2d(inner, channels, 1, bias=False)
         self.scale = nn.Parameter(torch.ones(channels))
@@ -42,8 +55,10 @@ class Branch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float32 (batch, channels, bins, frames) -> the same shape."""
-        added: Tensor = self.contract(functional.silu(self.spread(self.norm(features)))) * self.scale[:, None, None]
-        return added * self.draw_factors(added) if self.training else added
+        # The scale goes into the weights: beside them, float32 as it is, it would make bfloat16 features float32.
+        contract = self.contract.weight * self.scale[:, None, None, None]
+        added = functional.conv2d(functional.silu(self.spread(self.norm(features))), contract)
+        return functional.dropout2d(added, self.dropout, self.training)
 
     def draw_factors(self, like: Tensor) -> Tensor:
         """What dropout multiplies each clip's channels by, from torch's generator: 0 or 1 / (1 - dropout).

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from model.device import open_device
 from model.phalar import Phalar, PhalarConfig
 from model.torch_archive import CheckpointError, Inert, NotACheckpoint, StoredTensor, TorchArchive, TruncatedCheckpoint
 
@@ -90,6 +91,7 @@ def load_phalar(path: str | os.PathLike[str], device: str | torch.device = "cpu"
     Raises:
         CheckpointError: one of its children, which says what is wrong. Nothing in the file is ever run.
         OSError: the file cannot be read.
+        DeviceUnavailable: the device cannot be used.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -103,7 +105,7 @@ def load_phalar(path: str | os.PathLike[str], device: str | torch.device = "cpu"
         raise LegacyPickle(path)
     else:
         phalar = _load_native(path)
-    return phalar.to(device).eval()
+    return phalar.to(open_device(device) if isinstance(device, str) else device).eval()
 
 
 def save_phalar(

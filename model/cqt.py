@@ -15,6 +15,8 @@ from nnAudio.features.cqt import CQT1992v2
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.device import upload
+
 SMALLEST_MAGNITUDE = 1e-10
 """Magnitudes below count as this one: -200 dB, the authors' floor for digital silence."""
 
@@ -283,6 +285,11 @@ class BeatClips:
 
     def __len__(self) -> int:
         return len(self.waveforms)
+
+    def on(self, device: torch.device) -> BeatClips:
+        """The same on another device, which the host does not wait for."""
+        parts = (upload(tensor, device) for tensor in (self.waveforms, self.samples, self.places, self.transpose))
+        return BeatClips(*parts)
 
     def split(self, each: int) -> list[BeatClips]:
         """So many at once."""

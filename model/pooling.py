@@ -33,7 +33,7 @@ def spectral_pool(features: Tensor, n_components: int) -> Tensor:
     arXiv:2605.03929, "Learned Spectral Pooling".
 
     Args:
-        features: float32, (batch, channels, steps); a step is 320 ms.
+        features: float32 or bfloat16, (batch, channels, steps); a step is 320 ms.
         n_components: how many; component 0, the channel's mean, is left out.
 
     Returns:
@@ -45,7 +45,8 @@ def spectral_pool(features: Tensor, n_components: int) -> Tensor:
     """
     if features.shape[-1] < least_steps(n_components):
         raise ValueError(f"{n_components} components need {least_steps(n_components)} steps, not {features.shape[-1]}")
-    spectrum = torch.fft.rfft(features, norm="ortho")
+    # In full precision by our own hand: CUDA's autocast leaves Fourier transforms as they are, the CPU's does not.
+    spectrum = torch.fft.rfft(features.float(), norm="ortho")
     phasors = spectrum[..., 1 : n_components + 1]  # (batch, channels, n_components)
     mean_magnitude = phasors.abs().mean(dim=(1, 2), keepdim=True)
     pooled: Tensor = phasors / (mean_magnitude + EPSILON)

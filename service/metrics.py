@@ -43,24 +43,30 @@ class Metrics:
         self._depth = Gauge("phalar_queue_depth", "Jobs waiting or in work", ["kind"], registry=self.registry)
         self._stems = Gauge("phalar_stems", "Stems by state", ["state"], registry=self.registry)
         self._index = Gauge("phalar_index", "The live index", ["what"], registry=self.registry)
-        self._worker_stats: dict[str, dict[str, float]] = {}
+        self._worker_stats: dict[str, dict[str, float | str]] = {}
         self.registry.register(self)
         ProcessCollector(registry=self.registry)  # memory, CPU time and open files of the API process
 
     def collect(self) -> Iterator[Any]:
         """The workers' own figures, as they last reported them; called by the registry."""
         family = GaugeMetricFamily("phalar_worker", "What each worker last reported", labels=["worker", "figure"])
+        device = GaugeMetricFamily(
+            "phalar_worker_device", "What each worker embeds on", labels=["worker", "device", "driver"]
+        )
         for worker, figures in self._worker_stats.items():
             for figure, value in figures.items():
-                family.add_metric([worker, figure], value)
+                if not isinstance(value, str):
+                    family.add_metric([worker, figure], value)
+            device.add_metric([worker, str(figures.get("device", "")), str(figures.get("driver", ""))], 1)
         yield family
+        yield device
 
     def exposition(
         self,
         *,
         depths: dict[Any, int],
         stems: dict[str, int],
-        workers: dict[str, dict[str, float]],
+        workers: dict[str, dict[str, float | str]],
         index: Index | None,
     ) -> bytes:
         """Prometheus text, with the state of the moment; no depths say that Redis is away."""

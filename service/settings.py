@@ -101,7 +101,9 @@ class Settings(BaseSettings):
     checkpoints: Path | None = Field(
         None, description="folder a reindex may name checkpoints in; unset: data/checkpoints"
     )
-    device: str = Field("cpu", description="torch device of the worker")
+    device: str = Field(
+        "cpu", description="torch device of the worker; `cuda`: a card for each worker that `phalar serve` starts"
+    )
     torch_threads: int = Field(0, description="threads of the worker's network; 0: torch decides", ge=0)
 
     # Windows.
@@ -132,7 +134,10 @@ class Settings(BaseSettings):
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
     batch_windows: int = Field(
-        4, description="most windows embedded at once, which a query may have to wait for; on a GPU 64", ge=1
+        0,
+        description="most windows embedded at once, which a query may have to wait for; 0: 4 on a CPU, "
+        "64 on a card, or what fits there",
+        ge=0,
     )
     max_queued_uploads: int = Field(10_000, description="stems waiting before POST /stems answers 429", ge=1)
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
@@ -170,6 +175,11 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / 'catalog.sqlite'}"
+
+    @property
+    def most_windows(self) -> int:
+        """Windows embedded at once, unless memory is short."""
+        return self.batch_windows or (4 if self.device.startswith("cpu") else 64)
 
     @property
     def resolved_redis_url(self) -> str:

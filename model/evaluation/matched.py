@@ -29,7 +29,7 @@ from model.evaluation.retrieval import (
 from model.evaluation.systems import System, embed_in_beat_time
 from model.grid import BEAT_TIME_BPM
 from model.training.batches import BeatWindow, beat_clips, draw_beat_pair
-from model.training.stems import StemBank, on_device
+from model.training.stems import StemBank
 
 KEYS = (1, -1, 2, -2, 3, 5, 6)
 """Semitones that the positive is moved by: up, or down where negative."""
@@ -128,7 +128,6 @@ def evaluate_matched(
             inside = [place for place, window in windows.items() if _begins_inside(bank, window)]
             changed[name] = inside, [windows[place] for place in inside]
     most = 2 * len(pairs) + sum(len(windows) for _, windows in changed.values())
-    samples = on_device(bank, torch.device("cpu"))
     done = 0
 
     def embed(windows: Sequence[BeatWindow]) -> Tensor:
@@ -136,7 +135,7 @@ def evaluate_matched(
         parts = []
         for at in range(0, len(windows), settings.batch):
             some = windows[at : at + settings.batch]
-            parts.append(embed_in_beat_time(system, beat_clips(bank, samples, some)))
+            parts.append(embed_in_beat_time(system, beat_clips(bank, some)))
             done += len(some)
             if progress is not None:
                 progress(done, most)

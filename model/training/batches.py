@@ -7,6 +7,7 @@ a beat of their own track, and are heard as if played at 120 BPM and in another 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE
 from model.cqt import MOST_SEMITONES, BeatClips
+from model.device import upload
 from model.grid import BEAT_TIME_BPM
 from model.harmony import tonic_of
 from model.phalar import PhalarConfig
@@ -34,7 +36,7 @@ from model.training.stems import (
 BEAT_SHIFTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 3 / 2, 2.0, 5 / 2)
 """Beats that a decoy is early or late by: a sixteenth at the least, where the beat is a quarter."""
 
-_DRAW, _AUGMENT, _KIND = 0, 1, 6  # what random numbers are for, beside those of train.py
+_DRAW, _KIND = 0, 6  # what random numbers are for, beside those of train.py
 _DECOYS = 5
 
 
@@ -65,7 +67,6 @@ class BeatWindow:
 
 def draw_batch(
     bank: StemBank,
-    samples: Sequence[Tensor],
     tracks: Sequence[int],
     recipe: Recipe,
     step: int,
@@ -73,11 +74,10 @@ def draw_batch(
     rank: int = 0,
     world: int = 1,
 ) -> Batch:
-    """The batch of a step: every choice follows from the seeds alone.
+    """The batch of a step, on the CPU and before augmentation: every choice follows from the seeds alone.
 
     Args:
         bank: of the stems.
-        samples: the bank's parts on the device where the clips are wanted, see `on_device`.
         tracks: to draw from.
         recipe: of the run.
         step: its number, from 0.
@@ -87,14 +87,11 @@ def draw_batch(
     """
     rng = np.random.default_rng(seed(_DRAW, step))
     decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
-    generator = torch.Generator().manual_seed(seed(_AUGMENT, step * world + rank))
     share = recipe.batch // world
     mine = slice(rank * share, (rank + 1) * share)
     if np.random.default_rng(seed(_KIND, step)).random() < recipe.data.matched:
         windows, decoys_of = _draw_beat_windows(bank, tracks, recipe, step, mine, rng, decoy_rng)
-        clips = beat_clips(bank, samples, windows)
-        heard = augment(clips.waveforms, recipe.augment, generator)
-        return Batch(BeatClips(heard, clips.samples, clips.places, clips.transpose), share, decoys_of)
+        return Batch(beat_clips(bank, windows), share, decoys_of)
     data, loss = recipe.data, recipe.loss
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
@@ -105,10 +102,48 @@ def draw_batch(
     if step >= loss.decoys_from:
         shifts = round(loss.nearest_decoy_s * SAMPLE_RATE), round(loss.farthest_decoy_s * SAMPLE_RATE)
         late = draw_decoys(bank, examples, round(loss.decoys * share), drawn, shifts, decoy_rng)
-    anchors, positives = mix_examples(bank, samples, examples, drawn)
-    decoys = mix_examples(bank, samples, late, drawn)[1]
-    mixed = played_at(torch.cat([anchors, positives, decoys]), length)
-    return Batch(augment(mixed, recipe.augment, generator), share, torch.arange(len(late)))
+    anchors, positives = mix_examples(bank, examples, drawn)
+    decoys = mix_examples(bank, late, drawn)[1]
+    return Batch(played_at(torch.cat([anchors, positives, decoys]), length), share, torch.arange(len(late)))
+
+
+def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> Batch:
+    """The batch on a device, with gain and noise of its own made there; the host waits for nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = batch.clips
+    if isinstance(clips, Tensor):
+        heard: Tensor | BeatClips = augment(upload(clips, device), recipe.augment, generator)
+    else:
+        clips = clips.on(device)
+        heard = replace(clips, waveforms=augment(clips.waveforms, recipe.augment, generator))
+    return Batch(heard, batch.pairs, upload(batch.decoys_of, device))
+
+
+class Ahead:
+    """What each step needs, made in threads while earlier steps are taken: a step's number says all that is in it."""
+
+    def __init__(self, make: Callable[[int], Batch], steps: int) -> None:
+        self._make = make
+        self._steps = steps  # ahead
+        self._pool: ThreadPoolExecutor | None = None
+        self._made: dict[int, Future[Batch]] = {}
+
+    def of(self, step: int) -> Batch:
+        """The batch of this step; those after it are begun. Raises what making it raised."""
+        if self._pool is None:  # no thread before there is work for it
+            self._pool = ThreadPoolExecutor(self._steps, thread_name_prefix="batches")
+        for number in range(step, step + self._steps + 1):
+            if number not in self._made:
+                self._made[number] = self._pool.submit(self._make, number)
+        self._made = {number: batch for number, batch in self._made.items() if number >= step}
+        return self._made.pop(step).result()
+
+    def close(self) -> None:
+        """Let go of what was made for steps that are not taken."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._made.clear()
 
 
 def _draw_beat_windows(
@@ -215,8 +250,8 @@ def _decoy(
     return replace(positive, first=first)
 
 
-def beat_clips(bank: StemBank, samples: Sequence[Tensor], windows: Sequence[BeatWindow]) -> BeatClips:
-    """Mix windows of one number of beats, on the device where the bank's samples are."""
+def beat_clips(bank: StemBank, windows: Sequence[BeatWindow]) -> BeatClips:
+    """Mix windows of one number of beats, on the CPU."""
     config = PhalarConfig()
     frame_s = config.hop / SAMPLE_RATE
     beats = windows[0].beats
@@ -235,23 +270,22 @@ def beat_clips(bank: StemBank, samples: Sequence[Tensor], windows: Sequence[Beat
         lengths[row] = round(float(seconds[-1] - seconds[0]) * SAMPLE_RATE / ratios[row])
         last = lengths[row] // config.hop  # the last frame that the clip's own length has
         places[row] = np.minimum((seconds - seconds[0]) / ratios[row] / frame_s, last)
-    device = samples[0].device
     stretches = [(window.track, int(start), window.stems) for window, start in zip(windows, starts, strict=True)]
-    waveforms = mix_stretches(bank, samples, stretches, int((lengths * ratios).max()) + 2)
+    waveforms = mix_stretches(bank, stretches, int((lengths * ratios).max()) + 2)
     if (ratios != 1).any():
-        waveforms = _played(waveforms, torch.from_numpy(ratios).to(device), int(lengths.max()))
+        waveforms = _played(waveforms, torch.from_numpy(ratios), int(lengths.max()))
     return BeatClips(
         waveforms[:, : lengths.max()],
-        torch.from_numpy(lengths).to(device),
-        torch.from_numpy(places).to(device),
-        torch.tensor([window.transpose - window.varispeed for window in windows], device=device),
+        torch.from_numpy(lengths),
+        torch.from_numpy(places),
+        torch.tensor([window.transpose - window.varispeed for window in windows]),
     )
 
 
 def _played(waveforms: Tensor, ratios: Tensor, length: int) -> Tensor:
     """Each clip so many times faster, read between samples in straight lines: float32 (n, length)."""
     last = waveforms.shape[1] - 2
-    places = (torch.arange(length, device=ratios.device) * ratios[:, None]).clamp_max(last)  # float64
+    places = (torch.arange(length) * ratios[:, None]).clamp_max(last)  # float64
     before = places.long()
     part = (places - before).float()
     return torch.lerp(waveforms.gather(1, before), waveforms.gather(1, before + 1), part)

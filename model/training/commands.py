@@ -68,7 +68,7 @@ def train(
     from model.training.data import training_bank
     from model.training.distributed import first_alone, process_group
     from model.training.recipe import BadRecipe, load_recipe
-    from model.training.train import MODEL, OtherRun, Trainer
+    from model.training.train import MODEL, OtherRun, RunLost, TooLittleMemory, Trainer
 
     changed = {"steps": steps, "model": model, "seed": seed}
     try:
@@ -81,6 +81,8 @@ def train(
         torch.set_num_threads(threads)
     home = out or Path("runs") / recipe.stem
     with process_group(device) as (rank, here), _progress(silent=rank > 0) as progress:
+        if rank == 0:
+            _say_device(here, asked=device is not None, precision=chosen.precision)
         task = progress.add_task("stems", total=None)
 
         def prepared(what: str, done: int, total: int) -> None:
@@ -107,9 +109,24 @@ def train(
                 progress.update(task, completed=step.step, description=facts)
                 write(step)
 
-            trainer.run(report, stop_at)
+            try:
+                trainer.run(report, stop_at)
+            except (RunLost, TooLittleMemory) as error:
+                _fail(str(error))
     if rank == 0:
         print(home / MODEL if trainer.step == chosen.steps else f"{home}: stopped after step {trainer.step}")
+
+
+def _say_device(here: Any, asked: bool, precision: str) -> None:
+    """What the run is done on, and what of the recipe does not hold there."""
+    from model.device import facts_of, why_no_card
+
+    said = f"on {facts_of(here)}"
+    if here.type == "cpu" and not asked:
+        said += f"; no card: {why_no_card()}"
+    if here.type == "cpu" and precision == "bfloat16":
+        said += "; the recipe's bfloat16 is for cards: here it is float32"
+    err.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @train_app.command()

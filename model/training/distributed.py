@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.device import best_device, open_device
+
 PATIENCE = datetime.timedelta(hours=2)
 """The first process decodes the stems while the others wait."""
 
@@ -21,13 +23,17 @@ def process_group(device: str | None) -> Iterator[tuple[int, torch.device]]:
     """Join the group that torchrun made, if it did; leave it at the end.
 
     Args:
-        device: a torch device; unset: the GPU of this process where there is one, else the CPU.
+        device: a torch device, `cuda` for a card each; unset: that where there is a card, else the CPU.
 
     Yields:
         This process's number, 0 where it is the only one, and its device.
+
+    Raises:
+        DeviceUnavailable: it cannot be used, or there are fewer cards than processes.
     """
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    here = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
+    rank = int(os.environ.get("RANK", "0"))
+    place, of = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = best_device(place, of)[0] if device is None else open_device(device, place, of)
     if "RANK" not in os.environ:
         yield rank, here
         return
@@ -48,6 +54,14 @@ def first_alone(rank: int) -> Iterator[None]:
     yield
     if dist.is_initialized() and rank == 0:
         dist.barrier()
+
+
+def mean_over_processes(vector: Tensor) -> Tensor:
+    """The mean of one vector of each process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return vector
+    dist.all_reduce(vector)
+    return vector / dist.get_world_size()
 
 
 def gather(embedded: Tensor) -> Tensor:

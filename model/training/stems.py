@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -161,6 +162,9 @@ class StemBank:
         self.tracks = tuple(tracks)
         self.dropped = tuple(dropped)
         self.parts: tuple[NDArray[np.int16], ...] = tuple(_mapped(folder / _SAMPLES) for folder in folders)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable.*")  # only read here
+            self.samples = tuple(torch.from_numpy(part) for part in self.parts)
         self._activity = tuple(np.load(folder / _ACTIVITY, mmap_mode="r") for folder in folders)
         self._activity_at: list[int] = []
         ends = [0] * len(folders)
@@ -472,47 +476,35 @@ def draw_decoys(
     return decoys
 
 
-def mix_examples(
-    bank: StemBank, samples: Sequence[Tensor], examples: Sequence[Example], length: int
-) -> tuple[Tensor, Tensor]:
-    """Sum the submixes of examples, on the device where the bank's samples are.
+def mix_examples(bank: StemBank, examples: Sequence[Example], length: int) -> tuple[Tensor, Tensor]:
+    """Sum the submixes of examples.
 
     Args:
         bank: of the stems.
-        samples: the bank's parts, on any device; see `on_device`.
         examples: n of them.
         length: of a window, samples.
 
     Returns:
-        Anchors and positives, each float32 (n, length).
+        Anchors and positives, each float32 (n, length), on the CPU.
     """
     sides = ([(e.track, e.start, e.anchor) for e in examples], [(e.track, e.start, e.positive) for e in examples])
-    anchors, positives = (mix_stretches(bank, samples, side, length) for side in sides)
+    anchors, positives = (mix_stretches(bank, side, length) for side in sides)
     return anchors, positives
 
 
-def mix_stretches(
-    bank: StemBank, samples: Sequence[Tensor], stretches: Sequence[tuple[int, int, tuple[int, ...]]], length: int
-) -> Tensor:
-    """Sum stems of stretches, each a track, its first sample and some stems: float32 (n, length).
+def mix_stretches(bank: StemBank, stretches: Sequence[tuple[int, int, tuple[int, ...]]], length: int) -> Tensor:
+    """Sum stems of stretches, each a track, its first sample and some stems: float32 (n, length), on the CPU.
 
-    What lies beyond a track's ends is silence.
+    A bank may be larger than a card's memory, and mixing is little work: cards get mixes. What lies beyond a track's
+    ends is silence.
     """
-    mixed = torch.zeros(len(stretches), length, device=samples[0].device)
+    mixed = torch.zeros(len(stretches), length)
     for row, (at, start, stems) in zip(mixed, stretches, strict=True):
         track = bank.tracks[at]
         first, last = max(0, start), min(track.samples, start + length)
         for stem in stems:
             begin = track.offset + stem * track.samples
-            row[first - start : last - start].add_(samples[track.part][begin + first : begin + last], alpha=1 / 32_768)
+            row[first - start : last - start].add_(
+                bank.samples[track.part][begin + first : begin + last], alpha=1 / 32_768
+            )
     return mixed
-
-
-def on_device(bank: StemBank, device: torch.device) -> tuple[Tensor, ...]:
-    """The parts of a bank as int16 tensors: on a CPU the mapped files themselves, elsewhere copies that stay there."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # only read here
-        mapped = [torch.from_numpy(part) for part in bank.parts]
-    return tuple(part if device.type == "cpu" else part.to(device) for part in mapped)

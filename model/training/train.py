@@ -3,17 +3,21 @@
 Every random choice of a step follows from the recipe's seed, the step's number and the file that the run began with, so
 a run that was killed goes on from its last checkpoint as if nothing had happened, and a further round draws examples of
 its own. With torchrun each process takes its share of every batch.
+
+A card never waits: batches are prepared ahead in threads, and what a step measured is fetched some steps later.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +28,14 @@ from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE
 from model.cqt import BeatClips
-from model.training.batches import BeatWindow, beat_clips, draw_batch, draw_beat_pair
-from model.training.distributed import gather
+from model.device import facts_of, upload
+from model.training.batches import Ahead, Batch, BeatWindow, augmented, beat_clips, draw_batch, draw_beat_pair
+from model.training.distributed import gather, mean_over_processes
 from model.training.heard import HEARD, encode_heard
 from model.training.loss import contrastive_loss
-from model.training.optimiser import optimisers, rate_at
+from model.training.optimiser import Gradients, optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
-from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples, on_device
+from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples
 from model.training.variants import build_model, load_trained, save_model
 
 CHECKPOINT = "last.pt"
@@ -40,10 +45,31 @@ VALIDATION_S = 5.0
 VALIDATION_BEATS = 10
 SETTLE_CLIPS = 128
 
+FETCH_EVERY = 20
+"""Steps on a card before what they measured is fetched; on a CPU it is there at once."""
+
+AHEAD_ON_A_CARD, AHEAD = 3, 1
+"""Batches that are prepared beside a step, each in a thread."""
+
+MOST_LOST = 10
+"""Steps in a row whose gradient is not finite: then the run is lost."""
+
+BYTES_A_SECOND = {"bfloat16": 20e6, "float32": 40e6}
+"""Of a card's memory that a second of one clip takes in training, generously: 15 and 30 MB for Phalar."""
+
+PART_OF_MEMORY = 0.7
+"""Of a card, for what a step keeps until its gradients are made."""
+
 MAY_CHANGE = frozenset({"steps", "checkpoint_minutes", "validate_every", "clips_per_pass"})
 """Entries of a recipe that a run may change on the way: how long it lasts, how often it reports, what fits a cache."""
 
-_DRAW, _DROPOUT, _START, _SETTLE = 0, 2, 3, 4  # what a step's random numbers are for, beside those of batches.py
+_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = (
+    0,
+    1,
+    2,
+    3,
+    4,
+)  # what a step's random numbers are for, beside those of batches.py
 
 
 class OtherRun(Exception):
@@ -55,9 +81,31 @@ class OtherRun(Exception):
         self.entry = entry
 
 
+class RunLost(Exception):
+    """Step after step the gradient was not finite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {step}: go on from the last "
+            "checkpoint with lower rates, or in float32"
+        )
+        self.step = step
+
+
+class TooLittleMemory(Exception):
+    """A card cannot hold a step."""
+
+    def __init__(self, device: torch.device, clips: int) -> None:
+        super().__init__(
+            f"{facts_of(device)} has too little free memory for a step of {clips} clips: end what else runs there, or "
+            "give the recipe fewer or shorter examples (batch, data.longest_s)"
+        )
+        self.clips = clips
+
+
 @dataclass(frozen=True)
 class Step:
-    """What one step measured. `timing_s` is its split: data, forward, backward, optimiser."""
+    """What one step measured. `timing_s` is its split: data (the wait for it), forward, backward, optimiser."""
 
     step: int  # of steps done, from 1
     steps: int
@@ -65,6 +113,7 @@ class Step:
     accuracy: float  # in the batch
     rate: float  # part of the full learning rates
     timing_s: dict[str, float]
+    lost: bool | None = None  # True: the gradient was not finite, and only momentum moved the weights
     validation_accuracy: float | None = None
     validation_matched: float | None = None  # the same in beat time
 
@@ -88,7 +137,6 @@ class Trainer:
             raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.world} processes")
         self.tracks = self.bank.of_split("train", data.split_seed)
         self.validation_tracks = self.bank.of_split("validation", data.split_seed)
-        self.samples = on_device(self.bank, self.device)
         self.began = "" if self.begin is None else hashlib.sha256(self.begin.read_bytes()).hexdigest()
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model).to(self.device)
@@ -102,6 +150,10 @@ class Trainer:
         elif recipe.loss.start == "cosine":
             cast(Any, self.model.similarity).start_as_cosine()
         self.muon, self.adam = optimisers(self.model, recipe.optimiser)
+        self._gradients = Gradients(self.model.parameters())
+        self._memory = facts_of(self.device).memory_bytes if torch.cuda.is_available() else math.inf
+        self._ahead = Ahead(self._prepare, AHEAD_ON_A_CARD if self._on_card else AHEAD)
+        self._lost = 0  # steps in a row
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).is_file():
@@ -119,18 +171,28 @@ class Trainer:
         recipe = self.recipe
         last = recipe.steps if stop_at is None else min(stop_at, recipe.steps)
         saved = time.monotonic()
-        while self.step < last:
-            measured = self._train_step()
-            if self.step % recipe.validate_every == 0 or self.step == recipe.steps:
-                recorded, matched = self.validate()
-                measured = replace(measured, validation_accuracy=recorded, validation_matched=matched)
-            if self.rank == 0:
-                self._log(measured)
-                if report is not None:
-                    report(measured)
-                if time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
-                    self.save()
-                    saved = time.monotonic()
+        pending: list[_Taken] = []
+        try:
+            while self.step < last:
+                pending.append(self._train_step())
+                validating = self.step % recipe.validate_every == 0 or self.step == recipe.steps
+                saving = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+                if not (validating or saving or self.step == last or len(pending) == self._fetch_every):
+                    continue
+                measured, pending = self._fetch(pending), []
+                if validating:
+                    recorded, matched = self.validate()
+                    measured[-1] = replace(measured[-1], validation_accuracy=recorded, validation_matched=matched)
+                if self.rank == 0:
+                    for step in measured:
+                        self._log(step)
+                        if report is not None:
+                            report(step)
+                    if saving:
+                        self.save()
+                        saved = time.monotonic()
+        finally:
+            self._ahead.close()
         if self.rank == 0:
             self.save()
             if self.step == recipe.steps:
@@ -180,11 +242,11 @@ class Trainer:
         self.model.eval()
         accuracies: list[float | None] = [None, None]
         if len(self._validation) > 1:
-            sides = mix_examples(self.bank, self.samples, self._validation, length)
+            sides = (upload(side, self.device) for side in mix_examples(self.bank, self._validation, length))
             accuracies[0] = self._accuracy(*map(self._embed_in_passes, sides))
         if self.recipe.data.matched and len(self._validation_beats) > 1:
             pairs = zip(*self._validation_beats, strict=True)
-            clips = (beat_clips(self.bank, self.samples, side) for side in pairs)
+            clips = (beat_clips(self.bank, side).on(self.device) for side in pairs)
             accuracies[1] = self._accuracy(*map(self._embed_in_passes, clips))
         self.model.train()
         return accuracies[0], accuracies[1]
@@ -204,42 +266,116 @@ class Trainer:
         rng = np.random.default_rng(self._seed(_SETTLE, 0))
         count = min(SETTLE_CLIPS, len(self.tracks))
         examples = draw_examples(self.bank, self.tracks, count, length, rng)
-        refresh_statistics(self.model, torch.split(mix_examples(self.bank, self.samples, examples, length)[0], 32))
+        clips = upload(mix_examples(self.bank, examples, length)[0], self.device)
+        refresh_statistics(self.model, torch.split(clips, 32))
 
-    def _train_step(self) -> Step:
+    def _train_step(self) -> _Taken:
         recipe = self.recipe
         clock = _Clock(self.device)
-        batch = draw_batch(self.bank, self.samples, self.tracks, recipe, self.step, self._seed, self.rank, self.world)
+        batch = self._ahead.of(self.step)
+        if self._on_card:
+            batch = self._augmented(batch, self.step)
         clock.tick("data")
 
-        torch.manual_seed(self._seed(_DROPOUT, self.step * self.world + self.rank))
         self.model.train()
-        embedded = self._embed_in_passes(batch.clips)
-        x, y, others = (gather(part) for part in torch.split(embedded, batch.sizes))
-        decoys_of = gather(batch.decoys_of.to(self.device) + self.rank * batch.pairs)
-        loss, accuracy = contrastive_loss(x, y, self._score(), recipe.loss, others, decoys_of)
-        clock.tick("forward")
-
         self.muon.zero_grad(set_to_none=True)
         self.adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._average_gradients()
+        try:
+            loss, accuracy = self._loss_and_gradients(batch, clock)
+        except torch.OutOfMemoryError as error:
+            raise TooLittleMemory(self.device, len(batch.clips)) from error
         clock.tick("backward")
 
         settings = recipe.optimiser
         rate = rate_at(self.step, recipe.steps, settings)
-        nn.utils.clip_grad_norm_(self.model.parameters(), settings.most_gradient, error_if_nonfinite=True)
+        norm = self._gradients.cut(settings.most_gradient, mean_over_processes)
         for optimiser, full in ((self.muon, settings.muon_rate), (self.adam, settings.adam_rate)):
             for group in optimiser.param_groups:
                 group["lr"] = rate * full
             optimiser.step()
         clock.tick("optimiser")
         self.step += 1
-        return Step(self.step, recipe.steps, float(loss.detach()), float(accuracy), rate, clock.split_s)
+        return _Taken(self.step, rate, torch.stack([loss.detach(), accuracy, norm]), clock)
+
+    def _prepare(self, step: int) -> Batch:
+        batch = draw_batch(self.bank, self.tracks, self.recipe, step, self._seed, self.rank, self.world)
+        return batch if self._on_card else self._augmented(batch, step)
+
+    def _augmented(self, batch: Batch, step: int) -> Batch:
+        return augmented(batch, self.recipe, self.device, self._seed(_AUGMENT, step * self.world + self.rank))
+
+    def _loss_and_gradients(self, batch: Batch, clock: _Clock) -> tuple[Tensor, Tensor]:
+        seed = self._seed(_DROPOUT, self.step * self.world + self.rank)
+        each = self._clips_at_once(batch)
+        if each >= len(batch.clips):
+            torch.manual_seed(seed)
+            loss, accuracy = self._loss(self._embed_in_passes(batch.clips), batch)
+            clock.tick("forward")
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss, accuracy
+        # What does not fit at once is embedded twice: first for the loss's gradient of each embedding, then, some clips
+        # at a time, for what that says of the weights (Gao et al. 2021). Dropout must be the same both times.
+        parts = batch.clips.split(each)
+        with torch.no_grad():
+            embedded = torch.cat([self._embed_seeded(part, seed + at) for at, part in enumerate(parts)])
+        embedded.requires_grad_()
+        loss, accuracy = self._loss(embedded, batch)
+        clock.tick("forward")
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert embedded.grad is not None
+        for at, (part, gradient) in enumerate(zip(parts, torch.split(embedded.grad, each), strict=True)):
+            self._embed_seeded(part, seed + at).backward(gradient)  # type: ignore[no-untyped-call]
+        return loss, accuracy
+
+    def _loss(self, embedded: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        # One gather for all: of each process its anchors, positives and decoys.
+        rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
+        x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
+        decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
+        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
+
+    def _embed_seeded(self, clips: Tensor | BeatClips, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return self._embed_in_passes(clips)
 
     def _embed_in_passes(self, clips: Tensor | BeatClips) -> Tensor:
-        half = self.recipe.precision == "bfloat16" and self.device.type == "cuda"
-        return embed_in_passes(self.model, clips, self.recipe.clips_per_pass, half)
+        """On a CPU as many at once as its caches like, on a card all: it has memory, and would only launch more."""
+        each = 0 if self._on_card else self.recipe.clips_per_pass
+        return embed_in_passes(self.model, clips, each, self._half)
+
+    def _clips_at_once(self, batch: Batch) -> int:
+        """How many clips' forward passes a card keeps until their backward passes; the recipe may say fewer."""
+        clips = batch.clips
+        if not self._on_card or any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules()):
+            return len(clips)  # statistics are those of a whole batch
+        seconds = (clips if isinstance(clips, Tensor) else clips.waveforms).shape[1] / SAMPLE_RATE
+        room = PART_OF_MEMORY * self._memory / BYTES_A_SECOND["bfloat16" if self._half else "float32"]
+        return max(1, int(min(room / seconds, len(clips))))
+
+    @property
+    def _on_card(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def _half(self) -> bool:
+        return self.recipe.precision == "bfloat16" and self._on_card
+
+    @property
+    def _fetch_every(self) -> int:
+        return FETCH_EVERY if self._on_card else 1
+
+    def _fetch(self, taken: Sequence[_Taken]) -> list[Step]:
+        """What steps measured, in one copy from the card. Raises RunLost."""
+        numbers = torch.stack([step.measured for step in taken]).cpu().tolist()
+        steps: list[Step] = []
+        for step, (loss, accuracy, norm) in zip(taken, numbers, strict=True):
+            lost = not math.isfinite(norm)
+            self._lost = self._lost + 1 if lost else 0
+            if self._lost >= MOST_LOST:
+                raise RunLost(step.step)
+            split_s = step.clock.split_s()
+            steps.append(Step(step.step, self.recipe.steps, loss, accuracy, step.rate, split_s, True if lost else None))
+        return steps
 
     def _score(self) -> Callable[[Tensor, Tensor], Tensor]:
         similarity = cast(Any, self.model.similarity)
@@ -250,14 +386,6 @@ class Trainer:
 
     def _name(self, track: int) -> str:
         return self.bank.tracks[track].name
-
-    def _average_gradients(self) -> None:
-        if self.world == 1:
-            return
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.world
 
     def _validation_examples(self) -> list[Example]:
         rng = np.random.default_rng(_mixed(self.recipe.seed, _DRAW, 2**40))  # the same in every round
@@ -272,7 +400,8 @@ class Trainer:
         return [pair for pair in drawn if pair is not None][: self.recipe.validation_pairs]
 
     def _resume(self) -> None:
-        state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)
+        # On the CPU first: there AdamW wants its count of steps, where each would otherwise be a launch and a wait.
+        state = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
         there = recipe_of(json.loads(state["recipe"]), self.folder / CHECKPOINT).as_dict()
         here = self.recipe.as_dict()
         for entry in here:
@@ -322,19 +451,36 @@ def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half
 
 
 class _Clock:
-    """Seconds since the last tick, by name."""
+    """Seconds from tick to tick, by name: a card's own, which are known once it has come so far."""
 
     def __init__(self, device: torch.device) -> None:
-        self.split_s: dict[str, float] = {}
-        self._device = device
-        self._since = time.perf_counter()
+        self._on_card = device.type == "cuda" and torch.cuda.is_available()
+        self._ticks: list[tuple[str, float, Any]] = []
+        self.tick("")
 
     def tick(self, name: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.split_s[name] = now - self._since
-        self._since = now
+        event: Any = torch.cuda.Event(enable_timing=True) if self._on_card else None  # type: ignore[no-untyped-call]
+        if event is not None:
+            event.record()
+        self._ticks.append((name, time.perf_counter(), event))
+
+    def split_s(self) -> dict[str, float]:
+        """After everything has been done. The first part is the host's: how long the step waited for its data."""
+        split: dict[str, float] = {}
+        for (_, since, began), (name, now, ended) in pairwise(self._ticks):
+            on_card = ended is not None and bool(split)
+            split[name] = began.elapsed_time(ended) / 1000 if on_card else now - since
+        return split
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was begun; what it measured may still be on its way."""
+
+    step: int  # of steps begun, from 1
+    rate: float
+    measured: Tensor  # float32 (3,): loss, accuracy, the gradient's norm
+    clock: _Clock
 
 
 def _begin(checkpoint: Path, kind: type[nn.Module]) -> nn.Module:

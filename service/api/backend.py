@@ -13,7 +13,7 @@ from service.api.keys import KeyRing
 from service.api.rates import RateLimiter
 from service.api.reindex import Reindexer
 from service.api.retrieval import Retrieval
-from service.api.schemas import IndexOut, ModelOut, ReadyOut
+from service.api.schemas import IndexOut, ModelOut, ReadyOut, WorkerOut
 from service.metrics import Metrics
 from service.settings import Settings
 from service.work.blobs import Blobs
@@ -106,14 +106,24 @@ class Backend:
         index = self.live.held
         try:
             depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}
+            workers = await self.queue.worker_stats()
         except QueueError:
-            depths = {}
+            depths, workers = {}, {}
         return ReadyOut(
             status=self.live.status if depths else "starting",
             model=shown,
             index=index and IndexOut.model_validate(index),
             queue=depths,
             stems=await self.catalog.counts(),
+            workers={
+                name: WorkerOut(
+                    device=str(said.get("device", "")),
+                    driver=str(said.get("driver", "")),
+                    batch=int(said.get("batch_limit", 0)),
+                    embeddings_per_s=round(float(said.get("embeddings_per_s", 0.0)), 2),
+                )
+                for name, said in workers.items()
+            },
             decoders=self.decoder.confinement or "limits-only",
         )
 

@@ -278,6 +278,15 @@ class RollbackOut(BaseModel):
     fingerprint: str
 
 
+class WorkerOut(BaseModel):
+    """What a living worker embeds on, as it last said."""
+
+    device: str
+    driver: str = Field(description="of a card, and the CUDA that torch was built for; empty on a CPU")
+    batch: int = Field(description="windows embedded at once")
+    embeddings_per_s: float = Field(description="while the device was at work; 0 before the first")
+
+
 class ReadyOut(BaseModel):
     """Whether queries are answered, and with what."""
 
@@ -286,6 +295,7 @@ class ReadyOut(BaseModel):
     index: IndexOut | None
     queue: dict[str, int]
     stems: dict[str, int]
+    workers: dict[str, WorkerOut]
     decoders: Confinement = Field(
         description="what holds the processes that decode uploads: a system call filter and limits, or limits alone"
     )

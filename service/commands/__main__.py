@@ -4,15 +4,18 @@ A command parses and prints. What is dear to load, torch above all, it imports w
 only asks a service answer at once.
 """
 
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from model import evaluate_app, train_app
+from model import DeviceUnavailable, evaluate_app, train_app
 from service.commands.api import api
 from service.commands.checkpoint import checkpoint_app
+from service.commands.console import FAILED, err
 from service.commands.demo import demo
+from service.commands.doctor import doctor
 from service.commands.embed import embed
 from service.commands.evaluate import catalog
 from service.commands.ingest import ingest
@@ -32,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (serve, worker, ingest, retrieve, embed, reindex, rollback, demo):
+for command in (serve, worker, ingest, retrieve, embed, reindex, rollback, doctor, demo):
     app.command()(command)
 app.command(hidden=True)(api)
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -44,7 +47,11 @@ app.add_typer(train_app, name="train")
 
 def main() -> None:
     """The entry point of the console script."""
-    app()
+    try:
+        app()
+    except DeviceUnavailable as error:
+        err.print(f"phalar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
 
 
 @app.callback(invoke_without_command=True)

@@ -18,7 +18,9 @@ def worker(
     from model import CheckpointError
     from service.api.errors import problem
     from service.commands.threads import keep_numpy_on_one_thread
+    from service.local.supervisor import DEVICE_LOST
     from service.settings import Settings
+    from service.work.device import DeviceLost
     from service.work.worker import run_worker
 
     log_to_stderr("worker")
@@ -27,3 +29,5 @@ def worker(
         asyncio.run(run_worker(Settings(), problem, slot))
     except CheckpointError as error:
         fail(str(error), FAILED)
+    except DeviceLost as error:
+        fail(str(error), DEVICE_LOST)

@@ -21,6 +21,8 @@ from typing import TextIO
 log = logging.getLogger("phalar.processes")
 
 EARLY_S = 10.0  # a child that dies sooner after its start has died early
+DEVICE_LOST = 5  # the exit code of a worker whose device no longer answers
+LOST_EARLY_S = 600.0  # such a worker has died early when it lived no longer: starting it for ever would help nobody
 MAX_EARLY_EXITS = 5
 MAX_EARLY_KILLS = 20  # by a signal: a backlog of jobs that crash their worker must not stop the service
 LAST_WORDS = 20  # lines
@@ -153,7 +155,7 @@ class Supervisor:
                     code = 127
                 if stop.is_set():
                     return
-                if time.monotonic() - begun >= EARLY_S:
+                if time.monotonic() - begun >= (LOST_EARLY_S if code == DEVICE_LOST else EARLY_S):
                     exits = kills = 0
                     pause = self._first_pause_s
                 exits, kills = (exits, kills + 1) if code < 0 else (exits + 1, kills)

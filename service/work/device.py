@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import CheckpointError, Phalar, load_phalar
+from model import SAMPLE_RATE, CheckpointError, Phalar, facts_of, load_phalar, open_device
 from service.settings import Settings
 from service.work.models import configured_model
 
@@ -31,17 +31,31 @@ class NonFiniteEmbedding(Exception):
     """The network gave a NaN or an infinity."""
 
 
+class DeviceLost(Exception):
+    """The device no longer answers, whatever it is asked: only a new process may find it well again."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"the device {device} no longer answers ({reason}); what was in hand is left to others")
+        self.device = device
+
+
 class Device:
     """The models on their device. Everything here runs in the worker's one device thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: int = 0) -> None:
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
         self._settings = settings
         self._held: OrderedDict[str, Phalar] = OrderedDict()
-        self.batch_limit = settings.batch_windows
-        model = configured_model(settings, settings.device)
+        self.batch_limit = settings.most_windows
+        self.device = open_device(settings.device, place, max(1, settings.workers))
+        model = configured_model(settings).to(self.device)
         self._held[model.fingerprint] = model
+        if self.device.type != "cpu":
+            # What fits is found before anybody waits, and the first batch finds all plans and kernels made.
+            self.embed(
+                model.fingerprint, np.full((self.batch_limit, round(settings.window_s * SAMPLE_RATE)), 0.1, "f4")
+            )
 
     def embed(self, fingerprint: str, windows: NDArray[np.float32]) -> NDArray[np.complex64]:
         """Embed windows of one length, float32 (n, samples), with the model of this fingerprint.
@@ -49,7 +63,7 @@ class Device:
         Where memory does not suffice the batch is halved, now and from now on.
 
         Raises:
-            UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
+            DeviceLost, UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
         """
         model = self._model(fingerprint)
         done: list[NDArray[np.complex64]] = []
@@ -60,6 +74,7 @@ class Device:
                 embedding = model.embed(part).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(part) == 1:
+                    self._require_answer(model, error)
                     raise
                 self.batch_limit = len(part) // 2
                 log.warning("no memory for %d windows at once; from now on %d", len(part), self.batch_limit)
@@ -71,6 +86,14 @@ class Device:
             done.append(embedding.astype(np.complex64, copy=False))
             start += len(part)
         return np.concatenate(done)
+
+    def _require_answer(self, model: Phalar, error: Exception) -> None:
+        """Tell a window that cannot be embedded from a device that can do nothing more. Raises DeviceLost."""
+        try:
+            torch.zeros(1, device=model.device).sum().item()
+        except RuntimeError as lost:
+            if not _out_of_memory(lost):
+                raise DeviceLost(str(model.device), str(error).partition("\n")[0]) from error
 
     def require(self, fingerprint: str) -> int:
         """Have this model at hand; returns the length of its embeddings. Raises UnknownModel."""
@@ -89,7 +112,7 @@ class Device:
         try:
             if not re.fullmatch("[0-9a-f]{64}", fingerprint):
                 raise FileNotFoundError(fingerprint)
-            model = load_phalar(path, self._settings.device)
+            model = load_phalar(path, self.device)
         except (CheckpointError, OSError) as error:
             log.warning("cannot load the model %s: %s", fingerprint, error)
             raise UnknownModel(fingerprint, list(self._held)) from error
@@ -99,6 +122,17 @@ class Device:
         return model
 
 
+NO_MEMORY = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")
+"""How it is said in words: by torch's allocator on a CPU, by cuFFT, cuBLAS and cuDNN, and by CUDA itself."""
+
+
 def _out_of_memory(error: BaseException) -> bool:
-    """torch has an error of its own for the GPU only; on the CPU its allocator says it in words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """torch has an error of its own for its allocator on a card only; all others say it in words."""
+    in_words = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or in_words
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """What /readyz and /metrics say of a worker's device."""
+    facts = facts_of(device)
+    return {"device": facts.name, "driver": facts.driver}

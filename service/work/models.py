@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from indexer import HermitianFold
-from model import Phalar, load_phalar, save_phalar, untrained_phalar
+from model import Phalar, load_phalar, open_device, save_phalar, untrained_phalar
 from service.settings import Settings
 
 log = logging.getLogger("phalar.model")
@@ -35,13 +35,14 @@ def configured_model(settings: Settings, device: str = "cpu") -> Phalar:
 
     Raises:
         CheckpointError: the file is not a checkpoint.
+        DeviceUnavailable: the device cannot be used.
     """
     if settings.checkpoint is not None:
         return load_phalar(settings.checkpoint, device)
     if DEFAULT_CHECKPOINT.is_file():
         return load_phalar(DEFAULT_CHECKPOINT, device)
     log.warning(UNTRAINED)
-    return untrained_phalar().to(device)
+    return untrained_phalar().to(open_device(device))
 
 
 def note_of(model: Phalar) -> str | None:

@@ -161,14 +161,14 @@ class Queue(Taking):
 
         return dict(zip(self._streams, await self._call(lengths), strict=True))
 
-    async def worker_stats(self) -> dict[str, dict[str, float]]:
-        """What each worker that lives has reported with its last beat, by its name."""
+    async def worker_stats(self) -> dict[str, dict[str, float | str]]:
+        """What each worker that lives has reported with its last beat, by its name: numbers, and words."""
         names = await self._call(self._redis.smembers, self._workers_key)
-        stats: dict[str, dict[str, float]] = {}
+        stats: dict[str, dict[str, float | str]] = {}
         for name in sorted(name.decode() for name in names):
             reported = await self._call(self._redis.hgetall, self._stats_key(name))
             if reported:
-                stats[name] = {field.decode(): float(value) for field, value in reported.items()}
+                stats[name] = {field.decode(): _number_or_words(value) for field, value in reported.items()}
             else:
                 await self._call(self._redis.srem, self._workers_key, name)
         return stats
@@ -198,3 +198,10 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
     if len(embedding) != windows:
         raise EmbedFailed(f"{windows} windows were asked for and {len(embedding)} came back")
     return embedding
+
+
+def _number_or_words(value: bytes) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value.decode()

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Catalog, CatalogUnavailable
-from model import SAMPLE_RATE, AudioError, window_starts
+from model import SAMPLE_RATE, AudioError, facts_of, window_starts
 from service.metrics import Figures
 from service.settings import Settings
 from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecodeLimits, DecoderError
-from service.work.device import Device, UnknownModel
+from service.work.device import Device, DeviceLost, UnknownModel, about
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
 from service.work.queue import Queue, consumer_name, open_queue
 from service.work.streams import QueueUnavailable
@@ -62,8 +62,16 @@ class Worker:
     """Takes jobs until `stop`."""
 
     def __init__(
-        self, settings: Settings, catalog: Catalog, blobs: Blobs, queue: Queue, decoder: Decoder, describe: Describe
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        blobs: Blobs,
+        queue: Queue,
+        decoder: Decoder,
+        describe: Describe,
+        place: int = 0,
     ) -> None:
+        self._place = place
         self.figures = Figures(pid=os.getpid())
         self._settings = settings
         self._catalog = catalog
@@ -73,7 +81,8 @@ class Worker:
         self._describe = describe
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._device: Device | None = None
-        self._held_limit = min(max(FEWEST_HELD, settings.batch_windows // 2), MOST_HELD)
+        self._about: dict[str, str] = {}
+        self._held_limit = min(max(FEWEST_HELD, settings.most_windows // 2), MOST_HELD)
         self._checking: set[QueryJob] = set()
         self._queries: list[QueryWork] = []
         self._stems: list[StemWork] = []
@@ -96,22 +105,28 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`. An error here is a fault of ours; the supervisor starts another worker."""
         loops: list[asyncio.Task[None]] = []
+        lost = False
         try:
-            self._device = await self._in_thread(lambda: Device(self._settings))
-            log.info("ready")
+            self._device = await self._in_thread(lambda: Device(self._settings, self._place))
+            self._about = about(self._device.device)
+            log.info("ready on %s", facts_of(self._device.device))
             loops = [asyncio.create_task(loop()) for loop in (self._take, self._compute, self._beat)]
             ended, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             self.stop()
             for task in ended:
                 task.result()  # raises what ended it
             await asyncio.gather(*loops)
+        except DeviceLost:
+            lost = True
+            raise
         finally:
             for task in [*loops, *self._preparing]:
                 task.cancel()
             await asyncio.gather(*loops, *self._preparing, *self._ending, return_exceptions=True)
             self._thread.shutdown(wait=True, cancel_futures=True)
             try:
-                await self._queue.release()
+                if not lost:  # what a device was lost with may be what it was lost by: its deliveries are counted
+                    await self._queue.release()
             except QueueUnavailable as error:
                 log.warning("what was in hand is taken over later: %s", error)
 
@@ -122,7 +137,7 @@ class Worker:
         while not self._stopping.is_set():
             free = self._held_limit - self._queue.in_hand
             # No more queries than fill the next micro-batch: the rest is for other workers.
-            queries = self._windows_asked < self._settings.batch_windows
+            queries = self._windows_asked < self._settings.most_windows
             block_ms = 0 if not queries else TAKE_MS if free > 0 else POLL_MS
             self._room.clear()
             try:
@@ -170,7 +185,8 @@ class Worker:
             self.figures.last_beat = time.time()
             self.figures.batch_limit = self._device.batch_limit if self._device is not None else 0
             try:
-                await self._queue.beat(asdict(self.figures))
+                rate = self.figures.windows / max(self.figures.embed_seconds, 1e-9)
+                await self._queue.beat(asdict(self.figures) | {"embeddings_per_s": rate} | self._about)
             except QueueUnavailable as error:
                 log.debug("no beat: %s", error)
             try:
@@ -269,7 +285,7 @@ class Worker:
     async def _next_batch(self) -> Batch:
         """Queries before stems, but stems that wait get every ninth micro-batch; empty when nothing waits."""
         await self._drop_expired()
-        limit = self._settings.batch_windows
+        limit = self._settings.most_windows
         if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
             self._query_batches += 1
             self._asked_at = time.monotonic()
@@ -293,6 +309,8 @@ class Worker:
     async def _embed_batch(self, batch: Batch) -> None:
         try:
             embedding = await self._embed(batch)
+        except DeviceLost:
+            raise  # of no job's making, as far as anybody knows: all stay unacknowledged
         except UnknownModel as error:
             for work, _, _ in batch:
                 await self._leave(work, error)
@@ -440,7 +458,7 @@ async def run_worker(settings: Settings, describe: Describe, slot: int | None = 
     queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:
         async with Decoder(DecodeLimits.of(settings)) as decoder:
-            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder, describe)
+            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder, describe, slot or 0)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, worker.stop)

@@ -26,12 +26,12 @@ def slope_db_a_decade(wave: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("kind", "slope"), [("white", 0.0), ("pink", -10.0), ("brown", -20.0)])
 def test_noise_falls_as_its_colour_says(kind: str, slope: float) -> None:
-    wave = noise(kind, 60 * SAMPLE_RATE, torch.Generator().manual_seed(0))
+    wave = noise([kind], 60 * SAMPLE_RATE, torch.Generator().manual_seed(0))[0]
     assert abs(slope_db_a_decade(wave) - slope) < SLOPE_DB
 
 
 def test_band_noise_keeps_to_its_band() -> None:
-    wave = noise("band", 10 * SAMPLE_RATE, torch.Generator().manual_seed(3))
+    wave = noise(["band"], 10 * SAMPLE_RATE, torch.Generator().manual_seed(3))[0]
     power = torch.fft.rfft(wave).abs().square()
     heard = power > 1e-6 * power.max()
     frequency = torch.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)[heard]
@@ -40,16 +40,23 @@ def test_band_noise_keeps_to_its_band() -> None:
 
 
 def test_transients_are_short_and_far_louder_than_what_lies_between() -> None:
-    wave = noise("transients", 5 * SAMPLE_RATE, torch.Generator().manual_seed(0))
+    wave = noise(["transients"], 5 * SAMPLE_RATE, torch.Generator().manual_seed(0))[0]
     levels = wave.unfold(0, 160, 160).square().mean(dim=1)
     assert levels.max() > 100 * levels.median()
 
 
 @pytest.mark.parametrize("kind", NOISES)
 def test_noise_has_an_rms_of_one_and_repeats_with_its_seed(kind: str) -> None:
-    first, again = (noise(kind, 32_000, torch.Generator().manual_seed(5)) for _ in range(2))
+    first, again = (noise([kind], 32_000, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, again)
     assert abs(float(first.square().mean().sqrt()) - 1) < ROUNDING
+
+
+def test_rows_of_noise_are_what_each_would_be_by_itself() -> None:
+    together, one = (torch.Generator().manual_seed(6) for _ in range(2))
+    rows = noise([*NOISES, "transients", "band"], 16_001, together)
+    for row, kind in zip(rows, [*NOISES, "transients", "band"], strict=True):
+        assert torch.allclose(row, noise([kind], 16_001, one)[0], atol=ROUNDING)
 
 
 def test_gain_stays_within_its_limit_and_differs_from_row_to_row() -> None:

@@ -273,3 +273,12 @@ def test_training_takes_what_the_kernel_cannot() -> None:
 def test_training_goes_by_the_kernel_where_one_is_built(kernel: AxialKernel) -> None:
     features = learned_backbone(depth=1)(torch.randn(1, 5, 40))
     assert type(features.grad_fn).__name__ == "_ByKernelBackward"
+
+
+def test_a_branch_keeps_bfloat16() -> None:
+    """As autocast on a card runs it: twice the bytes would move if a weight made it float32."""
+    branch = Branch(8, ALONG_TIME, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        added = branch(torch.randn(2, 8, 4, 6).bfloat16())
+        normed = branch.norm(torch.randn(2, 8, 4, 6).bfloat16())
+    assert (added.dtype, normed.dtype) == (torch.bfloat16, torch.bfloat16)

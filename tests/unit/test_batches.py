@@ -13,7 +13,7 @@ from model.harmony import tonic_of
 from model.phalar import Phalar
 from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_pair
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
-from model.training.stems import StemBank, load_bank, on_device
+from model.training.stems import StemBank, load_bank
 from model.truth import Truth
 
 TRACKS = 6
@@ -45,8 +45,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
 
 
 def test_a_batch_follows_from_its_seeds(bank: StemBank) -> None:
-    samples = on_device(bank, torch.device("cpu"))
-    first, again, other = (draw_batch(bank, samples, range(TRACKS), RECIPE, step, seed) for step in (3, 3, 4))
+    first, again, other = (draw_batch(bank, range(TRACKS), RECIPE, step, seed) for step in (3, 3, 4))
     assert isinstance(first.clips, BeatClips)
     assert first.sizes == [4, 4, 4]
     assert torch.equal(first.clips.waveforms, again.clips.waveforms)
@@ -55,9 +54,8 @@ def test_a_batch_follows_from_its_seeds(bank: StemBank) -> None:
 
 
 def test_processes_share_a_batch(bank: StemBank) -> None:
-    samples = on_device(bank, torch.device("cpu"))
-    whole = draw_batch(bank, samples, range(TRACKS), RECIPE, 0, seed)
-    halves = [draw_batch(bank, samples, range(TRACKS), RECIPE, 0, seed, rank, 2) for rank in (0, 1)]
+    whole = draw_batch(bank, range(TRACKS), RECIPE, 0, seed)
+    halves = [draw_batch(bank, range(TRACKS), RECIPE, 0, seed, rank, 2) for rank in (0, 1)]
     assert [half.sizes for half in halves] == [[2, 2, 2]] * 2
     for rank, half in enumerate(halves):
         length = half.clips.waveforms.shape[1]
@@ -96,10 +94,9 @@ def test_one_key_brings_every_track_to_it(bank: StemBank) -> None:
 
 @pytest.mark.parametrize("varispeed", [-3, 4])
 def test_a_clip_that_is_played_faster_comes_back_to_its_tempo_and_key(bank: StemBank, varispeed: int) -> None:
-    samples = on_device(bank, torch.device("cpu"))
     keys = bank.tracks[0].stems.index("keys")
     windows = [BeatWindow(0, 4, 6, (keys,), 2, played) for played in (0, varispeed)]
-    plain, played = Phalar().cqt.in_beat_time(beat_clips(bank, samples, windows))
+    plain, played = Phalar().cqt.in_beat_time(beat_clips(bank, windows))
     assert float((plain - played)[plain > LOUD].abs().mean()) < SAME_CQT
 
 
@@ -113,4 +110,4 @@ def test_tracks_without_a_grid_are_said_to_be_too_many(tmp_path: Path) -> None:
     Truth((0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0), None, {}).write(tmp_path / "noise" / "0")
     bank = load_bank([tmp_path / "noise"], tmp_path / "cache")
     with pytest.raises(ValueError, match="1 of 3 tracks have a beat grid"):
-        draw_batch(bank, on_device(bank, torch.device("cpu")), range(3), RECIPE, 0, seed)
+        draw_batch(bank, range(3), RECIPE, 0, seed)

@@ -1,6 +1,7 @@
 """No test times a benchmark, but each must still load, and that of training must run."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 
 import benchmarks
-from model import SAMPLE_RATE, compose_track
+from model import SAMPLE_RATE, compose_track, why_no_card
 
 RECIPE = """
 batch = 2
@@ -43,3 +44,16 @@ def test_a_training_step_is_timed_beside_the_ones_it_replaced(tmp_path: Path) ->
     _, ours_s, layers_s, layers_ratio, plain_s, plain_ratio = rows[-1]
     assert float(layers_ratio) == pytest.approx(float(layers_s) / float(ours_s), abs=ROUNDED)
     assert float(plain_ratio) == pytest.approx(float(plain_s) / float(ours_s), abs=ROUNDED)
+
+
+def test_what_runs_on_a_card_refuses_a_machine_without_one_before_anything_else(tmp_path: Path) -> None:
+    if why_no_card() is None:
+        pytest.skip("there is a card here")
+    command = ["benchmarks/on_a_card.sh", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHON": sys.executable}
+    ran = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 1
+    assert "! workers will not start" in ran.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["doctor.txt"]

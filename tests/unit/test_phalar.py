@@ -148,3 +148,13 @@ def test_fingerprint_changes_with_the_configuration() -> None:
 def test_configuration_refuses_numbers_that_no_model_has(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         PhalarConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_embedding_never_convolves_in_tf32() -> None:
+    """Cards and CPUs fill one catalog. Elsewhere the setting stays what it was."""
+    model, seen = untrained_phalar(), []
+    model.cqt.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    model.embed(torch.zeros(1, 24_000))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 is before is True

@@ -49,3 +49,11 @@ def test_pooling_for_inference_equals_pooling() -> None:
     pooling = SpectralPooling(bins=3, channels=2, pooled_channels=6, n_components=4)
     features = torch.randn(2, 2, 3, 9)
     torch.testing.assert_close(pooling.infer(features), pooling(features).detach(), rtol=0, atol=ROUNDING)
+
+
+def test_pooling_of_bfloat16_is_in_full_precision() -> None:
+    """Without autocast, as CUDA's leaves it: it casts no Fourier transform."""
+    features = torch.randn(2, 3, 19, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pooled = spectral_pool(features, 8)
+    assert pooled.dtype == torch.complex64
+    assert torch.equal(pooled, spectral_pool(features.float(), 8))

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,6 @@ from model.training.stems import (
     find_tracks,
     load_bank,
     mix_examples,
-    on_device,
     split_of,
 )
 
@@ -173,7 +171,7 @@ def test_a_folder_is_decoded_once_for_every_bank_that_it_is_in(tmp_path: Path) -
     np.testing.assert_array_equal(together.waveforms(1), alone.waveforms(0))
     assert not np.array_equal(together.waveforms(0), together.waveforms(1))
     example = Example(1, 800, (0,), (1,))
-    sides = mix_examples(together, on_device(together, torch.device("cpu")), [example], SAMPLE_RATE)
+    sides = mix_examples(together, [example], SAMPLE_RATE)
     for side, expected in zip(sides, alone.waveforms(0, 800, SAMPLE_RATE), strict=True):
         np.testing.assert_array_equal(side[0].numpy(), expected)
 
@@ -214,7 +212,7 @@ def test_submixes_are_disjoint_never_empty_and_never_silent(bank: StemBank, seed
     assert example.positive
     assert not set(example.anchor) & set(example.positive)
     assert 0 <= example.start <= bank.tracks[example.track].samples - length
-    for side in mix_examples(bank, on_device(bank, torch.device("cpu")), [example], length):
+    for side in mix_examples(bank, [example], length):
         assert side.square().mean().sqrt() > 1e-3, "-60 dBFS"
 
 
@@ -248,7 +246,7 @@ def test_a_decoy_is_the_positive_at_another_time(bank: StemBank, seed: int) -> N
 def test_an_example_is_the_sum_of_its_stems(bank: StemBank) -> None:
     example = draw_example(bank, 3, SAMPLE_RATE, np.random.default_rng(1))
     assert example is not None
-    anchors, positives = mix_examples(bank, on_device(bank, torch.device("cpu")), [example], SAMPLE_RATE)
+    anchors, positives = mix_examples(bank, [example], SAMPLE_RATE)
     stems = bank.waveforms(3, example.start, SAMPLE_RATE)
     assert np.abs(anchors[0].numpy() - stems[list(example.anchor)].sum(axis=0)).max() < SIXTEEN_BITS
     assert np.abs(positives[0].numpy() - stems[list(example.positive)].sum(axis=0)).max() < SIXTEEN_BITS

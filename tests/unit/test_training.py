@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from model import NotAlike, Phalar, PhalarConfig, average_models, load_phalar, save_phalar
+from model.complex_layers import ComplexDropout
 from model.training.data import training_bank
 from model.training.heard import HEARD, Heard, encode_heard, heard_of
 from model.training.recipe import Recipe, load_recipe
 from model.training.stems import SPLITS, StemBank
-from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, Step, Trainer
+from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, RunLost, Step, Trainer, _Clock
 
 RECIPE = """
 steps = 4
@@ -41,6 +43,7 @@ varispeed = 2
 warmup = 1
 """
 SUMMATION = 1e-3  # two processes add gradients in another order, which the step in between magnifies
+ROUNDING = 1e-6
 PATIENCE_S = 120
 
 TWO_PROCESSES = """
@@ -111,7 +114,8 @@ def test_a_repeated_run_is_the_same_to_the_digit(home: Path, recipe: Recipe, ban
 def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> None:
     out = home / "killed"
     command = [sys.executable, "-m", "service.commands", "train", str(home / "tiny.toml")]
-    command += ["--out", str(out), "--cache", str(home / "cache"), "--threads", str(torch.get_num_threads())]
+    command += ["--device", "cpu", "--out", str(out), "--cache", str(home / "cache")]
+    command += ["--threads", str(torch.get_num_threads())]
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not ((out / LOG).is_file() and (out / CHECKPOINT).is_file() and len(losses(out)) >= 2):
@@ -124,6 +128,59 @@ def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> Non
     assert str(out / MODEL) in finished.stdout
     assert_same_weights(out, whole)
     assert losses(out) == losses(whole)
+
+
+def test_a_step_in_two_halves_has_the_gradients_of_the_whole(home: Path, recipe: Recipe, bank: StemBank) -> None:
+    """Gradient caching, as on a card that cannot hold the batch: twice embedded, with the same dropout both times."""
+    runs = [Trainer(recipe, bank, home / name, torch.device("cpu")) for name in ("at once", "in halves")]
+    whole, halves = (run.model for run in runs)
+    batch = runs[0]._ahead.of(0)
+    for module in (*whole.modules(), *halves.modules()):
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+        if isinstance(module, ComplexDropout):
+            module.probability = 0.0
+    runs[1]._clips_at_once = lambda _: 3  # type: ignore[method-assign]
+    losses_of = [run._loss_and_gradients(batch, _Clock(run.device))[0] for run in runs]
+    assert losses_of[1].item() == pytest.approx(losses_of[0].item(), rel=SUMMATION)
+    for (name, ours), theirs in zip(whole.named_parameters(), halves.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= SUMMATION * ours.grad.norm() + ROUNDING, name
+    for run in runs:
+        run._ahead.close()
+
+
+def test_the_second_pass_of_a_step_in_halves_drops_what_the_first_did(
+    home: Path, recipe: Recipe, bank: StemBank
+) -> None:
+    run = Trainer(recipe, bank, home / "dropped alike", torch.device("cpu"))
+    clips = run._ahead.of(0).clips
+    run._ahead.close()
+    run.model.train()
+    with torch.no_grad():
+        first = run._embed_seeded(clips, 5)
+        other = run._embed_seeded(clips, 6)
+    assert torch.allclose(first, run._embed_seeded(clips, 5), atol=SUMMATION)
+    assert not torch.allclose(first, other, atol=SUMMATION)
+
+
+def test_a_gradient_that_is_not_finite_costs_its_step_and_not_the_run(
+    home: Path, recipe: Recipe, bank: StemBank
+) -> None:
+    run = Trainer(recipe, bank, home / "one lost", torch.device("cpu"))
+    weight = next(run.model.parameters())
+    seen: list[Step] = []
+    hook = weight.register_hook(lambda gradient: gradient * (torch.nan if run.step == 1 else 1.0))
+    run.run(seen.append)
+    hook.remove()
+    assert [step.lost for step in seen] == [None, True, None, None]
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+
+
+def test_a_run_without_a_finite_gradient_ends_in_a_sentence(home: Path, recipe: Recipe, bank: StemBank) -> None:
+    run = Trainer(replace(recipe, steps=20), bank, home / "all lost", torch.device("cpu"))
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(RunLost, match="10 steps in a row, up to step 10"):
+        run.run()
 
 
 def test_every_step_is_reported_with_its_split(home: Path, recipe: Recipe, bank: StemBank) -> None:

@@ -10,13 +10,15 @@ import torch
 from model import CheckpointError, Phalar
 from model.cqt import BeatClips
 from model.similarity import COSINE_SCALE
+from model.training.batches import Ahead, Batch
 from model.training.loss import contrastive_loss
-from model.training.optimiser import Muon, optimisers, orthogonal, rate_at
+from model.training.optimiser import Buckets, Gradients, Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
 from model.training.train import embed_in_passes
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
+PADDING = 1e-3  # Muon's quintic magnifies what other sums round where singular values are near zero
 SINGULAR = (0.6, 1.3)  # what five rounds of Muon's quintic leave
 CLIP = 24_000  # samples
 HALF_PRECISION = 0.9  # of a cosine of 1: eight bits of mantissa, through a network of random weights
@@ -78,6 +80,60 @@ def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int]
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
     assert values.min() > SINGULAR[0]
     assert values.max() < SINGULAR[1]
+
+
+def test_muon_moves_each_matrix_as_it_would_by_itself() -> None:
+    """Stacked with others, of other shapes too, and padded: zeros change nothing but the rounding."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 8, 3, 1), (16, 8, 1, 1), (8, 16, 1, 1), (60, 60, 1, 3), (80, 96), (8, 8, 3, 1)]
+    given = [torch.randn(shape, generator=generator) for shape in shapes]
+    for matrix, update in zip(given, Buckets(shapes, torch.device("cpu")).levelled(given), strict=True):
+        rows, columns = matrix.flatten(1).shape
+        alone = orthogonal(matrix.flatten(1)[None])[0] * max(1.0, rows / columns) ** 0.5
+        torch.testing.assert_close(update.flatten(1), alone, atol=PADDING, rtol=0)
+
+
+@pytest.mark.parametrize("norm", [0.5, 7.0])
+def test_gradients_are_cut_to_their_norm_and_no_shorter_ones_touched(norm: float) -> None:
+    weights = [
+        torch.nn.Parameter(torch.zeros(3, 2)),
+        torch.nn.Parameter(torch.zeros(5)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
+    vector = torch.randn(11, generator=torch.Generator().manual_seed(0))
+    vector *= norm / vector.norm()
+    weights[0].grad, weights[1].grad = vector[:6].view(3, 2).clone(), vector[6:].clone()
+    assert float(Gradients(weights).cut(1.0)) == pytest.approx(norm)
+    left = torch.cat([weights[0].grad.flatten(), weights[1].grad])
+    torch.testing.assert_close(left, vector * min(1.0, 1.0 / norm), atol=ROUNDING, rtol=0)
+    assert weights[2].grad is None
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_nothing_is_left_of_gradients_that_are_not_finite(wrong: float) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    weight.grad = torch.tensor([1.0, wrong, 2.0, 3.0])
+    assert not torch.isfinite(Gradients([weight]).cut(1.0))
+    assert torch.equal(weight.grad, torch.zeros(4))
+
+
+def test_batches_come_in_the_order_asked_for_and_were_begun_before() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> Batch:
+        made.append(step)
+        if step == 9:
+            raise ValueError("no such batch")
+        return Batch(torch.full((1, 1), float(step)), 1, torch.arange(0))
+
+    ahead = Ahead(make, 2)
+    assert [float(ahead.of(step).clips) for step in (5, 6, 7)] == [5.0, 6.0, 7.0]
+    ahead.of(8)
+    with pytest.raises(ValueError, match="no such batch"):
+        ahead.of(9)
+    ahead.close()
+    assert sorted(made)[:5] == [5, 6, 7, 8, 9]
+    assert len(set(made)) == len(made), "each is made once"
 
 
 def test_muon_takes_matrices_and_convolutions_and_adam_the_rest() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from service.local import supervisor
 from service.local.lock import DataFolderInUse, DataFolderLock
 from service.local.supervisor import Child, ChildFailed, Supervisor
 from service.local.valkey import EmbeddedValkey
@@ -189,6 +190,18 @@ def test_child_that_cannot_start_stops_everything_with_its_last_words() -> None:
     assert not alive(seen[0])
 
 
+def test_a_worker_whose_device_is_lost_again_and_again_is_not_started_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long it lived before, up to ten minutes; another child that lived so long has not died early."""
+    monkeypatch.setattr(processes, "EARLY_S", 0.0)
+    lost = [sys.executable, "-c", f"import sys; sys.exit({supervisor.DEVICE_LOST})"]
+    output = io.StringIO()
+    with pytest.raises(ChildFailed, match="exit code 5"):
+        asyncio.run(Supervisor([Child("worker0", lost)], output=output, first_pause_s=0.01).run())
+    assert output.getvalue().count("starting it again") == supervisor.MAX_EARLY_EXITS - 1
+
+
 def test_command_that_does_not_exist_is_a_failed_child() -> None:
     with pytest.raises(ChildFailed, match="No such file"):
         asyncio.run(Supervisor([Child("x", ["/nonexistent"])], output=io.StringIO(), first_pause_s=0.01).run())
@@ -237,6 +250,7 @@ INSTALLATION = """
 import asyncio, sys
 from pathlib import Path
 from service.local.supervisor import Child, Supervisor
+from service.local import supervisor
 from service.local.lock import DataFolderLock
 from service.local.valkey import EmbeddedValkey
 folder = Path(sys.argv[1])

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from model import SAMPLE_RATE, Phalar, save_phalar, untrained_phalar
+from service.api.errors import problem
+from service.work import device as device_module
 from service.work import worker as worker_module
-from service.work.device import Device
+from service.work.decoding import DecodeLimits
+from service.work.device import Device, DeviceLost
 from service.work.jobs import EmbedFailed, FingerprintMismatch
 from service.work.queue import open_queue
+from service.work.uploads import Decoder
 from service.work.worker import Worker
 from tests.service.work.house import POISON, SOON_S, House, Start, eventually, noise, wav
 
@@ -114,6 +118,63 @@ async def test_batch_is_halved_when_memory_does_not_suffice(house: House, monkey
     assert sizes == [5, 2, 2, 1]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_every_way_to_say_that_memory_is_short_is_understood(said: str) -> None:
+    """In their libraries' own words: no card is at hand that could be short of memory."""
+    assert device_module._out_of_memory(RuntimeError(said))
+    assert not device_module._out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+async def test_a_device_that_answers_nothing_more_ends_the_worker_and_leaves_its_jobs_to_another(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's device without memory stands for a card after a sticky error: everything asked of it raises."""
+    queue = open_queue(house.settings, "lost")
+    async with Decoder(DecodeLimits.of(house.settings)) as decoder:
+        worker = Worker(house.settings, house.catalog, house.blobs, queue, decoder, problem)
+        running = asyncio.create_task(worker.run())
+
+        async def loaded() -> bool:
+            return worker._device is not None
+
+        await eventually(loaded)
+        for model in worker._on_device._held.values():
+            model.to("meta")
+        ids = await house.submit(*(wav(noise(seed)) for seed in range(3)))
+        with pytest.raises(DeviceLost, match="no longer answers"):
+            await running
+    await queue.aclose()
+    assert await house.states(ids) == ["queued"] * 3, "none is marked failed"
+    await start()
+    await eventually(house.settled)
+    assert await house.states(ids) == ["ready"] * 3
+
+
+async def test_a_worker_says_what_it_embeds_on_and_how_fast(house: House, start: Start) -> None:
+    await start()
+    await house.submit(wav(noise(1)))
+    await eventually(house.settled)
+
+    async def reported() -> bool:
+        (stats,) = (await house.queue.worker_stats()).values()
+        return float(stats["embeddings_per_s"]) > 0
+
+    await eventually(reported)
+    (stats,) = (await house.queue.worker_stats()).values()
+    assert str(stats["device"]).startswith("cpu")
+    assert stats["driver"] == ""
+    assert stats["batch_limit"] == house.settings.most_windows
+
+
 async def test_deleted_stems_job_is_just_acknowledged(house: House, start: Start) -> None:
     (stem_id,) = await house.submit(wav(noise(1)))
     await house.catalog.delete(stem_id)
@@ -148,12 +209,12 @@ async def test_uploads_take_smaller_batches_while_queries_come(
     worker._asked_at = -20 * SOON_S
     await house.submit(wav(noise(1, seconds=12.5)))
     await eventually(house.settled)
-    assert max(sizes) == house.settings.batch_windows
+    assert max(sizes) == house.settings.most_windows
     sizes.clear()
     await house.queue.embed(house.fingerprint, noise(2), np.array([0]), len(noise(2)), SOON_S)
     await house.submit(wav(noise(3, seconds=12.5)))
     await eventually(house.settled)
-    assert max(sizes) == house.settings.batch_windows // worker_module.LATELY_SHARE
+    assert max(sizes) == house.settings.most_windows // worker_module.LATELY_SHARE
 
 
 async def test_query_that_makes_no_sense_is_answered_with_its_reason(house: House, start: Start) -> None:
