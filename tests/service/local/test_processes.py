@@ -194,7 +194,7 @@ def test_a_worker_whose_device_is_lost_again_and_again_is_not_started_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However long it lived before, up to ten minutes; another child that lived so long has not died early."""
-    monkeypatch.setattr(processes, "EARLY_S", 0.0)
+    monkeypatch.setattr(supervisor, "EARLY_S", 0.0)
     lost = [sys.executable, "-c", f"import sys; sys.exit({supervisor.DEVICE_LOST})"]
     output = io.StringIO()
     with pytest.raises(ChildFailed, match="exit code 5"):
