@@ -30,15 +30,15 @@ class AxialKernel:
         self.name = path.name.partition(".")[0]
         library = ctypes.CDLL(str(path))
         pointer, number = ctypes.c_void_p, ctypes.c_int32
-        shape = [number, number, number, number, pointer, pointer]
-        self._infer = library.phalar_axial_infer
-        self._infer.argtypes = [pointer, pointer, *shape, pointer, ctypes.c_float, number]
-        self._tape = library.phalar_axial_tape
+        shape: list[Any] = [number, number, number, number, pointer, pointer]
+        network: list[Any] = [pointer, ctypes.c_float, number]
+        self._infer, self._tape = library.phalar_axial_infer, library.phalar_axial_tape
+        self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
+        self._infer.argtypes = [pointer, pointer, *shape, *network]
         self._tape.argtypes = [*shape[1:], number]
         self._tape.restype = ctypes.c_int64
-        self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
-        self._forward.argtypes = [pointer] * 4 + [*shape, number, pointer, ctypes.c_float, number]
-        self._backward.argtypes = [pointer] * 5 + [*shape, number, pointer, ctypes.c_float, number]
+        self._forward.argtypes = [pointer, pointer, pointer, pointer, *shape, number, *network]
+        self._backward.argtypes = [pointer, pointer, pointer, pointer, pointer, *shape, number, *network]
         self._spare_tapes: list[Tensor] = []  # each step would have the system clear the next step's again
 
     def infer(
@@ -134,7 +134,7 @@ class AxialKernel:
         )  # fmt: skip
         _check(status, cqt)
         self._spare_tapes.append(tape)
-        parts = flat.split([weight.numel() for weight in weights])
+        parts = torch.split(flat, [weight.numel() for weight in weights])
         return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
     def _take_tape(self, floats: int) -> Tensor:
