@@ -31,14 +31,14 @@ class AxialKernel:
         library = ctypes.CDLL(str(path))
         pointer, number = ctypes.c_void_p, ctypes.c_int32
         shape: list[Any] = [number, number, number, number, pointer, pointer]
-        self._infer = library.phalar_axial_infer
-        self._infer.argtypes = [pointer, pointer, *shape, pointer, ctypes.c_float, number]
-        self._tape = library.phalar_axial_tape
+        network: list[Any] = [pointer, ctypes.c_float, number]
+        self._infer, self._tape = library.phalar_axial_infer, library.phalar_axial_tape
+        self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
+        self._infer.argtypes = [pointer, pointer, *shape, *network]
         self._tape.argtypes = [*shape[1:], number]
         self._tape.restype = ctypes.c_int64
-        self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
-        self._forward.argtypes = [pointer] * 4 + [*shape, number, pointer, ctypes.c_float, number]
-        self._backward.argtypes = [pointer] * 5 + [*shape, number, pointer, ctypes.c_float, number]
+        self._forward.argtypes = [pointer, pointer, pointer, pointer, *shape, number, *network]
+        self._backward.argtypes = [pointer, pointer, pointer, pointer, pointer, *shape, number, *network]
         self._spare_tapes: list[Tensor] = []  # each step would have the system clear the next step's again
 
     def infer(

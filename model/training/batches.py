@@ -22,7 +22,7 @@ from model.grid import BEAT_TIME_BPM
 from model.harmony import tonic_of
 from model.phalar import PhalarConfig
 from model.training.augment import augment, played_at, samples_at_speed
-from model.training.recipe import Recipe
+from model.training.recipe import LossSettings, Recipe
 from model.training.stems import (
     Example,
     StemBank,
@@ -86,10 +86,10 @@ def draw_batch(
         world: how many share the batch.
     """
     rng = np.random.default_rng(seed(_DRAW, step))
-    decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
     share = recipe.batch // world
     mine = slice(rank * share, (rank + 1) * share)
     if np.random.default_rng(seed(_KIND, step)).random() < recipe.data.matched:
+        decoy_rng = np.random.default_rng(seed(_DECOYS, step))
         windows, decoys_of = _draw_beat_windows(bank, tracks, recipe, step, mine, rng, decoy_rng)
         return Batch(beat_clips(bank, windows), share, decoys_of)
     data, loss = recipe.data, recipe.loss
@@ -99,6 +99,7 @@ def draw_batch(
     drawn = samples_at_speed(length, data.speed_semitones, rng)
     examples = draw_examples(bank, tracks, recipe.batch, drawn, rng)[mine]
     late: list[Example] = []
+    decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
     if step >= loss.decoys_from:
         shifts = round(loss.nearest_decoy_s * SAMPLE_RATE), round(loss.farthest_decoy_s * SAMPLE_RATE)
         late = draw_decoys(bank, examples, round(loss.decoys * share), drawn, shifts, decoy_rng)
@@ -171,17 +172,15 @@ def _draw_beat_windows(
             f"{len(pairs)} of {len(tracks)} tracks have a beat grid and a window of {beats} beats in which two stems "
             f"sound; {recipe.batch} are needed"
         )
-    pairs = pairs[mine]
-    decoys: list[BeatWindow] = []
-    if step >= loss.decoys_from:
-        others = [positive for _, positive in pairs[: round(loss.beat_decoys * len(pairs))]]
-        decoys = [_decoy(bank, positive, loss.key_decoys, data.semitones, decoy_rng) for positive in others]
-    windows = [anchor for anchor, _ in pairs] + [positive for _, positive in pairs] + decoys
+    # Drawn for the whole batch, so that they are the same for any number of processes.
+    rows = [(anchor, positive, _decoy(bank, positive, loss, data.semitones, decoy_rng)) for anchor, positive in pairs]
     if data.varispeed:
-        windows = [
-            replace(window, varispeed=_varispeed(window.transpose, data.varispeed, decoy_rng)) for window in windows
+        rows = [
+            tuple(replace(x, varispeed=_varispeed(x.transpose, data.varispeed, decoy_rng)) for x in row) for row in rows
         ]
-    return windows, torch.arange(len(decoys))
+    anchors, positives, decoys = zip(*rows[mine], strict=True)
+    count = round(loss.beat_decoys * len(anchors)) if step >= loss.decoys_from else 0
+    return [*anchors, *positives, *decoys[:count]], torch.arange(count)
 
 
 def _varispeed(transpose: int, most: int, rng: np.random.Generator) -> int:
@@ -227,12 +226,12 @@ def draw_beat_pair(
 
 
 def _decoy(
-    bank: StemBank, positive: BeatWindow, in_another_key: float, semitones: int, rng: np.random.Generator
+    bank: StemBank, positive: BeatWindow, loss: LossSettings, semitones: int, rng: np.random.Generator
 ) -> BeatWindow:
     """A positive in another key, or at another beat: the same sound, where it does not fit."""
     banked = bank.tracks[positive.track]
     pitched = any(banked.pitched[stem] for stem in positive.stems)
-    if pitched and semitones and rng.random() < in_another_key:
+    if pitched and semitones and rng.random() < loss.key_decoys:
         reach = range(-semitones, semitones + 1)
         keys = [key for key in reach if 0 < abs(key - positive.transpose) <= semitones]
         return replace(positive, transpose=int(rng.choice(keys)))

@@ -230,7 +230,7 @@ def test_kernel_learns_as_the_layers_do(kernel: AxialKernel) -> None:
             features = backbone.forward_by_kernel(kernel, cqt) if by_kernel else backbone.forward_by_layers(cqt)
             loss = (features - wanted).square().mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             losses[-1].append(loss.item())
     assert losses[0][-1] < 0.9 * losses[0][0]
@@ -241,14 +241,14 @@ def test_two_passes_of_kernel_at_once_keep_apart(kernel: AxialKernel) -> None:
     backbone, cqt = learned_backbone().train(), torch.randn(4, 9, 104)
 
     def in_passes(cqt: torch.Tensor) -> torch.Tensor:
-        return torch.cat([backbone.forward_by_kernel(kernel, part) for part in cqt.split(2)])
+        return torch.cat([backbone.forward_by_kernel(kernel, part) for part in torch.split(cqt, 2)])
 
     first = gradients(backbone, in_passes, cqt)
     gradients(backbone, in_passes, torch.randn(4, 9, 201))  # leaves larger tapes behind
     again = gradients(backbone, in_passes, cqt)
     assert all(torch.equal(again[name], gradient) for name, gradient in first.items())
     layers = gradients(
-        backbone, lambda cqt: torch.cat([backbone.forward_by_layers(part) for part in cqt.split(2)]), cqt
+        backbone, lambda cqt: torch.cat([backbone.forward_by_layers(part) for part in torch.split(cqt, 2)]), cqt
     )
     for name, gradient in layers.items():
         assert (first[name] - gradient).abs().max() <= GRADIENT_TOLERANCE * gradient.abs().max(), name
@@ -256,17 +256,17 @@ def test_two_passes_of_kernel_at_once_keep_apart(kernel: AxialKernel) -> None:
 
 def test_kernel_goes_back_once(kernel: AxialKernel) -> None:
     loss = learned_backbone(depth=1).forward_by_kernel(kernel, torch.randn(1, 5, 40)).sum()
-    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one only"):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 def test_training_takes_what_the_kernel_cannot() -> None:
     cqt = torch.randn(1, 5, 40, requires_grad=True)
-    learned_backbone(depth=1)(cqt).sum().backward()  # type: ignore[no-untyped-call]
+    learned_backbone(depth=1)(cqt).sum().backward()
     assert cqt.grad is not None
     backbone = learned_backbone(depth=1).double()
-    backbone(torch.randn(1, 5, 40, dtype=torch.float64)).sum().backward()  # type: ignore[no-untyped-call]
+    backbone(torch.randn(1, 5, 40, dtype=torch.float64)).sum().backward()
     assert all(weight.grad is not None for weight in backbone.parameters())
 
 

@@ -69,7 +69,9 @@ def test_decoys_are_their_positives_in_another_key_or_at_another_beat(bank: Stem
 
     for track in range(TRACKS):
         _, positive = draw_beat_pair(bank, track, 4, rng, MOST_SEMITONES)
-        drawn += [(positive, _decoy(bank, positive, 0.5, MOST_SEMITONES, rng)) for _ in range(20)]
+        drawn += [
+            (positive, _decoy(bank, positive, LossSettings(key_decoys=0.5), MOST_SEMITONES, rng)) for _ in range(20)
+        ]
     moved = {decoy.transpose - positive.transpose for positive, decoy in drawn if decoy.transpose != positive.transpose}
     shifted = {abs(decoy.first - positive.first) for positive, decoy in drawn if decoy.transpose == positive.transpose}
     assert moved <= set(range(-MOST_SEMITONES, MOST_SEMITONES + 1)) - {0}

@@ -40,5 +40,5 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_system_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(UnknownSystem, match=r"oracle.*phalar, cocola, clap, mert, cdpam, visqol"):
+    with pytest.raises(UnknownSystem, match=r"oracle.*phalar, chroma, cocola, clap, mert, cdpam, visqol"):
         load_system("oracle")
