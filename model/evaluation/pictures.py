@@ -43,7 +43,8 @@ def draw_matched(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     among.set(
         xlabel="candidates", ylabel="accuracy", xscale="log", ylim=(0, 1), title="Its own positive scores highest"
     )
-    among.set_xticks(counts, [str(count) for count in counts], minor=False)
+    among.set_xticks(counts, [str(count) for count in counts])
+    among.minorticks_off()
     late.set(xlabel="ms late", ylabel="mean score", title="The positive delayed")
     keys.set(xlabel="semitones", ylabel="share of pairs", ylim=(0.5, 1), title="Lower in another key")
     for axes in (among, late, keys):
