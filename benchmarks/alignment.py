@@ -23,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.installation import Installation
-from model import SAMPLE_RATE, is_silent, load_clip, save_phalar, untrained_phalar
+from model.audio import SAMPLE_RATE, is_silent, load_clip
+from model.checkpoints import save_phalar
+from model.phalar import untrained_phalar
 
 PLACE_TOLERANCE_S = 0.020
 REPEAT_CORRELATION = 0.999  # two stretches this alike are the same music: an exact repeat counts as right

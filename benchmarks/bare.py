@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from model import SAMPLE_RATE, cut_windows, load_clip, window_starts
+from model.audio import SAMPLE_RATE, cut_windows, load_clip, window_starts
 from service.local.demo import MISSING, compose_demo
 from service.settings import Settings
 from service.work.models import configured_model

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
 from benchmarks.page import page_parser, publish
-from model import SAMPLE_RATE, Phalar, cut_windows, untrained_phalar
+from model.audio import SAMPLE_RATE, cut_windows
 from model.axial_kernel import built_kernels
 from model.cqt import plain_cqt, scale_decibels
 from model.evaluation.results import markdown_table
+from model.phalar import Phalar, untrained_phalar
 from model.similarity import to_unit_norm
 
 WINDOW, STRIDE, SHIFT, MIX = 5 * SAMPLE_RATE, SAMPLE_RATE * 5 // 2, SAMPLE_RATE // 25, 8 * SAMPLE_RATE

@@ -14,7 +14,9 @@ import numpy as np
 
 from benchmarks.alignment import AUDIO
 from indexer import HermitianFold
-from model import SAMPLE_RATE, cut_windows, is_silent, load_clip, load_phalar, untrained_phalar, window_starts
+from model.audio import SAMPLE_RATE, cut_windows, is_silent, load_clip, window_starts
+from model.checkpoints import load_phalar
+from model.phalar import untrained_phalar
 
 WINDOW, STRIDE = 5 * SAMPLE_RATE, 5 * SAMPLE_RATE // 2
 TIE = 1e-5  # float32 keys: two windows whose exact scores are nearer than this may change places

@@ -87,7 +87,8 @@ def main() -> None:
 
 def demo_embeddings(folder: Path) -> tuple[Complex64, NDArray[np.complex128]]:
     """Every audible window of the demo catalog by the default model, complex64 (n, D), and the model's H."""
-    from model import SAMPLE_RATE, cut_windows, is_silent, load_clip, load_phalar, window_starts
+    from model.audio import SAMPLE_RATE, cut_windows, is_silent, load_clip, window_starts
+    from model.checkpoints import load_phalar
     from service.local.demo import compose_demo
     from service.work.models import DEFAULT_CHECKPOINT
 

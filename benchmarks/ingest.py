@@ -21,7 +21,7 @@ from benchmarks.bare import BareEncoder, compose, mixes, variations
 from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
 from benchmarks.queries import SECONDS, SETTINGS, ask, worker_windows
-from model import SAMPLE_RATE, load_clip
+from model.audio import SAMPLE_RATE, load_clip
 from model.evaluation.results import markdown_table
 from service.commands.client import Client, NewStem
 from service.settings import Settings

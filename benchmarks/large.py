@@ -21,7 +21,7 @@ from benchmarks.installation import Installation, eventually
 from benchmarks.page import page_parser, publish
 from benchmarks.queries import SECONDS, SETTINGS, ask_all
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
-from model import SAMPLE_RATE, load_clip
+from model.audio import SAMPLE_RATE, load_clip
 from model.evaluation.results import markdown_table
 from service.commands.client import Client
 from service.settings import Settings

@@ -12,7 +12,9 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from model import SAMPLE_RATE, facts_of, load_phalar, open_device
+from model.audio import SAMPLE_RATE
+from model.checkpoints import load_phalar
+from model.device import facts_of, open_device
 from service.work.models import DEFAULT_CHECKPOINT
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.bare import BareEncoder, compose, mixes
 from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
-from model import load_clip
+from model.audio import load_clip
 from model.evaluation.results import markdown_table
 from service.commands.client import Client, NewStem
 from service.settings import Settings

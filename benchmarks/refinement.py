@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.page import add_folders, folders_of, page_parser, publish
-from model import SAMPLE_RATE, StemBank, default_cache, open_bank
+from model.audio import SAMPLE_RATE
+from model.evaluation.commands import open_bank
 from model.evaluation.results import markdown_table
+from model.training.commands import default_cache
+from model.training.stems import StemBank
 from service.search.evaluation import CatalogSettings, choose_tracks, draw_queries
 from service.search.in_process import SearchedCatalog
 from service.search.retrieval import DRAWN

@@ -24,8 +24,9 @@ import numpy as np
 
 from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
-from model import SAMPLE_RATE, PhalarConfig, window_starts
+from model.audio import SAMPLE_RATE, window_starts
 from model.evaluation.results import markdown_table
+from model.phalar import PhalarConfig
 from service.commands.client import Client
 from service.local.serve import ingest_demo
 from service.settings import Settings

@@ -31,7 +31,7 @@ def milliseconds(fold: HermitianFold, rows: int, rng: np.random.Generator) -> tu
 
 
 def main() -> None:
-    from model import load_phalar
+    from model.checkpoints import load_phalar
 
     parser = page_parser(__doc__)
     arguments = parser.parse_args()

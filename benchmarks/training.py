@@ -19,10 +19,11 @@ from torch import Tensor
 
 from benchmarks.cqt import SETTINGS
 from benchmarks.page import page_parser, publish
-from model import SAMPLE_RATE, Phalar, load_clip
+from model.audio import SAMPLE_RATE, load_clip
 from model.cqt import plain_cqt, scale_decibels
 from model.device import upload
 from model.evaluation.results import markdown_table
+from model.phalar import Phalar
 from model.training.augment import augment
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers

@@ -45,6 +45,7 @@ class CQTSettings:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)  # kept tensors serve training too, whoever asks first
 def plain_cqt(settings: CQTSettings) -> CQT1992v2:
     """nnAudio's layer with the authors' settings, float32 (batch, samples) -> float32 (batch, bins, frames).
 
@@ -211,6 +212,7 @@ class _Kernels:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)
 def _kernels(settings: CQTSettings) -> _Kernels:
     plain = plain_cqt(settings)
     centre: int = plain.kernel_width // 2
@@ -268,6 +270,7 @@ def _long_spectra(settings: CQTSettings, rate: int, device: torch.device) -> tup
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)
 def _wide(settings: CQTSettings, device: torch.device) -> FastCQT:
     """The transform with MOST_SEMITONES more rows on either side; shared, so never to be moved."""
     lowest_hz = settings.lowest_hz * 2 ** (-MOST_SEMITONES / settings.bins_per_octave)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from benchmarks.installation import START_S, eventually, free_port
 from benchmarks.installation import Installation as _Installation
-from model import SAMPLE_RATE, Phalar, PhalarConfig, save_phalar
+from model.audio import SAMPLE_RATE
+from model.checkpoints import save_phalar
+from model.phalar import Phalar, PhalarConfig
 from tests import servers
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from rich.table import Table
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, Waveform, cut_windows, load_clip
+from model.demo.synthesis import RIM, Note, play_drums, tune_kit
 from model.evaluation.retrieval import mean_with_interval
 from model.evaluation.systems import System
-from model.synthesis import RIM, Note, play_drums, tune_kit
 from model.training.stems import SUFFIXES, Dropped
 
 SAMPLES_PER_CALL = 64 * 80_000

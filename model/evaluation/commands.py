@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from model.training.commands import default_cache
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
@@ -77,9 +79,9 @@ def retrieval(
     Example: phalar evaluate retrieval --stems ~/stems --candidates 8,16,64 --matched
     """
     from model.audio import ClipTooShort
+    from model.checkpoints.heard import heard_of
     from model.evaluation.matched import evaluate_matched
     from model.evaluation.retrieval import RetrievalSettings, TooFewTracks, evaluate_retrieval
-    from model.training.heard import heard_of
     from model.training.stems import split_of
 
     counts = _whole_numbers(candidates, "--candidates")
@@ -301,8 +303,8 @@ def open_bank(stems: list[Path], cache: Path, jobs: int) -> StemBank:
 def open_system(name: str, checkpoint: str | None, device: str) -> System:
     """What `load_system` gives; where it refuses, its sentence and exit code 1."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see docs/decisions
+    from model.checkpoints.torch_archive import CheckpointError
     from model.evaluation.systems import UnknownSystem, load_system
-    from model.torch_archive import CheckpointError
 
     try:
         system = load_system(name, checkpoint, device)
@@ -313,11 +315,6 @@ def open_system(name: str, checkpoint: str | None, device: str) -> System:
     if not getattr(system, "trained", True):
         err.print("these weights were never trained: the figures say nothing about the method", style="yellow")
     return system
-
-
-def default_cache() -> Path:
-    """`phalar` in this user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phalar"
 
 
 def _by_name(answers: list[Path]) -> dict[str, dict[str, Any]]:

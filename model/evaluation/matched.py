@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.audio.grid import BEAT_TIME_BPM
 from model.evaluation.retrieval import (
     RetrievalSettings,
     Share,
@@ -27,7 +28,6 @@ from model.evaluation.retrieval import (
     pieces_of,
 )
 from model.evaluation.systems import System, embed_in_beat_time
-from model.grid import BEAT_TIME_BPM
 from model.training.batches import BeatWindow, beat_clips, draw_beat_pair
 from model.training.stems import StemBank
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE
+from model.checkpoints.heard import piece_of
 from model.evaluation.systems import System
-from model.training.stems import ACTIVITY_HOP, Example, StemBank, draw_example, piece_of
+from model.training.stems import ACTIVITY_HOP, Example, StemBank, draw_example
 
 Item = TypeVar("Item")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.audio import SAMPLE_RATE
 from model.cqt import BeatClips, ScaledCQT
 from model.phalar import PhalarConfig
+from model.training.variants import load_trained
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "default.safetensors"
 """The model that we ship."""
@@ -116,8 +117,6 @@ def load_system(name: str, checkpoint: str | None = None, device: str = "cpu") -
 
 
 def _load_phalar(checkpoint: str | None, device: str) -> System:
-    from model.training.variants import load_trained
-
     if checkpoint is None and not DEFAULT_CHECKPOINT.is_file():
         raise NoCheckpoint
     return cast(System, load_trained(DEFAULT_CHECKPOINT if checkpoint is None else checkpoint, device))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE
+from model.audio.grid import BEAT_TIME_BPM
+from model.audio.harmony import tonic_of
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.device import upload
-from model.grid import BEAT_TIME_BPM
-from model.harmony import tonic_of
 from model.phalar import PhalarConfig
 from model.training.augment import augment, played_at, samples_at_speed
 from model.training.recipe import LossSettings, Recipe

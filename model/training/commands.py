@@ -63,8 +63,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see docs/decisions
     import torch
 
-    from model.evaluation.commands import default_cache
-    from model.torch_archive import CheckpointError
+    from model.checkpoints.torch_archive import CheckpointError
     from model.training.data import training_bank
     from model.training.distributed import first_alone, process_group
     from model.training.recipe import BadRecipe, load_recipe
@@ -201,6 +200,11 @@ def _progress(silent: bool = False) -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err, disable=silent)
+
+
+def default_cache() -> Path:
+    """`phalar` in this user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phalar"
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -9,11 +9,11 @@ from pathlib import Path
 import soundfile
 
 from model.audio import SAMPLE_RATE
-from model.compose import compose_track
+from model.audio.truth import FILE
+from model.demo.compose import compose_track
 from model.training.processes import map_in_processes
 from model.training.recipe import DataSettings
 from model.training.stems import StemBank, load_bank
-from model.truth import FILE
 
 FIRST_SEED = 1000
 """The composer's seeds from here on are for training; the demo catalog and tests use those below."""

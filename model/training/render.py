@@ -25,8 +25,9 @@ import soundfile
 import soxr
 
 from model.audio import SAMPLE_RATE, is_silent
-from model.harmony import key_name, likeliest_key
-from model.synthesis import (
+from model.audio.harmony import key_name, likeliest_key
+from model.audio.truth import Truth
+from model.demo.synthesis import (
     BASS_VOICES,
     CLAP,
     CRASH,
@@ -51,7 +52,6 @@ from model.synthesis import (
     tune_kit,
 )
 from model.training.processes import map_in_processes
-from model.truth import Truth
 
 SOUNDFONTS = (
     Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),

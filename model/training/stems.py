@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
-from model.grid import BadGrid, Grid, said_grid
-from model.hearing import hear_grid, is_pitched
+from model.audio.grid import BadGrid, Grid, said_grid
+from model.audio.hearing import hear_grid, is_pitched
+from model.audio.truth import FILE, BadTruth, Truth, read_truth
+from model.checkpoints.heard import piece_of
 from model.training.processes import map_in_processes
-from model.truth import FILE, BadTruth, Truth, read_truth
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -130,16 +131,11 @@ def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
     return sorted(tracks, key=lambda track: track.name), dropped
 
 
-def piece_of(track: str) -> str:
-    """What a track is a rendering of: its name up to an "@"."""
-    return track.split("@")[0]
-
-
 def split_of(track: str, seed: int = 0) -> Split:
     """The split of a track: 80, 10 and 10 %, from its name alone, so that adding a track moves no other.
 
     Renderings of one piece stay together. The name is that of a `StemBank`, which begins with the root's: of a folder
-    that is renamed, other tracks are held out. `model.training.heard` tells when that matters.
+    that is renamed, other tracks are held out. `model.checkpoints.heard` tells when that matters.
     """
     share = zlib.crc32(f"{seed}\0{piece_of(track)}".encode()) / 2**32
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"

@@ -27,11 +27,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE
+from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
 from model.training.batches import Ahead, Batch, BeatWindow, augmented, beat_clips, draw_batch, draw_beat_pair
+from model.training.cocola import Cocola, refresh_statistics
 from model.training.distributed import gather, mean_over_processes
-from model.training.heard import HEARD, encode_heard
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Gradients, optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
@@ -259,8 +260,6 @@ class Trainer:
         """Let running statistics, where a model has some (COCOLA), be those of its present weights."""
         if not any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules()):
             return
-        from model.evaluation.baselines.cocola import Cocola, refresh_statistics
-
         assert isinstance(self.model, Cocola)
         length = round(VALIDATION_S * SAMPLE_RATE)
         rng = np.random.default_rng(self._seed(_SETTLE, 0))

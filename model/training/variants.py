@@ -18,15 +18,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoint import UnsupportedModel, load_phalar, refuse_other_keys, refuse_other_shape, save_phalar
+from model.checkpoints.checkpoint import (
+    UnsupportedModel,
+    load_phalar,
+    refuse_other_keys,
+    refuse_other_shape,
+    save_phalar,
+)
 from model.complex_layers import ComplexLinear
 from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of, scale_decibels
 from model.phalar import Phalar
 from model.pooling import SpectralPooling
 from model.similarity import COSINE_SCALE, HermitianSimilarity
+from model.training import cocola
 
 FORMAT = "phalar-variant-1"
-COCOLA_FORMAT = "cocola-1"  # as in model.evaluation.baselines.cocola, which needs an extra
 
 
 class Trainable(Protocol):
@@ -228,9 +234,7 @@ def build_model(name: str) -> nn.Module:
     if name == "phalar":
         return Phalar()
     if name == "cocola":
-        from model.evaluation.baselines.cocola import Cocola
-
-        return Cocola()
+        return cocola.Cocola()
     if name not in VARIANTS:
         raise ValueError(f"no model is named {name!r}; there are phalar, cocola, {', '.join(VARIANTS)}")
     return VARIANTS[name]()
@@ -248,10 +252,8 @@ def save_model(model: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
     elif isinstance(model, Phalar):
         save_phalar(model, path, trained=True, notes=notes)
     else:
-        from model.evaluation.baselines.cocola import Cocola, save_cocola
-
-        assert isinstance(model, Cocola)
-        save_cocola(model, path, notes)
+        assert isinstance(model, cocola.Cocola)
+        cocola.save_cocola(model, path, notes)
 
 
 def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> nn.Module:
@@ -265,10 +267,8 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> nn.Module
     kind, variant = _format_of(path)
     if kind == FORMAT:
         return _load_variant(path, variant).to(device).eval()
-    if kind == COCOLA_FORMAT:
-        from model.evaluation.baselines.cocola import load as load_cocola
-
-        return load_cocola(str(path), device)
+    if kind == cocola.FORMAT:
+        return cocola.load_cocola(path, device)
     return load_phalar(path, device)
 
 

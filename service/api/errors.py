@@ -22,7 +22,8 @@ from indexer import (
     QuotaExceeded,
     StemNotFound,
 )
-from model import AudioError, CheckpointError, SilentClip, UnknownFormat
+from model.audio import AudioError, SilentClip, UnknownFormat
+from model.checkpoints import CheckpointError
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
 from service.api.rates import TooManyRequests
 from service.api.reindex import NoIndexTypes

@@ -13,7 +13,7 @@ from fastapi import UploadFile
 from numpy.typing import NDArray
 
 from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, Rejected, StemMetadata, Upload
-from model import AudioError, Clip
+from model.audio import AudioError, Clip
 from service.api.keys import Caller
 from service.settings import Settings
 from service.work.blobs import Blobs, BlobStoreUnavailable, sha256_of

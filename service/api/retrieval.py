@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Catalog, LiveIndex
-from model import SAMPLE_RATE, Clip
+from model.audio import SAMPLE_RATE, Clip
 from service.api.ingest import decode_upload
 from service.api.schemas import (
     AlignOut,

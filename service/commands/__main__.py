@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
-from model import DeviceUnavailable, evaluate_app, train_app
+from model.device import DeviceUnavailable
+from model.evaluation.commands import evaluate_app
+from model.training.commands import train_app
 from service.commands.api import api
 from service.commands.checkpoint import checkpoint_app
 from service.commands.console import FAILED, err

@@ -17,7 +17,7 @@ def convert(
     target: Annotated[Path, typer.Argument(dir_okay=False, help="The .safetensors to write.")],
 ) -> None:
     """Convert the authors' checkpoint into ours. Nothing in the file is ever executed."""
-    from model import CheckpointError, load_phalar, save_phalar
+    from model.checkpoints import CheckpointError, load_phalar, save_phalar
 
     try:
         model = load_phalar(source)
@@ -38,7 +38,7 @@ def average(
 
     Example: phalar checkpoint average model/default.safetensors runs/further/model.safetensors --out mean.safetensors
     """
-    from model import CheckpointError, NotAlike, average_models, save_phalar
+    from model.checkpoints import CheckpointError, NotAlike, average_models, save_phalar
 
     try:
         model = average_models(files)
@@ -53,7 +53,7 @@ def show(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)]) -> 
     """Tell what a checkpoint holds."""
     from dataclasses import asdict
 
-    from model import CheckpointError, count_heard, load_phalar
+    from model.checkpoints import CheckpointError, count_heard, load_phalar
 
     try:
         model = load_phalar(file)

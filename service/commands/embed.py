@@ -30,7 +30,7 @@ def embed(
     Silent windows are left out.
     """
     waiting_threads_sleep()
-    from model import CheckpointError
+    from model.checkpoints import CheckpointError
 
     try:
         with bar() as progress:
@@ -69,7 +69,8 @@ def embed_files(
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
     """
-    from model import SAMPLE_RATE, AudioError, cut_windows, is_silent, load_clip, load_phalar, window_starts
+    from model.audio import SAMPLE_RATE, AudioError, cut_windows, is_silent, load_clip, window_starts
+    from model.checkpoints import load_phalar
     from service.settings import Settings
     from service.work.models import configured_model
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model import SplitChoice, default_cache, open_bank, show_answer
+from model.evaluation.commands import SplitChoice, open_bank, show_answer
+from model.training.commands import default_cache
 from service.commands.console import FAILED, bar, err, fail
 from service.commands.threads import waiting_threads_sleep
 
@@ -70,7 +71,7 @@ def catalog(
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
     waiting_threads_sleep()
-    from model import CheckpointError
+    from model.checkpoints import CheckpointError
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
 
     bank = open_bank(stems, cache or default_cache(), jobs)

@@ -15,7 +15,7 @@ def worker(
     waiting_threads_sleep()
     import asyncio
 
-    from model import CheckpointError
+    from model.checkpoints import CheckpointError
     from service.api.errors import problem
     from service.commands.threads import keep_numpy_on_one_thread
     from service.local.supervisor import DEVICE_LOST

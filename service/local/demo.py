@@ -33,7 +33,7 @@ def compose_demo(folder: Path, tracks: int = 12, seconds: float = 20.0, seed: in
 def _compose(seed: int, seconds: float, folder: Path, with_mix: bool) -> list[DemoStem]:
     import soundfile
 
-    from model import compose_track, write_track
+    from model.demo import compose_track, write_track
 
     track = compose_track(seed, seconds)
     paths = write_track(track, folder)

@@ -5,7 +5,9 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from model import SOUNDFONTS, DeviceUnavailable, facts_of, fastest_kernel, open_device, why_no_card
+from model.axial_kernel import fastest_kernel
+from model.device import DeviceUnavailable, facts_of, open_device, why_no_card
+from model.training.render import SOUNDFONTS
 from service.settings import Settings
 
 LITTLE_DISK, LITTLE_MEMORY = 5 * 2**30, 4 * 2**30  # bytes

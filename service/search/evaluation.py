@@ -17,18 +17,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model import (
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    Heard,
-    StemBank,
-    heard_beats,
-    heard_of,
-    mean_with_interval,
-    off_the_beat_s,
-    piece_of,
-    split_of,
-)
+from model.audio import MIN_SECONDS, SAMPLE_RATE
+from model.checkpoints import Heard, heard_of, piece_of
+from model.evaluation.beats import heard_beats, off_the_beat_s
+from model.evaluation.retrieval import mean_with_interval
+from model.training.stems import StemBank, split_of
 from service.search.in_process import SearchedCatalog
 from service.settings import Settings
 

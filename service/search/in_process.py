@@ -23,7 +23,8 @@ from indexer import (
     StemMetadata,
     Upload,
 )
-from model import SAMPLE_RATE, StemBank, cut_windows, is_silent, window_starts
+from model.audio import SAMPLE_RATE, cut_windows, is_silent, window_starts
+from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
 from service.search.retrieval import Finder
 from service.settings import Settings

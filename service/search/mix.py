@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model import SAMPLE_RATE
+from model.audio import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // 100  # 10 ms, the grid on which places are told
 

@@ -22,7 +22,7 @@ from indexer import (
     promising_places,
     search,
 )
-from model import SAMPLE_RATE, SilentClip
+from model.audio import SAMPLE_RATE, SilentClip
 from service.metrics import Stopwatch
 from service.search.mix import Plan, plan_windows
 from service.settings import Settings

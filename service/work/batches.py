@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from model import cut_windows, is_silent
+from model.audio import cut_windows, is_silent
 from service.work.jobs import QueryJob, UploadJob
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 
-from model import AudioError, load_clip
+from model.audio import AudioError, load_clip
 from service.work.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
 
 if TYPE_CHECKING:

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import SAMPLE_RATE, CheckpointError, Phalar, facts_of, load_phalar, open_device
+from model.audio import SAMPLE_RATE
+from model.checkpoints import CheckpointError, load_phalar
+from model.device import facts_of, open_device
+from model.phalar import Phalar
 from service.settings import Settings
 from service.work.models import configured_model
 

@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 from indexer import HermitianFold
-from model import Phalar, load_phalar, open_device, save_phalar, untrained_phalar
+from model.checkpoints import load_phalar, save_phalar
+from model.device import open_device
+from model.phalar import Phalar, untrained_phalar
 from service.settings import Settings
 
 log = logging.getLogger("phalar.model")

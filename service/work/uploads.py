@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
 
 import numpy as np
 
-from model import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
+from model.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
 from service.work.decoding import (
     CONFINEMENTS,
     ENDED,

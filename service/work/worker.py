@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Catalog, CatalogUnavailable
-from model import SAMPLE_RATE, AudioError, facts_of, window_starts
+from model.audio import SAMPLE_RATE, AudioError, window_starts
+from model.device import facts_of
 from service.metrics import Figures
 from service.settings import Settings
 from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out

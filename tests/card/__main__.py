@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model import load_phalar
+from model.checkpoints import load_phalar
 from model.training.recipe import load_recipe
 from model.training.stems import ACTIVITY_HOP, StemBank
 from model.training.train import Trainer

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import SAMPLE_RATE, load_phalar, why_no_card
+from model.audio import SAMPLE_RATE
+from model.checkpoints import load_phalar
+from model.device import why_no_card
 from model.training.data import training_bank
 from model.training.recipe import Recipe, load_recipe
 from model.training.train import Trainer

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Phalar
-from model.checkpoint import authors_names
+from model.checkpoints.checkpoint import authors_names
+from model.phalar import Phalar
 
 CQT_TOLERANCE = 2e-3  # of the scaled dB range: 0.16 dB, room for a CQT by another algorithm
 POOLED_TOLERANCE = 1e-3  # phasors of mean magnitude 1 after twenty-one residual branches in float32

@@ -9,7 +9,7 @@ import soxr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model import SAMPLE_RATE, AudioError, cut_windows, load_clip, window_starts
+from model.audio import SAMPLE_RATE, AudioError, cut_windows, load_clip, window_starts
 
 WINDOWS = st.tuples(st.integers(1, 5000), st.integers(1, 3000), st.integers(1, 3000))
 

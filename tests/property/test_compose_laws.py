@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.compose import compose_track
-from model.harmony import FAMILIES, parse_progression, voice_chord
+from model.audio.harmony import FAMILIES, parse_progression, voice_chord
+from model.demo.compose import compose_track
 
 RATE = 16_000
 SHORTEST_NOTE_S = 0.03  # no note starts later before the end

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import Phalar, untrained_phalar
+from model.phalar import Phalar, untrained_phalar
 from model.pooling import spectral_pool
 
 EMBEDDING_TOLERANCE = 1e-5  # another batch size is another order of float32 sums

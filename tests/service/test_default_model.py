@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model import load_phalar
+from model.checkpoints import load_phalar
 from service.local.demo import DemoStem, compose_demo
 from service.work.models import DEFAULT_CHECKPOINT
 from tests.installation import Installation, add_stem, wait_ready

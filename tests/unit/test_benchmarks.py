@@ -11,7 +11,9 @@ import pytest
 import soundfile
 
 import benchmarks
-from model import SAMPLE_RATE, compose_track, why_no_card
+from model.audio import SAMPLE_RATE
+from model.demo import compose_track
+from model.device import why_no_card
 
 RECIPE = """
 batch = 2

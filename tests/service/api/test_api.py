@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model import SAMPLE_RATE
+from model.audio import SAMPLE_RATE
 from tests.installation import add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
 CLEARLY = 0.1  # a stem scores 1 against itself, in this model

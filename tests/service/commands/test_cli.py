@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from model import SAMPLE_RATE
+from model.audio import SAMPLE_RATE
 from service.commands.__main__ import app
 from tests import servers
 from tests.installation import Installation, encode, eventually, free_port, noise_bursts

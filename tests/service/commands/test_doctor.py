@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model import why_no_card
+from model.device import why_no_card
 
 ROOT = Path(__file__).parents[2]
 

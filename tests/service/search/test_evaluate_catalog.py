@@ -12,7 +12,9 @@ import typer
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from model import SAMPLE_RATE, StemBank, compose_track, load_bank
+from model.audio import SAMPLE_RATE
+from model.demo import compose_track
+from model.training.stems import StemBank, load_bank
 from service.commands.evaluate import catalog
 from service.search.evaluation import (
     Answer,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from indexer import Catalog
-from model import Phalar, save_phalar, untrained_phalar
+from model.checkpoints import save_phalar
+from model.phalar import Phalar, untrained_phalar
 from service.api.errors import problem
 from service.settings import Settings
 from service.work.blobs import Blobs

@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
-from model import SAMPLE_RATE
+from model.audio import SAMPLE_RATE
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.queue import Queue

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from model import DecodeFailed, load_clip
+from model.audio import DecodeFailed, load_clip
 from service.work import decoding
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model import DecodeFailed
+from model.audio import DecodeFailed
 from service.work import uploads
 from service.work.sandbox import _ARCHITECTURES, _program
 from service.work.uploads import Decoder

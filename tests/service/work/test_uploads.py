@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model import (
+from model.audio import (
     AudioError,
     ClipTooLong,
     ClipTooShort,

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import SAMPLE_RATE, Phalar, save_phalar, untrained_phalar
+from model.audio import SAMPLE_RATE
+from model.checkpoints import save_phalar
+from model.phalar import Phalar, untrained_phalar
 from service.api.errors import problem
 from service.work import device as device_module
 from service.work import worker as worker_module

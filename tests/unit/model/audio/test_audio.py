@@ -1,0 +1,347 @@
+"""Files of every format become the same waveform; every bad file gets the error that names its fault."""
+
+import io
+import pickle
+import struct
+import time
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from model.audio import (
+    SAMPLE_RATE,
+    AudioError,
+    Clip,
+    ClipTooLong,
+    ClipTooShort,
+    DecodeFailed,
+    EmptyFile,
+    NoAudioStream,
+    NonFiniteSamples,
+    SilentClip,
+    TooManyChannels,
+    UnknownFormat,
+    is_silent,
+    load_clip,
+)
+
+SECONDS = 2.0
+TONE_HZ = 440.0
+LEVEL = 0.5
+
+LOSSLESS = 2**-7  # one step of 8 bits, the coarsest here; the resampler's ripple is far below
+LOSSY = 2e-2  # what the encoders do to a pure tone at their default bit rates
+HOUR_LIMIT_S = 600.0
+HOUR_CPU_S = 5.0  # 0.8 s measured, with tracemalloc on
+HOUR_BYTES = 1.1 * HOUR_LIMIT_S * SAMPLE_RATE * 4  # the samples up to the limit, and little else
+FADE = SAMPLE_RATE // 10  # resamplers and codecs blur the hard edges of a tone
+
+
+def tone(rate: int, channels: int = 1, seconds: float = SECONDS) -> np.ndarray:
+    """The tone in every channel, (frames, channels)."""
+    wave = LEVEL * np.sin(2 * np.pi * TONE_HZ * np.arange(round(seconds * rate)) / rate)
+    return np.repeat(wave[:, None], channels, axis=1)
+
+
+def encode(samples: np.ndarray, rate: int, kind: str, subtype: str | None = None) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, samples, rate, format=kind, subtype=subtype)
+    return out.getvalue()
+
+
+def encode_av(samples: np.ndarray, rate: int, kind: str, codec: str) -> bytes:
+    with TemporaryDirectory() as folder:  # a file, because MP4 with its index in front is written twice
+        path = Path(folder) / "encoded"
+        with av.open(str(path), "w", format=kind, options={"movflags": "faststart"} if kind == "ipod" else {}) as file:
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+            stream = file.add_stream(codec, rate=rate, layout=layout, bit_rate=192_000)
+            resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, dtype=np.float32), "fltp", layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+            for ready in [*resampler.resample(frame), *resampler.resample(None)]:
+                file.mux(stream.encode(ready))
+            file.mux(stream.encode(None))
+        return path.read_bytes()
+
+
+def wav(samples: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:
+    return encode(samples, rate, "WAV", "PCM_16")
+
+
+def film_without_sound() -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        for _ in range(5):
+            file.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def misfit(clip: Clip, shift_s: float = 0.0) -> float:
+    """Root mean square difference from the tone, away from the edges."""
+    at = np.arange(len(clip.waveform)) / SAMPLE_RATE + shift_s
+    wrong = clip.waveform - LEVEL * np.sin(2 * np.pi * TONE_HZ * at)
+    return float(np.sqrt(np.mean(wrong[FADE:-FADE] ** 2)))
+
+
+LOSSLESS_KINDS = [
+    ("WAV", "PCM_U8", 44100, 1, "wav"),
+    ("WAV", "PCM_16", 8000, 1, "wav"),
+    ("WAV", "PCM_24", 48000, 2, "wav"),
+    ("WAV", "PCM_32", 96000, 2, "wav"),
+    ("WAV", "FLOAT", 192000, 1, "wav"),
+    ("WAV", "DOUBLE", 16000, 6, "wav"),
+    ("WAVEX", "PCM_16", 22050, 6, "wav"),
+    ("RF64", "PCM_16", 44100, 2, "wav"),
+    ("W64", "PCM_16", 44100, 2, "wav"),
+    ("AIFF", "PCM_24", 44100, 2, "aiff"),
+    ("AIFF", "FLOAT", 48000, 1, "aiff"),
+    ("FLAC", "PCM_16", 44100, 2, "flac"),
+    ("FLAC", "PCM_24", 96000, 6, "flac"),
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype", "rate", "channels", "name"), LOSSLESS_KINDS)
+def test_lossless_file_decodes_to_its_tone(kind: str, subtype: str, rate: int, channels: int, name: str) -> None:
+    clip = load_clip(encode(tone(rate, channels), rate, kind, subtype))
+    assert (clip.format, clip.sample_rate, clip.channels, clip.warnings) == (name, rate, channels, ())
+    assert clip.waveform.dtype == np.float32
+    assert abs(len(clip.waveform) - SECONDS * SAMPLE_RATE) <= 1
+    assert misfit(clip) < LOSSLESS
+
+
+@pytest.mark.parametrize(("kind", "subtype", "rate", "channels", "name"), [
+    ("OGG", "VORBIS", 44100, 2, "ogg"),
+    ("OGG", "VORBIS", 22050, 1, "ogg"),
+    ("OGG", "OPUS", 48000, 2, "opus"),
+    ("MP3", "MPEG_LAYER_III", 44100, 2, "mp3"),
+    ("MP3", "MPEG_LAYER_III", 22050, 1, "mp3"),
+])  # fmt: skip
+def test_lossy_file_decodes_to_its_tone_in_place(kind: str, subtype: str, rate: int, channels: int, name: str) -> None:
+    clip = load_clip(encode(tone(rate, channels), rate, kind, subtype))
+    assert (clip.format, clip.sample_rate, clip.channels, clip.warnings) == (name, rate, channels, ())
+    assert clip.duration_s == pytest.approx(SECONDS, abs=0.05)
+    assert misfit(clip) < LOSSY
+
+
+@pytest.mark.parametrize(("codec", "rate", "channels"), [
+    ("aac", 44100, 2),
+    ("aac", 48000, 1),
+    ("alac", 44100, 2),
+    ("alac", 48000, 6),
+])  # fmt: skip
+def test_m4a_decodes_to_its_tone_in_place(codec: str, rate: int, channels: int) -> None:
+    clip = load_clip(encode_av(tone(rate, channels), rate, "ipod", codec))
+    assert (clip.format, clip.sample_rate, clip.channels, clip.warnings) == ("m4a", rate, channels, ())
+    assert clip.duration_s == pytest.approx(SECONDS, abs=0.05)
+    assert misfit(clip) < LOSSY
+
+
+def test_raw_aac_decodes_to_its_tone_behind_the_encoders_delay() -> None:
+    rate = 44100
+    clip = load_clip(encode_av(tone(rate, 2), rate, "adts", "aac"))
+    assert (clip.format, clip.warnings) == ("aac", ())
+    assert misfit(clip, shift_s=-1024 / rate) < LOSSY  # raw AAC cannot say how much an encoder put before the start
+
+
+def test_format_is_what_the_bytes_say_not_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "stem.mp3"
+    path.write_bytes(encode(tone(44100), 44100, "FLAC", "PCM_16"))
+    assert load_clip(path).format == "flac"
+
+
+def test_mp3_behind_an_id3_tag_is_found() -> None:
+    tag = b"ID3\x04\x00\x00" + bytes([0, 0, 8, 0]) + bytes(1024)
+    assert load_clip(tag + encode(tone(44100), 44100, "MP3")).format == "mp3"
+
+
+def test_mono_is_the_mean_of_the_channels() -> None:
+    stereo = np.concatenate([tone(SAMPLE_RATE), 0 * tone(SAMPLE_RATE)], axis=1)
+    clip = load_clip(encode(stereo, SAMPLE_RATE, "WAV", "FLOAT"))
+    np.testing.assert_array_equal(clip.waveform, stereo.astype(np.float32).mean(axis=1))
+
+
+def test_decoding_twice_gives_the_same_samples(tmp_path: Path) -> None:
+    data = encode(tone(44100, 2), 44100, "OGG", "VORBIS")
+    (tmp_path / "x").write_bytes(data)
+    with (tmp_path / "x").open("rb") as file:
+        again = load_clip(file)
+    np.testing.assert_array_equal(load_clip(data).waveform, again.waveform)
+    np.testing.assert_array_equal(load_clip(data).waveform, load_clip(tmp_path / "x").waveform)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "FLAC", "MP3"])
+def test_cut_off_file_is_kept_with_what_it_lost(kind: str) -> None:
+    rng = np.random.default_rng(0)  # noise, so that FLAC cannot put it all at the front
+    data = encode(rng.uniform(-0.5, 0.5, (5 * 44100, 1)), 44100, kind)
+    clip = load_clip(data[: len(data) * 6 // 10])
+    assert 2.5 < clip.duration_s < 3.5
+    assert clip.warnings == (f"The file ends early: {clip.duration_s:.1f} s of 5.0 s could be decoded.",)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_cut_off_ogg_is_kept_though_nobody_knows_what_it_lost(subtype: str) -> None:
+    data = encode(np.random.default_rng(0).uniform(-0.5, 0.5, (5 * 48000, 1)), 48000, "OGG", subtype)
+    clip = load_clip(data[: len(data) * 6 // 10])
+    assert 1.5 < clip.duration_s < 3.5
+    assert clip.warnings == (f"The file ends early: {clip.duration_s:.1f} s could be decoded.",)
+
+
+def test_cut_off_m4a_is_kept_with_what_it_lost() -> None:
+    data = encode_av(tone(44100, seconds=5.0), 44100, "ipod", "alac")
+    clip = load_clip(data[: len(data) * 6 // 10])
+    assert 2.5 < clip.duration_s < 3.5
+    assert clip.warnings == (f"The file ends early: {clip.duration_s:.1f} s of 5.0 s could be decoded.",)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0xFFFFFFFF])
+def test_wav_of_a_recorder_that_could_not_seek_back_is_whole(size: int) -> None:
+    data = bytearray(wav(tone(SAMPLE_RATE)))
+    at = data.find(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", size)
+    clip = load_clip(bytes(data))
+    assert (clip.duration_s, clip.warnings) == (SECONDS, ())
+
+
+def test_flac_that_does_not_tell_its_length_is_whole() -> None:
+    data = bytearray(encode(tone(44100), 44100, "FLAC", "PCM_16"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)  # STREAMINFO: 0 samples means unknown
+    clip = load_clip(bytes(data))
+    assert (clip.duration_s, clip.warnings) == (SECONDS, ())
+
+
+def test_flac_that_declares_hours_is_measured_by_what_it_decodes_to() -> None:
+    data = bytearray(encode(tone(44100), 44100, "FLAC", "PCM_16"))
+    data[22:26] = struct.pack(">I", 2 * 3600 * 44100)
+    clip = load_clip(bytes(data), max_seconds=10)
+    assert clip.warnings == ("The file ends early: 2.0 s of 7200.0 s could be decoded.",)
+
+
+def many_channels(channels: int) -> bytes:
+    fmt = struct.pack("<HHIIHH", 1, channels, 44100, 44100 * channels * 2, channels * 2, 16)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 4 + 24 + 8 + 4096)
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + fmt
+        + (b"data" + struct.pack("<I", 4096) + bytes(4096))
+    )
+
+
+def absurd_rate(rate: int) -> bytes:
+    data = bytearray(wav(tone(SAMPLE_RATE)))
+    data[24:28] = struct.pack("<I", rate)
+    return bytes(data)
+
+
+def with_sample(value: float) -> bytes:
+    samples = tone(SAMPLE_RATE)
+    samples[20_000] = value
+    return encode(samples, SAMPLE_RATE, "WAV", "FLOAT")
+
+
+MP3 = encode(tone(44100, seconds=3.0), 44100, "MP3")
+
+BAD_FILES: list[tuple[str, bytes, type[AudioError], str]] = [
+    ("no bytes", b"", EmptyFile, "empty"),
+    ("text named .wav", b"this is not a sound\n" * 100, UnknownFormat, "not audio"),
+    ("UTF-16 text", "no sound at all".encode("utf-16"), UnknownFormat, "not audio"),
+    ("a picture", b"\x89PNG\r\n\x1a\n" + bytes(100), UnknownFormat, "not audio"),
+    ("an ID3 tag over nothing", b"ID3\x04\x00\x00\x00\x00\x00\x10" + bytes(16), DecodeFailed, "decoded"),
+    ("a RIFF that is no WAVE", b"RIFF\x00\x10\x00\x00AVI LIST" + bytes(100), UnknownFormat, "not audio"),
+    ("a WAVE header alone", wav(tone(SAMPLE_RATE))[:44], ClipTooShort, "0.000 s"),
+    ("a WAVE with no samples", wav(np.zeros((0, 1))), ClipTooShort, "0.000 s"),
+    ("FLAC that is garbage", b"fLaC" + bytes(range(256)) * 8, DecodeFailed, "decoded"),
+    ("Ogg that is garbage", b"OggS" + bytes(range(256)) * 8, DecodeFailed, "decoded"),
+    ("MP4 that is garbage", b"\x00\x00\x00\x20ftypM4A " + bytes(range(256)) * 8, DecodeFailed, "decoded"),
+    ("AAC that is garbage", b"\xff\xf1" + bytes(range(256)) * 8, DecodeFailed, "decoded"),
+    ("an mp3 cut before a second", MP3[: len(MP3) // 4], DecodeFailed, "ends early, after 0.[0-9] s of 3.0 s"),
+    ("a film without sound", film_without_sound(), NoAudioStream, "no audio stream"),
+    ("one second", wav(tone(SAMPLE_RATE, seconds=1.0)), ClipTooShort, "1.000 s"),
+    ("exactly the minimum", wav(tone(SAMPLE_RATE, seconds=1.024)), ClipTooShort, "1.024 s"),
+    ("silence", wav(np.zeros((5 * SAMPLE_RATE, 2))), SilentClip, "silent"),
+    ("dithered silence", wav(np.random.default_rng(0).integers(-2, 3, (80_000, 1)) / 32768), SilentClip, "silent"),
+    ("64 channels", many_channels(64), TooManyChannels, "64 channels"),
+    ("5000 channels", many_channels(5000), TooManyChannels, "5000 channels"),
+    ("no channels", many_channels(0), DecodeFailed, "decoded"),
+    ("0 Hz", absurd_rate(0), DecodeFailed, "decoded"),
+    ("10 MHz", absurd_rate(10_000_000), DecodeFailed, "10000000 Hz"),
+    ("NaN", with_sample(np.nan), NonFiniteSamples, "not finite"),
+    ("infinity", with_sample(-np.inf), NonFiniteSamples, "not finite"),
+    ("a bomb of a sample", with_sample(1e30), NonFiniteSamples, "absurdly large"),
+]
+
+
+@pytest.mark.parametrize(("data", "error", "words"), [pytest.param(*case[1:], id=case[0]) for case in BAD_FILES])
+def test_bad_file_gets_the_error_that_names_its_fault(data: bytes, error: type[AudioError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        load_clip(data)
+
+
+def test_clip_just_over_the_minimum_is_taken() -> None:
+    assert len(load_clip(wav(tone(SAMPLE_RATE, seconds=16_385 / SAMPLE_RATE))).waveform) == 16_385
+
+
+def test_hour_of_silence_is_left_at_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "silence.flac"
+    with soundfile.SoundFile(path, "w", 44100, 1, format="FLAC", subtype="PCM_16") as file:
+        minute = np.zeros(60 * 44100, np.int16)
+        for _ in range(60):
+            file.write(minute)
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(ClipTooLong) as caught:
+        load_clip(path, max_seconds=HOUR_LIMIT_S)
+    took = time.process_time() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.seconds == 3600
+    assert took < HOUR_CPU_S
+    assert peak < HOUR_BYTES
+
+
+def test_long_clip_is_refused_with_the_length_it_declares() -> None:
+    with pytest.raises(ClipTooLong) as caught:
+        load_clip(wav(tone(SAMPLE_RATE, seconds=4.0)), max_seconds=3.0)
+    assert (caught.value.seconds, caught.value.maximum) == (4.0, 3.0)
+
+
+def test_clip_of_exactly_the_longest_length_is_taken() -> None:
+    assert load_clip(wav(tone(SAMPLE_RATE)), max_seconds=SECONDS).duration_s == SECONDS
+
+
+def test_audio_error_survives_a_process_border() -> None:
+    for error in (
+        EmptyFile(),
+        ClipTooShort(seconds=0.6),
+        DecodeFailed("no"),
+        TooManyChannels(64, 8),
+        AudioError("a", b=1),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.facts) == (type(error), str(error), error.facts)
+
+
+def test_audio_error_codes_are_unique_and_kebab_case() -> None:
+    codes = [kind.code for kind in AudioError.__subclasses__() if kind.__module__ == "model.audio.decode"]
+    assert len(set(codes)) == len(codes) == 9
+    assert all(code == code.lower() and " " not in code and "_" not in code for code in codes)
+
+
+def test_is_silent_draws_its_line_at_80_db_under_full_scale() -> None:
+    wave = np.zeros(1000, np.float32)
+    wave[500] = -0.99e-4
+    assert is_silent(wave)
+    wave[500] = -1.01e-4
+    assert not is_silent(wave)

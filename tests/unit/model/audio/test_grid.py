@@ -1,0 +1,86 @@
+"""Beat time: tempi fold into one octave, beats become seconds, and beats that cannot be are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from model.audio import SAMPLE_RATE
+from model.audio.grid import BadGrid, said_grid
+from model.audio.truth import BadTruth, read_truth, tempo_map
+from model.demo import compose_track
+from model.training.stems import load_bank
+
+
+def test_slow_beats_are_split_and_fast_ones_paired() -> None:
+    assert said_grid(np.arange(8) * 1.0, 8.0).tempo_bpm == pytest.approx(120)
+    fast = said_grid(np.arange(32) * 0.25, 8.0)
+    assert fast.tempo_bpm == pytest.approx(120)
+    assert fast.beats_s[0] == 0, "the first beat, which begins a bar, stays one"
+
+
+def test_seconds_follow_a_tempo_that_changes_and_go_on_beyond_both_ends() -> None:
+    grid = said_grid(np.array([1.0, 1.5, 2.0, 2.6, 3.2]), 4.0)
+    assert grid.seconds_at(np.array([0.5, 3.5, -1.0, 5.0])) == pytest.approx([1.25, 2.9, 0.5, 3.8])
+
+
+def test_windows_start_where_they_fit_into_the_clip() -> None:
+    grid = said_grid(np.arange(1, 9) * 0.5, 4.6)  # beats at 0.5 to 4 s
+    assert grid.starts(4, 4.6).tolist() == [-1, 0, 1, 2, 3, 4]
+    assert grid.starts(10, 4.6).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("beats", "reason"),
+    [
+        ([0.5], "two beats"),
+        ([0.0, 0.5, 0.5], "order"),
+        ([0.0, float("nan")], "order"),
+        ([-0.5, 0.0, 0.5], "outside"),
+        ([0.0, 0.5, 9.0], "outside"),
+    ],
+)
+def test_beats_that_cannot_be_are_refused(beats: list[float], reason: str) -> None:
+    with pytest.raises(BadGrid, match=reason):
+        said_grid(np.array(beats), 4.0)
+
+
+def test_a_composed_track_says_its_beats_its_key_and_its_pitched_stems(tmp_path: Path) -> None:
+    track = compose_track(5, 8.0, SAMPLE_RATE)
+    track.truth.write(tmp_path)
+    truth = read_truth(tmp_path)
+    assert truth is not None
+    assert np.diff(truth.beats_s) == pytest.approx(60 / track.tempo_bpm, abs=1e-5)
+    assert truth.key == track.key
+    assert [stem for stem, pitched in truth.pitched.items() if not pitched] == ["drums"]
+    assert tempo_map(truth.beats_s) == [(0.0, pytest.approx(track.tempo_bpm, rel=1e-4))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"beats_s": 3}', '{"beats_s": [0, "x"]}', '{"beats_s": [0, 1], "key": 3}', '{"beats_s": [], "stems": 1}'],
+)
+def test_a_track_json_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "track.json").write_text(text)
+    with pytest.raises(BadTruth):
+        read_truth(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("beats", "reason"), [([-1.0, 0.0, 1.0], "-1 s"), ([0.0, 0.5, 60.0], "60 s"), ([0.5, 0.2, 0.1], "order")]
+)
+def test_a_track_json_that_contradicts_its_stems_gives_no_grid_and_is_named(
+    tmp_path: Path, beats: list[float], reason: str
+) -> None:
+    home = tmp_path / "tracks" / "one"
+    home.mkdir(parents=True)
+    for stem in compose_track(1, 4.0, SAMPLE_RATE).stems:
+        soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE)
+    (home / "track.json").write_text(json.dumps({"beats_s": beats}))
+    bank = load_bank([tmp_path / "tracks"], tmp_path / "cache")
+    assert bank.tracks[0].grid is None
+    (said,) = bank.dropped
+    assert said.track == "tracks/one"
+    assert reason in said.reason

@@ -1,0 +1,121 @@
+"""Noise has the colour of its name, and augmentation stays within what the recipe allows."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from model.audio import SAMPLE_RATE
+from model.training.augment import NOISES, augment, equalise, noise, played_at, samples_at_speed
+from model.training.recipe import AugmentSettings
+
+SLOPE_DB = 0.5  # of a fit over two decades of 60 s of noise; what chance leaves
+ROUNDING = 1e-5
+
+
+def slope_db_a_decade(wave: torch.Tensor) -> float:
+    """The slope of a waveform's power spectrum from 40 Hz to 4 kHz, by least squares over equal parts of the decade."""
+    power = np.abs(np.fft.rfft(wave.numpy().astype(np.float64))) ** 2
+    frequency = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    edges = np.geomspace(40, 4_000, 21)
+    middle = np.sqrt(edges[:-1] * edges[1:])
+    level = [power[(frequency >= low) & (frequency < high)].mean() for low, high in pairwise(edges)]
+    return float(np.polyfit(np.log10(middle), 10 * np.log10(level), 1)[0])
+
+
+@pytest.mark.parametrize(("kind", "slope"), [("white", 0.0), ("pink", -10.0), ("brown", -20.0)])
+def test_noise_falls_as_its_colour_says(kind: str, slope: float) -> None:
+    wave = noise([kind], 60 * SAMPLE_RATE, torch.Generator().manual_seed(0))[0]
+    assert abs(slope_db_a_decade(wave) - slope) < SLOPE_DB
+
+
+def test_band_noise_keeps_to_its_band() -> None:
+    wave = noise(["band"], 10 * SAMPLE_RATE, torch.Generator().manual_seed(3))[0]
+    power = torch.fft.rfft(wave).abs().square()
+    heard = power > 1e-6 * power.max()
+    frequency = torch.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)[heard]
+    assert heard.float().mean() < 0.9
+    assert 2 <= frequency.max() / frequency.min() <= 8.01, "one to three octaves, at most up to the end of the spectrum"
+
+
+def test_transients_are_short_and_far_louder_than_what_lies_between() -> None:
+    wave = noise(["transients"], 5 * SAMPLE_RATE, torch.Generator().manual_seed(0))[0]
+    levels = wave.unfold(0, 160, 160).square().mean(dim=1)
+    assert levels.max() > 100 * levels.median()
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_noise_has_an_rms_of_one_and_repeats_with_its_seed(kind: str) -> None:
+    first, again = (noise([kind], 32_000, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert abs(float(first.square().mean().sqrt()) - 1) < ROUNDING
+
+
+def test_rows_of_noise_are_what_each_would_be_by_itself() -> None:
+    together, one = (torch.Generator().manual_seed(6) for _ in range(2))
+    rows = noise([*NOISES, "transients", "band"], 16_001, together)
+    for row, kind in zip(rows, [*NOISES, "transients", "band"], strict=True):
+        assert torch.allclose(row, noise([kind], 16_001, one)[0], atol=ROUNDING)
+
+
+def test_gain_stays_within_its_limit_and_differs_from_row_to_row() -> None:
+    waves = torch.full((200, 1_000), 0.1)
+    louder = augment(waves, AugmentSettings(gain_db=6.0, noise=0.0), torch.Generator().manual_seed(0))
+    gain_db = 20 * torch.log10(louder[:, 0] / 0.1)
+    assert gain_db.abs().max() <= 6.0 + ROUNDING
+    assert gain_db.min() < -5
+    assert gain_db.max() > 5
+
+
+def test_noise_lies_under_the_music_by_what_the_recipe_says() -> None:
+    waves = torch.sin(torch.arange(16_000) / 10).repeat(100, 1)
+    settings = AugmentSettings(gain_db=0.0, noise=1.0, loudest_snr_db=10.0, quietest_snr_db=40.0)
+    under = augment(waves, settings, torch.Generator().manual_seed(0)) - waves
+    snr_db = 10 * torch.log10(waves.square().mean(dim=1) / under.square().mean(dim=1))
+    assert snr_db.min() >= 10 - 0.01
+    assert snr_db.max() <= 40 + 0.01
+
+
+def test_an_equaliser_changes_each_octave_of_each_waveform_within_its_limit() -> None:
+    impulses = torch.zeros(50, SAMPLE_RATE)
+    impulses[:, SAMPLE_RATE // 2] = 1.0
+    filtered = equalise(impulses, 9.0, torch.Generator().manual_seed(0))
+    response_db = 20 * torch.log10(torch.fft.rfft(filtered).abs())
+    assert response_db.abs().max() <= 9.0 + 1e-3
+    for hz in (62.5, 500, 4000):
+        at = response_db[:, round(hz)]
+        assert at.min() < -7, "among fifty draws some come near the limit"
+        assert at.max() > 7
+
+
+def test_an_equaliser_delays_nothing() -> None:
+    impulses = torch.zeros(20, SAMPLE_RATE)
+    impulses[:, SAMPLE_RATE // 2] = 1.0
+    filtered = equalise(impulses, 9.0, torch.Generator().manual_seed(1))
+    assert (filtered.argmax(dim=1) == SAMPLE_RATE // 2).all()
+    assert torch.allclose(filtered[:, 1:], filtered[:, 1:].flip(1), atol=ROUNDING), "as much before as after"
+
+
+def test_what_is_played_faster_sounds_higher_and_is_otherwise_the_same() -> None:
+    seconds = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    tone = torch.sin(2 * torch.pi * 440 * seconds)[None]  # whole periods: the clip is taken as periodic
+    faster = played_at(tone, SAMPLE_RATE)
+    expected = torch.sin(2 * torch.pi * 880 * seconds[:SAMPLE_RATE])
+    assert torch.allclose(faster[0], expected, atol=1e-3)
+    assert torch.allclose(played_at(faster, 2 * SAMPLE_RATE), tone, atol=1e-3), "and back again"
+
+
+def test_what_is_played_as_it_was_is_not_touched() -> None:
+    waves = torch.randn(3, 1_000)
+    assert played_at(waves, 1_000) is waves
+
+
+def test_a_batch_is_played_at_one_speed_within_its_limit() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.array([samples_at_speed(48_000, 1.0, rng) for _ in range(200)])
+    semitones = 12 * np.log2(drawn / 48_000)
+    assert np.abs(semitones).max() <= 1.001
+    assert semitones.min() < -0.9
+    assert semitones.max() > 0.9
+    assert samples_at_speed(48_000, 0.0, rng) == 48_000

@@ -1,0 +1,116 @@
+"""A batch in beat time: equally many beats, on the beat, every choice from the seed, decoys where they do not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from model.audio import SAMPLE_RATE
+from model.audio.harmony import tonic_of
+from model.audio.truth import Truth
+from model.cqt import MOST_SEMITONES, BeatClips
+from model.demo import compose_track
+from model.phalar import Phalar
+from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_pair
+from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
+from model.training.stems import StemBank, load_bank
+
+TRACKS = 6
+RECIPE = Recipe(
+    batch=4,
+    data=DataSettings(matched=1.0, fewest_beats=4, most_beats=6),
+    augment=AugmentSettings(gain_db=0.0, noise=0.0),
+    loss=LossSettings(beat_decoys=1.0),
+)
+SAME_CQT = 0.03  # as in test_matched.py
+LOUD = 0.75
+
+
+def seed(purpose: int, number: int) -> int:
+    return 1000 * purpose + number
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
+    folder = tmp_path_factory.mktemp("music") / "composed"
+    for number in range(TRACKS):
+        home = folder / f"{number}"
+        home.mkdir(parents=True)
+        track = compose_track(number, 9.0, SAMPLE_RATE)
+        for stem in track.stems:
+            soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE)
+        track.truth.write(home)
+    return load_bank([folder], folder.parent / "cache")
+
+
+def test_a_batch_follows_from_its_seeds(bank: StemBank) -> None:
+    first, again, other = (draw_batch(bank, range(TRACKS), RECIPE, step, seed) for step in (3, 3, 4))
+    assert isinstance(first.clips, BeatClips)
+    assert first.sizes == [4, 4, 4]
+    assert torch.equal(first.clips.waveforms, again.clips.waveforms)
+    assert torch.equal(first.clips.transpose, again.clips.transpose)
+    assert not torch.equal(first.clips.waveforms[0, :1000], other.clips.waveforms[0, :1000])
+
+
+def test_processes_share_a_batch(bank: StemBank) -> None:
+    whole = draw_batch(bank, range(TRACKS), RECIPE, 0, seed)
+    halves = [draw_batch(bank, range(TRACKS), RECIPE, 0, seed, rank, 2) for rank in (0, 1)]
+    assert [half.sizes for half in halves] == [[2, 2, 2]] * 2
+    for rank, half in enumerate(halves):
+        length = half.clips.waveforms.shape[1]
+        of_whole = whole.clips.waveforms[2 * rank : 2 * rank + 2, :length]
+        assert torch.equal(half.clips.waveforms[:2], of_whole)
+
+
+def test_decoys_are_their_positives_in_another_key_or_at_another_beat(bank: StemBank) -> None:
+    rng, drawn = np.random.default_rng(0), []
+    from model.training.batches import _decoy
+
+    for track in range(TRACKS):
+        _, positive = draw_beat_pair(bank, track, 4, rng, MOST_SEMITONES)
+        drawn += [
+            (positive, _decoy(bank, positive, LossSettings(key_decoys=0.5), MOST_SEMITONES, rng)) for _ in range(20)
+        ]
+    moved = {decoy.transpose - positive.transpose for positive, decoy in drawn if decoy.transpose != positive.transpose}
+    shifted = {abs(decoy.first - positive.first) for positive, decoy in drawn if decoy.transpose == positive.transpose}
+    assert moved <= set(range(-MOST_SEMITONES, MOST_SEMITONES + 1)) - {0}
+    assert shifted <= set(BEAT_SHIFTS)
+    assert len(moved) > 6
+    assert len(shifted) > 4
+    for positive, decoy in drawn:
+        assert (decoy.track, decoy.stems) == (positive.track, positive.stems)
+        assert abs(decoy.transpose) <= MOST_SEMITONES
+        if not any(bank.tracks[positive.track].pitched[stem] for stem in positive.stems):
+            assert decoy.transpose == positive.transpose, "drums have no key"
+
+
+def test_one_key_brings_every_track_to_it(bank: StemBank) -> None:
+    for track in range(TRACKS):
+        tonic = tonic_of(bank.tracks[track].key)
+        anchor, positive = draw_beat_pair(bank, track, 4, np.random.default_rng(track), MOST_SEMITONES, one_key=7)
+        assert (tonic + anchor.transpose) % 12 == 7
+        assert anchor.transpose == positive.transpose
+        assert not set(anchor.stems) & set(positive.stems)
+
+
+@pytest.mark.parametrize("varispeed", [-3, 4])
+def test_a_clip_that_is_played_faster_comes_back_to_its_tempo_and_key(bank: StemBank, varispeed: int) -> None:
+    keys = bank.tracks[0].stems.index("keys")
+    windows = [BeatWindow(0, 4, 6, (keys,), 2, played) for played in (0, varispeed)]
+    plain, played = Phalar().cqt.in_beat_time(beat_clips(bank, windows))
+    assert float((plain - played)[plain > LOUD].abs().mean()) < SAME_CQT
+
+
+def test_tracks_without_a_grid_are_said_to_be_too_many(tmp_path: Path) -> None:
+    for number in range(3):
+        home = tmp_path / "noise" / f"{number}"
+        home.mkdir(parents=True)
+        for stem in ("a", "b"):
+            noise = np.random.default_rng(number).normal(0, 0.1, 4 * SAMPLE_RATE)
+            soundfile.write(home / f"{stem}.flac", noise, SAMPLE_RATE)
+    Truth((0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0), None, {}).write(tmp_path / "noise" / "0")
+    bank = load_bank([tmp_path / "noise"], tmp_path / "cache")
+    with pytest.raises(ValueError, match="1 of 3 tracks have a beat grid"):
+        draw_batch(bank, range(3), RECIPE, 0, seed)

@@ -1,0 +1,412 @@
+"""COCOLA: its front end against librosa, its gradients, and its checkpoints, ours and the authors'."""
+
+import enum
+import math
+import os
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.ndimage import median_filter
+from torch import Tensor
+from torch.nn import functional
+
+from model.audio import ClipTooShort
+from model.checkpoints import (
+    ForeignKeys,
+    LegacyPickle,
+    MissingKeys,
+    NonFiniteWeights,
+    NotACheckpoint,
+    TruncatedCheckpoint,
+    UnsafePickle,
+    UnsupportedModel,
+    WrongShape,
+)
+from model.demo import compose_track
+
+pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
+
+from model.evaluation.baselines import cocola as baseline
+from model.evaluation.systems import NoCheckpoint
+from model.training.cocola import Cocola, authors_names, draw_heard, load_cocola, refresh_statistics, save_cocola
+from model.training.separation import separate, sliding_median
+
+RATE = 16_000
+AUTHORS_MODULE = "contrastive_model.constants"
+DB_TOLERANCE = 0.002  # dB; two orders of summing a mel band in single precision, 80 dB under its maximum
+SHARE_TOLERANCE = 1e-5  # of a magnitude: the masks' rounding
+EMBEDDING_TOLERANCE = 1e-4  # of an embedding's largest value: kernels sum in another order at another batch size
+DOMINANCE = 20.0  # a tone's and a click's power, in its own channel over the other
+
+
+@pytest.fixture(scope="module")
+def clips() -> Tensor:
+    return music(4, 1.5)
+
+
+@pytest.fixture(scope="module")
+def model(clips: Tensor) -> Cocola:
+    torch.manual_seed(0)
+    model = Cocola()
+    refresh_statistics(model, [clips])
+    return model.eval()
+
+
+def music(count: int, seconds: float) -> Tensor:
+    """Stems of composed tracks, float32 (count, samples)."""
+    stems = [stem.waveform for seed in range(count) for stem in compose_track(seed, seconds, RATE).stems[:1]]
+    return torch.from_numpy(np.stack(stems)).float()
+
+
+# -- front end -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [3, 5, 7, 31])
+@pytest.mark.parametrize("rows", [16, 17, 32, 301])
+def test_the_sliding_median_is_scipys(rows: int, width: int) -> None:
+    values = torch.rand(rows, 5, generator=torch.Generator().manual_seed(rows))
+    expected = median_filter(values.numpy(), size=(width, 1), mode="reflect")
+    assert np.array_equal(sliding_median(values, width).numpy(), expected)
+
+
+def test_the_separation_is_librosas(model: Cocola, clips: Tensor) -> None:
+    librosa = pytest.importorskip("librosa")
+    spectra = np.stack([librosa.stft(clip, n_fft=1024, hop_length=160, win_length=400) for clip in clips.numpy()])
+    shares = separate(torch.from_numpy(np.abs(spectra)))
+    for clip, spectrum in enumerate(np.abs(spectra)):
+        for share, expected in zip(shares, librosa.decompose.hpss(spectrum), strict=True):
+            assert np.abs(share[clip].numpy() - expected).max() < SHARE_TOLERANCE * spectrum.max()
+
+
+def test_the_mel_spectrograms_are_librosas(model: Cocola, clips: Tensor) -> None:
+    librosa = pytest.importorskip("librosa")
+    heard = model.frontend(clips).numpy()
+    assert heard.shape == (4, 2, 64, 151)
+    for clip, channels in zip(clips.numpy(), heard, strict=True):
+        spectrum = librosa.stft(clip, n_fft=1024, hop_length=160, win_length=400, pad_mode="reflect")
+        for share, channel in zip(librosa.decompose.hpss(spectrum), channels, strict=True):
+            power = librosa.feature.melspectrogram(S=np.abs(share) ** 2, sr=RATE, n_mels=64, fmin=60, fmax=7800)
+            assert np.abs(channel - librosa.power_to_db(power, ref=np.max)).max() < DB_TOLERANCE
+
+
+def test_a_steady_tone_is_harmonic_and_a_click_is_percussive(model: Cocola) -> None:
+    time = torch.arange(RATE) / RATE
+    clicks = torch.zeros(RATE)
+    clicks[1000::4000] = 1.0
+    power = model.frontend.power(torch.stack([0.5 * torch.sin(2 * torch.pi * 440 * time), clicks])).sum(dim=(2, 3))
+    harmonic, percussive = power.unbind(1)
+    assert harmonic[0] > DOMINANCE * percussive[0]
+    assert percussive[1] > DOMINANCE * harmonic[1]
+
+
+def test_the_two_shares_sum_to_the_magnitude() -> None:
+    magnitude = torch.rand(2, 40, 50, generator=torch.Generator().manual_seed(0))
+    magnitude[0, :, :40] = 0.0
+    harmonic, percussive = separate(magnitude)
+    assert torch.allclose(harmonic + percussive, magnitude)
+
+
+@pytest.mark.parametrize("shape", [(1, 15, 40), (1, 40, 15)])
+def test_too_few_bins_or_frames_to_reflect_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="median over 31"):
+        separate(torch.rand(shape))
+
+
+# -- the model -----------------------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_every_parameter(clips: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Cocola()
+    anchors, positives = model(clips[:2]), model(clips[2:])
+    assert anchors.shape == (2, 512)
+    functional.cross_entropy(model.similarity(anchors, positives), torch.arange(2)).backward()
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    # A normalisation over a batch takes these out again: of two examples, it leaves the sign of the difference.
+    assert set(silent) <= {"project.0.bias"}
+
+
+def test_eight_steps_teach_which_clips_belong_together(clips: Tensor) -> None:
+    torch.manual_seed(2)
+    model = Cocola(dropout=0.0, drop_connect=0.0)
+    both = torch.cat([clips, clips.roll(800, dims=1)])[:, :RATE]
+    right, chance = torch.arange(len(clips)), math.log(len(clips))
+
+    def loss_in_use() -> float:
+        refresh_statistics(model, [both])
+        anchors, positives = model.embed(both).chunk(2)
+        return functional.cross_entropy(model.score(anchors, positives), right).item()
+
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-4)
+    assert loss_in_use() > chance
+    for _ in range(8):
+        anchors, positives = model(both).chunk(2)
+        loss = functional.cross_entropy(model.similarity(anchors, positives), right)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss_in_use() < 0.5 * chance
+
+
+def test_an_embedding_ignores_the_rest_of_its_batch_and_the_mode_of_training(model: Cocola, clips: Tensor) -> None:
+    together = model.embed(clips)
+    model.train()
+    try:
+        alone = torch.cat([model.embed(clip[None]) for clip in clips])
+        assert model.training
+    finally:
+        model.eval()
+    assert (together - alone).abs().max() < EMBEDDING_TOLERANCE * together.abs().max()
+    assert not together.requires_grad
+
+
+def test_the_score_is_the_bilinear_form_of_squashed_embeddings(model: Cocola) -> None:
+    x, y = torch.randn(3, 512), torch.randn(5, 512)
+    squashed = [np.tanh((e - e.mean(1, keepdims=True)) / e.std(1, keepdims=True)) for e in (x.numpy(), y.numpy())]
+    expected = squashed[0] @ model.similarity.weight.detach().numpy() @ squashed[1].T
+    assert np.allclose(model.score(x, y).numpy(), expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(model.score(x, y[:3]), model.score(y[:3], x).T)
+
+
+def test_refreshed_statistics_are_those_of_the_weights_and_batches(clips: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Cocola(dropout=0.0).eval()
+    for layer in model.modules():
+        if hasattr(layer, "running_var"):
+            layer.running_var.fill_(7.0)
+    refresh_statistics(model, [clips[:2], clips[2:]])
+    assert not model.training
+    halves = [model.backbone._conv_stem(model.frontend(half)) for half in (clips[:2], clips[2:])]
+    first = model.backbone._bn0
+    assert first.momentum == pytest.approx(0.01)
+    means = torch.stack([half.mean(dim=(0, 2, 3)) for half in halves]).mean(dim=0)
+    assert torch.allclose(first.running_mean, means, rtol=1e-3, atol=1e-3)
+
+
+def test_silence_gets_a_finite_embedding(model: Cocola) -> None:
+    assert torch.isfinite(model.embed(torch.zeros(1, RATE))).all()
+
+
+def test_a_clip_of_under_two_fifths_of_a_second_is_refused(model: Cocola) -> None:
+    assert model.embed(torch.rand(1, 6400)).shape == (1, 512)
+    with pytest.raises(ClipTooShort):
+        model.embed(torch.rand(1, 6399))
+
+
+def test_a_channel_that_is_not_heard_changes_nothing(model: Cocola) -> None:
+    time = torch.arange(RATE) / RATE
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * time)
+    clicks = torch.zeros(RATE)
+    clicks[1000::4000] = 1.0
+    both = torch.stack([tone + 0.1 * clicks, tone + clicks])
+    with torch.no_grad():
+        none = model(both, torch.zeros(2, 2, dtype=torch.bool))
+        harmonic = model(both, torch.tensor([[True, False]]).expand(2, 2))
+        whole = model(both)
+    tolerance = EMBEDDING_TOLERANCE * float(none.abs().max())
+    assert (none[0] - none[1]).abs().max() < tolerance
+    assert (harmonic - none).abs().amax(dim=1).min() > 10 * tolerance
+    assert (harmonic - whole).abs().amax(dim=1).min() > 10 * tolerance
+
+
+def test_a_third_of_examples_hears_both_channels_and_none_hears_neither() -> None:
+    heard = draw_heard(3000, torch.Generator().manual_seed(0))
+    assert heard.shape == (3000, 2)
+    assert heard.any(dim=1).all()
+    for share in (heard.all(dim=1), ~heard[:, 0], ~heard[:, 1]):
+        assert abs(share.float().mean().item() - 1 / 3) < 0.03  # three deviations of 3000 draws
+    assert torch.equal(heard, draw_heard(3000, torch.Generator().manual_seed(0)))
+
+
+# -- our checkpoints -----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_loads_with_the_same_embeddings(model: Cocola, clips: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "cocola.safetensors"
+    save_cocola(model, path, notes={"steps": "3"})
+    assert os.listdir(tmp_path) == ["cocola.safetensors"]
+    loaded = load_cocola(str(path), "cpu")
+    assert not loaded.training
+    assert torch.equal(loaded.embed(clips), model.embed(clips))
+
+
+def test_other_safetensors_are_refused_by_their_cause(model: Cocola, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, path, {"format": "phalar-1"})
+    with pytest.raises(NotACheckpoint, match="phalar-1"):
+        load_cocola(str(path))
+    save_file({k: v for k, v in weights.items() if k != "project.3.bias"}, path, {"format": "cocola-1"})
+    with pytest.raises(MissingKeys, match=r"project\.3\.bias"):
+        load_cocola(str(path))
+    save_file(weights | {"project.3.bias": torch.full((512,), torch.nan)}, path, {"format": "cocola-1"})
+    with pytest.raises(NonFiniteWeights, match=r"project\.3\.bias"):
+        load_cocola(str(path))
+    path.write_bytes(b"RIFF" * 100)
+    with pytest.raises(NotACheckpoint):
+        load_cocola(str(path))
+
+
+def test_cocola_without_a_checkpoint_is_refused() -> None:
+    with pytest.raises(NoCheckpoint):
+        baseline.load(None)
+
+
+# -- the authors' checkpoint ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authors_module() -> Iterator[types.ModuleType]:
+    """The authors' enumerations, there only while a test writes a file."""
+    package, module = types.ModuleType("contrastive_model"), types.ModuleType(AUTHORS_MODULE)
+    for name, values in {
+        "ModelComparisonMethod": {"COCOLA": "cocola_similarity", "BILINEAR": "bilinear_similarity"},
+        "ModelInputType": {"DOUBLE": "double_channel_harmonic_percussive"},
+        "EmbeddingMode": {"RANDOM": "random"},
+    }.items():
+        setattr(module, name, enum.Enum(name, values, module=AUTHORS_MODULE))
+    sys.modules |= {"contrastive_model": package, AUTHORS_MODULE: module}
+    yield module
+    sys.modules.pop("contrastive_model", None)
+    sys.modules.pop(AUTHORS_MODULE, None)
+
+
+def lightning_contents(model: Cocola, module: Any) -> dict[str, Any]:
+    """A dictionary of the layout that PHALAR's authors publish COCOLA in."""
+    names = authors_names(model)
+    return {
+        "epoch": 121,
+        "global_step": 80_000,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": OrderedDict((names[ours], weight.clone()) for ours, weight in model.state_dict().items()),
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {
+            "learning_rate": 0.004,
+            "embedding_dim": 512,
+            "embedding_mode": module.EmbeddingMode.RANDOM,
+            "input_type": module.ModelInputType.DOUBLE,
+            "dropout_p": 0.1,
+            "backbone_type": "efficientnet",
+            "pool_type": "avg",
+            "input_freq_bins": 64,
+            "comparison_method": module.ModelComparisonMethod.COCOLA,
+            "do_cqt": False,
+        },
+    }
+
+
+def test_the_authors_names_are_those_of_their_code(model: Cocola) -> None:
+    names = set(authors_names(model).values())
+    assert len(names) == len(model.state_dict())
+    assert {
+        "encoder.backbone.model._conv_stem.weight",
+        "encoder.backbone.model._blocks.15._project_conv.weight",
+        "encoder.backbone.model._bn1.num_batches_tracked",
+        "encoder.mlp.0.weight",
+        "encoder.mlp.1.running_var",
+        "encoder.mlp.3.bias",
+        "similarity.w",
+        "similarity.layer_norm.weight",
+        "similarity.layer_norm.bias",
+    } <= names
+
+
+def test_a_lightning_file_gives_the_same_embeddings(
+    model: Cocola, clips: Tensor, authors_module: types.ModuleType, tmp_path: Path
+) -> None:
+    torch.save(lightning_contents(model, authors_module), tmp_path / "COCOLA_best.ckpt")
+    for name in ("contrastive_model", AUTHORS_MODULE):
+        del sys.modules[name]
+    loaded = load_cocola(str(tmp_path / "COCOLA_best.ckpt"))
+    assert torch.equal(loaded.embed(clips), model.embed(clips))
+    assert AUTHORS_MODULE not in sys.modules
+
+
+def test_a_lightning_file_with_other_weights_is_refused_by_their_names(
+    model: Cocola, authors_module: types.ModuleType, tmp_path: Path
+) -> None:
+    whole, path = lightning_contents(model, authors_module), tmp_path / "changed.ckpt"
+    state = whole["state_dict"]
+    torch.save(whole | {"state_dict": {k: v for k, v in state.items() if k != "similarity.w"}}, path)
+    with pytest.raises(MissingKeys, match=r"similarity\.w"):
+        load_cocola(str(path))
+    torch.save(whole | {"state_dict": state | {"loss.weight": torch.ones(1)}}, path)
+    with pytest.raises(ForeignKeys, match=r"loss\.weight"):
+        load_cocola(str(path))
+    torch.save(whole | {"state_dict": state | {"encoder.mlp.3.bias": torch.ones(256)}}, path)
+    with pytest.raises(WrongShape, match=r"encoder\.mlp\.3\.bias"):
+        load_cocola(str(path))
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(NotACheckpoint, match="state_dict"):
+        load_cocola(str(path))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("backbone_type", "freqtimeseparable"),
+        ("pool_type", "spec_pool"),
+        ("final_mlp_norm", "ln"),
+        ("final_mlp", False),
+    ],
+)
+def test_another_architecture_is_refused_by_name(
+    model: Cocola, authors_module: types.ModuleType, tmp_path: Path, parameter: str, value: object
+) -> None:
+    contents = lightning_contents(model, authors_module)
+    contents["hyper_parameters"][parameter] = value
+    torch.save(contents, tmp_path / "other.ckpt")
+    with pytest.raises(UnsupportedModel, match=parameter):
+        load_cocola(str(tmp_path / "other.ckpt"))
+
+
+def test_another_similarity_is_refused_by_name(model: Cocola, authors_module: types.ModuleType, tmp_path: Path) -> None:
+    contents = lightning_contents(model, authors_module)
+    contents["hyper_parameters"]["comparison_method"] = authors_module.ModelComparisonMethod.BILINEAR
+    torch.save(contents, tmp_path / "other.ckpt")
+    with pytest.raises(UnsupportedModel, match="bilinear_similarity"):
+        load_cocola(str(tmp_path / "other.ckpt"))
+
+
+class Attack:
+    """Unpickles by running a command that leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
+    model: Cocola, authors_module: types.ModuleType, tmp_path: Path
+) -> None:
+    contents = lightning_contents(model, authors_module) | {"callbacks": Attack(tmp_path / "ran")}
+    torch.save(contents, tmp_path / "evil.ckpt")
+    with pytest.raises(UnsafePickle, match="mkdir"):
+        load_cocola(str(tmp_path / "evil.ckpt"))
+    (tmp_path / "old.ckpt").write_bytes(b"\x80\x02cposix\nmkdir\n.")
+    with pytest.raises(LegacyPickle):
+        load_cocola(str(tmp_path / "old.ckpt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_truncated_lightning_file_says_so(model: Cocola, authors_module: types.ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "cut.ckpt"
+    torch.save(lightning_contents(model, authors_module), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(TruncatedCheckpoint):
+        load_cocola(str(path))
