@@ -173,10 +173,14 @@ def _draw_beat_windows(
             f"sound; {recipe.batch} are needed"
         )
     # Drawn for the whole batch, so that they are the same for any number of processes.
-    rows = [(anchor, positive, _decoy(bank, anchor, positive, loss, data.semitones, decoy_rng)) for anchor, positive in pairs]
+    rows = [
+        (anchor, positive, draw_beat_decoy(bank, anchor, positive, loss, data.semitones, decoy_rng))
+        for anchor, positive in pairs
+    ]
     if data.varispeed:
         rows = [
-            tuple(replace(x, varispeed=_varispeed(x.transpose, data.varispeed, decoy_rng)) for x in row) for row in rows
+            tuple(replace(x, varispeed=_varispeed(x.transpose, data.varispeed, decoy_rng)) for x in row)  # type: ignore
+            for row in rows
         ]
     anchors, positives, decoys = zip(*rows[mine], strict=True)
     count = round(loss.beat_decoys * len(anchors)) if step >= loss.decoys_from else 0
@@ -227,7 +231,7 @@ def draw_beat_pair(
     return None
 
 
-def _decoy(
+def draw_beat_decoy(
     bank: StemBank,
     anchor: BeatWindow,
     positive: BeatWindow,
