@@ -274,7 +274,7 @@ def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
         )
         for count, share in answer["matched"].items():
             tables[-1].add_row(count, *_cells(share, "accuracy"))
-        changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys"].items()}
+        changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys_of_pitched_pairs"].items()}
         changes |= {f"late by a {name}": row for name, row in answer["late"].items()}
         if changes:
             columns = ("the positive", "mean score", "lower than as it is", "95 %", "chance", "pairs")

@@ -74,6 +74,7 @@ class MatchedResult:
     pairs: int
     candidates: dict[int, Share]  # by n_candidates
     keys: dict[int, Changed]  # by semitones; over pairs whose positive is pitched
+    keys_of_pitched_pairs: dict[int, Changed]  # the same, over pairs whose anchor is pitched too: drums know no key
     late: dict[str, Changed]
     notes: tuple[str, ...]
 
@@ -82,6 +83,9 @@ class MatchedResult:
         return {
             "matched": {str(count): share.as_dict("accuracy") for count, share in self.candidates.items()},
             "keys": {str(semitones): changed.as_dict() for semitones, changed in self.keys.items()},
+            "keys_of_pitched_pairs": {
+                str(semitones): changed.as_dict() for semitones, changed in self.keys_of_pitched_pairs.items()
+            },
             "late": {name: changed.as_dict() for name, changed in self.late.items()},
             "matched_tracks": self.tracks,
             "matched_notes": list(self.notes),
@@ -118,7 +122,7 @@ def evaluate_matched(
     if len(set(pieces)) < 2:
         raise NoBeats(len({anchor.track for anchor, _ in pairs}), len(tracks))
     pitched = [place for place, (_, positive) in enumerate(pairs) if _is_pitched(bank, positive)]
-    changed: dict[Any, tuple[list[int], list[BeatWindow]]] = {}
+    changed: dict[int | str, tuple[list[int], list[BeatWindow]]] = {}
     if settings.delays_ms:
         for semitones in KEYS:
             changed[semitones] = pitched, [replace(pairs[place][1], transpose=semitones) for place in pitched]
@@ -147,20 +151,34 @@ def evaluate_matched(
     candidates, few = candidate_shares(scores, on_tracks, pieces, settings)
     in_place = np.diag(scores)
 
-    def measured(name: int | str) -> Changed:
+    def moved(name: int | str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Of which pairs the positive was changed, and what they then score."""
         places, windows = changed[name]
         others = embed(windows)
-        moved: NDArray[np.float32] = np.array(
-            [float(system.score(anchors[place : place + 1], others[row : row + 1])) for row, place in enumerate(places)]
-        )
-        lower = (moved < in_place[places]).astype(np.float64)
-        share = Share(*mean_with_interval(lower, pieces[places], settings.seed), 0.5, len(places))
-        return Changed(float(moved.mean()), share)
+        rows = [system.score(anchors[place : place + 1], others[row : row + 1]) for row, place in enumerate(places)]
+        return np.array(places), np.array(rows, dtype=np.float32).reshape(-1)
 
-    keys = {semitones: measured(semitones) for semitones in KEYS if pitched and semitones in changed}
-    late = {name: measured(name) for name in LATE if name in changed and changed[name][0]}
+    def compared(places: NDArray[np.intp], scores: NDArray[np.float32]) -> Changed:
+        lower = (scores < in_place[places]).astype(np.float64)
+        share = Share(*mean_with_interval(lower, pieces[places], settings.seed), 0.5, len(places))
+        return Changed(float(scores.mean()), share)
+
+    both = np.array([_is_pitched(bank, anchor) and _is_pitched(bank, positive) for anchor, positive in pairs])
+    keys: dict[int, Changed] = {}
+    keys_of_both: dict[int, Changed] = {}
+    late: dict[str, Changed] = {}
+    for change, (some, _) in changed.items():
+        if not some:
+            continue
+        at, lowered = moved(change)
+        if isinstance(change, str):
+            late[change] = compared(at, lowered)
+            continue
+        keys[change] = compared(at, lowered)
+        if both[at].any():
+            keys_of_both[change] = compared(at[both[at]], lowered[both[at]])
     used = len({anchor.track for anchor, _ in pairs})
-    return MatchedResult(beats, used, len(pairs), candidates, keys, late, (*notes, *few))
+    return MatchedResult(beats, used, len(pairs), candidates, keys, keys_of_both, late, (*notes, *few))
 
 
 def _draw_pairs(

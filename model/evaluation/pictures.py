@@ -37,7 +37,7 @@ def draw_matched(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             among.plot(counts, shares, style, color=colour, label=f"{name}, {said}")
         delays = answer["delays"]
         late.plot([int(ms) for ms in delays], [row["score"] for row in delays.values()], style, label=name)
-        moved = {int(semitones): row["share_lower"] for semitones, row in answer["keys"].items()}
+        moved = {int(semitones): row["share_lower"] for semitones, row in answer["keys_of_pitched_pairs"].items()}
         order = sorted(moved)
         keys.plot(order, [moved[semitones] for semitones in order], style, label=name)
     among.set(

@@ -62,8 +62,8 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
         f"K = {count}": ("accuracy", ("candidates", count)) for count in first["candidates"]
     }
     columns |= {f"matched, K = {count}": ("accuracy", ("matched", count)) for count in first.get("matched", ())}
-    if "1" in first.get("keys", ()):
-        columns["lower a semitone up"] = ("share_lower", ("keys", "1"))
+    if "1" in first.get("keys_of_pitched_pairs", ()):
+        columns["lower a semitone up"] = ("share_lower", ("keys_of_pitched_pairs", "1"))
     if first["time"] is not None:
         columns["own other windows"] = ("accuracy", ("time",))
     if "250" in first["delays"]:

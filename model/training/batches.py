@@ -97,7 +97,7 @@ def draw_batch(
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
     length = round(seconds * SAMPLE_RATE)
     drawn = samples_at_speed(length, data.speed_semitones, rng)
-    examples = draw_examples(bank, tracks, recipe.batch, drawn, rng)[mine]
+    examples = draw_examples(bank, tracks, recipe.batch, drawn, rng, data.unpitched)[mine]
     late: list[Example] = []
     decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
     if step >= loss.decoys_from:
@@ -164,7 +164,7 @@ def _draw_beat_windows(
     for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
         if len(pairs) == recipe.batch:
             break
-        pair = draw_beat_pair(bank, int(track), beats, rng, data.semitones, one_key)
+        pair = draw_beat_pair(bank, int(track), beats, rng, data.semitones, one_key, data.unpitched)
         if pair is not None:
             pairs.append(pair)
     if len(pairs) < recipe.batch:
@@ -173,10 +173,14 @@ def _draw_beat_windows(
             f"sound; {recipe.batch} are needed"
         )
     # Drawn for the whole batch, so that they are the same for any number of processes.
-    rows = [(anchor, positive, _decoy(bank, positive, loss, data.semitones, decoy_rng)) for anchor, positive in pairs]
+    rows = [
+        (anchor, positive, draw_beat_decoy(bank, anchor, positive, loss, data.semitones, decoy_rng))
+        for anchor, positive in pairs
+    ]
     if data.varispeed:
         rows = [
-            tuple(replace(x, varispeed=_varispeed(x.transpose, data.varispeed, decoy_rng)) for x in row) for row in rows
+            tuple(replace(x, varispeed=_varispeed(x.transpose, data.varispeed, decoy_rng)) for x in row)  # type: ignore
+            for row in rows
         ]
     anchors, positives, decoys = zip(*rows[mine], strict=True)
     count = round(loss.beat_decoys * len(anchors)) if step >= loss.decoys_from else 0
@@ -195,6 +199,7 @@ def draw_beat_pair(
     rng: np.random.Generator,
     semitones: int = 0,
     one_key: int | None = None,
+    unpitched: float = 0.0,
 ) -> tuple[BeatWindow, BeatWindow] | None:
     """An anchor and its positive on a beat of their track, in another key; None where ten beats have no two stems.
 
@@ -205,6 +210,7 @@ def draw_beat_pair(
         rng: every choice is drawn from it.
         semitones: another key, up to so far up or down.
         one_key: the pitch class that the key's major (or relative major) tonic shall become, where the key is known.
+        unpitched: see `draw_submixes`.
     """
     banked = bank.tracks[track]
     if banked.grid is None:
@@ -213,7 +219,7 @@ def draw_beat_pair(
     for _ in range(10 if len(starts) else 0):
         first = int(rng.choice(starts))
         begin, end = (banked.grid.seconds_at(np.array([first, first + beats])) * SAMPLE_RATE).astype(int)
-        submixes = draw_submixes(bank.audible(track, int(begin), int(end - begin)), rng)
+        submixes = draw_submixes(bank.audible(track, int(begin), int(end - begin)), rng, banked.pitched, unpitched)
         if submixes is None:
             continue
         transpose = int(rng.integers(-semitones, semitones + 1))
@@ -225,12 +231,18 @@ def draw_beat_pair(
     return None
 
 
-def _decoy(
-    bank: StemBank, positive: BeatWindow, loss: LossSettings, semitones: int, rng: np.random.Generator
+def draw_beat_decoy(
+    bank: StemBank,
+    anchor: BeatWindow,
+    positive: BeatWindow,
+    loss: LossSettings,
+    semitones: int,
+    rng: np.random.Generator,
 ) -> BeatWindow:
-    """A positive in another key, or at another beat: the same sound, where it does not fit."""
+    """A positive at another beat or, where both sides play notes, in another key: the same sound, where it does not
+    fit."""
     banked = bank.tracks[positive.track]
-    pitched = any(banked.pitched[stem] for stem in positive.stems)
+    pitched = all(any(banked.pitched[stem] for stem in side.stems) for side in (anchor, positive))
     if pitched and semitones and rng.random() < loss.key_decoys:
         reach = range(-semitones, semitones + 1)
         keys = [key for key in reach if 0 < abs(key - positive.transpose) <= semitones]

@@ -61,6 +61,7 @@ class DataSettings:
     semitones: int = 6  # each pair in beat time is moved up or down by at most so many
     varispeed: int = 0  # each clip in beat time by itself is played so many semitones up or down, and brought back
     one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
+    unpitched: float = 0.0  # part of the examples one side of which has only stems that play no notes
     split_seed: int = 0
 
 
@@ -166,6 +167,7 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
     for name, share in (
         ("data.matched", data.matched),
         ("data.one_key", data.one_key),
+        ("data.unpitched", data.unpitched),
         ("loss.beat_decoys", loss.beat_decoys),
         ("loss.key_decoys", loss.key_decoys),
     ):

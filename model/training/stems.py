@@ -385,7 +385,7 @@ class Example:
 
 
 def draw_examples(
-    bank: StemBank, tracks: Sequence[int], count: int, samples: int, rng: np.random.Generator
+    bank: StemBank, tracks: Sequence[int], count: int, samples: int, rng: np.random.Generator, unpitched: float = 0.0
 ) -> list[Example]:
     """Draw examples of different tracks: a window, and two disjoint submixes of random sizes that sound in it.
 
@@ -395,6 +395,7 @@ def draw_examples(
         count: examples wanted.
         samples: length of a window.
         rng: every choice is drawn from it.
+        unpitched: see `draw_submixes`.
 
     Returns:
         `count` examples.
@@ -406,7 +407,7 @@ def draw_examples(
     for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
         if len(examples) == count:
             break
-        example = draw_example(bank, int(track), samples, rng)
+        example = draw_example(bank, int(track), samples, rng, unpitched)
         if example is not None:
             examples.append(example)
     if len(examples) < count:
@@ -414,26 +415,46 @@ def draw_examples(
     return examples
 
 
-def draw_example(bank: StemBank, track: int, samples: int, rng: np.random.Generator) -> Example | None:
-    """One example of one track; None where ten places have no two stems that sound."""
+def draw_example(
+    bank: StemBank, track: int, samples: int, rng: np.random.Generator, unpitched: float = 0.0
+) -> Example | None:
+    """One example of one track, see `draw_submixes`; None where ten places have no two stems that sound."""
     room = bank.tracks[track].samples - samples
     if room < 0:
         return None
     for _ in range(10):
         start = int(rng.integers(room + 1))
-        submixes = draw_submixes(bank.audible(track, start, samples), rng)
+        submixes = draw_submixes(bank.audible(track, start, samples), rng, bank.tracks[track].pitched, unpitched)
         if submixes is not None:
             return Example(track, start, *submixes)
     return None
 
 
 def draw_submixes(
-    audible: NDArray[np.bool_], rng: np.random.Generator
+    audible: NDArray[np.bool_],
+    rng: np.random.Generator,
+    pitched: Sequence[bool] = (),
+    unpitched: float = 0.0,
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Two disjoint submixes of random sizes of the stems that sound; None where fewer than two do."""
+    """Two disjoint submixes of random sizes of the stems that sound; None where fewer than two do.
+
+    Args:
+        audible: which stems sound, (stems,).
+        rng: every choice is drawn from it.
+        pitched: which stems play notes.
+        unpitched: part of the draws of which one side, either, has only stems that play none, where there are some.
+    """
     sounding = np.flatnonzero(audible)
     if len(sounding) < 2:
         return None
+    if unpitched and rng.random() < unpitched:
+        struck = [stem for stem in sounding.tolist() if not pitched[stem]]
+        if struck:
+            one = tuple(rng.permutation(struck).tolist()[: int(rng.integers(1, len(struck) + 1))])
+            rest = rng.permutation([stem for stem in sounding.tolist() if stem not in one]).tolist()
+            if rest:
+                other = tuple(rest[: int(rng.integers(1, len(rest) + 1))])
+                return (one, other) if rng.random() < 0.5 else (other, one)
     shuffled = rng.permutation(sounding).tolist()
     first = int(rng.integers(1, len(sounding)))
     second = int(rng.integers(1, len(sounding) - first + 1))

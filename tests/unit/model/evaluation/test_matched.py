@@ -1,6 +1,7 @@
 """The matched protocol: tempo tells nothing in it, and beat time is what its name says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_the_command_answers_both_protocols_and_repeats_to_the_digit(composed: P
     shown = CliRunner().invoke(evaluate_app, call[:-1])
     assert "Matched" in shown.stdout
     assert "+1 semitones" in shown.stdout
+
+
+def test_anchors_that_are_drums_alone_are_not_asked_for_the_key(composed: Path, tmp_path: Path) -> None:
+    bank = load_bank([composed], tmp_path)
+    settings = replace(SETTINGS, n_candidates=(2,), pairs_per_track=12, delays_ms=(10,))
+    measured = evaluate_matched(load_system("chroma"), bank, range(4), settings)
+    of_all, of_both = (keys[6].lower for keys in (measured.keys, measured.keys_of_pitched_pairs))
+    assert of_both.pairs < of_all.pairs
+    assert of_both.value > of_all.value
 
 
 def test_songs_without_a_steady_tempo_are_named_and_not_guessed(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from model.audio.truth import Truth
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.demo import compose_track
 from model.phalar import Phalar
-from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_pair
+from model.training.batches import (
+    BEAT_SHIFTS,
+    BeatWindow,
+    beat_clips,
+    draw_batch,
+    draw_beat_decoy,
+    draw_beat_pair,
+)
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
 from model.training.stems import StemBank, load_bank
 
@@ -64,26 +71,41 @@ def test_processes_share_a_batch(bank: StemBank) -> None:
         assert torch.equal(half.clips.waveforms[:2], of_whole)
 
 
-def test_decoys_are_their_positives_in_another_key_or_at_another_beat(bank: StemBank) -> None:
+def test_decoys_are_their_positives_at_another_beat_or_where_both_sides_play_notes_in_another_key(
+    bank: StemBank,
+) -> None:
     rng, drawn = np.random.default_rng(0), []
-    from model.training.batches import _decoy
-
+    loss = LossSettings(key_decoys=0.5)
     for track in range(TRACKS):
-        _, positive = draw_beat_pair(bank, track, 4, rng, MOST_SEMITONES)
-        drawn += [
-            (positive, _decoy(bank, positive, LossSettings(key_decoys=0.5), MOST_SEMITONES, rng)) for _ in range(20)
-        ]
-    moved = {decoy.transpose - positive.transpose for positive, decoy in drawn if decoy.transpose != positive.transpose}
-    shifted = {abs(decoy.first - positive.first) for positive, decoy in drawn if decoy.transpose == positive.transpose}
-    assert moved <= set(range(-MOST_SEMITONES, MOST_SEMITONES + 1)) - {0}
+        for _ in range(5):
+            anchor, positive = draw_beat_pair(bank, track, 4, rng, MOST_SEMITONES, unpitched=0.3)
+            drawn += [(anchor, positive, draw_beat_decoy(bank, anchor, positive, loss, MOST_SEMITONES, rng))] * 4
+    transposed = {d.transpose - p.transpose for _, p, d in drawn if d.transpose != p.transpose}
+    shifted = {abs(d.first - p.first) for _, p, d in drawn if d.transpose == p.transpose}
+    assert transposed <= set(range(-MOST_SEMITONES, MOST_SEMITONES + 1)) - {0}
     assert shifted <= set(BEAT_SHIFTS)
-    assert len(moved) > 6
+    assert len(transposed) > 6
     assert len(shifted) > 4
-    for positive, decoy in drawn:
+    for anchor, positive, decoy in drawn:
         assert (decoy.track, decoy.stems) == (positive.track, positive.stems)
         assert abs(decoy.transpose) <= MOST_SEMITONES
-        if not any(bank.tracks[positive.track].pitched[stem] for stem in positive.stems):
+        if not all(plays_notes(bank, side) for side in (anchor, positive)):
             assert decoy.transpose == positive.transpose, "drums have no key"
+
+
+def plays_notes(bank: StemBank, window: BeatWindow) -> bool:
+    return any(bank.tracks[window.track].pitched[stem] for stem in window.stems)
+
+
+@pytest.mark.parametrize("unpitched", [0.0, 0.5, 1.0])
+def test_so_many_pairs_have_a_side_that_plays_no_notes(bank: StemBank, unpitched: float) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_beat_pair(bank, number % TRACKS, 4, rng, unpitched=unpitched) for number in range(200)]
+    struck = [[not plays_notes(bank, side) for side in pair] for pair in drawn if pair is not None]
+    share = np.mean([any(pair) for pair in struck])
+    assert unpitched <= share + 0.1
+    assert share < unpitched + 0.5
+    assert unpitched < 1 or {pair[0] for pair in struck} == {False, True}, "either side"
 
 
 def test_one_key_brings_every_track_to_it(bank: StemBank) -> None:
