@@ -139,6 +139,9 @@ def render(
     seconds: Annotated[float, typer.Option(min=2.0, help="Of each score.")] = 30.0,
     variants: Annotated[int, typer.Option(min=1, help="Renderings of each score.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other instruments, tempi and keys.")] = 0,
+    patterns: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Part of the tracks made of loops, as a sequencer plays them.")
+    ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
 ) -> None:
     """Play scores (MIDI) into aligned stems, with FluidSynth and with our own synthesiser.
@@ -149,9 +152,8 @@ def render(
     """
     from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores, score_files
 
-    settings = RenderSettings(
-        soundfonts=tuple(soundfont) if soundfont else SOUNDFONTS, seconds=seconds, variants=variants, seed=seed
-    )
+    fonts = tuple(soundfont) if soundfont else SOUNDFONTS
+    settings = RenderSettings(soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns)
     tracks = stems = failed = 0
     with _progress() as progress:
         task = progress.add_task("scores", total=len(score_files(scores)) * variants)

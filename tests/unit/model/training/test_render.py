@@ -8,16 +8,9 @@ import pytest
 
 from model.audio import SAMPLE_RATE, load_clip
 from model.demo.synthesis import Note
-from model.training.render import (
-    SOUNDFONTS,
-    NoSoundfont,
-    Part,
-    RenderSettings,
-    Score,
-    read_score,
-    render_scores,
-    render_track,
-)
+from model.training.patterns import as_patterns
+from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores, render_track
+from model.training.score import Part, Score, read_score
 from model.training.stems import find_tracks
 
 TICK_S = 1e-6
@@ -202,3 +195,24 @@ def test_without_a_soundfont_it_says_what_to_install(tmp_path: Path) -> None:
     settings = RenderSettings(soundfonts=(tmp_path / "none.sf2",))
     with pytest.raises(NoSoundfont, match=r"none\.sf2"):
         list(render_scores(tmp_path, tmp_path / "out", settings))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_patterns_repeat_on_the_beat_and_rest(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    melody = [Note(0.25 * at, 0.2, int(rng.integers(50, 70)), 0.8) for at in range(256)]
+    looped = as_patterns(score_of(Part(0, False, tuple(melody)), Part(33, False, tuple(melody[::4]))), 16.0, rng)
+    assert {part.is_drums for part in looped.parts} == {True, False}, "a drum machine joins"
+    assert np.diff(looped.beats_s) == pytest.approx(0.5)
+    assert looped.beats_s[-1] >= 16.0
+    for part in looped.parts:
+        heard = {(round(8 * note.onset_s), note.pitch) for note in part.notes}
+        blocks = [{(at % 32, pitch) for at, pitch in heard if at // 32 == block} for block in range(5)]
+        playing = [block for block in blocks if block]
+        assert playing[0], "no part rests for ever"
+        if not part.is_drums:
+            repeats = [a == b for a, b in zip(blocks, blocks[2:], strict=False) if a and b]
+            assert all(repeats), "after two blocks, 16 beats, at the latest"
+    rendered, truth = render_track(looped, RenderSettings(synthesised=1.0, seconds=8.0), rng)
+    assert len(rendered) >= 3
+    assert len(truth.beats_s) > 10
