@@ -147,7 +147,8 @@ def render(
 
     Example: phalar train render scores/ rendered/ --variants 2
     """
-    from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores, score_files
+    from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores
+    from model.training.scores import score_files
 
     settings = RenderSettings(
         soundfonts=tuple(soundfont) if soundfont else SOUNDFONTS, seconds=seconds, variants=variants, seed=seed
