@@ -25,18 +25,12 @@ from model.device import upload
 from model.evaluation.results import markdown_table
 from model.phalar import Phalar
 from model.training.augment import augment
+from model.training.examples import Example, draw_examples, mix_examples
 from model.training.loss import contrastive_loss
 from model.training.optimiser import optimisers
 from model.training.recipe import Recipe, load_recipe
-from model.training.stems import (
-    Example,
-    StemBank,
-    TrackFiles,
-    draw_examples,
-    load_bank,
-    mix_examples,
-    named_tracks,
-)
+from model.training.stems import StemBank, load_bank
+from model.training.tracks import TrackFiles, named_tracks
 
 PARTS = ("data", "forward", "backward", "optimiser")
 

@@ -1,11 +1,8 @@
 """What goes into the encoder: a file decoded to a waveform and cut into windows, and what a clip is musically."""
 
-from model.audio.decode import (
-    MIN_SECONDS,
-    SAMPLE_RATE,
+from model.audio.decode import Clip, load_clip
+from model.audio.errors import (
     AudioError,
-    AudioFormat,
-    Clip,
     ClipTooLong,
     ClipTooShort,
     DecodeFailed,
@@ -15,10 +12,6 @@ from model.audio.decode import (
     SilentClip,
     TooManyChannels,
     UnknownFormat,
-    Waveform,
-    cut_windows,
-    is_silent,
-    load_clip,
-    needs_ffmpeg,
-    window_starts,
 )
+from model.audio.formats import AudioFormat, needs_ffmpeg
+from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform, cut_windows, is_silent, window_starts

@@ -1,4 +1,4 @@
-"""File -> mono waveform at 16 kHz; clip -> windows; the errors that say why a file cannot be used."""
+"""File -> mono waveform at 16 kHz."""
 
 import io
 import struct
@@ -6,29 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import av  # FFmpeg's dozens of libraries are loaded where a file needs them
-
-SAMPLE_RATE = 16_000
-"""Samples a second of every waveform."""
-
-TOO_SHORT = 16_384
-"""A waveform of this many samples (1.024 s) or fewer cannot be analysed: the CQT reflects that many at either end."""
-
-MIN_SECONDS = TOO_SHORT / SAMPLE_RATE
-"""A clip must be longer than this, seconds."""
-
-SILENCE_DB = -80.0
-"""Audio whose peak lies below this, dBFS, is silent: three steps of 16 bits, so dithered silence counts."""
-
-SILENCE = 10 ** (SILENCE_DB / 20)
+from model.audio.errors import (
+    ClipTooLong,
+    ClipTooShort,
+    DecodeFailed,
+    EmptyFile,
+    NoAudioStream,
+    NonFiniteSamples,
+    SilentClip,
+    TooManyChannels,
+    UnknownFormat,
+)
+from model.audio.formats import W64, AudioFormat, after_tags, sniff_format
+from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is_silent, peak_of
 
 SAMPLE_RATES = range(2_000, 768_001)
 """What a header may claim, Hz; beyond it no music was ever recorded."""
@@ -41,137 +39,6 @@ BLOCK = 16_384
 
 EARLY_END_S = 0.1
 """A file that decodes to this much less than it declares ended early; padding of MP3 and AAC stays well below."""
-
-AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "aiff", "m4a", "aac"]
-
-Waveform = NDArray[np.float32]
-Fact = str | int | float
-
-
-class AudioError(Exception):
-    """A clip that cannot be used.
-
-    `code` names the kind for machines and `str(error)` is a sentence for people. `facts` holds the numbers behind it,
-    each also an attribute; the class called with them makes an equal error, in another process too.
-    """
-
-    code: ClassVar[str] = "unusable-audio"
-
-    def __init__(self, sentence: str, **facts: Fact) -> None:
-        super().__init__(sentence)
-        self.facts = facts
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), str(self), self.facts)
-
-
-class EmptyFile(AudioError):
-    """The file has no bytes."""
-
-    code = "empty-file"
-
-    def __init__(self) -> None:
-        super().__init__("The file is empty.")
-
-
-class UnknownFormat(AudioError):
-    """The first bytes are of no audio format that we read, whatever the file's name says."""
-
-    code = "unknown-format"
-
-    def __init__(self) -> None:
-        super().__init__("This is not audio in a format we read: WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, M4A or AAC.")
-
-
-class NoAudioStream(AudioError):
-    """A container, such as a film without sound, that holds no audio."""
-
-    code = "no-audio-stream"
-
-    def __init__(self) -> None:
-        super().__init__("The file holds no audio stream.")
-
-
-class DecodeFailed(AudioError):
-    """The file is of a known format but damaged, or coded in a way that our decoders do not know."""
-
-    code = "decode-failed"
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"The file could not be decoded: {reason}", reason=reason)
-        self.reason = reason
-
-
-class ClipTooShort(AudioError):
-    """`seconds` of audio, and the model needs more than `minimum`."""
-
-    code = "clip-too-short"
-
-    def __init__(self, seconds: float, minimum: float = MIN_SECONDS) -> None:
-        super().__init__(
-            f"The clip lasts {seconds:.3f} s; it must be longer than {minimum:.3f} s.", seconds=seconds, minimum=minimum
-        )
-        self.seconds = seconds
-        self.minimum = minimum
-
-
-class ClipTooLong(AudioError):
-    """More than `maximum` seconds of audio.
-
-    Decoding stops at the limit, so `seconds` is what the file declares or what came until then, whichever is more.
-    """
-
-    code = "clip-too-long"
-
-    def __init__(self, seconds: float, maximum: float) -> None:
-        super().__init__(f"The clip lasts longer than the {maximum:g} s accepted.", seconds=seconds, maximum=maximum)
-        self.seconds = seconds
-        self.maximum = maximum
-
-
-class TooManyChannels(AudioError):
-    """The header announces `channels`, and `maximum` are accepted; nothing was decoded."""
-
-    code = "too-many-channels"
-
-    def __init__(self, channels: int, maximum: int) -> None:
-        super().__init__(
-            f"The clip has {channels} channels; at most {maximum} are accepted.", channels=channels, maximum=maximum
-        )
-        self.channels = channels
-        self.maximum = maximum
-
-
-class NonFiniteSamples(AudioError):
-    """A sample is NaN, infinite or beyond 2**31; `seconds` says where the block that holds it begins."""
-
-    code = "non-finite-samples"
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(
-            f"The clip has samples that are not finite numbers (or absurdly large), after {seconds:.1f} s.",
-            seconds=seconds,
-        )
-        self.seconds = seconds
-
-
-class SilentClip(AudioError):
-    """No sample of the mono mix is louder than `floor_db` dBFS."""
-
-    code = "silent-clip"
-
-    def __init__(self, peak_db: float, floor_db: float) -> None:
-        super().__init__(
-            f"The clip is silent: mixed to mono, no sample is louder than {floor_db:.0f} dBFS.",
-            peak_db=peak_db,
-            floor_db=floor_db,
-        )
-        self.peak_db = peak_db
-        self.floor_db = floor_db
-
-
-def _rebuild(kind: type[AudioError], sentence: str, facts: dict[str, Fact]) -> AudioError:
-    return AudioError(sentence, **facts) if kind is AudioError else kind(**facts)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,98 +89,6 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
             return _collect(stream, max_seconds)
 
 
-def sniff_format(file: BinaryIO) -> AudioFormat | None:
-    """Tell the format by the file's first bytes (behind ID3 tags, if any); None: none that we read."""
-    start = _after_tags(file)
-    file.seek(start)
-    head = file.read(64)
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "wav"
-    if head[:16] == _W64:
-        return "wav"
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return "aiff"
-    if head[:4] == b"fLaC":
-        return "flac"
-    if head[:4] == b"OggS":
-        return "opus" if head[28:36] == b"OpusHead" else "ogg"
-    if head[4:8] == b"ftyp":
-        return "m4a"
-    if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        if head[1] & 0xF6 == 0xF0:  # ADTS: twelve ones, layer 0
-            return "aac"
-        version, layer, bitrate, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
-        # Layer I is left out: nobody sends it, and the byte order mark of UTF-16 text looks like it.
-        if version != 1 and layer in (1, 2) and bitrate != 15 and rate != 3:
-            return "mp3"
-    return "mp3" if start else None
-
-
-def needs_ffmpeg(head: bytes) -> bool:
-    """Whether a file with these first 16 bytes may be one that FFmpeg decodes; all others libsndfile does."""
-    return bool(head) and head[:4] not in (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS") and head[:16] != _W64
-
-
-def _after_tags(file: BinaryIO) -> int:
-    """Where the file begins behind its ID3v2 tags, bytes."""
-    start = 0
-    while True:
-        file.seek(start)
-        head = file.read(10)
-        if head[:3] != b"ID3" or len(head) < 10:
-            return start
-        a, b, c, d = head[6:]
-        start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 0x10 else 0)
-
-
-def window_starts(samples: int, window: int, stride: int) -> NDArray[np.int64]:
-    """Place windows over a clip.
-
-    Args:
-        samples: length of the clip, at least 1.
-        window: length of a window in samples, at least 1.
-        stride: from one start to the next in samples, at least 1.
-
-    Returns:
-        int64 (n,), rising from 0, a stride apart; the last one lies closer if it must, so that its window ends with the
-        clip. Where stride <= window every sample is covered. A clip no longer than a window has one, at 0.
-
-    Raises:
-        ValueError: a number below 1.
-    """
-    if min(samples, window, stride) < 1:
-        raise ValueError(f"samples={samples}, window={window} and stride={stride} must each be at least 1")
-    last = max(samples - window, 0)
-    starts = np.arange(0, last + 1, stride, dtype=np.int64)
-    return starts if starts[-1] == last else np.append(starts, np.int64(last))
-
-
-def cut_windows(waveform: Waveform, starts: NDArray[np.int64], window: int) -> Waveform:
-    """Cut windows out of a waveform.
-
-    Args:
-        waveform: float32 (samples,).
-        starts: int64 (n,), samples, as from `window_starts`.
-        window: length of a window in samples.
-
-    Returns:
-        float32 (n, window), a copy; row i equals waveform[starts[i] : starts[i] + window]. A waveform shorter than a
-        window is one window of its own length: (n, samples).
-
-    Raises:
-        ValueError: a window would reach outside the waveform.
-    """
-    length = min(window, len(waveform))
-    if len(starts) and not (starts.min() >= 0 and starts.max() + length <= len(waveform)):
-        raise ValueError(f"windows of {length} samples at {starts.min()}..{starts.max()} leave {len(waveform)} samples")
-    return np.lib.stride_tricks.sliding_window_view(waveform, length)[starts]
-
-
-def is_silent(waveform: Waveform) -> bool:
-    """Whether no sample reaches -80 dBFS; such a clip or window gets no embedding."""
-    return _peak(waveform) < SILENCE
-
-
 @dataclass(frozen=True)
 class _Stream:
     """An opened file: what its header says, and its audio as float32 blocks (frames, channels).
@@ -340,7 +115,7 @@ def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
     failure: DecodeFailed | None = None
     try:
         for block in stream.blocks:
-            peak = _peak(block)
+            peak = peak_of(block)
             if not peak <= LOUDEST:  # NaN compares false
                 raise NonFiniteSamples(seconds=frames / rate)
             frames += len(block)
@@ -367,13 +142,8 @@ def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
             raise failure or DecodeFailed(f"it ends early, after {extent}")
         raise ClipTooShort(seconds=decoded_s)
     if is_silent(waveform):
-        raise SilentClip(peak_db=float(20 * np.log10(max(_peak(waveform), 1e-10))), floor_db=SILENCE_DB)
+        raise SilentClip(peak_db=float(20 * np.log10(max(peak_of(waveform), 1e-10))), floor_db=SILENCE_DB)
     return Clip(waveform, rate, stream.channels, stream.format, warnings)
-
-
-def _peak(samples: Waveform) -> float:
-    """The largest magnitude; NaN when there is one."""
-    return float(max(samples.max(), -samples.min())) if samples.size else 0.0
 
 
 @contextmanager
@@ -394,10 +164,6 @@ def _refuse_header(sample_rate: int, channels: int, max_channels: int) -> None:
         raise DecodeFailed(f"the header claims {channels} channels at {sample_rate} Hz")
 
 
-# libsndfile: everything but MP4, raw AAC and MP3. It does read MP3, but breaks the small frames of variable bit rate:
-# see docs/decisions/mp3-by-ffmpeg.md.
-
-_W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _SOUNDFILE_FORMATS = {"wav": {"WAV", "WAVEX", "RF64", "W64"}, "aiff": {"AIFF"}, "flac": {"FLAC"}}
 _SOUNDFILE_FORMATS |= {"ogg": {"OGG"}, "opus": {"OGG"}}
 _UNKNOWN_FRAMES = 2**62  # libsndfile's word for "not told" is 2**63 - 1
@@ -459,7 +225,7 @@ def _read_chunks(file: BinaryIO, kind: AudioFormat, size: int) -> tuple[float, i
     """
     file.seek(0)
     head = file.read(24)
-    if head[:16] == _W64:  # its header tells the size of the whole file
+    if head[:16] == W64:  # its header tells the size of the whole file
         declared = int.from_bytes(head[16:], "little")
         return min(size / max(declared, 1), 1.0), None
     order = ">" if kind == "aiff" else "<"
@@ -536,7 +302,7 @@ def _open_av(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) ->
 
 def _mp3_tells_length(file: BinaryIO) -> bool:
     """Whether the first frame holds a count of frames; if not, FFmpeg's duration is a guess from the bit rate."""
-    file.seek(_after_tags(file))
+    file.seek(after_tags(file))
     frame = file.read(200)
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.audio.decode import SAMPLE_RATE, Waveform
 from model.audio.grid import LOWEST_BPM, Grid
+from model.audio.windows import SAMPLE_RATE, Waveform
 from model.cqt import ScaledCQT
 from model.phalar import PhalarConfig
 

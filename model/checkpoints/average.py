@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.checkpoint import load_phalar
 from model.checkpoints.heard import HEARD, encode_heard
+from model.checkpoints.native import load_phalar
 from model.phalar import Phalar
 
 

@@ -28,7 +28,7 @@ from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, Waveform, cut_win
 from model.demo.synthesis import RIM, Note, play_drums, tune_kit
 from model.evaluation.retrieval import mean_with_interval
 from model.evaluation.systems import System
-from model.training.stems import SUFFIXES, Dropped
+from model.training.tracks import SUFFIXES, Dropped
 
 SAMPLES_PER_CALL = 64 * 80_000
 """Most samples handed to `System.embed` at once, which bounds memory: 64 windows of 5 s."""

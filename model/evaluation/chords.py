@@ -22,7 +22,7 @@ from torch import Tensor
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, load_clip, window_starts
 from model.evaluation.beats import BadAnnotation, NothingAnnotated, annotated_files, embed_windows
 from model.evaluation.systems import System
-from model.training.stems import Dropped
+from model.training.tracks import Dropped
 
 ROOTS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 

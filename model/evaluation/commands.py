@@ -82,7 +82,7 @@ def retrieval(
     from model.checkpoints.heard import heard_of
     from model.evaluation.matched import evaluate_matched
     from model.evaluation.retrieval import RetrievalSettings, TooFewTracks, evaluate_retrieval
-    from model.training.stems import split_of
+    from model.training.tracks import split_of
 
     counts = _whole_numbers(candidates, "--candidates")
     try:

@@ -19,7 +19,8 @@ from torch import Tensor
 from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import piece_of
 from model.evaluation.systems import System
-from model.training.stems import ACTIVITY_HOP, Example, StemBank, draw_example
+from model.training.examples import Example, draw_example
+from model.training.stems import ACTIVITY_HOP, StemBank
 
 Item = TypeVar("Item")
 

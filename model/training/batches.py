@@ -22,16 +22,9 @@ from model.cqt import MOST_SEMITONES, BeatClips
 from model.device import upload
 from model.phalar import PhalarConfig
 from model.training.augment import augment, played_at, samples_at_speed
+from model.training.examples import Example, draw_decoys, draw_examples, draw_submixes, mix_examples, mix_stretches
 from model.training.recipe import LossSettings, Recipe
-from model.training.stems import (
-    Example,
-    StemBank,
-    draw_decoys,
-    draw_examples,
-    draw_submixes,
-    mix_examples,
-    mix_stretches,
-)
+from model.training.stems import StemBank
 
 BEAT_SHIFTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 3 / 2, 2.0, 5 / 2)
 """Beats that a decoy is early or late by: a sixteenth at the least, where the beat is a quarter."""

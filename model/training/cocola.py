@@ -15,18 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE, ClipTooShort
-from model.checkpoints.checkpoint import (
-    LegacyPickle,
-    NonFiniteWeights,
-    UnsupportedModel,
-    refuse_other_keys,
-    refuse_other_shape,
-)
-from model.checkpoints.torch_archive import Inert, NotACheckpoint, StoredTensor, TorchArchive
+from model.checkpoints.errors import NonFiniteWeights
+from model.checkpoints.lightning import is_lightning, read_root, read_weights, refuse_other_choices
+from model.checkpoints.torch_archive import NotACheckpoint, TorchArchive
+from model.checkpoints.weights import read_safetensors, write_safetensors
 from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of
 from model.training.separation import separate, to_decibels
 
@@ -287,14 +282,8 @@ def load_cocola(path: str | os.PathLike[str], device: str = "cpu") -> Cocola:
         CheckpointError: one of its children, which says what is wrong. Nothing in the file is ever run.
         OSError: the file cannot be read.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        magic = file.read(9)
-    if magic[:1] == b"\x80" and magic[4:] != b"\0\0\0\0{":
-        raise LegacyPickle(path)
-    is_zip = magic[:2] == b"PK" and magic[4:] != b"\0\0\0\0{"
-    model = Cocola()
-    weights = _read_authors(path, model) if is_zip else _read_native(path, model)
+    path, model = Path(path), Cocola()
+    weights = _read_authors(path, model) if is_lightning(path) else _read_native(path, model)
     for name, weight in weights.items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise NonFiniteWeights(path, name)
@@ -310,14 +299,8 @@ def save_cocola(model: Cocola, path: str | os.PathLike[str], notes: Mapping[str,
         path: the file to make or replace.
         notes: facts to keep with the weights (data, recipe, steps).
     """
-    path = Path(path)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(weights, scratch, {"format": FORMAT, "notes": json.dumps(dict(notes or {}), sort_keys=True)})
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    metadata = {"format": FORMAT, "notes": json.dumps(dict(notes or {}), sort_keys=True)}
+    write_safetensors(model.state_dict(), metadata, Path(path))
 
 
 def authors_names(model: Cocola) -> dict[str, str]:
@@ -352,26 +335,9 @@ _AUTHORS_CHOICES: dict[str, object] = {
 
 def _read_authors(path: Path, model: Cocola) -> dict[str, Tensor]:
     with TorchArchive(path) as archive:
-        root = archive.root if isinstance(archive.root, dict) else {}
-        stored = root.get("state_dict")
-        if not isinstance(stored, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, StoredTensor) for name, tensor in stored.items()
-        ):
-            raise NotACheckpoint(path, "its pickle holds no state_dict of tensors")
-        parameters = root.get("hyper_parameters", {})
-        if not isinstance(parameters, dict):
-            raise NotACheckpoint(path, "its hyper-parameters are no dictionary")
-        for name, expected in _AUTHORS_CHOICES.items():
-            value = parameters.get(name, expected)
-            if isinstance(value, Inert):  # a member of the authors' enumerations
-                value = value.arguments[0] if len(value.arguments) == 1 else value
-            if value != expected:
-                raise UnsupportedModel(path, name, value, expected)
-        names = authors_names(model)
-        refuse_other_keys(path, stored, names.values())
-        for ours, weight in model.state_dict().items():
-            refuse_other_shape(path, names[ours], stored[names[ours]].shape, tuple(weight.shape))
-        return {ours: archive.read(stored[theirs]) for ours, theirs in names.items()}
+        _, stored, parameters = read_root(path, archive)
+        refuse_other_choices(path, parameters, _AUTHORS_CHOICES)
+        return read_weights(path, archive, stored, model, authors_names(model))
 
 
 def _read_native(path: Path, model: Cocola) -> dict[str, Tensor]:
@@ -381,11 +347,8 @@ def _read_native(path: Path, model: Cocola) -> dict[str, Tensor]:
             form = metadata.get("format")
             if form != FORMAT:
                 raise NotACheckpoint(path, f"safetensors of another model: its format is {form!r}")
-            expected = model.state_dict()
-            refuse_other_keys(path, file.keys(), expected)
-            for name, weight in expected.items():
-                refuse_other_shape(path, name, tuple(file.get_slice(name).get_shape()), tuple(weight.shape))
+            weights = read_safetensors(path, file, model.state_dict())
             model.notes = json.loads(metadata.get("notes", "{}"))
-            return {name: file.get_tensor(name) for name in expected}
+            return weights
     except SafetensorError as error:
         raise NotACheckpoint(path, f"neither safetensors nor a Lightning checkpoint ({error})") from error

@@ -150,7 +150,8 @@ def render(
 
     Example: phalar train render scores/ rendered/ --variants 2
     """
-    from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores, score_files
+    from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores
+    from model.training.scores import score_files
 
     fonts = tuple(soundfont) if soundfont else SOUNDFONTS
     settings = RenderSettings(soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.demo.synthesis import CLAP, HAT, KICK, OPEN_HAT, RIM, SHAKER, SNARE, TOM_MID, Note
-from model.training.score import Part, Score
+from model.training.scores import Part, Score
 
 _BAR = 4  # beats
 _STEPS = 4  # of a beat

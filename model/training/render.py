@@ -42,7 +42,7 @@ from model.demo.synthesis import (
 )
 from model.training.patterns import as_patterns
 from model.training.processes import map_in_processes
-from model.training.score import DRUM_CHANNEL, DRUMS, FAMILIES, Part, Score, read_score
+from model.training.scores import DRUM_CHANNEL, DRUMS, FIRST_UNPITCHED, Part, Score, read_score, score_files
 
 SOUNDFONTS = (
     Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
@@ -53,7 +53,6 @@ SOUNDFONTS = (
 
 PLAYED_HZ = 32_000  # soundfonts play samples without a filter: the octave above ours keeps their aliases out
 _CHANNEL, _DRUM_BANK = 0, 128
-_FIRST_UNPITCHED = 8 * FAMILIES.index("percussive")  # programs from here on have no pitch that a key would know
 _SAMPLED_S = 4.0  # of the note that a sampler plays
 _CUT_S = 0.01  # a sampler's note fades so fast when it is released
 
@@ -156,7 +155,7 @@ def render_track(score: Score, settings: RenderSettings, rng: np.random.Generato
         shaped = _shape(dry, room, wettest, 60.0 if part.is_drums else 120.0, own)
         if shaped is not None:
             waveforms[f"{number:02d}-{part.instrument}"] = shaped
-            pitched[f"{number:02d}-{part.instrument}"] = not part.is_drums and part.program < _FIRST_UNPITCHED
+            pitched[f"{number:02d}-{part.instrument}"] = not part.is_drums and part.program < FIRST_UNPITCHED
     loudest = max((float(np.abs(sum(waveforms.values())).max()) if waveforms else 0.0), 1e-9)
     scale = np.float32(min(1.0, 0.9 / loudest))
     beats = [beat / tempo - start for beat in score.beats_s]
@@ -327,11 +326,6 @@ def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int =
     out.mkdir(parents=True, exist_ok=True)
     files, names = [path for path, _ in work], [name for _, name in work]
     yield from map_in_processes(_render, files, names, repeat(out), repeat(settings), jobs=jobs)
-
-
-def score_files(folder: Path) -> list[Path]:
-    """Every MIDI file below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
 
 
 def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rendered:

@@ -1,8 +1,4 @@
-"""Tracks on disk -> stems in memory -> seeded examples.
-
-Read as their users have them on disk: MoisesDB, Slakh2100 (original and redux), CocoChorales, and any folder of
-`<track>/<stem>.*`. Nothing is dropped in silence: what could not be used is listed with its reason.
-"""
+"""The bank of stems: tracks on disk, decoded once into files that processes map and share."""
 
 from __future__ import annotations
 
@@ -10,39 +6,21 @@ import hashlib
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
 from model.audio.grid import BadGrid, Grid, said_grid
 from model.audio.hearing import hear_grid, is_pitched
 from model.audio.truth import FILE, BadTruth, Truth, read_truth
-from model.checkpoints.heard import piece_of
 from model.training.processes import map_in_processes
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"})
-MIX_NAMES = frozenset({"mix", "mixture", "master", "mixdown"})
-"""Files of these names are the sum of the others, no stem."""
-
-MOISES_STEMS = frozenset(
-    {"bass", "bowed_strings", "drums", "guitar", "other", "other_keys", "other_plucked", "percussion", "piano",
-     "vocals", "wind"}
-)  # fmt: skip
-"""The folders of a MoisesDB track; all files of one are one stem."""
-
-SLAKH_OMITTED = "omitted"
-"""The redux's folder of tracks that repeat others: left out, and said so."""
+from model.training.tracks import Dropped, Split, TrackFiles, named_tracks, split_of
 
 AUDIBLE_RMS = 1e-3
 """A stem counts in a window when its RMS there reaches this: -60 dBFS."""
@@ -52,27 +30,6 @@ ACTIVITY_HOP = SAMPLE_RATE // 10
 
 CACHE_FORMAT = 2
 _SAMPLES, _ACTIVITY, _FACTS = "samples.i16", "activity.npy", "tracks.json"
-
-
-@dataclass(frozen=True)
-class TrackFiles:
-    """One track on disk: `stems` maps each stem's name to the files whose sum it is."""
-
-    name: str
-    stems: dict[str, tuple[Path, ...]]
-    folder: Path | None = None  # where a track.json may lie
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """What could not be used, and why: a whole track, or one stem of it."""
-
-    track: str
-    stem: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.track}{f'/{self.stem}' if self.stem else ''}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -87,58 +44,6 @@ class BankedTrack:
     grid: Grid | None = None  # said by its track.json, or heard; None: no steady tempo
     key: str | None = None  # said, such as "F# minor"
     pitched: tuple[bool, ...] = ()  # whether each stem plays notes: said, or heard
-
-
-def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
-    """Find the tracks below a folder, in any of the layouts above, sorted by name.
-
-    Args:
-        root: of a data set, of one of its splits, or of any tree whose innermost folders are tracks.
-
-    Returns:
-        The tracks, each named for its path below the root, and the folders that were left out.
-    """
-    tracks: list[TrackFiles] = []
-    dropped: list[Dropped] = []
-
-    def visit(folder: Path, depth: int) -> None:
-        name = folder.relative_to(root).as_posix()
-        if depth and folder.name == SLAKH_OMITTED:
-            dropped.append(Dropped(name, None, "Slakh's redux omits these tracks: they repeat others"))
-            return
-        for inner in ("stems", "stems_audio"):  # Slakh2100, CocoChorales
-            if (folder / inner).is_dir():
-                tracks.append(TrackFiles(name, {path.stem: (path,) for path in _audio(folder / inner)}, folder))
-                return
-        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        moises = [path for path in below if path.name in MOISES_STEMS and _audio(path)]
-        if moises and (len(moises) == len(below) or (folder / "data.json").is_file()):
-            # A stem's folder may hold files of several sources: together they are the stem.
-            tracks.append(TrackFiles(name, {path.name: tuple(_audio(path)) for path in below if _audio(path)}, folder))
-            return
-        files = [path for path in _audio(folder) if path.stem.lower() not in MIX_NAMES]
-        if files and depth:
-            tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}, folder))
-            return
-        if files:
-            dropped.extend(Dropped(path.name, None, "a file outside any track's folder") for path in files)
-        if depth and not below:
-            dropped.append(Dropped(name, None, "no audio file"))
-        for path in below:
-            visit(path, depth + 1)
-
-    visit(root, 0)
-    return sorted(tracks, key=lambda track: track.name), dropped
-
-
-def split_of(track: str, seed: int = 0) -> Split:
-    """The split of a track: 80, 10 and 10 %, from its name alone, so that adding a track moves no other.
-
-    Renderings of one piece stay together. The name is that of a `StemBank`, which begins with the root's: of a folder
-    that is renamed, other tracks are held out. `model.checkpoints.heard` tells when that matters.
-    """
-    share = zlib.crc32(f"{seed}\0{piece_of(track)}".encode()) / 2**32
-    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
 class StemBank:
@@ -240,16 +145,6 @@ def load_bank(
     for root in missing:
         _write_part(folders[root], *found[root], most_seconds, jobs, one_more)
     return StemBank([folders[root] for root in roots])
-
-
-def named_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
-    """As `find_tracks`, each name as a bank has it: the root's before it."""
-    tracks, dropped = find_tracks(root)
-    prefix = f"{root.resolve().name}/"
-    return (
-        [replace(track, name=prefix + track.name) for track in tracks],
-        [Dropped(prefix + entry.track, entry.stem, entry.reason) for entry in dropped],
-    )
 
 
 def _write_part(
@@ -354,14 +249,6 @@ def _sum(sources: Sequence[Waveform]) -> Waveform:
     return total
 
 
-def _audio(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
-
-
 def _fingerprint(tracks: Iterable[TrackFiles], most_seconds: float | None) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {SAMPLE_RATE} {most_seconds}".encode())
     for track in tracks:
@@ -372,156 +259,3 @@ def _fingerprint(tracks: Iterable[TrackFiles], most_seconds: float | None) -> st
             status = path.stat()
             digest.update(f"\0{track.name}\0{stem}\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:24]
-
-
-@dataclass(frozen=True)
-class Example:
-    """Which stems of a track, over which window, make an anchor and its positive."""
-
-    track: int
-    start: int  # sample
-    anchor: tuple[int, ...]  # stems, by their row
-    positive: tuple[int, ...]  # others
-
-
-def draw_examples(
-    bank: StemBank, tracks: Sequence[int], count: int, samples: int, rng: np.random.Generator, unpitched: float = 0.0
-) -> list[Example]:
-    """Draw examples of different tracks: a window, and two disjoint submixes of random sizes that sound in it.
-
-    Args:
-        bank: of the stems.
-        tracks: to draw from, by their place in the bank; each at most once, so that all others are true negatives.
-        count: examples wanted.
-        samples: length of a window.
-        rng: every choice is drawn from it.
-        unpitched: see `draw_submixes`.
-
-    Returns:
-        `count` examples.
-
-    Raises:
-        ValueError: fewer than `count` of the tracks have such a window (in ten tries each).
-    """
-    examples: list[Example] = []
-    for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
-        if len(examples) == count:
-            break
-        example = draw_example(bank, int(track), samples, rng, unpitched)
-        if example is not None:
-            examples.append(example)
-    if len(examples) < count:
-        raise ValueError(f"{len(examples)} of {len(tracks)} tracks have a window of two stems; {count} are needed")
-    return examples
-
-
-def draw_example(
-    bank: StemBank, track: int, samples: int, rng: np.random.Generator, unpitched: float = 0.0
-) -> Example | None:
-    """One example of one track, see `draw_submixes`; None where ten places have no two stems that sound."""
-    room = bank.tracks[track].samples - samples
-    if room < 0:
-        return None
-    for _ in range(10):
-        start = int(rng.integers(room + 1))
-        submixes = draw_submixes(bank.audible(track, start, samples), rng, bank.tracks[track].pitched, unpitched)
-        if submixes is not None:
-            return Example(track, start, *submixes)
-    return None
-
-
-def draw_submixes(
-    audible: NDArray[np.bool_],
-    rng: np.random.Generator,
-    pitched: Sequence[bool] = (),
-    unpitched: float = 0.0,
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Two disjoint submixes of random sizes of the stems that sound; None where fewer than two do.
-
-    Args:
-        audible: which stems sound, (stems,).
-        rng: every choice is drawn from it.
-        pitched: which stems play notes.
-        unpitched: part of the draws of which one side, either, has only stems that play none, where there are some.
-    """
-    sounding = np.flatnonzero(audible)
-    if len(sounding) < 2:
-        return None
-    if unpitched and rng.random() < unpitched:
-        struck = [stem for stem in sounding.tolist() if not pitched[stem]]
-        if struck:
-            one = tuple(rng.permutation(struck).tolist()[: int(rng.integers(1, len(struck) + 1))])
-            rest = rng.permutation([stem for stem in sounding.tolist() if stem not in one]).tolist()
-            if rest:
-                other = tuple(rest[: int(rng.integers(1, len(rest) + 1))])
-                return (one, other) if rng.random() < 0.5 else (other, one)
-    shuffled = rng.permutation(sounding).tolist()
-    first = int(rng.integers(1, len(sounding)))
-    second = int(rng.integers(1, len(sounding) - first + 1))
-    return tuple(shuffled[:first]), tuple(shuffled[first : first + second])
-
-
-def draw_decoys(
-    bank: StemBank,
-    examples: Sequence[Example],
-    count: int,
-    samples: int,
-    shifts: tuple[int, int],
-    rng: np.random.Generator,
-) -> list[Example]:
-    """The first examples once more with their positive at the wrong time: the same sound, where it does not fit.
-
-    Args:
-        bank: of the stems.
-        examples: as from `draw_examples`, of `samples` each.
-        count: of decoys, at most as many as examples.
-        samples: length of a window.
-        shifts: the nearest and the farthest, samples; equally often each octave between, earlier or later.
-        rng: every choice is drawn from it.
-
-    Returns:
-        `count` examples without an anchor.
-    """
-    decoys = []
-    for example in examples[:count]:
-        shift = round(float(np.exp(rng.uniform(*np.log(shifts)))))
-        places = [example.start + sign * shift for sign in rng.permutation([-1, 1])]
-        room = bank.tracks[example.track].samples - samples
-        fitting = [place for place in places if 0 <= place <= room]
-        start = int(fitting[0]) if fitting else room - example.start  # a track hardly longer than its window
-        decoys.append(Example(example.track, start, (), example.positive))
-    return decoys
-
-
-def mix_examples(bank: StemBank, examples: Sequence[Example], length: int) -> tuple[Tensor, Tensor]:
-    """Sum the submixes of examples.
-
-    Args:
-        bank: of the stems.
-        examples: n of them.
-        length: of a window, samples.
-
-    Returns:
-        Anchors and positives, each float32 (n, length), on the CPU.
-    """
-    sides = ([(e.track, e.start, e.anchor) for e in examples], [(e.track, e.start, e.positive) for e in examples])
-    anchors, positives = (mix_stretches(bank, side, length) for side in sides)
-    return anchors, positives
-
-
-def mix_stretches(bank: StemBank, stretches: Sequence[tuple[int, int, tuple[int, ...]]], length: int) -> Tensor:
-    """Sum stems of stretches, each a track, its first sample and some stems: float32 (n, length), on the CPU.
-
-    A bank may be larger than a card's memory, and mixing is little work: cards get mixes. What lies beyond a track's
-    ends is silence.
-    """
-    mixed = torch.zeros(len(stretches), length)
-    for row, (at, start, stems) in zip(mixed, stretches, strict=True):
-        track = bank.tracks[at]
-        first, last = max(0, start), min(track.samples, start + length)
-        for stem in stems:
-            begin = track.offset + stem * track.samples
-            row[first - start : last - start].add_(
-                bank.samples[track.part][begin + first : begin + last], alpha=1 / 32_768
-            )
-    return mixed

@@ -30,20 +30,20 @@ from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
-from model.training.batches import Ahead, Batch, BeatWindow, augmented, beat_clips, draw_batch, draw_beat_pair
+from model.training.batches import Ahead, Batch, augmented, draw_batch
 from model.training.cocola import Cocola, refresh_statistics
 from model.training.distributed import gather, mean_over_processes
+from model.training.examples import draw_examples, mix_examples
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Gradients, optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
-from model.training.stems import Example, StemBank, draw_example, draw_examples, mix_examples
+from model.training.stems import StemBank
+from model.training.validation import VALIDATION_S, Validation
 from model.training.variants import build_model, load_trained, save_model
 
 CHECKPOINT = "last.pt"
 MODEL = "model.safetensors"
 LOG = "log.jsonl"
-VALIDATION_S = 5.0
-VALIDATION_BEATS = 10
 SETTLE_CLIPS = 128
 
 FETCH_EVERY = 20
@@ -64,13 +64,8 @@ PART_OF_MEMORY = 0.7
 MAY_CHANGE = frozenset({"steps", "checkpoint_minutes", "validate_every", "clips_per_pass"})
 """Entries of a recipe that a run may change on the way: how long it lasts, how often it reports, what fits a cache."""
 
-_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = (
-    0,
-    1,
-    2,
-    3,
-    4,
-)  # what a step's random numbers are for, beside those of batches.py
+# What a step's random numbers are for, beside those of batches.py.
+_DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = range(5)
 
 
 class OtherRun(Exception):
@@ -137,7 +132,6 @@ class Trainer:
         if recipe.batch % self.world:
             raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.world} processes")
         self.tracks = self.bank.of_split("train", data.split_seed)
-        self.validation_tracks = self.bank.of_split("validation", data.split_seed)
         self.began = "" if self.begin is None else hashlib.sha256(self.begin.read_bytes()).hexdigest()
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model).to(self.device)
@@ -159,8 +153,9 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).is_file():
             self._resume()
-        self._validation = self._validation_examples()
-        self._validation_beats = self._validation_beat_pairs()
+        # The same examples in every round.
+        rngs = (np.random.default_rng(_mixed(recipe.seed, _DRAW, number)) for number in (2**40, 2**41))
+        self._validation = Validation(self.bank, recipe, (next(rngs), next(rngs)))
 
     def run(self, report: Callable[[Step], None] | None = None, stop_at: int | None = None) -> None:
         """Train to the recipe's last step (or to `stop_at`), then write the model.
@@ -238,23 +233,11 @@ class Trainer:
         Returns:
             As recorded, and in beat time; None where there are not two such examples.
         """
-        length = round(VALIDATION_S * SAMPLE_RATE)
         self._settle()
         self.model.eval()
-        accuracies: list[float | None] = [None, None]
-        if len(self._validation) > 1:
-            sides = (upload(side, self.device) for side in mix_examples(self.bank, self._validation, length))
-            accuracies[0] = self._accuracy(*map(self._embed_in_passes, sides))
-        if self.recipe.data.matched and len(self._validation_beats) > 1:
-            pairs = zip(*self._validation_beats, strict=True)
-            clips = (beat_clips(self.bank, side).on(self.device) for side in pairs)
-            accuracies[1] = self._accuracy(*map(self._embed_in_passes, clips))
+        accuracies = self._validation.accuracies(self.model, self._embed_in_passes, self.device)
         self.model.train()
-        return accuracies[0], accuracies[1]
-
-    def _accuracy(self, x: Tensor, y: Tensor) -> float:
-        scores = cast(Any, self.model.similarity)(x, y)
-        return float((scores.argmax(dim=1) == torch.arange(len(x), device=self.device)).float().mean())
+        return accuracies
 
     def _settle(self) -> None:
         """Let running statistics, where a model has some (COCOLA), be those of its present weights."""
@@ -385,18 +368,6 @@ class Trainer:
 
     def _name(self, track: int) -> str:
         return self.bank.tracks[track].name
-
-    def _validation_examples(self) -> list[Example]:
-        rng = np.random.default_rng(_mixed(self.recipe.seed, _DRAW, 2**40))  # the same in every round
-        wanted = round(VALIDATION_S * SAMPLE_RATE)
-        drawn = (draw_example(self.bank, track, wanted, rng) for track in rng.permutation(self.validation_tracks))
-        return [example for example in drawn if example is not None][: self.recipe.validation_pairs]
-
-    def _validation_beat_pairs(self) -> list[tuple[BeatWindow, BeatWindow]]:
-        rng = np.random.default_rng(_mixed(self.recipe.seed, _DRAW, 2**41))
-        tracks = rng.permutation(self.validation_tracks)
-        drawn = (draw_beat_pair(self.bank, int(track), VALIDATION_BEATS, rng) for track in tracks)
-        return [pair for pair in drawn if pair is not None][: self.recipe.validation_pairs]
 
     def _resume(self) -> None:
         # On the CPU first: there AdamW wants its count of steps, where each would otherwise be a launch and a wait.

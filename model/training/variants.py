@@ -15,16 +15,10 @@ from typing import Any, Protocol
 import torch
 from nnAudio.features.mel import MelSpectrogram
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoints.checkpoint import (
-    UnsupportedModel,
-    load_phalar,
-    refuse_other_keys,
-    refuse_other_shape,
-    save_phalar,
-)
+from model.checkpoints import UnsupportedModel, load_phalar, save_phalar
+from model.checkpoints.weights import read_safetensors, write_safetensors
 from model.complex_layers import ComplexLinear
 from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of, scale_decibels
 from model.phalar import Phalar
@@ -246,9 +240,8 @@ def save_model(model: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
     if isinstance(model, Cosine):
         save_phalar(model.as_phalar(), path, trained=True, notes=notes)
     elif isinstance(model, Variant):
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
         metadata = {"format": FORMAT, "variant": model.name, "notes": json.dumps(dict(notes), sort_keys=True)}
-        save_file(weights, path, metadata)
+        write_safetensors(model.state_dict(), metadata, path)
     elif isinstance(model, Phalar):
         save_phalar(model, path, trained=True, notes=notes)
     else:
@@ -286,12 +279,8 @@ def _load_variant(path: Path, name: str) -> Variant:
     if name not in VARIANTS:
         raise UnsupportedModel(path, "variant", name, tuple(VARIANTS))
     model = VARIANTS[name]()
-    expected = model.state_dict()
     with safe_open(path, framework="pt") as file:
-        refuse_other_keys(path, file.keys(), expected)
-        for weight, tensor in expected.items():
-            refuse_other_shape(path, weight, tuple(file.get_slice(weight).get_shape()), tuple(tensor.shape))
-        model.load_state_dict({weight: file.get_tensor(weight) for weight in expected})
+        model.load_state_dict(read_safetensors(path, file, model.state_dict()))
         model.notes = json.loads((file.metadata() or {}).get("notes", "{}"))
     model.trained = True
     return model

@@ -21,7 +21,8 @@ from model.audio import MIN_SECONDS, SAMPLE_RATE
 from model.checkpoints import Heard, heard_of, piece_of
 from model.evaluation.beats import heard_beats, off_the_beat_s
 from model.evaluation.retrieval import mean_with_interval
-from model.training.stems import StemBank, split_of
+from model.training.stems import StemBank
+from model.training.tracks import split_of
 from service.search.in_process import SearchedCatalog
 from service.settings import Settings
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoints.checkpoint import authors_names
+from model.checkpoints.authors import authors_names
 from model.phalar import Phalar
 
 CQT_TOLERANCE = 2e-3  # of the scaled dB range: 0.16 dB, room for a CQT by another algorithm

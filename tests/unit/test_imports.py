@@ -25,6 +25,7 @@ DOORS = {
         "model.training.commands",
         "model.training.render",
         "model.training.stems",
+        "model.training.tracks",
     },
 }
 ONLY_BUILD_NEEDS_TORCH = "indexer/index/build.py"

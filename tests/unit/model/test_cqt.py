@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.audio import SAMPLE_RATE
-from model.audio.decode import TOO_SHORT
+from model.audio.windows import TOO_SHORT
 from model.cqt import FRAMES_AT_ONCE, CQTSettings, FastCQT, ScaledCQT, plain_cqt, scale_decibels
 
 ROUNDING = 1e-4  # of the scaled range: the logarithm of a float32 magnitude of a quiet bin

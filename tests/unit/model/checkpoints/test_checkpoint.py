@@ -32,7 +32,7 @@ from model.checkpoints import (
     load_phalar,
     save_phalar,
 )
-from model.checkpoints.checkpoint import authors_names
+from model.checkpoints.authors import authors_names
 from model.phalar import Phalar, untrained_phalar
 
 AUTHORS_MODULE = "contrastive_model.constants"

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from model.audio.harmony import FAMILIES, Chord, parse_chord, parse_progression, scale_under, voice_chord
-from model.demo.compose import INSTRUMENTS, Track, compose_track, write_track
+from model.demo.compose import INSTRUMENTS, compose_track
+from model.demo.track import Track, title_of, write_track
 
 RATE = 22_050  # lower than the default, for speed; the notes do not depend on it
 SEEDS = range(6)  # six in a row have every metre
@@ -217,9 +218,7 @@ def test_metadata_names_track_instrument_key_and_tempo(tracks: list[Track]) -> N
 
 
 def test_titles_are_unique_past_the_words() -> None:
-    from model.demo.compose import _title
-
-    assert len({_title(seed) for seed in range(2100)}) == 2100
+    assert len({title_of(seed) for seed in range(2100)}) == 2100
 
 
 def test_track_without_the_instrument_says_which_it_has(tracks: list[Track]) -> None:

@@ -10,8 +10,8 @@ from model.audio import SAMPLE_RATE, load_clip
 from model.demo.synthesis import Note
 from model.training.patterns import as_patterns
 from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores, render_track
-from model.training.score import Part, Score, read_score
-from model.training.stems import find_tracks
+from model.training.scores import Part, Score, read_score
+from model.training.tracks import find_tracks
 
 TICK_S = 1e-6
 SEMITONE = 2 ** (1 / 12)

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 
 from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import HEARD, Heard, encode_heard, heard_of
-from model.training.stems import (
-    Example,
-    StemBank,
-    draw_decoys,
-    draw_example,
-    draw_examples,
-    find_tracks,
-    load_bank,
-    mix_examples,
-    split_of,
-)
+from model.training.examples import Example, draw_decoys, draw_example, draw_examples, mix_examples
+from model.training.stems import StemBank, load_bank
+from model.training.tracks import find_tracks, split_of
 
 SIXTEEN_BITS = 2**-14  # two steps of the bank's 16 bits
 RESAMPLED = 2e-2  # a resampler's ripple on a tone, its edges left out

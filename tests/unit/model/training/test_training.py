@@ -21,7 +21,8 @@ from model.complex_layers import ComplexDropout
 from model.phalar import Phalar, PhalarConfig
 from model.training.data import training_bank
 from model.training.recipe import Recipe, load_recipe
-from model.training.stems import SPLITS, StemBank
+from model.training.stems import StemBank
+from model.training.tracks import SPLITS
 from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, RunLost, Step, Trainer, _Clock
 
 RECIPE = """

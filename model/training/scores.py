@@ -1,4 +1,4 @@
-"""Scores (MIDI): their parts, notes and beats in seconds, and their key."""
+"""Scores: MIDI files, read as parts of notes in seconds, with their beats and key."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from model.demo.synthesis import (
     Note,
 )
 
+DRUM_CHANNEL = 9
+
 FAMILIES = (
     "piano", "mallets", "organ", "guitar", "bass", "strings", "ensemble", "brass",
     "reed", "pipe", "synth-lead", "synth-pad", "synth-effects", "ethnic", "percussive", "sound-effects",
 )  # fmt: skip
 """General MIDI's, eight programs each."""
 
-DRUM_CHANNEL = 9
 DRUMS = {
     35: KICK, 36: KICK, 37: RIM, 38: SNARE, 39: CLAP, 40: SNARE, 41: TOM_LOW, 42: HAT, 43: TOM_LOW, 44: HAT,
     45: TOM_MID, 46: OPEN_HAT, 47: TOM_MID, 48: TOM_HIGH, 49: CRASH, 50: TOM_HIGH, 51: RIDE, 52: CRASH, 53: RIDE,
@@ -46,6 +47,7 @@ _TONICS = {
     "C": 0, "G": 7, "D": 2, "A": 9, "E": 4, "B": 11, "F#": 6, "C#": 1, "F": 5, "Bb": 10, "Eb": 3, "Ab": 8, "Db": 1,
     "Gb": 6, "Cb": 11, "G#": 8, "D#": 3, "A#": 10,
 }  # fmt: skip  # of MIDI's key signatures
+FIRST_UNPITCHED = 8 * FAMILIES.index("percussive")  # programs from here on have no pitch that a key would know
 
 
 @dataclass(frozen=True)
@@ -189,3 +191,8 @@ def _absolute(track: Any) -> Iterator[tuple[int, Any]]:
 def _seconds(timeline: list[tuple[int, float, int]], tick: float, ticks_per_beat: int) -> float:
     since, seconds, tempo = next(change for change in reversed(timeline) if change[0] <= tick)
     return seconds + (tick - since) * tempo / (1e6 * max(1, ticks_per_beat))
+
+
+def score_files(folder: Path) -> list[Path]:
+    """Every MIDI file below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi"))

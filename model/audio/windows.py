@@ -1,0 +1,79 @@
+"""Waveforms: mono float32 samples at 16 kHz, silent or not, and the windows that each get one embedding."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    pass  # FFmpeg's dozens of libraries are loaded where a file needs them
+
+
+Waveform = NDArray[np.float32]
+
+SAMPLE_RATE = 16_000
+"""Samples a second of every waveform."""
+
+TOO_SHORT = 16_384
+"""A waveform of this many samples (1.024 s) or fewer cannot be analysed: the CQT reflects that many at either end."""
+
+MIN_SECONDS = TOO_SHORT / SAMPLE_RATE
+"""A clip must be longer than this, seconds."""
+
+SILENCE_DB = -80.0
+"""Audio whose peak lies below this, dBFS, is silent: three steps of 16 bits, so dithered silence counts."""
+
+SILENCE = 10 ** (SILENCE_DB / 20)
+
+
+def window_starts(samples: int, window: int, stride: int) -> NDArray[np.int64]:
+    """Place windows over a clip.
+
+    Args:
+        samples: length of the clip, at least 1.
+        window: length of a window in samples, at least 1.
+        stride: from one start to the next in samples, at least 1.
+
+    Returns:
+        int64 (n,), rising from 0, a stride apart; the last one lies closer if it must, so that its window ends with the
+        clip. Where stride <= window every sample is covered. A clip no longer than a window has one, at 0.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    if min(samples, window, stride) < 1:
+        raise ValueError(f"samples={samples}, window={window} and stride={stride} must each be at least 1")
+    last = max(samples - window, 0)
+    starts = np.arange(0, last + 1, stride, dtype=np.int64)
+    return starts if starts[-1] == last else np.append(starts, np.int64(last))
+
+
+def cut_windows(waveform: Waveform, starts: NDArray[np.int64], window: int) -> Waveform:
+    """Cut windows out of a waveform.
+
+    Args:
+        waveform: float32 (samples,).
+        starts: int64 (n,), samples, as from `window_starts`.
+        window: length of a window in samples.
+
+    Returns:
+        float32 (n, window), a copy; row i equals waveform[starts[i] : starts[i] + window]. A waveform shorter than a
+        window is one window of its own length: (n, samples).
+
+    Raises:
+        ValueError: a window would reach outside the waveform.
+    """
+    length = min(window, len(waveform))
+    if len(starts) and not (starts.min() >= 0 and starts.max() + length <= len(waveform)):
+        raise ValueError(f"windows of {length} samples at {starts.min()}..{starts.max()} leave {len(waveform)} samples")
+    return np.lib.stride_tricks.sliding_window_view(waveform, length)[starts]
+
+
+def is_silent(waveform: Waveform) -> bool:
+    """Whether no sample reaches -80 dBFS; such a clip or window gets no embedding."""
+    return peak_of(waveform) < SILENCE
+
+
+def peak_of(samples: Waveform) -> float:
+    """The largest magnitude; NaN when there is one."""
+    return float(max(samples.max(), -samples.min())) if samples.size else 0.0
