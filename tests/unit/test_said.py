@@ -148,8 +148,42 @@ def test_files_without_tags_say_nothing() -> None:
 
 
 def test_a_file_of_countless_tags_is_given_up() -> None:
-    said = tags(mp3(*[text_frame(b"TXXX", f"{i}\0{i}") for i in range(15_000)]))
+    said = tags(mp3(*[text_frame(b"TXXX", f"k\0{i}") for i in range(5_000)], text_frame(b"TBPM", "128")))
     assert said == Said(warnings=("its tags cannot be read",))
+
+
+def ogg(packet: bytes, page: int = 250) -> bytes:
+    """A Vorbis file's first two packets, the second in pages of `page` full segments."""
+    lacing = [255] * (len(packet) // 255) + [len(packet) % 255]
+    pages, at = [(b"\x01vorbis" + bytes(23), [30])], 0
+    for first in range(0, len(lacing), page):
+        sizes = lacing[first : first + page]
+        pages.append((packet[at : at + sum(sizes)], sizes))
+        at += sum(sizes)
+    return b"".join(
+        b"OggS\0\0" + bytes(8) + struct.pack("<3IB", 7, number, 0, len(sizes)) + bytes(sizes) + body
+        for number, (body, sizes) in enumerate(pages)
+    )
+
+
+def comments(*entries: bytes) -> bytes:
+    listed = b"".join(struct.pack("<I", len(entry)) + entry for entry in entries)
+    return b"\x03vorbis" + struct.pack("<I", 3) + b"abc" + struct.pack("<I", len(entries)) + listed + b"\1"
+
+
+def test_ogg_comments_are_read_among_countless_others_and_across_pages() -> None:
+    many = [b"a=%d" % i for i in range(50_000)]
+    said = tags(ogg(comments(*many, b"Bpm=128", b"INITIALKEY=Am")))
+    assert (said.tempo_bpm, said.key, said.warnings) == (128.0, "A minor", ())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutated_ogg_comments_raise_nothing(data: st.DataObject) -> None:
+    file = bytearray(ogg(comments(b"title=some", b"bpm=128"), page=1))
+    for _ in range(data.draw(st.integers(1, 5))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    assert tags(bytes(file[: data.draw(st.integers(0, len(file)))])).key is None
 
 
 @settings(max_examples=300, deadline=None)
