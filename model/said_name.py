@@ -40,7 +40,7 @@ _MODES = {"maj": "major", "major": "major", "min": "minor", "minor": "minor"}
 
 _BEFORE_AN_INDEX = _each(
     "track trk take tk no nr num number part pt version ver v vol volume song sample preset fx mix note vel velocity"
-    " disc disk cd side scene clip session kick snare clap hat hihat perc tom rim crash ride shot hit"
+    " disc disk cd side scene clip session room kick snare clap hat hihat perc tom rim crash ride shot hit"
 )
 _BEFORE_A_MODEL = _each(
     "tr sh juno jx mpc tb ms cr dx tx op mc jp jupiter arp sp rd cs prophet model dr er rz lm sr sk"
@@ -198,6 +198,8 @@ def _keys(words: list[_Word], tempi: set[int]) -> list[_Key]:
         elif long:
             found.append(_Key(i, i, key_name(pitch_class(long[1], long[2]), _MODES[long[3].lower()])))
         elif note and after.lower in _MODES and len(after.before) == 1 and not article:
+            if words[i + 2].text in ("7", "9", "11", "13"):
+                continue  # a chord
             found.append(_Key(i, i + 1, key_name(pitch_class(note[1], note[2]), _MODES[after.lower])))
         elif note and of:
             found.append(_Key(i, i, key_name(pitch_class(note[1], note[2]), "major")))

@@ -108,6 +108,8 @@ SAID = [
     ("100% Loop.wav", None, None, None, "loop"),
     ("Chord_Am7.wav", None, None, None, None),
     ("Cmaj9 stab.wav", None, None, None, None),
+    ("B Min 7 chord.wav", None, None, None, None),
+    ("Room 101 Loop.wav", None, None, None, "loop"),
     ("Benjamin Gems.wav", None, None, None, None),
     ("Emma_Diamond.wav", None, None, None, None),
     ("Here I Am.mp3", None, None, None, None),
