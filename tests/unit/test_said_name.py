@@ -1,0 +1,186 @@
+"""What names say: a table in the styles of sample packs, DJs, DAWs and people."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.harmony import key_name
+from model.said_facts import FACTS, FASTEST_BPM, SLOWEST_BPM
+from model.said_name import said_of_name
+
+KEYS = {key_name(tonic, mode) for tonic in range(12) for mode in ("major", "minor")}
+SAID = [
+    # name, tempo, key, root, kind
+    # a tempo with its mark
+    ("120bpm.wav", 120, None, None, None),
+    ("Warehouse Lead 120 BPM.wav", 120, None, None, None),
+    ("warehouse-lead-120-bpm.wav", 120, None, None, None),
+    ("DnB_175_bpm.wav", 175, None, None, None),
+    ("BPM128 Shaker.wav", 128, None, None, None),
+    ("bpm_95_keys.wav", 95, None, None, None),
+    ("Dusty Keys [87.5 bpm].aif", 87.5, None, None, None),
+    ("dusty keys 92,25bpm.flac", 92.25, None, None, None),
+    ("tempo 104 congas.wav", 104, None, None, None),
+    ("Loop_01_bpm_120.wav", 120, None, None, "loop"),
+    ("03_120Bpm_HatLoop.wav", 120, None, None, "loop"),
+    ("Track 12 140BPM.mp3", 140, None, None, None),
+    ("80s_synthwave_arp_118bpm_Em.wav", 118, "E minor", None, None),
+    ("808_Sub_140bpm_F#m.wav", 140, "F# minor", None, None),
+    ("Speedcore 260bpm kick.wav", 260, None, None, None),
+    ("Ambient_40bpm_Cmaj.wav", 40, "C major", None, None),
+    ("drums 90bpm (180bpm).wav", 180, None, None, None),
+    ("\uff11\uff12\uff10bpm pad.wav", 120, None, None, None),
+    ("Café_Guitare_110BPM_La.wav", 110, None, None, None),
+    # a tempo by its place
+    ("NBX_120_Am_Lead.wav", 120, "A minor", None, None),
+    ("_120_Am_.wav", 120, "A minor", None, None),
+    ("Loop_92_Dmin.wav", 92, "D minor", None, "loop"),
+    ("174 drum break.wav", 174, None, None, None),
+    ("QX_RIV_100_electric_guitar_sunday_Dmaj.wav", 100, "D major", None, None),
+    ("QX_RIV_96_pad_harbour_Ebmin.wav", 96, "Eb minor", None, None),
+    ("VLT_124_percussion_loop_market.wav", 124, None, None, "loop"),
+    ("DrumLoop_120_01.wav", 120, None, None, "loop"),
+    ("Gm 84 rhodes.wav", 84, "G minor", None, None),
+    ("Rhodes 84 Gm.wav", 84, "G minor", None, None),
+    ("half-time 70-140.wav", 140, None, None, None),
+    ("8A - 128 - Some Artist - Some Title.mp3", 128, "A minor", None, None),
+    ("Some Artist - Some Title (11B) 126 BPM.mp3", 126, "A major", None, None),
+    ("MEL_Loop_05_127.5_C#min.wav", 127.5, "C# minor", None, "loop"),
+    # keys
+    ("Amin.wav", None, "A minor", None, None),
+    ("Pluck F#m.wav", None, "F# minor", None, None),
+    ("Pluck_Bbmaj.wav", None, "Bb major", None, None),
+    ("pad (Gm).wav", None, "G minor", None, None),
+    ("Choir Cminor.wav", None, "C minor", None, None),
+    ("Choir_D#_minor.wav", None, "Eb minor", None, None),
+    ("choir c minor.wav", None, "C minor", None, None),
+    ("Strings A Minor.wav", None, "A minor", None, None),
+    ("Strings-A-Major.wav", None, "A major", None, None),
+    ("Organ in the key of A.wav", None, "A major", None, None),
+    ("organ, key of a minor.wav", None, "A minor", None, None),
+    ("Organ key of Eb.wav", None, "Eb major", None, None),
+    ("Bass F\u266fm.wav", None, "F# minor", None, None),
+    ("Bass B\u266d Major.wav", None, "Bb major", None, None),
+    ("Bass F Sharp Minor.wav", None, "F# minor", None, None),
+    ("Bass E flat major.wav", None, "Eb major", None, None),
+    ("8A.wav", None, "A minor", None, None),
+    ("Vocal 11B.wav", None, "A major", None, None),
+    ("Vocal [2A].wav", None, "Eb minor", None, None),
+    ("Vocal_128bpm_2A.wav", 128, "Eb minor", None, None),
+    ("bbmin strings.wav", None, "Bb minor", None, None),
+    ("GBMAJ_STRINGS.WAV", None, "F# major", None, None),
+    ("Guitar_03_Am.wav", None, "A minor", None, None),
+    ("Guitar Em.wav", None, "E minor", None, None),
+    ("Abm_Keys_One_Shot.wav", None, "G# minor", None, "one-shot"),
+    # a letter alone: the note at most
+    ("kick_01_C.wav", None, None, 0, None),
+    ("XY_808_gravel_E.wav", None, None, 4, None),
+    ("XY_808_gravel_A#.wav", None, None, 10, None),
+    ("Synth_A_120bpm_Stab.wav", 120, None, 9, None),
+    ("Syn_120_A_loop.wav", 120, None, 9, "loop"),
+    ("_A_120_.wav", None, None, None, None),  # a note and a velocity as likely as a key and a tempo
+    ("Tom F#.wav", None, None, 6, None),
+    ("Clarinet in Bb section.wav", None, None, None, None),
+    ("Vox_Take_A.wav", None, None, None, None),
+    ("Drums B.wav", None, None, None, None),
+    ("Key B.wav", None, None, None, None),
+    # neither
+    ("808.wav", None, None, None, None),
+    ("808 Clap.wav", None, None, None, None),
+    ("909_Hat_Open.wav", None, None, None, None),
+    ("SH-101 Loop.wav", None, None, None, "loop"),
+    ("Juno-106 Chord.wav", None, None, None, None),
+    ("Track 120.mp3", None, None, None, None),
+    ("Track 120 Am.mp3", None, "A minor", None, None),
+    ("take 2.wav", None, None, None, None),
+    ("Vocals v2.wav", None, None, None, None),
+    ("Summer 1999.mp3", None, None, None, None),
+    ("90s House Piano.wav", None, None, None, None),
+    ("Piano 16bit 44100.wav", None, None, None, None),
+    ("Piano 24 bit 96 kHz.wav", None, None, None, None),
+    ("Podcast 128 kbps.mp3", None, None, None, None),
+    ("Piano_C3_100.wav", None, None, None, None),
+    ("Snare_127.wav", None, None, None, None),
+    ("Drum Loop 92.wav", None, None, None, "loop"),
+    ("100 Drum Loops.zip", None, None, None, "loop"),
+    ("100% Loop.wav", None, None, None, "loop"),
+    ("Chord_Am7.wav", None, None, None, None),
+    ("Cmaj9 stab.wav", None, None, None, None),
+    ("B Min 7 chord.wav", None, None, None, None),
+    ("Room 101 Loop.wav", None, None, None, "loop"),
+    ("Benjamin Gems.wav", None, None, None, None),
+    ("Emma_Diamond.wav", None, None, None, None),
+    ("Here I Am.mp3", None, None, None, None),
+    ("Am I Wrong.mp3", None, None, None, None),
+    ("3 Am Freestyle.mp3", None, None, None, None),
+    ("Get Em.mp3", None, None, None, None),
+    ("this is a minor problem.wav", None, None, None, None),
+    ("FM Bell.wav", None, None, None, None),
+    ("Verse 2B.wav", None, None, None, None),
+    ("Loop 1A.wav", None, None, None, "loop"),
+    ("Kick 70-140 Hz.wav", None, None, None, None),
+    ("808bpm.wav", None, None, None, None),
+    ("0bpm.wav", None, None, None, None),
+    ("bpm.wav", None, None, None, None),
+    ("2024-03-12 rehearsal.wav", None, None, None, None),
+    ("Audio 1_03.wav", None, None, None, None),
+    ("vocals.wav", None, None, None, None),
+    ("Untitled.wav", None, None, None, None),
+    (".wav", None, None, None, None),
+    ("", None, None, None, None),
+    ("\u26a1\ufe0f\U0001f941.wav", None, None, None, None),
+    # kinds
+    ("Kick One-Shot 3.wav", None, None, None, "one-shot"),
+    ("oneshots_snare.wav", None, None, None, "one-shot"),
+    ("Loops and One Shots.wav", None, None, None, None),
+    ("Sloped hill.wav", None, None, None, None),
+    # paths
+    ("Packs/Techno 130bpm/Am/kick.wav", None, None, None, None),
+    (r"C:\loops\bass_90bpm.wav", 90, None, None, None),
+]
+CONTRADICTORY = ["90-95bpm break.wav", "Lead 120bpm 133bpm.wav", "Lead Am Cmaj.wav", "8A - Dm - Title.mp3"]
+LONGEST_SECONDS = 0.5  # of 4,000 characters; one step more than linear takes minutes
+
+
+@pytest.mark.parametrize(("name", "tempo", "key", "root", "kind"), SAID, ids=[row[0] or "nothing" for row in SAID])
+def test_said_of_name_reads_names_as_musicians_mean_them(
+    name: str, tempo: float | None, key: str | None, root: int | None, kind: str | None
+) -> None:
+    said = said_of_name(name)
+    assert (said.tempo_bpm, said.key, said.root, said.kind) == (tempo, key, root, kind)
+    assert said.beats is None
+    assert said.warnings == ()
+    assert dict(said.sources) == {fact: "name" for fact in FACTS if getattr(said, fact) is not None}
+
+
+@pytest.mark.parametrize("name", CONTRADICTORY)
+def test_said_of_name_takes_neither_of_two_that_contradict_each_other(name: str) -> None:
+    said = said_of_name(name)
+    assert len(said.warnings) == 1
+    assert said.tempo_bpm is None or said.key is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["1", "a", "#", "_", "1.", "1,1", "A", "8A_", "Am ", "120bpm ", "120 bpm ", "bpm", "sharp ", "F sharp min "],
+)
+def test_said_of_name_takes_time_linear_in_a_name(piece: str) -> None:
+    began = time.perf_counter()
+    said_of_name((piece * 4000)[:4000])
+    assert time.perf_counter() - began < LONGEST_SECONDS
+
+
+PIECES = st.sampled_from(
+    [*"_- .,()#b/", "A", "Am", "min", "bpm", "120", "8A", "loop", "key", "of", "12.5", "one", "shot"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join)))
+def test_said_of_name_gives_only_what_music_has(name: str) -> None:
+    said = said_of_name(name)
+    assert said.tempo_bpm is None or SLOWEST_BPM <= said.tempo_bpm <= FASTEST_BPM
+    assert said.key is None or said.key in KEYS
+    assert said.root is None or (said.root in range(12) and said.key is None)
