@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.harmony import key_name
-from model.said_facts import FACTS, FASTEST_BPM, SLOWEST_BPM
-from model.said_name import said_of_name
+from model.audio.harmony import key_name
+from model.audio.said.facts import FACTS, FASTEST_BPM, SLOWEST_BPM
+from model.audio.said.name import said_of_name
 
 KEYS = {key_name(tonic, mode) for tonic in range(12) for mode in ("major", "minor")}
 SAID = [

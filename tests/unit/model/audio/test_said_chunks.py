@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.said_chunks import said_of_chunks
-from model.said_facts import FASTEST_BPM, MOST_BEATS, SLOWEST_BPM, Said
+from model.audio.said.chunks import said_of_chunks
+from model.audio.said.facts import FASTEST_BPM, MOST_BEATS, SLOWEST_BPM, Said
 
 RATE = 8000
 SECONDS = 8.0  # 16 beats at 120 BPM

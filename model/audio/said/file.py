@@ -15,8 +15,8 @@ from typing import BinaryIO, TypeVar, cast
 
 from tinytag import TinyTag, TinyTagException, UnsupportedFormatError
 
-from model.said_chunks import chunk_within, said_of_chunks
-from model.said_facts import (
+from model.audio.said.chunks import chunk_within, said_of_chunks
+from model.audio.said.facts import (
     FACTS,
     ROUNDING_BPM,
     Said,
@@ -28,8 +28,8 @@ from model.said_facts import (
     same_tempo,
     tempo_of_text,
 )
-from model.said_name import said_of_name
-from model.said_ogg import ogg_comments
+from model.audio.said.name import said_of_name
+from model.audio.said.ogg import ogg_comments
 
 __all__ = ["Said", "exact_tempo", "said_of_chunks", "said_of_file", "said_of_name", "said_of_tags"]
 

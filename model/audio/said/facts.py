@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.harmony import key_name
+from model.audio.harmony import key_name
 
 Source = Literal["tags", "chunk", "name"]
 Kind = Literal["loop", "one-shot"]

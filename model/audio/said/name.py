@@ -10,8 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from model.harmony import key_name
-from model.said_facts import Kind, Said, is_tempo, pitch_class, plain_accidentals, said_by, same_tempo, wheel_key
+from model.audio.harmony import key_name
+from model.audio.said.facts import Kind, Said, is_tempo, pitch_class, plain_accidentals, said_by, same_tempo, wheel_key
 
 
 def _each(words: str) -> frozenset[str]:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from model.harmony import key_name
-from model.said_facts import MOST_BEATS, ROUNDING_BPM, Kind, Said, is_tempo, key_parts, said_by, tempo_of_text
+from model.audio.harmony import key_name
+from model.audio.said.facts import MOST_BEATS, ROUNDING_BPM, Kind, Said, is_tempo, key_parts, said_by, tempo_of_text
 
 _MOST_CHUNKS = 512  # takes of long broadcast recordings have a few dozen
 _MOST_BYTES = 64 * 1024  # of one chunk
