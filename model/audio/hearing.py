@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.audio.grid import LOWEST_BPM, Grid
+from model.audio.harmony import HEARD_PROFILES, key_fits, key_name
 from model.audio.windows import SAMPLE_RATE, Waveform
 from model.cqt import ScaledCQT
 from model.phalar import PhalarConfig
@@ -29,6 +30,9 @@ LEAST_STEADY = 0.05
 """The mean correlation at a tempo's multiples that counts as steady: noise reaches 0.02, songs 0.06 to 0.87."""
 
 PHASE_STEP_S = 1e-3
+
+SAID_WITHIN = 0.005
+"""How far a said tempo may be off, as a share: names and tags hold whole numbers."""
 
 NEIGHBOURS = 3
 """A bin is compared with so many on either side of it."""
@@ -55,11 +59,12 @@ def onset_strength(waveform: Waveform) -> NDArray[np.float64]:
     return np.asarray(rise - rise.mean())
 
 
-def hear_grid(waveform: Waveform) -> Grid | None:
+def hear_grid(waveform: Waveform, tempo_bpm: float | None = None) -> Grid | None:
     """The beats of a clip of steady tempo.
 
     Args:
         waveform: float32 (samples,) at 16 kHz.
+        tempo_bpm: that somebody said; then only its beats are heard for, within SAID_WITHIN of it. None: any.
 
     Returns:
         A grid over the whole clip, source "heard"; None for a clip that is too short, or has no steady tempo.
@@ -68,15 +73,49 @@ def hear_grid(waveform: Waveform) -> Grid | None:
     frame_s = PhalarConfig().hop / SAMPLE_RATE
     slowest = 60.0 / LOWEST_BPM / frame_s  # frames
     onsets = onset_strength(waveform) if len(waveform) > _cqt().padding else np.zeros(0)
-    if len(onsets) < LEAST_BEATS * slowest or not onsets.any():
+    if not onsets.any() or (tempo_bpm is None and len(onsets) < LEAST_BEATS * slowest):
         return None
     periods = slowest / 2 * np.exp(np.arange(0.0, np.log(2.0), TEMPO_STEP))
+    if tempo_bpm is not None:
+        said = 60.0 / tempo_bpm / frame_s
+        said *= 2.0 ** -np.floor(np.log2(said / (slowest / 2)))
+        periods = said * np.exp(np.arange(-SAID_WITHIN, SAID_WITHIN, TEMPO_STEP))
     agreement = _agreement(onsets, periods)
     best = int(np.argmax(agreement))
-    if agreement[best] < LEAST_STEADY:
+    if tempo_bpm is None and agreement[best] < LEAST_STEADY:
         return None
     period = float(periods[best])
-    return Grid((_phase(onsets, period, frame_s) + np.arange(len(onsets) / period) * period) * frame_s, "heard")
+    if len(onsets) < 2 * period:
+        return None
+    beats = (_phase(onsets, period, frame_s) + np.arange(len(onsets) / period) * period) * frame_s
+    return Grid(beats, "heard", float(np.clip(agreement[best], 0.0, 1.0)))
+
+
+def hear_key(waveform: Waveform) -> tuple[str, float] | None:
+    """The key of a clip that plays notes, and how far it is ahead of the next that is not its relative: 0 to 1.
+
+    Args:
+        waveform: float32 (samples,) at 16 kHz, longer than the CQT's padding.
+
+    Returns:
+        Such as ("F# minor", 0.2); None where every pitch class sounds alike.
+    """
+    with torch.inference_mode():
+        magnitude = _cqt().magnitude(torch.from_numpy(np.ascontiguousarray(waveform))[None])[0].double()
+    # Notes are peaks among the bins; each moment counts alike, however loud. Bins begin with C.
+    peaks = torch.zeros_like(magnitude)
+    inner = magnitude[1:-1]
+    peaks[1:-1] = torch.where((inner > magnitude[:-2]) & (inner > magnitude[2:]), inner, 0.0)
+    level = peaks.sum(dim=0)
+    notes = peaks / (level + 1e-3 * level.max()).clamp_min(1e-20)
+    chroma = notes[: len(notes) // 12 * 12].sum(dim=1).reshape(-1, 12).sum(dim=0).numpy()
+    fits = key_fits(chroma, HEARD_PROFILES)
+    if not fits:
+        return None
+    tonic, mode = max(fits, key=lambda key: fits[key])
+    relative = ((tonic + (9 if mode == "major" else 3)) % 12, "minor" if mode == "major" else "major")
+    others = max(fit for key, fit in fits.items() if key not in ((tonic, mode), relative))
+    return key_name(tonic, mode), float(np.clip(fits[tonic, mode] - others, 0.0, 1.0))
 
 
 def is_pitched(waveform: Waveform) -> bool:

@@ -232,6 +232,39 @@ def table(
 
 
 @evaluate_app.command()
+def analysis(
+    stems: Annotated[
+        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
+    ],
+    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other submixes.")] = 0,
+    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    page: Page = None,
+    section: Section = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """How often tempo, beats and key that are heard are right, or two submixes of a track agree.
+
+    Example: phalar evaluate analysis --stems ~/stems
+    """
+    from model.evaluation.analysis import evaluate_analysis
+    from model.training.tracks import split_of
+
+    bank = open_bank(stems, cache or default_cache(), jobs)
+    names = enumerate(track.name for track in bank.tracks)
+    chosen = [at for at, name in names if split is SplitChoice.all or split_of(name) == split.value]
+    with _progress() as progress:
+        task = progress.add_task("tracks", total=len(chosen))
+        answer = evaluate_analysis(bank, chosen, seed, lambda done, _: progress.update(task, completed=done))
+    table = _table(f"Heard right, of {answer['tracks']} tracks", "what", "right", "of")
+    for name, told in answer.items():
+        if isinstance(told, dict):
+            table.add_row(name.replace("_", " "), f"{told['share']:.1%}", str(told["of"]))
+    show_answer(answer, [table], as_json, page, section)
+
+
+@evaluate_app.command()
 def picture(
     answers: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="What `retrieval --matched --json` gave.")

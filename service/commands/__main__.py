@@ -13,6 +13,7 @@ import typer
 from model.device import DeviceUnavailable
 from model.evaluation.commands import evaluate_app
 from model.training.commands import train_app
+from service.commands.analyse import analyse
 from service.commands.api import api
 from service.commands.checkpoint import checkpoint_app
 from service.commands.console import FAILED, err
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (serve, worker, ingest, retrieve, embed, reindex, rollback, doctor, demo):
+for command in (serve, worker, ingest, retrieve, analyse, embed, reindex, rollback, doctor, demo):
     app.command()(command)
 app.command(hidden=True)(api)
 app.add_typer(checkpoint_app, name="checkpoint")

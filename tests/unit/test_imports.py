@@ -14,6 +14,8 @@ DOORS = {
     "indexer": {"indexer"},
     "model": {
         "model.audio",
+        "model.audio.analysis",
+        "model.audio.said",
         "model.axial_kernel",
         "model.checkpoints",
         "model.demo",

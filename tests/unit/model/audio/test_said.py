@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.model.audio.test_said_chunks import FRAMES, SECONDS, acid, aiff, aiff_chunk, riff_chunk, wav
 
 from model.audio.said.facts import key_of_text, tempo_of_text
 from model.audio.said.file import Said, exact_tempo, said_of_file, said_of_tags
+from tests.unit.model.audio.test_said_chunks import FRAMES, SECONDS, acid, aiff, aiff_chunk, riff_chunk, wav
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here writes these files")
 ENCODINGS = ["latin-1", "utf-16", "utf-16-be", "utf-8"]  # by ID3's number

@@ -1,0 +1,125 @@
+"""What a clip is, musically: its tempo and beats, its key, whether it plays notes, and whether it is a loop.
+
+What is said is believed before what is heard, and a contradiction between the two is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from model.audio.grid import Grid, folded
+from model.audio.harmony import is_relative
+from model.audio.hearing import hear_grid, hear_key, is_pitched
+from model.audio.said import Said, exact_tempo
+from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform
+
+Kind = Literal["loop", "one-shot", "piece"]
+
+SURE_STEADINESS = 0.15
+"""From here on a heard tempo is called sure, and a said one that contradicts it is warned of."""
+
+SURE_KEY = 0.1
+
+SAME_TEMPO = 0.02
+"""A said and a heard tempo that differ by less are one, whole octaves apart."""
+
+_LONGEST_LOOP_BEATS = 64
+_ONE_SHOT_S = 3.0
+_WHOLE_BEATS_S = 0.02  # how far a loop's length may be off a whole number of heard beats
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a clip is, each fact with its source ("tags", "chunk", "name" or "heard"); None: not known."""
+
+    seconds: float
+    tempo_bpm: float | None
+    grid: Grid | None  # its tempo folded; None: no steady tempo
+    key: str | None
+    pitched: bool
+    kind: Kind
+    sources: dict[str, str]
+    sure: dict[str, bool]  # of what was heard
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the grid by its first beat and their number."""
+        grid = self.grid
+        return {
+            "seconds": round(self.seconds, 6),
+            "tempo_bpm": None if self.tempo_bpm is None else round(self.tempo_bpm, 4),
+            "first_beat_s": None if grid is None else round(float(grid.beats_s[0]), 4),
+            "key": self.key,
+            "pitched": self.pitched,
+            "kind": self.kind,
+            "sources": self.sources,
+            "sure": self.sure,
+            "warnings": list(self.warnings),
+        }
+
+
+def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
+    """Join what is said of a clip with what is heard in it.
+
+    Args:
+        waveform: float32 (samples,) at 16 kHz.
+        said: as from `said_of_file`; None: nothing.
+    """
+    seconds = len(waveform) / SAMPLE_RATE
+    said = exact_tempo(seconds, said or Said())
+    sources: dict[str, str] = dict(said.sources)
+    warnings, sure = list(said.warnings), {}
+    audible = seconds > MIN_SECONDS and bool(np.any(waveform))
+    heard = hear_grid(waveform) if audible else None
+    tempo, grid = said.tempo_bpm, heard
+    if tempo is None and heard is not None:
+        tempo, sources["tempo_bpm"] = heard.tempo_bpm, "heard"
+        sure["tempo_bpm"] = heard.steadiness >= SURE_STEADINESS
+    elif tempo is not None:
+        grid = _said_grid(waveform, said, seconds) if audible else None
+        if heard is not None and heard.steadiness >= SURE_STEADINESS and not _same_tempo(tempo, heard.tempo_bpm):
+            warnings.append(f"its {sources['tempo_bpm']} says {tempo:.5g} BPM, but {heard.tempo_bpm:.4g} is heard")
+    pitched = audible and is_pitched(waveform)
+    key = said.key
+    if pitched and (told := hear_key(waveform)):
+        name, ahead = told
+        if key is None:
+            key, sources["key"], sure["key"] = name, "heard", ahead >= SURE_KEY
+        elif ahead >= SURE_KEY and name != key and not is_relative(name, key):
+            warnings.append(f"its {sources['key']} says {key}, but {name} is heard")
+    kind: Kind | None = said.kind
+    if kind is None:
+        kind, sources["kind"] = _kind(waveform, seconds, said, grid), "heard"
+    return Analysis(seconds, tempo, grid, key, pitched, kind, sources, sure, tuple(warnings))
+
+
+def _said_grid(waveform: Waveform, said: Said, seconds: float) -> Grid | None:
+    """From the first sample where the clip is whole beats long; else where the beats of that tempo are heard."""
+    assert said.tempo_bpm is not None
+    if said.beats is not None and said.beats >= 2 and abs(said.beats * 60 / said.tempo_bpm - seconds) < 1e-3:
+        return Grid(folded(np.arange(round(said.beats) + 1) * 60 / said.tempo_bpm))
+    grid = hear_grid(waveform, said.tempo_bpm)
+    return None if grid is None else replace(grid, source="said")
+
+
+def _same_tempo(one: float, other: float) -> bool:
+    octaves = np.log2(one / other)
+    return bool(abs(octaves - round(octaves)) < np.log2(1 + SAME_TEMPO))
+
+
+def _kind(waveform: Waveform, seconds: float, said: Said, grid: Grid | None) -> Kind:
+    if said.beats is not None and 2 <= said.beats <= _LONGEST_LOOP_BEATS:
+        return "loop"
+    if grid is not None:
+        beats = seconds * grid.tempo_bpm / 60
+        whole = abs(beats - round(beats)) * 60 / grid.tempo_bpm <= _WHOLE_BEATS_S
+        if whole and round(beats) % 4 == 0 and 4 <= beats <= _LONGEST_LOOP_BEATS:
+            return "loop"
+    if seconds <= _ONE_SHOT_S and len(waveform):
+        energy = [float(np.square(part).sum()) for part in np.array_split(waveform, 4)]
+        if energy[3] < 0.01 * max(energy[0], energy[1]):
+            return "one-shot"
+    return "piece"
