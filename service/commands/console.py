@@ -4,15 +4,17 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from model.training.console import FAILED, bar, err, fail, out
 from service.commands.client import Client, Refused, ServiceUnreachable
 
-UNREACHABLE, REFUSED = 3, 4
-__all__ = ["FAILED", "bar", "err", "fail", "out"]
+FAILED, UNREACHABLE, REFUSED = 1, 3, 4
+
+out = Console()
+err = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="PHALAR_URL", help="Where the service listens.")]
 Key = Annotated[str | None, typer.Option(envvar="PHALAR_KEY", help="API key, where the service wants one.")]
@@ -34,6 +36,25 @@ def expected_errors() -> Iterator[None]:
         fail(str(error), UNREACHABLE)
     except Refused as error:
         fail(str(error), REFUSED)
+
+
+def bar(*, transient: bool = False) -> Any:
+    """A bar on stderr for each thing that is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=transient,
+    )
+
+
+def fail(sentence: str, code: int) -> Any:
+    err.print(f"phalar: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
 
 
 def log_to_stderr(name: str) -> None:

@@ -23,7 +23,6 @@ DOORS = {
         "model.evaluation.retrieval",
         "model.phalar",
         "model.training.commands",
-        "model.training.console",
         "model.training.render",
         "model.training.stems",
         "model.training.tracks",
