@@ -12,7 +12,6 @@ import numpy as np
 
 from model.audio.harmony import Chord
 from model.audio.truth import Truth
-from model.demo.patterns import METRES
 from model.demo.synthesis import Note, Waveform
 
 _FIRST_WORDS = (
@@ -69,10 +68,6 @@ class Track:
     def slug(self) -> str:
         """The title as a folder's name."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-
-    @property
-    def beats_per_bar(self) -> int:
-        return METRES[self.metre].beats
 
     @property
     def truth(self) -> Truth:

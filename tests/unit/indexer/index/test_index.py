@@ -11,7 +11,7 @@ import pytest
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import NotFinite, WrongShape
-from indexer.index.index import FingerprintMismatch, Index, KeysInMemory
+from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import DuplicateWindow, EmbeddingNotFinite, split_ids
 from indexer.index.snapshot import Snapshot
 from tests.embeddings import random_fold, random_rows, snapshot_facts
@@ -138,14 +138,6 @@ def test_queries_of_another_fold_are_refused(tmp_path: Path) -> None:
         index.search(index.fold.queries(unit_rows(1, 1)), 0)
     with pytest.raises(NotFinite):
         index.search(np.full((1, index.fold.dim), np.nan, np.float32), 1)
-
-
-def test_a_foreign_fingerprint_is_refused(tmp_path: Path) -> None:
-    index = sealed(tmp_path)
-    index.require_fingerprint("f" * 64)
-    with pytest.raises(FingerprintMismatch) as caught:
-        index.require_fingerprint("0" * 64)
-    assert (caught.value.expected, caught.value.found) == ("f" * 64, "0" * 64)
 
 
 @pytest.mark.parametrize("rank", [None, 3])
