@@ -77,7 +77,7 @@ class Lightning:
     phalar: Phalar
     path: Path
 
-    def contents(self, method: str = "bilinear_similarity") -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         """Of the layout that the authors publish; the CQT kernels, which nothing reads, are cut short."""
         names = authors_names(self.phalar)
         state = {
@@ -88,7 +88,7 @@ class Lightning:
         state |= {names[ours]: weight.clone() for ours, weight in self.phalar.state_dict().items()}
         parameters = {
             "embedding_dim": 512,
-            "comparison_method": Member("ModelComparisonMethod", method),
+            "comparison_method": Member("ModelComparisonMethod", "bilinear_similarity"),
             "backbone_type": "freqtimeseparable",
             "ft_sep_depth": 5,
             "dropout_p": 0.1,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from model.checkpoints import CheckpointError, LegacyPickle, NotACheckpoint, UnsafePickle, load_phalar
-from model.phalar import Phalar
 from tests.lightning import Attack, Lightning
 
 
@@ -36,7 +35,6 @@ def _place_among_weights(contents: dict[str, Any], attack: object) -> object:
 @pytest.mark.parametrize("place", [_place_in_root, _place_beside, _place_in_parameters, _place_among_weights])
 @pytest.mark.parametrize("function", [os.system, eval, os.mkdir])
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(
-    phalar: Phalar,
     lightning: Lightning,
     tmp_path: Path,
     place: Callable[[dict[str, Any], object], object],
@@ -99,9 +97,7 @@ def test_crafted_pickles_are_refused(tmp_path: Path, program: bytes, error: type
         load_phalar(torch_file_of(program, tmp_path / "crafted.ckpt"))
 
 
-def test_a_tensor_that_reaches_beyond_its_storage_is_refused(
-    phalar: Phalar, lightning: Lightning, tmp_path: Path
-) -> None:
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(lightning: Lightning) -> None:
     path = lightning.write(lightning.contents())
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
