@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -19,30 +20,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "phalar_http_requests",
-            "Requests by route and status",
-            ["method", "route", "status"],
-            registry=self.registry,
-        )
-        self.request_seconds = Histogram(
-            "phalar_http_request_seconds",
-            "Time to answer by route",
-            ["route"],
-            buckets=STAGE_BUCKETS,
-            registry=self.registry,
-        )
-        self.stage_seconds = Histogram(
-            "phalar_retrieval_stage_seconds",
-            "Time of each stage of a retrieval",
-            ["stage"],
-            buckets=STAGE_BUCKETS,
-            registry=self.registry,
-        )
-        self._queue_up = Gauge("phalar_queue_up", "1: Redis answers; 0: it is away", registry=self.registry)
-        self._depth = Gauge("phalar_queue_depth", "Jobs waiting or in work", ["kind"], registry=self.registry)
-        self._stems = Gauge("phalar_stems", "Stems by state", ["state"], registry=self.registry)
-        self._index = Gauge("phalar_index", "The live index", ["what"], registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        seconds = partial(Histogram, buckets=STAGE_BUCKETS, registry=self.registry)
+        labels = ["method", "route", "status"]
+        self.requests = Counter("phalar_http_requests", "Requests by route and status", labels, registry=self.registry)
+        self.request_seconds = seconds("phalar_http_request_seconds", "Time to answer by route", ["route"])
+        self.stage_seconds = seconds("phalar_retrieval_stage_seconds", "Time of each stage of a retrieval", ["stage"])
+        self._queue_up = gauge("phalar_queue_up", "1: Redis answers; 0: it is away")
+        self._depth = gauge("phalar_queue_depth", "Jobs waiting or in work", ["kind"])
+        self._stems = gauge("phalar_stems", "Stems by state", ["state"])
+        self._index = gauge("phalar_index", "The live index", ["what"])
         self._worker_stats: dict[str, dict[str, float | str]] = {}
         self.registry.register(self)
         ProcessCollector(registry=self.registry)  # memory, CPU time and open files of the API process

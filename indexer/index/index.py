@@ -21,7 +21,6 @@ from indexer.index.snapshot import Snapshot
 
 __all__ = [
     "Base",
-    "FingerprintMismatch",
     "Index",
     "IndexUnavailable",
     "KeysInMemory",
@@ -48,14 +47,6 @@ _SCORES_OF_ONE_THREAD = 50_000
 _DEEPEST_ON_CARD = 2048
 # Embeddings are of unit norm to 1e-4 (checked when they are added); the rounding bound is stated for norm 1.
 _NORM_MARGIN = 1.001
-
-
-class FingerprintMismatch(Exception):
-    """Embeddings of one model meet an index that another model made."""
-
-    def __init__(self, *, expected: str, found: str) -> None:
-        super().__init__(f"the index was made by the model {expected[:16]}, not by {found[:16]}")
-        self.expected, self.found = expected, found
 
 
 class IndexUnavailable(Exception):
@@ -306,11 +297,6 @@ class Index:
     def stems(self) -> int:
         """Stems that can be found."""
         return sum(part.stems for part in self._parts)  # no stem has windows in two parts
-
-    def require_fingerprint(self, fingerprint: str) -> None:
-        """Raise FingerprintMismatch when another model made the index: its scores would mean nothing."""
-        if fingerprint != self.fingerprint:
-            raise FingerprintMismatch(expected=self.fingerprint, found=fingerprint)
 
     def with_changes(self, upserted: Mapping[int, StemEmbeddings], deleted: Iterable[int], seq: int) -> "Index":
         """A new index in which these stems are as given and those are gone; this one stays as it is.

@@ -14,17 +14,7 @@ import soxr
 
 if TYPE_CHECKING:
     import av  # FFmpeg's dozens of libraries are loaded where a file needs them
-from model.audio.errors import (
-    ClipTooLong,
-    ClipTooShort,
-    DecodeFailed,
-    EmptyFile,
-    NoAudioStream,
-    NonFiniteSamples,
-    SilentClip,
-    TooManyChannels,
-    UnknownFormat,
-)
+import model.audio.errors as errors
 from model.audio.formats import W64, AudioFormat, after_tags, sniff_format
 from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is_silent, peak_of
 
@@ -81,10 +71,10 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
     with _opened(source) as file:
         size = file.seek(0, io.SEEK_END)
         if size == 0:
-            raise EmptyFile
+            raise errors.EmptyFile
         kind = sniff_format(file)
         if kind is None:
-            raise UnknownFormat
+            raise errors.UnknownFormat
         with (_open_av if kind in _AV_FORMATS else _open_soundfile)(file, kind, size, max_channels) as stream:
             return _collect(stream, max_seconds)
 
@@ -112,18 +102,18 @@ def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
         None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     )
     pieces: list[Waveform] = []
-    failure: DecodeFailed | None = None
+    failure: errors.DecodeFailed | None = None
     try:
         for block in stream.blocks:
             peak = peak_of(block)
             if not peak <= LOUDEST:  # NaN compares false
-                raise NonFiniteSamples(seconds=frames / rate)
+                raise errors.NonFiniteSamples(seconds=frames / rate)
             frames += len(block)
             if max_seconds is not None and frames > max_seconds * rate:
-                raise ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
+                raise errors.ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
             mono = block.mean(axis=1, dtype=np.float32)
             pieces.append(mono if resampler is None else resampler.resample_chunk(mono))
-    except DecodeFailed as error:
+    except errors.DecodeFailed as error:
         failure = error
     if resampler is not None:
         pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
@@ -139,10 +129,10 @@ def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
         warnings = (f"The file ends early: {extent} could be decoded.",)
     if len(waveform) <= TOO_SHORT:
         if failure or warnings:
-            raise failure or DecodeFailed(f"it ends early, after {extent}")
-        raise ClipTooShort(seconds=decoded_s)
+            raise failure or errors.DecodeFailed(f"it ends early, after {extent}")
+        raise errors.ClipTooShort(seconds=decoded_s)
     if is_silent(waveform):
-        raise SilentClip(peak_db=float(20 * np.log10(max(peak_of(waveform), 1e-10))), floor_db=SILENCE_DB)
+        raise errors.SilentClip(peak_db=float(20 * np.log10(max(peak_of(waveform), 1e-10))), floor_db=SILENCE_DB)
     return Clip(waveform, rate, stream.channels, stream.format, warnings)
 
 
@@ -159,9 +149,9 @@ def _opened(source: Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
 
 def _refuse_header(sample_rate: int, channels: int, max_channels: int) -> None:
     if channels > max_channels:
-        raise TooManyChannels(channels=channels, maximum=max_channels)
+        raise errors.TooManyChannels(channels=channels, maximum=max_channels)
     if channels < 1 or sample_rate not in SAMPLE_RATES:
-        raise DecodeFailed(f"the header claims {channels} channels at {sample_rate} Hz")
+        raise errors.DecodeFailed(f"the header claims {channels} channels at {sample_rate} Hz")
 
 
 _SOUNDFILE_FORMATS = {"wav": {"WAV", "WAVEX", "RF64", "W64"}, "aiff": {"AIFF"}, "flac": {"FLAC"}}
@@ -180,7 +170,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has n
 def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) -> Iterator[_Stream]:
     present, channels = _read_chunks(file, kind, size) if kind in ("wav", "aiff") else (1.0, None)
     if channels is not None and channels > max_channels:  # libsndfile gives no number when it finds too many
-        raise TooManyChannels(channels=channels, maximum=max_channels)
+        raise errors.TooManyChannels(channels=channels, maximum=max_channels)
     ended = _ogg_ended(file, size) if kind in ("ogg", "opus") else True
     file.seek(0)
     try:
@@ -189,7 +179,7 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
         raise _unreadable(error) from error
     with sound:
         if sound.format not in _SOUNDFILE_FORMATS[kind]:
-            raise UnknownFormat
+            raise errors.UnknownFormat
         _refuse_header(sound.samplerate, sound.channels, max_channels)
         declared_s = sound.frames / sound.samplerate if 0 < sound.frames < _UNKNOWN_FRAMES else None
         blocks = _soundfile_blocks(sound)
@@ -208,8 +198,8 @@ def _unreadable(error: soundfile.LibsndfileError) -> Exception:
     if error.code == _SFE_MALLOC_FAILED:
         return MemoryError()
     if error.code == _SFE_BAD_FILE:
-        return DecodeFailed("there is no audio in it")
-    return DecodeFailed(error.error_string.removeprefix("Error : ").rstrip("."))
+        return errors.DecodeFailed("there is no audio in it")
+    return errors.DecodeFailed(error.error_string.removeprefix("Error : ").rstrip("."))
 
 
 # Codes of libsndfile's private header, stable since 2000.
@@ -288,7 +278,7 @@ def _open_av(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) ->
         raise _av_failure(error) from error
     with container:
         if not container.streams.audio:
-            raise NoAudioStream
+            raise errors.NoAudioStream
         stream = container.streams.audio[0]
         context = stream.codec_context
         _refuse_header(context.sample_rate, context.channels, max_channels)
@@ -321,7 +311,7 @@ def _av_blocks(
         if frame is None:
             return
         if frame.sample_rate != sample_rate:
-            raise DecodeFailed(f"the sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
+            raise errors.DecodeFailed(f"the sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
         samples = frame.to_ndarray()
         samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
         if samples.dtype.kind != "f":
@@ -332,4 +322,4 @@ def _av_blocks(
 def _av_failure(error: Exception) -> Exception:
     if isinstance(error, MemoryError):
         return MemoryError()
-    return DecodeFailed(getattr(error, "strerror", None) or str(error))
+    return errors.DecodeFailed(getattr(error, "strerror", None) or str(error))

@@ -14,19 +14,7 @@ import numpy as np
 from model.audio.harmony import key_name
 from model.demo.parts import write_bass, write_drums, write_keys, write_lead, write_pads
 from model.demo.plan import SHORTEST_NOTE_S, plan_track
-from model.demo.synthesis import (
-    BASS_VOICES,
-    KEYS_VOICES,
-    KICK,
-    LEAD_VOICES,
-    PAD_VOICES,
-    Note,
-    Room,
-    Waveform,
-    play_drums,
-    play_voice,
-    tune_kit,
-)
+from model.demo.synthesis import KICK, VOICES, Note, Room, Waveform, play_drums, play_voice, tune_kit
 from model.demo.track import ChordSpan, ComposedStem, Track, title_of
 
 INSTRUMENTS = ("drums", "bass", "pads", "keys", "lead")
@@ -129,12 +117,7 @@ def compose_track(seed: int, seconds: float = 20.0, sample_rate: int = 44_100) -
     }
 
     choice = plan.rng("voices")
-    voices = {
-        "bass": BASS_VOICES[int(choice.integers(len(BASS_VOICES)))],
-        "pads": PAD_VOICES[int(choice.integers(len(PAD_VOICES)))],
-        "keys": KEYS_VOICES[int(choice.integers(len(KEYS_VOICES)))],
-        "lead": LEAD_VOICES[int(choice.integers(len(LEAD_VOICES)))],
-    }
+    voices = {name: kinds[int(choice.integers(len(kinds)))] for name, kinds in VOICES.items()}
     room = Room(samples, sample_rate, float(choice.uniform(0.7, 1.3)), plan.rng("room"))
     pumping = float(choice.uniform(0.35, 0.6)) if plan.pattern.style == "house" else 0.15
     repeats = float(choice.uniform(0.12, 0.3))

@@ -75,6 +75,7 @@ LEAD_VOICES = (
     Voice("bell lead", "epiano", 20.0, 2.0, 0.35, 0.003, 1.0, 0.25, 0.3, (0.0,), 5.0),
     Voice("plucked lead", "pluck", 14.0, 3.0, 0.3, 0.003, 0.8, 0.3, 0.15, (-2.0, 2.0), 6.0),
 )
+VOICES = {"bass": BASS_VOICES, "pads": PAD_VOICES, "keys": KEYS_VOICES, "lead": LEAD_VOICES}
 
 
 def _partials(shape: str, n: int) -> NDArray[np.float64]:

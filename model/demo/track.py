@@ -12,7 +12,6 @@ import numpy as np
 
 from model.audio.harmony import Chord
 from model.audio.truth import Truth
-from model.demo.patterns import METRES
 from model.demo.synthesis import Note, Waveform
 
 _FIRST_WORDS = (
@@ -71,10 +70,6 @@ class Track:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     @property
-    def beats_per_bar(self) -> int:
-        return METRES[self.metre].beats
-
-    @property
     def truth(self) -> Truth:
         """Its beats, its key, and which stems are pitched."""
         seconds = len(self.stems[0].waveform) / self.sample_rate
@@ -124,20 +119,17 @@ def title_of(seed: int) -> str:
     return title if seed < n else f"{title} {seed // n + 1}"
 
 
-def write_track(track: Track, folder: Path) -> list[Path]:
-    """Write a track's stems as 16-bit FLAC, `<folder>/<title-slug>/<instrument>.flac`, and its track.json beside them.
+def write_track(track: Track, home: Path) -> list[Path]:
+    """Write a track's stems as 16-bit FLAC, `<home>/<instrument>.flac`, and last its track.json beside them.
 
     Returns:
         The files, in the order of `track.stems`. The same track gives the same bytes.
     """
     import soundfile  # here, so that composing needs nothing but NumPy
 
-    home = folder / track.slug
     home.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for stem in track.stems:
-        path = home / f"{stem.instrument}.flac"
+    paths = [home / f"{stem.instrument}.flac" for stem in track.stems]
+    for path, stem in zip(paths, track.stems, strict=True):
         soundfile.write(path, stem.waveform, track.sample_rate, format="FLAC", subtype="PCM_16")
-        paths.append(path)
     track.truth.write(home)
     return paths

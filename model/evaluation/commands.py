@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from model.training.commands import default_cache
+from model.training.console import counted, err, fail, out
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
     from rich.table import Table
 
     from model.evaluation.systems import System
     from model.training.stems import StemBank
 
-FAILED = 1
 SHOWN = 5
 """So many of what was left out are printed; JSON has them all."""
 
 evaluate_app = typer.Typer(help="Measure a model, or a baseline, by the paper's protocols.", no_args_is_help=True)
-
-out = Console()
-err = Console(stderr=True)
 
 
 Checkpoint = Annotated[
     str | None, typer.Option(help="A file, or what the baseline takes in its place. Default: the shipped model.")
 ]
 
-
+SystemName = Annotated[str, typer.Option(help="phalar, or a baseline.")]
+Device = Annotated[str, typer.Option(help="A torch device.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 Page = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")]
 Section = Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")]
 
@@ -66,13 +63,13 @@ def retrieval(
     matched: Annotated[
         bool, typer.Option(help="Also in beat time: every clip at one tempo, each window on a beat of its song.")
     ] = False,
-    system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    system: SystemName = "phalar",
+    device: Device = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
     page: Page = None,
     section: Section = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How often an anchor's best candidate is its own positive, among positives of other tracks.
 
@@ -95,21 +92,15 @@ def retrieval(
     bank = open_bank(stems, cache or default_cache(), jobs)
     names = [track.name for track in bank.tracks]
     chosen = [at for at, name in enumerate(names) if split is SplitChoice.all or split_of(name) == split.value]
-    with _progress() as progress:
-        tasks = [
-            progress.add_task(how, total=None) for how in (("as recorded", "matched") if matched else ("windows",))
-        ]
-
-        def said_of(task: TaskID) -> Callable[[int, int], None]:
-            return lambda done, most: progress.update(task, completed=done, total=most)
-
-        answer: dict[str, Any] = {"system": system, "checkpoint": checkpoint, "split": split.value}
-        try:
-            answer |= evaluate_retrieval(measured, bank, chosen, settings, said_of(tasks[0])).as_dict()
-            if matched:
-                answer |= evaluate_matched(measured, bank, chosen, settings, said_of(tasks[1])).as_dict()
-        except (TooFewTracks, ClipTooShort, ModuleNotFoundError) as error:
-            _fail(str(error))
+    answer: dict[str, Any] = {"system": system, "checkpoint": checkpoint, "split": split.value}
+    try:
+        with counted("as recorded" if matched else "windows") as progress:
+            answer |= evaluate_retrieval(measured, bank, chosen, settings, progress).as_dict()
+        if matched:
+            with counted("matched") as progress:
+                answer |= evaluate_matched(measured, bank, chosen, settings, progress).as_dict()
+    except (TooFewTracks, ClipTooShort, ModuleNotFoundError) as error:
+        fail(str(error))
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     notes = getattr(measured, "notes", None)  # a system that was not trained here has none
     heard = None if notes is None else heard_of(notes, (names[at] for at in chosen))
@@ -127,7 +118,7 @@ def listening(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="ratings/*.json, scores_SYSTEM.json.")],
     page: Page = None,
     section: Section = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How the scores of systems correlate with people's ratings of the same excerpts.
 
@@ -139,7 +130,7 @@ def listening(
     try:
         result = correlate_all(folder)
     except BadListeningTest as error:
-        _fail(str(error))
+        fail(str(error))
     show_answer(result.as_dict(), [listening_table(result)], as_json, page, section)
 
 
@@ -149,9 +140,9 @@ def beats(
     checkpoint: Checkpoint = None,
     step: Annotated[float, typer.Option(min=0.005, help="Seconds from one scored window to the next.")] = 0.02,
     seed: Annotated[int, typer.Option(min=0, help="Of the interval.")] = 0,
-    system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    system: SystemName = "phalar",
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Zero-shot beat tracking: clicks of 30 to 240 BPM scored along each clip.
 
@@ -163,17 +154,10 @@ def beats(
 
     measured = open_system(system, checkpoint, device)
     try:
-        with _progress() as progress:
-            task = progress.add_task("clips", total=None)
-            result = track_all(
-                measured,
-                audio,
-                BeatSettings(step_s=step),
-                seed=seed,
-                progress=lambda done, most: progress.update(task, completed=done, total=most),
-            )
+        with counted("clips") as progress:
+            result = track_all(measured, audio, BeatSettings(step_s=step), seed=seed, progress=progress)
     except (BadAnnotation, NothingAnnotated, AudioError, ImportError) as error:
-        _fail(str(error))
+        fail(str(error))
     show_answer(result.as_dict(), [beats_table(result)], as_json)
 
 
@@ -183,9 +167,9 @@ def chords(
     checkpoint: Checkpoint = None,
     window: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 2.0,
     stride: Annotated[float, typer.Option(min=0.05, help="Seconds.")] = 0.5,
-    system: Annotated[str, typer.Option(help="phalar, or a baseline.")] = "phalar",
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    system: SystemName = "phalar",
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """A linear probe for chords on frozen embeddings, in five folds of whole clips.
 
@@ -198,16 +182,10 @@ def chords(
 
     measured = open_system(system, checkpoint, device)
     try:
-        with _progress() as progress:
-            task = progress.add_task("clips", total=None)
-            result = probe_all(
-                measured,
-                audio,
-                ChordSettings(window_s=window, stride_s=stride),
-                progress=lambda done, most: progress.update(task, completed=done, total=most),
-            )
+        with counted("clips") as progress:
+            result = probe_all(measured, audio, ChordSettings(window, stride), progress=progress)
     except (BadAnnotation, NothingAnnotated, TooFewClips, AudioError, ImportError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     show_answer(result.as_dict(), [chords_table(result)], as_json)
 
 
@@ -226,9 +204,9 @@ def table(
     try:
         write_section(page, section, retrieval_markdown(_by_name(answers)))
     except (NoSection, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyError as error:
-        _fail(f"an answer lacks {error}: was it written by `retrieval --json`?")
+        fail(f"an answer lacks {error}: was it written by `retrieval --json`?")
 
 
 @evaluate_app.command()
@@ -280,9 +258,9 @@ def picture(
     try:
         draw_matched(_by_name(answers), to)
     except KeyError as error:
-        _fail(f"an answer has no {error}: measure it with --matched")
+        fail(f"an answer has no {error}: measure it with --matched")
     except ModuleNotFoundError:
-        _fail("pictures need matplotlib: pip install 'phalar-retrieval[evaluation]'")
+        fail("pictures need matplotlib: pip install 'phalar-retrieval[evaluation]'")
 
 
 def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
@@ -321,11 +299,8 @@ def open_bank(stems: list[Path], cache: Path, jobs: int) -> StemBank:
     """The stems below some folders, decoded once, with progress; what was left out is said on stderr."""
     from model.training.stems import load_bank
 
-    with _progress() as progress:
-        task = progress.add_task("tracks", total=None)
-        bank = load_bank(
-            stems, cache, jobs=jobs, progress=lambda done, most: progress.update(task, completed=done, total=most)
-        )
+    with counted("tracks") as progress:
+        bank = load_bank(stems, cache, jobs=jobs, progress=progress)
     for dropped in bank.dropped[:SHOWN]:
         err.print(f"left out: {dropped}", markup=False, highlight=False, soft_wrap=True)
     if len(bank.dropped) > SHOWN:
@@ -344,7 +319,7 @@ def open_system(name: str, checkpoint: str | None, device: str) -> System:
     except UnknownSystem as error:
         raise typer.BadParameter(str(error)) from error
     except (CheckpointError, OSError, ImportError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     if not getattr(system, "trained", True):
         err.print("these weights were never trained: the figures say nothing about the method", style="yellow")
     return system
@@ -375,13 +350,6 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _progress() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True)
-
-
 def show_answer(
     answer: dict[str, Any],
     tables: list[Table],
@@ -399,7 +367,7 @@ def show_answer(
         try:
             write_section(page, section, "\n".join([tables_markdown(tables), *notes]))
         except NoSection as error:
-            _fail(str(error))
+            fail(str(error))
     if as_json:
         print(json.dumps(answer, indent=2))
         return
@@ -407,8 +375,3 @@ def show_answer(
         out.print(each)
     for note in notes:
         out.print(note, markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(sentence: str) -> NoReturn:
-    err.print(f"phalar: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(FAILED)

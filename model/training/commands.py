@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
-FAILED = 1
+from model.training.console import bar, err, fail
+
 RECIPE_COMMAND = "recipe"
 
 
@@ -30,8 +30,6 @@ train_app = typer.Typer(
     cls=_RecipeByDefault,
     no_args_is_help=True,
 )
-
-err = Console(stderr=True)
 
 
 @train_app.command(name=RECIPE_COMMAND)
@@ -73,13 +71,13 @@ def train(
     try:
         chosen = load_recipe(recipe, **{name: value for name, value in changed.items() if value is not None})
     except (BadRecipe, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     if not stems and not chosen.data.composed:
-        _fail("this recipe composes no music of its own: name folders of tracks with --stems")
+        fail("this recipe composes no music of its own: name folders of tracks with --stems")
     if threads:
         torch.set_num_threads(threads)
     home = out or Path("runs") / recipe.stem
-    with process_group(device) as (rank, here), _progress(silent=rank > 0) as progress:
+    with process_group(device) as (rank, here), bar(silent=rank > 0) as progress:
         if rank == 0:
             _say_device(here, asked=device is not None, precision=chosen.precision)
         task = progress.add_task("stems", total=None)
@@ -96,7 +94,7 @@ def train(
         try:
             trainer = Trainer(chosen, bank, home, here, begin)
         except (OtherRun, CheckpointError, ValueError) as error:
-            _fail(str(error))
+            fail(str(error))
         task = progress.add_task("steps", total=chosen.steps, completed=trainer.step)
         with _tensorboard(home, trainer.step, silent=rank > 0) as write:
 
@@ -111,7 +109,7 @@ def train(
             try:
                 trainer.run(report, stop_at)
             except (RunLost, TooLittleMemory) as error:
-                _fail(str(error))
+                fail(str(error))
     if rank == 0:
         print(home / MODEL if trainer.step == chosen.steps else f"{home}: stopped after step {trainer.step}")
 
@@ -156,7 +154,7 @@ def render(
     fonts = tuple(soundfont) if soundfont else SOUNDFONTS
     settings = RenderSettings(soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns)
     tracks = stems = failed = 0
-    with _progress() as progress:
+    with bar() as progress:
         task = progress.add_task("scores", total=len(score_files(scores)) * variants)
         try:
             for rendered in render_scores(scores, out, settings, jobs):
@@ -168,7 +166,7 @@ def render(
                 tracks += 1
                 stems += rendered.stems
         except (NoSoundfont, ModuleNotFoundError) as error:
-            _fail(str(error))
+            fail(str(error))
     err.print(f"{tracks} tracks of {stems} stems; {failed} scores could not be used")
 
 
@@ -198,18 +196,6 @@ def _tensorboard(folder: Path, step: int, silent: bool) -> Iterator[Any]:
         yield write
 
 
-def _progress(silent: bool = False) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, disable=silent)
-
-
 def default_cache() -> Path:
     """`phalar` in this user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phalar"
-
-
-def _fail(sentence: str) -> NoReturn:
-    err.print(f"phalar: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(FAILED)

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 
-import soundfile
-
 from model.audio import SAMPLE_RATE
 from model.audio.truth import FILE
-from model.demo.compose import compose_track
+from model.demo import compose_track, write_track
 from model.training.processes import map_in_processes
 from model.training.recipe import DataSettings
 from model.training.stems import StemBank, load_bank
@@ -52,10 +50,5 @@ def training_bank(
 def _compose(seed: int, seconds: float, folder: Path) -> None:
     """`<folder>/<seed>/<instrument>.flac` and its track.json, unless they are there."""
     home = folder / f"{seed:06d}"
-    if (home / FILE).is_file():
-        return
-    home.mkdir(exist_ok=True)
-    track = compose_track(seed, seconds, SAMPLE_RATE)
-    for stem in track.stems:
-        soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    track.truth.write(home)  # last: a track with this file is whole
+    if not (home / FILE).is_file():  # it is written last
+        write_track(compose_track(seed, seconds, SAMPLE_RATE), home)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +30,7 @@ from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
 from model.training.batches import Ahead, Batch, augmented, draw_batch
+from model.training.clock import Clock
 from model.training.cocola import Cocola, refresh_statistics
 from model.training.distributed import gather, mean_over_processes
 from model.training.examples import draw_examples, mix_examples
@@ -253,7 +253,7 @@ class Trainer:
 
     def _train_step(self) -> _Taken:
         recipe = self.recipe
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         batch = self._ahead.of(self.step)
         if self._on_card:
             batch = self._augmented(batch, self.step)
@@ -286,7 +286,7 @@ class Trainer:
     def _augmented(self, batch: Batch, step: int) -> Batch:
         return augmented(batch, self.recipe, self.device, self._seed(_AUGMENT, step * self.world + self.rank))
 
-    def _loss_and_gradients(self, batch: Batch, clock: _Clock) -> tuple[Tensor, Tensor]:
+    def _loss_and_gradients(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor]:
         seed = self._seed(_DROPOUT, self.step * self.world + self.rank)
         each = self._clips_at_once(batch)
         if each >= len(batch.clips):
@@ -420,29 +420,6 @@ def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half
     return embedded if embedded.is_complex() else embedded.float()
 
 
-class _Clock:
-    """Seconds from tick to tick, by name: a card's own, which are known once it has come so far."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_card = device.type == "cuda" and torch.cuda.is_available()
-        self._ticks: list[tuple[str, float, Any]] = []
-        self.tick("")
-
-    def tick(self, name: str) -> None:
-        event: Any = torch.cuda.Event(enable_timing=True) if self._on_card else None  # type: ignore[no-untyped-call]
-        if event is not None:
-            event.record()
-        self._ticks.append((name, time.perf_counter(), event))
-
-    def split_s(self) -> dict[str, float]:
-        """After everything has been done. The first part is the host's: how long the step waited for its data."""
-        split: dict[str, float] = {}
-        for (_, since, began), (name, now, ended) in pairwise(self._ticks):
-            on_card = ended is not None and bool(split)
-            split[name] = began.elapsed_time(ended) / 1000 if on_card else now - since
-        return split
-
-
 @dataclass(frozen=True)
 class _Taken:
     """A step that was begun; what it measured may still be on its way."""
@@ -450,7 +427,7 @@ class _Taken:
     step: int  # of steps begun, from 1
     rate: float
     measured: Tensor  # float32 (3,): loss, accuracy, the gradient's norm
-    clock: _Clock
+    clock: Clock
 
 
 def _begin(checkpoint: Path, kind: type[nn.Module]) -> nn.Module:

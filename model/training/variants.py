@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from nnAudio.features.mel import MelSpectrogram
@@ -27,17 +27,6 @@ from model.similarity import COSINE_SCALE, HermitianSimilarity
 from model.training import cocola
 
 FORMAT = "phalar-variant-1"
-
-
-class Trainable(Protocol):
-    """What the trainer asks of a model, beside being an nn.Module."""
-
-    similarity: nn.Module
-    """(n, ...) and (m, ...) of `forward`'s outputs -> the score of all against all, (n, m), with gradients."""
-
-    def __call__(self, waveforms: Tensor) -> Tensor:
-        """float32 (batch, samples) -> (batch, ...), with gradients."""
-        ...
 
 
 class AveragePooling(SpectralPooling):

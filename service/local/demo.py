@@ -36,7 +36,7 @@ def _compose(seed: int, seconds: float, folder: Path, with_mix: bool) -> list[De
     from model.demo import compose_track, write_track
 
     track = compose_track(seed, seconds)
-    paths = write_track(track, folder)
+    paths = write_track(track, folder / track.slug)
     if with_mix:
         mix = track.submix(stem.instrument for stem in track.stems if stem.instrument != MISSING)
         soundfile.write(folder / "mix.flac", mix, track.sample_rate, format="FLAC", subtype="PCM_16")

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer import Catalog, CatalogUnavailable
+from indexer import Catalog
 from model.audio import SAMPLE_RATE, AudioError, window_starts
 from model.device import facts_of
 from service.metrics import Figures
@@ -29,6 +29,7 @@ from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_o
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecodeLimits, DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
+from service.work.endings import Endings
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
 from service.work.queue import Queue, consumer_name, open_queue
 from service.work.streams import QueueUnavailable
@@ -44,8 +45,6 @@ LATELY_S = 1.0  # after a query another is likely: until then micro-batches of u
 LATELY_SHARE = 4  # so many times
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
 BEAT_S = 5.0
-STORE_ATTEMPTS = 5
-FIRST_PAUSE_S = 0.2
 
 Describe = Callable[[Exception], dict[str, Any]]
 """How a failure is written down for whoever uploaded the stem: the API's problem, which this room knows nothing of."""
@@ -97,6 +96,8 @@ class Worker:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()  # set when the device has taken windows of queries
         self._stopping = asyncio.Event()
+        self._ends = ends = Endings(catalog, queue, self.figures, self._stopping)
+        self._done, self._fail, self._persist, self._settle = ends.done, ends.fail, ends.persist, ends.settle
 
     def stop(self) -> None:
         """Finish the batch that is on the device, give the rest back, and let `run` return."""
@@ -328,7 +329,7 @@ class Worker:
                 work.embedding.append(embedding[at : at + end - start].copy())
                 at += end - start
                 if work.complete:
-                    _spawn(self._store(work) if isinstance(work, StemWork) else self._reply(work), self._ending)
+                    _spawn(self._store(work) if isinstance(work, StemWork) else self._ends.reply(work), self._ending)
 
     async def _embed(self, batch: Batch) -> NDArray[np.complex64]:
         def embed() -> NDArray[np.complex64]:
@@ -369,65 +370,11 @@ class Worker:
             said = self._describe(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
             await self._fail(work.job, said)
 
-    # Answering and storing.
-
-    async def _reply(self, work: Work) -> None:
-        assert isinstance(work, QueryWork)
-        found = np.concatenate(work.embedding)
-        embedding = np.zeros((len(work.starts), found.shape[1]), np.complex64)
-        embedding[work.windows] = found
-        self.figures.queries += 1
-        await self._settle(self._queue.reply(work.job, embedding))
-
     async def _store(self, work: StemWork) -> None:
-        job = work.job
-        starts_s = work.starts[work.windows].astype(np.float64) / SAMPLE_RATE
-        embedding = np.concatenate(work.embedding)
         try:
-            with self.figures.timed("store"):
-                kept = await self._persist(
-                    lambda: self._catalog.store_embeddings(work.row, job.fingerprint, work.windows, starts_s, embedding)
-                )
-            self.figures.stems += 1
-            if not kept:
-                log.info("stem %s was deleted meanwhile", job.stem_id)
-        except Exception:
-            log.exception("stem %s could not be stored and stays queued", job.stem_id)
+            await self._ends.store(work)
         finally:
-            await self._done(job)
             await self._free(work)
-
-    async def _fail(self, job: UploadJob, said: dict[str, Any]) -> None:
-        self.figures.stems_failed += 1
-        log.warning("stem %s failed: %s", job.stem_id, said.get("detail"))
-        try:
-            await self._persist(lambda: self._catalog.mark_failed(job.stem_id, said, job.fingerprint))
-        except Exception:
-            log.exception("stem %s could not be marked as failed and stays queued", job.stem_id)
-        await self._done(job)
-
-    async def _persist(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run it; a database that is away or locked is tried again for some seconds."""
-        attempt, pause = 1, FIRST_PAUSE_S
-        while True:
-            try:
-                return await operation()
-            except CatalogUnavailable as error:
-                if attempt == STORE_ATTEMPTS or self._stopping.is_set():
-                    raise
-                log.warning("the catalog does not answer, trying again: %s", error)
-            await asyncio.sleep(pause)
-            attempt, pause = attempt + 1, 2 * pause
-
-    async def _done(self, job: UploadJob) -> None:
-        await self._settle(self._queue.done(job))
-
-    async def _settle(self, acknowledging: Awaitable[None]) -> None:
-        """A job that cannot be acknowledged now comes again, and is found done."""
-        try:
-            await acknowledging
-        except QueueUnavailable as error:
-            log.warning("a job was done and could not be acknowledged: %s", error)
 
     async def _free(self, work: Work) -> None:
         async with self._samples_freed:

@@ -37,13 +37,6 @@ def exact(x: npt.NDArray[np.complex64], form: npt.NDArray[np.complex128], y: npt
     return (x.astype(np.complex128).conj() @ form @ y.astype(np.complex128).T).real
 
 
-def test_query_dot_key_equals_hermitian_score() -> None:
-    form, x, y = trained_form(), random_rows(1, 64, DIMENSION), random_rows(2, 300, DIMENSION)
-    fold = HermitianFold(form)
-    assert np.abs(fold.queries(x) @ fold.keys(y).T - exact(x, form, y)).max() <= SCORE_TOLERANCE
-    assert np.abs(fold.scores(x, y) - exact(x, form, y)).max() <= SCORE_TOLERANCE
-
-
 def test_query_dot_key_equals_hermitian_score_on_the_reference_embeddings() -> None:
     form, x = trained_form(), reference_embeddings()
     fold = HermitianFold(form)

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 
 import benchmarks
 from model.audio import SAMPLE_RATE
-from model.demo import compose_track
+from model.demo import compose_track, write_track
 from model.device import why_no_card
 
 RECIPE = """
@@ -32,10 +31,7 @@ def test_every_benchmark_loads(name: str) -> None:
 def test_a_training_step_is_timed_beside_the_ones_it_replaced(tmp_path: Path) -> None:
     (tmp_path / "two.toml").write_text(RECIPE)
     for seed in (1, 2):
-        home = tmp_path / "mine" / f"track {seed}"
-        home.mkdir(parents=True)
-        for stem in compose_track(seed, 4.0, SAMPLE_RATE).stems:
-            soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE, subtype="PCM_16")
+        write_track(compose_track(seed, 4.0, SAMPLE_RATE), tmp_path / "mine" / f"track {seed}")
     page = tmp_path / "page.md"
     page.write_text("<!-- results: training-step -->\n<!-- end of training-step -->\n")
     command = [sys.executable, "-m", "benchmarks.training", "--stems", str(tmp_path / "mine"), "--repeats", "1"]

@@ -11,7 +11,7 @@ import pytest
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import NotFinite, WrongShape
-from indexer.index.index import FingerprintMismatch, Index, KeysInMemory
+from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import DuplicateWindow, EmbeddingNotFinite, split_ids
 from indexer.index.snapshot import Snapshot
 from tests.embeddings import random_fold, random_rows, snapshot_facts
@@ -20,8 +20,6 @@ DIMENSION = 8
 
 
 make_fold = partial(random_fold, DIMENSION)
-
-
 unit_rows = partial(random_rows, dimension=DIMENSION)
 
 
@@ -37,35 +35,9 @@ def sealed(folder: Path, rows: range = range(5), **changed: Any) -> Index:
     return Index.of(Snapshot.write(folder, [{row: make_stem(row) for row in rows}], **facts(**changed)))
 
 
-def empty() -> Index:
-    return Index.of(Snapshot.empty(make_fold(), fingerprint="f" * 64, window_s=5.0, stride_s=2.5))
-
-
-def found_rows(index: Index, k: int = 100, allowed: npt.NDArray[np.int64] | None = None) -> set[int]:
-    rows = split_ids(index.search(index.fold.queries(unit_rows(100, 1)), k, allowed)[1])[0]
+def found_rows(index: Index) -> set[int]:
+    rows = split_ids(index.search(index.fold.queries(unit_rows(100, 1)), 100)[1])[0]
     return set(rows[rows >= 0].tolist())
-
-
-def test_an_empty_index_answers_with_padding() -> None:
-    scores, ids = empty().search(make_fold().queries(unit_rows(1, 2)), 3)
-    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
-    assert scores.tolist() == [[-np.inf] * 3] * 2
-    assert ids.tolist() == [[-1] * 3] * 2
-
-
-def test_an_empty_index_takes_stems() -> None:
-    index = empty().with_changes({4: make_stem(4)}, [], 1)
-    assert (index.stems, index.windows, index.fresh_windows, index.seq) == (1, 3, 3, 1)
-    assert found_rows(index) == {4}
-
-
-def test_search_goes_down_and_pads_where_windows_run_out(tmp_path: Path) -> None:
-    index = sealed(tmp_path).with_changes({9: make_stem(9)}, [], 18)
-    scores, ids = index.search(index.fold.queries(unit_rows(1, 4)), 20)
-    assert (np.diff(scores[:, :18]) <= 0).all()
-    assert (ids[:, :18] >= 0).all()
-    assert (ids[:, 18:] == -1).all()
-    assert np.isneginf(scores[:, 18:]).all()
 
 
 def test_changes_make_a_new_index_and_leave_the_old_one(tmp_path: Path) -> None:
@@ -86,12 +58,6 @@ def test_a_changed_stem_is_found_by_its_new_windows_only(tmp_path: Path) -> None
     assert windows[rows == 1].tolist() == [0]
 
 
-def test_a_stem_that_comes_back_after_its_deletion_is_found(tmp_path: Path) -> None:
-    index = sealed(tmp_path).with_changes({}, [1], 18)
-    assert 1 not in found_rows(index)
-    assert 1 in found_rows(index.with_changes({1: make_stem(1)}, [], 19))
-
-
 def test_the_same_changes_twice_change_nothing(tmp_path: Path) -> None:
     once = sealed(tmp_path).with_changes({1: make_stem(50), 9: make_stem(9)}, [3], 18)
     twice = once.with_changes({1: make_stem(50), 9: make_stem(9)}, [3], 18)
@@ -99,20 +65,6 @@ def test_the_same_changes_twice_change_nothing(tmp_path: Path) -> None:
     for a, b in zip(once.search(queries, 20), twice.search(queries, 20), strict=True):
         assert np.array_equal(a, b)
     assert (twice.windows, twice.stems, twice.fresh_windows) == (once.windows, once.stems, once.fresh_windows)
-
-
-def test_a_stem_without_windows_is_found_no_more(tmp_path: Path) -> None:
-    silent = StemEmbeddings(np.empty(0, np.int64), np.empty(0), np.empty((0, DIMENSION), np.complex64))
-    index = sealed(tmp_path).with_changes({1: silent, 9: silent}, [], 18)
-    assert found_rows(index) == {0, 2, 3, 4}
-    assert index.stems == 4
-
-
-def test_only_allowed_stems_are_answered(tmp_path: Path) -> None:
-    index = sealed(tmp_path).with_changes({9: make_stem(9), 10: make_stem(10)}, [3], 18)
-    assert found_rows(index, allowed=np.array([10, 3, 0, 77], np.int64)) == {0, 10}
-    assert found_rows(index, allowed=np.array([9], np.int64)) == {9}
-    assert found_rows(index, allowed=np.empty(0, np.int64)) == set()
 
 
 def test_changes_that_make_no_sense_are_refused(tmp_path: Path) -> None:
@@ -138,14 +90,6 @@ def test_queries_of_another_fold_are_refused(tmp_path: Path) -> None:
         index.search(index.fold.queries(unit_rows(1, 1)), 0)
     with pytest.raises(NotFinite):
         index.search(np.full((1, index.fold.dim), np.nan, np.float32), 1)
-
-
-def test_a_foreign_fingerprint_is_refused(tmp_path: Path) -> None:
-    index = sealed(tmp_path)
-    index.require_fingerprint("f" * 64)
-    with pytest.raises(FingerprintMismatch) as caught:
-        index.require_fingerprint("0" * 64)
-    assert (caught.value.expected, caught.value.found) == ("f" * 64, "0" * 64)
 
 
 @pytest.mark.parametrize("rank", [None, 3])

@@ -14,22 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.audio import (
-    SAMPLE_RATE,
-    AudioError,
-    Clip,
-    ClipTooLong,
-    ClipTooShort,
-    DecodeFailed,
-    EmptyFile,
-    NoAudioStream,
-    NonFiniteSamples,
-    SilentClip,
-    TooManyChannels,
-    UnknownFormat,
-    is_silent,
-    load_clip,
-)
+from model.audio import SAMPLE_RATE, AudioError, Clip, errors, is_silent, load_clip
 
 SECONDS = 2.0
 TONE_HZ = 440.0
@@ -253,32 +238,37 @@ def with_sample(value: float) -> bytes:
 MP3 = encode(tone(44100, seconds=3.0), 44100, "MP3")
 
 BAD_FILES: list[tuple[str, bytes, type[AudioError], str]] = [
-    ("no bytes", b"", EmptyFile, "empty"),
-    ("text named .wav", b"this is not a sound\n" * 100, UnknownFormat, "not audio"),
-    ("UTF-16 text", "no sound at all".encode("utf-16"), UnknownFormat, "not audio"),
-    ("a picture", b"\x89PNG\r\n\x1a\n" + bytes(100), UnknownFormat, "not audio"),
-    ("an ID3 tag over nothing", b"ID3\x04\x00\x00\x00\x00\x00\x10" + bytes(16), DecodeFailed, "decoded"),
-    ("a RIFF that is no WAVE", b"RIFF\x00\x10\x00\x00AVI LIST" + bytes(100), UnknownFormat, "not audio"),
-    ("a WAVE header alone", wav(tone(SAMPLE_RATE))[:44], ClipTooShort, "0.000 s"),
-    ("a WAVE with no samples", wav(np.zeros((0, 1))), ClipTooShort, "0.000 s"),
-    ("FLAC that is garbage", b"fLaC" + bytes(range(256)) * 8, DecodeFailed, "decoded"),
-    ("Ogg that is garbage", b"OggS" + bytes(range(256)) * 8, DecodeFailed, "decoded"),
-    ("MP4 that is garbage", b"\x00\x00\x00\x20ftypM4A " + bytes(range(256)) * 8, DecodeFailed, "decoded"),
-    ("AAC that is garbage", b"\xff\xf1" + bytes(range(256)) * 8, DecodeFailed, "decoded"),
-    ("an mp3 cut before a second", MP3[: len(MP3) // 4], DecodeFailed, "ends early, after 0.[0-9] s of 3.0 s"),
-    ("a film without sound", film_without_sound(), NoAudioStream, "no audio stream"),
-    ("one second", wav(tone(SAMPLE_RATE, seconds=1.0)), ClipTooShort, "1.000 s"),
-    ("exactly the minimum", wav(tone(SAMPLE_RATE, seconds=1.024)), ClipTooShort, "1.024 s"),
-    ("silence", wav(np.zeros((5 * SAMPLE_RATE, 2))), SilentClip, "silent"),
-    ("dithered silence", wav(np.random.default_rng(0).integers(-2, 3, (80_000, 1)) / 32768), SilentClip, "silent"),
-    ("64 channels", many_channels(64), TooManyChannels, "64 channels"),
-    ("5000 channels", many_channels(5000), TooManyChannels, "5000 channels"),
-    ("no channels", many_channels(0), DecodeFailed, "decoded"),
-    ("0 Hz", absurd_rate(0), DecodeFailed, "decoded"),
-    ("10 MHz", absurd_rate(10_000_000), DecodeFailed, "10000000 Hz"),
-    ("NaN", with_sample(np.nan), NonFiniteSamples, "not finite"),
-    ("infinity", with_sample(-np.inf), NonFiniteSamples, "not finite"),
-    ("a bomb of a sample", with_sample(1e30), NonFiniteSamples, "absurdly large"),
+    ("no bytes", b"", errors.EmptyFile, "empty"),
+    ("text named .wav", b"this is not a sound\n" * 100, errors.UnknownFormat, "not audio"),
+    ("UTF-16 text", "no sound at all".encode("utf-16"), errors.UnknownFormat, "not audio"),
+    ("a picture", b"\x89PNG\r\n\x1a\n" + bytes(100), errors.UnknownFormat, "not audio"),
+    ("an ID3 tag over nothing", b"ID3\x04\x00\x00\x00\x00\x00\x10" + bytes(16), errors.DecodeFailed, "decoded"),
+    ("a RIFF that is no WAVE", b"RIFF\x00\x10\x00\x00AVI LIST" + bytes(100), errors.UnknownFormat, "not audio"),
+    ("a WAVE header alone", wav(tone(SAMPLE_RATE))[:44], errors.ClipTooShort, "0.000 s"),
+    ("a WAVE with no samples", wav(np.zeros((0, 1))), errors.ClipTooShort, "0.000 s"),
+    ("FLAC that is garbage", b"fLaC" + bytes(range(256)) * 8, errors.DecodeFailed, "decoded"),
+    ("Ogg that is garbage", b"OggS" + bytes(range(256)) * 8, errors.DecodeFailed, "decoded"),
+    ("MP4 that is garbage", b"\x00\x00\x00\x20ftypM4A " + bytes(range(256)) * 8, errors.DecodeFailed, "decoded"),
+    ("AAC that is garbage", b"\xff\xf1" + bytes(range(256)) * 8, errors.DecodeFailed, "decoded"),
+    ("an mp3 cut before a second", MP3[: len(MP3) // 4], errors.DecodeFailed, "ends early, after 0.[0-9] s of 3.0 s"),
+    ("a film without sound", film_without_sound(), errors.NoAudioStream, "no audio stream"),
+    ("one second", wav(tone(SAMPLE_RATE, seconds=1.0)), errors.ClipTooShort, "1.000 s"),
+    ("exactly the minimum", wav(tone(SAMPLE_RATE, seconds=1.024)), errors.ClipTooShort, "1.024 s"),
+    ("silence", wav(np.zeros((5 * SAMPLE_RATE, 2))), errors.SilentClip, "silent"),
+    (
+        "dithered silence",
+        wav(np.random.default_rng(0).integers(-2, 3, (80_000, 1)) / 32768),
+        errors.SilentClip,
+        "silent",
+    ),
+    ("64 channels", many_channels(64), errors.TooManyChannels, "64 channels"),
+    ("5000 channels", many_channels(5000), errors.TooManyChannels, "5000 channels"),
+    ("no channels", many_channels(0), errors.DecodeFailed, "decoded"),
+    ("0 Hz", absurd_rate(0), errors.DecodeFailed, "decoded"),
+    ("10 MHz", absurd_rate(10_000_000), errors.DecodeFailed, "10000000 Hz"),
+    ("NaN", with_sample(np.nan), errors.NonFiniteSamples, "not finite"),
+    ("infinity", with_sample(-np.inf), errors.NonFiniteSamples, "not finite"),
+    ("a bomb of a sample", with_sample(1e30), errors.NonFiniteSamples, "absurdly large"),
 ]
 
 
@@ -301,7 +291,7 @@ def test_hour_of_silence_is_left_at_the_limit(tmp_path: Path) -> None:
     assert path.stat().st_size < 2**20
     tracemalloc.start()
     began = time.process_time()
-    with pytest.raises(ClipTooLong) as caught:
+    with pytest.raises(errors.ClipTooLong) as caught:
         load_clip(path, max_seconds=HOUR_LIMIT_S)
     took = time.process_time() - began
     _, peak = tracemalloc.get_traced_memory()
@@ -312,7 +302,7 @@ def test_hour_of_silence_is_left_at_the_limit(tmp_path: Path) -> None:
 
 
 def test_long_clip_is_refused_with_the_length_it_declares() -> None:
-    with pytest.raises(ClipTooLong) as caught:
+    with pytest.raises(errors.ClipTooLong) as caught:
         load_clip(wav(tone(SAMPLE_RATE, seconds=4.0)), max_seconds=3.0)
     assert (caught.value.seconds, caught.value.maximum) == (4.0, 3.0)
 
@@ -323,10 +313,10 @@ def test_clip_of_exactly_the_longest_length_is_taken() -> None:
 
 def test_audio_error_survives_a_process_border() -> None:
     for error in (
-        EmptyFile(),
-        ClipTooShort(seconds=0.6),
-        DecodeFailed("no"),
-        TooManyChannels(64, 8),
+        errors.EmptyFile(),
+        errors.ClipTooShort(seconds=0.6),
+        errors.DecodeFailed("no"),
+        errors.TooManyChannels(64, 8),
         AudioError("a", b=1),
     ):
         copy = pickle.loads(pickle.dumps(error))

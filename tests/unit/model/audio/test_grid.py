@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from model.audio import SAMPLE_RATE
 from model.audio.grid import BadGrid, said_grid
 from model.audio.truth import BadTruth, read_truth, tempo_map
-from model.demo import compose_track
+from model.demo import compose_track, write_track
 from model.training.stems import load_bank
 
 
@@ -75,9 +74,7 @@ def test_a_track_json_that_contradicts_its_stems_gives_no_grid_and_is_named(
     tmp_path: Path, beats: list[float], reason: str
 ) -> None:
     home = tmp_path / "tracks" / "one"
-    home.mkdir(parents=True)
-    for stem in compose_track(1, 4.0, SAMPLE_RATE).stems:
-        soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE)
+    write_track(compose_track(1, 4.0, SAMPLE_RATE), home)
     (home / "track.json").write_text(json.dumps({"beats_s": beats}))
     bank = load_bank([tmp_path / "tracks"], tmp_path / "cache")
     assert bank.tracks[0].grid is None

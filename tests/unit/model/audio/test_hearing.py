@@ -11,7 +11,6 @@ from model.demo import compose_track
 SECONDS = 24.0
 SAME_TEMPO = 1e-3  # the share of all tempi by which candidates and frames may miss one
 SAME_BEAT_S = 0.012  # a frame is 10 ms
-HALF_BEAT = 0.5  # clicks that are all alike do not tell a beat from the half beat of twice the tempo
 
 
 def clicks(tempo_bpm: float, first_s: float = 0.3, drift: float = 0.0) -> np.ndarray:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from model.audio import SAMPLE_RATE
 from model.audio.truth import Truth
 from model.cqt import BeatClips, ScaledCQT
-from model.demo import compose_track
+from model.demo import compose_track, write_track
 from model.evaluation.commands import evaluate_app
 from model.evaluation.matched import NoBeats, evaluate_matched
 from model.evaluation.retrieval import RetrievalSettings, evaluate_retrieval
@@ -129,12 +129,7 @@ def test_stretched_audio_is_near_what_the_frames_say(tmp_path: Path) -> None:
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("music") / "composed"
     for seed in range(4):
-        home = folder / f"{seed}"
-        home.mkdir(parents=True)
-        track = compose_track(seed, 8.0, SAMPLE_RATE)
-        for stem in track.stems:
-            soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE)
-        track.truth.write(home)
+        write_track(compose_track(seed, 8.0, SAMPLE_RATE), folder / f"{seed}")
     return folder
 
 

@@ -11,7 +11,7 @@ from model.audio import SAMPLE_RATE
 from model.audio.harmony import tonic_of
 from model.audio.truth import Truth
 from model.cqt import MOST_SEMITONES, BeatClips
-from model.demo import compose_track
+from model.demo import compose_track, write_track
 from model.phalar import Phalar
 from model.training.batches import (
     BEAT_SHIFTS,
@@ -43,12 +43,7 @@ def seed(purpose: int, number: int) -> int:
 def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
     folder = tmp_path_factory.mktemp("music") / "composed"
     for number in range(TRACKS):
-        home = folder / f"{number}"
-        home.mkdir(parents=True)
-        track = compose_track(number, 9.0, SAMPLE_RATE)
-        for stem in track.stems:
-            soundfile.write(home / f"{stem.instrument}.flac", stem.waveform, SAMPLE_RATE)
-        track.truth.write(home)
+        write_track(compose_track(number, 9.0, SAMPLE_RATE), folder / f"{number}")
     return load_bank([folder], folder.parent / "cache")
 
 

@@ -1,12 +1,8 @@
 """COCOLA: its front end against librosa, its gradients, and its checkpoints, ours and the authors'."""
 
-import enum
 import math
 import os
 import sys
-import types
-from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +16,10 @@ from torch.nn import functional
 
 from model.audio import ClipTooShort
 from model.checkpoints import (
-    ForeignKeys,
     LegacyPickle,
     MissingKeys,
     NonFiniteWeights,
     NotACheckpoint,
-    TruncatedCheckpoint,
     UnsafePickle,
     UnsupportedModel,
     WrongShape,
@@ -38,9 +32,9 @@ from model.evaluation.baselines import cocola as baseline
 from model.evaluation.systems import NoCheckpoint
 from model.training.cocola import Cocola, authors_names, draw_heard, load_cocola, refresh_statistics, save_cocola
 from model.training.separation import separate, sliding_median
+from tests.lightning import AUTHORS_MODULE, Attack, Member, authors_enumerations, lightning_file
 
 RATE = 16_000
-AUTHORS_MODULE = "contrastive_model.constants"
 DB_TOLERANCE = 0.002  # dB; two orders of summing a mel band in single precision, 80 dB under its maximum
 SHARE_TOLERANCE = 1e-5  # of a magnitude: the masks' rounding
 EMBEDDING_TOLERANCE = 1e-4  # of an embedding's largest value: kernels sum in another order at another batch size
@@ -235,7 +229,7 @@ def test_a_saved_model_loads_with_the_same_embeddings(model: Cocola, clips: Tens
     path = tmp_path / "cocola.safetensors"
     save_cocola(model, path, notes={"steps": "3"})
     assert os.listdir(tmp_path) == ["cocola.safetensors"]
-    loaded = load_cocola(str(path), "cpu")
+    loaded = load_cocola(path, "cpu")
     assert not loaded.training
     assert torch.equal(loaded.embed(clips), model.embed(clips))
 
@@ -245,16 +239,16 @@ def test_other_safetensors_are_refused_by_their_cause(model: Cocola, tmp_path: P
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, path, {"format": "phalar-1"})
     with pytest.raises(NotACheckpoint, match="phalar-1"):
-        load_cocola(str(path))
+        load_cocola(path)
     save_file({k: v for k, v in weights.items() if k != "project.3.bias"}, path, {"format": "cocola-1"})
     with pytest.raises(MissingKeys, match=r"project\.3\.bias"):
-        load_cocola(str(path))
+        load_cocola(path)
     save_file(weights | {"project.3.bias": torch.full((512,), torch.nan)}, path, {"format": "cocola-1"})
     with pytest.raises(NonFiniteWeights, match=r"project\.3\.bias"):
-        load_cocola(str(path))
+        load_cocola(path)
     path.write_bytes(b"RIFF" * 100)
     with pytest.raises(NotACheckpoint):
-        load_cocola(str(path))
+        load_cocola(path)
 
 
 def test_cocola_without_a_checkpoint_is_refused() -> None:
@@ -265,47 +259,28 @@ def test_cocola_without_a_checkpoint_is_refused() -> None:
 # -- the authors' checkpoint ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def authors_module() -> Iterator[types.ModuleType]:
-    """The authors' enumerations, there only while a test writes a file."""
-    package, module = types.ModuleType("contrastive_model"), types.ModuleType(AUTHORS_MODULE)
-    for name, values in {
-        "ModelComparisonMethod": {"COCOLA": "cocola_similarity", "BILINEAR": "bilinear_similarity"},
-        "ModelInputType": {"DOUBLE": "double_channel_harmonic_percussive"},
-        "EmbeddingMode": {"RANDOM": "random"},
-    }.items():
-        setattr(module, name, enum.Enum(name, values, module=AUTHORS_MODULE))
-    sys.modules |= {"contrastive_model": package, AUTHORS_MODULE: module}
-    yield module
-    sys.modules.pop("contrastive_model", None)
-    sys.modules.pop(AUTHORS_MODULE, None)
-
-
-def lightning_contents(model: Cocola, module: Any) -> dict[str, Any]:
+def contents_of(model: Cocola) -> dict[str, Any]:
     """A dictionary of the layout that PHALAR's authors publish COCOLA in."""
     names = authors_names(model)
-    return {
-        "epoch": 121,
-        "global_step": 80_000,
-        "pytorch-lightning_version": "2.5.0",
-        "state_dict": OrderedDict((names[ours], weight.clone()) for ours, weight in model.state_dict().items()),
-        "callbacks": {},
-        "optimizer_states": [],
-        "lr_schedulers": [],
-        "hparams_name": "kwargs",
-        "hyper_parameters": {
-            "learning_rate": 0.004,
-            "embedding_dim": 512,
-            "embedding_mode": module.EmbeddingMode.RANDOM,
-            "input_type": module.ModelInputType.DOUBLE,
-            "dropout_p": 0.1,
-            "backbone_type": "efficientnet",
-            "pool_type": "avg",
-            "input_freq_bins": 64,
-            "comparison_method": module.ModelComparisonMethod.COCOLA,
-            "do_cqt": False,
-        },
+    parameters = {
+        "learning_rate": 0.004,
+        "embedding_dim": 512,
+        "embedding_mode": Member("EmbeddingMode", "random"),
+        "input_type": Member("ModelInputType", "double_channel_harmonic_percussive"),
+        "dropout_p": 0.1,
+        "backbone_type": "efficientnet",
+        "pool_type": "avg",
+        "input_freq_bins": 64,
+        "comparison_method": Member("ModelComparisonMethod", "cocola_similarity"),
+        "do_cqt": False,
     }
+    return lightning_file({names[ours]: weight.clone() for ours, weight in model.state_dict().items()}, parameters)
+
+
+def written(contents: object, path: Path) -> Path:
+    with authors_enumerations():
+        torch.save(contents, path)
+    return path
 
 
 def test_the_authors_names_are_those_of_their_code(model: Cocola) -> None:
@@ -324,89 +299,46 @@ def test_the_authors_names_are_those_of_their_code(model: Cocola) -> None:
     } <= names
 
 
-def test_a_lightning_file_gives_the_same_embeddings(
-    model: Cocola, clips: Tensor, authors_module: types.ModuleType, tmp_path: Path
-) -> None:
-    torch.save(lightning_contents(model, authors_module), tmp_path / "COCOLA_best.ckpt")
-    for name in ("contrastive_model", AUTHORS_MODULE):
-        del sys.modules[name]
-    loaded = load_cocola(str(tmp_path / "COCOLA_best.ckpt"))
+def test_a_lightning_file_gives_the_same_embeddings(model: Cocola, clips: Tensor, tmp_path: Path) -> None:
+    loaded = load_cocola(written(contents_of(model), tmp_path / "COCOLA_best.ckpt"))
     assert torch.equal(loaded.embed(clips), model.embed(clips))
     assert AUTHORS_MODULE not in sys.modules
 
 
-def test_a_lightning_file_with_other_weights_is_refused_by_their_names(
-    model: Cocola, authors_module: types.ModuleType, tmp_path: Path
-) -> None:
-    whole, path = lightning_contents(model, authors_module), tmp_path / "changed.ckpt"
-    state = whole["state_dict"]
-    torch.save(whole | {"state_dict": {k: v for k, v in state.items() if k != "similarity.w"}}, path)
-    with pytest.raises(MissingKeys, match=r"similarity\.w"):
-        load_cocola(str(path))
-    torch.save(whole | {"state_dict": state | {"loss.weight": torch.ones(1)}}, path)
-    with pytest.raises(ForeignKeys, match=r"loss\.weight"):
-        load_cocola(str(path))
-    torch.save(whole | {"state_dict": state | {"encoder.mlp.3.bias": torch.ones(256)}}, path)
+def test_a_lightning_file_with_other_weights_is_refused_by_their_names(model: Cocola, tmp_path: Path) -> None:
+    whole, path = contents_of(model), tmp_path / "changed.ckpt"
+    whole["state_dict"] |= {"encoder.mlp.3.bias": torch.ones(256)}
     with pytest.raises(WrongShape, match=r"encoder\.mlp\.3\.bias"):
-        load_cocola(str(path))
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(NotACheckpoint, match="state_dict"):
-        load_cocola(str(path))
+        load_cocola(written(whole, path))
+    del whole["state_dict"]["similarity.w"]
+    with pytest.raises(MissingKeys, match=r"similarity\.w"):
+        load_cocola(written(whole, path))
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value"),
+    ("parameter", "value", "named"),
     [
-        ("backbone_type", "freqtimeseparable"),
-        ("pool_type", "spec_pool"),
-        ("final_mlp_norm", "ln"),
-        ("final_mlp", False),
+        ("backbone_type", "freqtimeseparable", "backbone_type"),
+        ("pool_type", "spec_pool", "pool_type"),
+        ("final_mlp_norm", "ln", "final_mlp_norm"),
+        ("final_mlp", False, "final_mlp"),
+        ("comparison_method", Member("ModelComparisonMethod", "bilinear_similarity"), "bilinear_similarity"),
     ],
 )
 def test_another_architecture_is_refused_by_name(
-    model: Cocola, authors_module: types.ModuleType, tmp_path: Path, parameter: str, value: object
+    model: Cocola, tmp_path: Path, parameter: str, value: object, named: str
 ) -> None:
-    contents = lightning_contents(model, authors_module)
+    contents = contents_of(model)
     contents["hyper_parameters"][parameter] = value
-    torch.save(contents, tmp_path / "other.ckpt")
-    with pytest.raises(UnsupportedModel, match=parameter):
-        load_cocola(str(tmp_path / "other.ckpt"))
+    with pytest.raises(UnsupportedModel, match=named):
+        load_cocola(written(contents, tmp_path / "other.ckpt"))
 
 
-def test_another_similarity_is_refused_by_name(model: Cocola, authors_module: types.ModuleType, tmp_path: Path) -> None:
-    contents = lightning_contents(model, authors_module)
-    contents["hyper_parameters"]["comparison_method"] = authors_module.ModelComparisonMethod.BILINEAR
-    torch.save(contents, tmp_path / "other.ckpt")
-    with pytest.raises(UnsupportedModel, match="bilinear_similarity"):
-        load_cocola(str(tmp_path / "other.ckpt"))
-
-
-class Attack:
-    """Unpickles by running a command that leaves a file behind."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
-        return os.mkdir, (str(self.marker),)
-
-
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
-    model: Cocola, authors_module: types.ModuleType, tmp_path: Path
-) -> None:
-    contents = lightning_contents(model, authors_module) | {"callbacks": Attack(tmp_path / "ran")}
-    torch.save(contents, tmp_path / "evil.ckpt")
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(model: Cocola, tmp_path: Path) -> None:
+    contents = contents_of(model) | {"callbacks": Attack(os.mkdir, str(tmp_path / "ran"))}
     with pytest.raises(UnsafePickle, match="mkdir"):
-        load_cocola(str(tmp_path / "evil.ckpt"))
+        load_cocola(written(contents, tmp_path / "evil.ckpt"))
     (tmp_path / "old.ckpt").write_bytes(b"\x80\x02cposix\nmkdir\n.")
     with pytest.raises(LegacyPickle):
-        load_cocola(str(tmp_path / "old.ckpt"))
+        load_cocola(tmp_path / "old.ckpt")
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_truncated_lightning_file_says_so(model: Cocola, authors_module: types.ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "cut.ckpt"
-    torch.save(lightning_contents(model, authors_module), path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(TruncatedCheckpoint):
-        load_cocola(str(path))

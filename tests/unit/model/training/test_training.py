@@ -19,11 +19,12 @@ from model.checkpoints import NotAlike, average_models, load_phalar, save_phalar
 from model.checkpoints.heard import HEARD, Heard, encode_heard, heard_of
 from model.complex_layers import ComplexDropout
 from model.phalar import Phalar, PhalarConfig
+from model.training.clock import Clock
 from model.training.data import training_bank
 from model.training.recipe import Recipe, load_recipe
 from model.training.stems import StemBank
 from model.training.tracks import SPLITS
-from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, RunLost, Step, Trainer, _Clock
+from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, RunLost, Step, Trainer
 
 RECIPE = """
 steps = 4
@@ -143,7 +144,7 @@ def test_a_step_in_two_halves_has_the_gradients_of_the_whole(home: Path, recipe:
         if isinstance(module, ComplexDropout):
             module.probability = 0.0
     runs[1]._clips_at_once = lambda _: 3  # type: ignore[method-assign]
-    losses_of = [run._loss_and_gradients(batch, _Clock(run.device))[0] for run in runs]
+    losses_of = [run._loss_and_gradients(batch, Clock(run.device))[0] for run in runs]
     assert losses_of[1].item() == pytest.approx(losses_of[0].item(), rel=SUMMATION)
     for (name, ours), theirs in zip(whole.named_parameters(), halves.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= SUMMATION * ours.grad.norm() + ROUNDING, name
