@@ -7,12 +7,24 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from indexer import IndexType, Job, Stem, StemFilter, StemMetadata
+from service.text import LONGEST, BadText, said
 from service.work.sandbox import Confinement
 
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+
+def _said(text: str) -> str:
+    try:
+        return said(text)
+    except BadText as error:
+        raise PydanticCustomError("text", str(error)) from None
+
+
+ShortText = Annotated[
+    str, AfterValidator(_said), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST})
+]
 Seconds = float
 Milliseconds = float
 ProblemBody = dict[str, Any]

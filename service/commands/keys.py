@@ -12,12 +12,14 @@ import typer
 from rich.markup import escape
 
 from service.commands.console import FAILED, err, fail, out
+from service.text import BadText, said
 
 T = TypeVar("T")
 Work = Callable[[Any, Any], Awaitable[T]]
 
 keys_app = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True)
 
+LONGEST_NAME = 200  # characters; the column has no more
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -44,7 +46,7 @@ def create(
     from service.api.keys import new_api_key
 
     expires_at = None if expires is None else time.time() + _seconds(expires)
-    token, key = new_api_key(_shown(name), scope.value, expires_at)
+    token, key = new_api_key(_said(name), scope.value, expires_at)
     _with_keys(lambda keys, _: keys.add(key))
     print(token)
     err.print(f"key {key.id}, {scope.value}, {_until(expires_at)}; the token is not shown again", highlight=False)
@@ -114,10 +116,14 @@ def _seconds(text: str) -> int:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-def _shown(name: str) -> str:
-    if not (0 < len(name) <= 200 and name.isprintable()):
-        raise typer.BadParameter("1 to 200 printable characters", param_hint="--name")
-    return name
+def _said(name: str) -> str:
+    try:
+        text = said(name)
+    except BadText as error:
+        raise typer.BadParameter(str(error), param_hint="--name") from None
+    if len(text) > LONGEST_NAME:
+        raise typer.BadParameter(f"1 to {LONGEST_NAME} characters", param_hint="--name")
+    return text
 
 
 def _day(seconds: float | None) -> str:

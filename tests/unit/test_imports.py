@@ -13,7 +13,7 @@ ONLY_BUILD_NEEDS_TORCH = "indexer/index/build.py"
 # From the top down. A room imports from its own floor and from those below; what is named nowhere is held to nothing.
 FLOORS = {
     "indexer": [{"search"}, {"diagonals"}, {"index"}, {"catalog"}],
-    "service": [{"commands", "local"}, {"api"}, {"search"}, {"work"}, {"settings", "metrics"}],
+    "service": [{"commands", "local"}, {"api"}, {"search"}, {"work"}, {"settings", "metrics", "text"}],
 }
 MADE_UP = {
     "service/settings.py": "",
