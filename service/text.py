@@ -29,7 +29,12 @@ def said(text: str) -> str:
 
 def shown(text: str) -> str:
     r"""A name as it can be shown and sent, with `\x1b` for what cannot; a byte that is no text is `\xff`."""
-    return _UNSHOWABLE.sub(_escaped, unicodedata.normalize("NFC", text).strip())
+    return escaped(unicodedata.normalize("NFC", text).strip())
+
+
+def escaped(text: str) -> str:
+    """Text with nothing in it that a terminal would obey."""
+    return _UNSHOWABLE.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:

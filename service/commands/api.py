@@ -1,6 +1,6 @@
 """`phalar api`: the HTTP interface alone."""
 
-from service.commands.console import FAILED, fail, log_to_stderr
+from service.commands.console import FAILED, fail, log_to_stderr, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 
@@ -11,11 +11,11 @@ def api() -> None:
 
     from service.api.app import create_app
     from service.commands.threads import keep_numpy_on_one_thread
-    from service.settings import InsecureBind, Settings
+    from service.settings import InsecureBind
 
     log_to_stderr("api")
     keep_numpy_on_one_thread()
-    settings = Settings()
+    settings = read_settings()
     try:
         application = create_app(settings)
     except InsecureBind as error:

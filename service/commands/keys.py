@@ -9,9 +9,8 @@ from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.markup import escape
 
-from service.commands.console import FAILED, err, fail, out
+from service.commands.console import FAILED, cell, err, fail, out, read_settings
 from service.text import BadText, said
 
 T = TypeVar("T")
@@ -68,7 +67,7 @@ def list_keys() -> None:
     for key, usage in _with_keys(read):
         state = "revoked" if key.revoked_at is not None else _until(key.expires_at, now)
         cells = (key.id, key.name, key.scope, _day(key.created_at), _day(key.last_used_at), state)
-        table.add_row(*map(escape, cells), str(usage.stems), f"{usage.bytes / 2**20:.1f}")
+        table.add_row(*map(cell, cells), str(usage.stems), f"{usage.bytes / 2**20:.1f}")
     out.print(table)
 
 
@@ -87,9 +86,8 @@ def revoke(key_id: Annotated[str, typer.Argument(help="From `phalar keys list`."
 def _with_keys(work: Work[T]) -> T:
     """Do something with the database's keys, and its catalog."""
     from indexer import ApiKeys, Catalog
-    from service.settings import Settings
 
-    settings = Settings()
+    settings = read_settings()
 
     async def run() -> T:
         settings.data_folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +101,7 @@ def _with_keys(work: Work[T]) -> T:
 
 
 def _say_whether_keys_are_needed() -> None:
-    from service.settings import Settings
-
-    if not Settings().keys_needed:
+    if not read_settings().keys_needed:
         err.print("[yellow]The service is open to anybody until it runs with PHALAR_REQUIRE_KEYS=true.[/]")
 
 

@@ -128,7 +128,7 @@ async def _greet(settings: Settings, demo: bool, verbose: bool) -> None:
 
 async def _readiness(url: str, progress: Any, task: Any) -> dict[str, dict[str, object]]:
     """/readyz once it is 200, in a loop that a stop can cancel."""
-    with Client(url, timeout_s=5.0) as client:
+    with Client(url, timeout_s=5.0, patience_s=0) as client:
         while True:
             try:
                 report = await asyncio.to_thread(client.readiness)
