@@ -81,7 +81,7 @@ class Retrieval:
                 rank=rank,
                 score=place.score,
                 start_s=place.start_s,
-                stem=StemOut.of(stems[row]),
+                stem=StemOut.of(stems[row], self.settings.root_path),
                 windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
             )
             for rank, (row, place) in enumerate(((r, p) for r, p in found.places.items() if r in stems), start=1)
