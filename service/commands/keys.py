@@ -85,19 +85,22 @@ def revoke(key_id: Annotated[str, typer.Argument(help="From `phalar keys list`."
 
 def _with_keys(work: Work[T]) -> T:
     """Do something with the database's keys, and its catalog."""
-    from indexer import ApiKeys, Catalog
+    from indexer import ApiKeys, Catalog, CatalogError
 
     settings = read_settings()
 
     async def run() -> T:
-        settings.data_folder.mkdir(parents=True, exist_ok=True)
+        settings.make_data_folder()
         catalog = await Catalog.open(settings.resolved_database_url)
         try:
             return await work(ApiKeys(catalog.database), catalog)
         finally:
             await catalog.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except CatalogError as error:
+        return fail(str(error), FAILED)  # type: ignore[no-any-return]
 
 
 def _say_whether_keys_are_needed() -> None:

@@ -10,14 +10,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from model import SAMPLE_RATE
 from service.commands.__main__ import app
+from service.local.valkey import EmbeddedValkey
+from service.settings import Settings
 from tests import servers
-from tests.installation import Installation, encode, eventually, free_port, noise_bursts
+from tests.installation import Installation, encode, eventually, free_port, noise_bursts, serving
 
 
 def phalar(*arguments: str | Path, **environment: str) -> Result:
@@ -262,6 +265,44 @@ def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Inst
     open_to_all = phalar_alone("serve", "--data", tmp_path / "data", "--host", "0.0.0.0", "--port", str(free_port()))
     assert open_to_all.returncode == 1
     assert "API keys" in open_to_all.stderr
+
+
+def test_of_two_starts_on_one_port_at_once_one_is_refused(tmp_path: Path, small_checkpoint: Path) -> None:
+    port, environment = free_port(), {"PHALAR_CHECKPOINT": str(small_checkpoint)}
+    both = [Installation(tmp_path / name, environment, port=port).start(wait=False) for name in "ab"]
+    try:
+        refused = eventually(lambda: next((one for one in both if one.ended is not None), None))
+        assert refused.ended == 1
+        assert f"port {port} on 127.0.0.1 is in use" in refused.log
+        assert "is ready" not in refused.log
+        assert [one.ended for one in both if one is not refused] == [None]
+    finally:
+        for one in both:
+            if one.ended is None:
+                one.stop()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "circle", "/proc/phalar", "x" * 300])
+def test_a_data_folder_that_cannot_be_one_is_named_in_one_line(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for command in (("serve", "--port", str(free_port())), ("keys", "list"), ("api",)):
+        said = phalar(*command, PHALAR_DATA=str(tmp_path / folder))
+        assert said.exit_code == 1, said.stderr
+        assert said.stderr.startswith("phalar: ")
+        assert said.stderr.count("\n") == 1
+        assert folder.split("/")[0] in said.stderr
+
+
+def test_a_data_folder_may_have_any_name_and_no_parent(tmp_path: Path, small_checkpoint: Path) -> None:
+    data = tmp_path / "not there" / "odd ?#%41&;=@:\u00e9"
+    with EmbeddedValkey(data / "valkey") as valkey:
+        chosen = Settings(data=data, redis_url=valkey.url, checkpoint=small_checkpoint)
+        assert Settings(data=data).resolved_redis_url == valkey.url
+        with serving(chosen) as url, httpx.Client(base_url=url) as client:
+            sent = client.post("/stems", files={"files": ("a.flac", encode(noise_bursts(0, 2.0)))}).json()
+            assert client.get(f"/stems/{sent['items'][0]['stem_id']}/audio").status_code == 200
+    assert {"audio", "catalog.sqlite", "valkey"} <= {path.name for path in data.iterdir()}
 
 
 def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_socket(
