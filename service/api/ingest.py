@@ -13,7 +13,18 @@ import numpy as np
 from fastapi import UploadFile
 from numpy.typing import NDArray
 
-from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, Rejected, StemMetadata, Upload
+from indexer import (
+    Catalog,
+    CatalogUnavailable,
+    Charge,
+    ClipFacts,
+    Job,
+    Quota,
+    QuotaExceeded,
+    Rejected,
+    StemMetadata,
+    Upload,
+)
 from model import AudioError, Clip
 from service.api.keys import Caller
 from service.settings import Settings
@@ -122,7 +133,14 @@ class Ingest:
         """Take a stem out with its audio. Raises StemNotFound."""
         stem = await self.catalog.stem(stem_id)
         async with self.catalog.alone(stem.sha256):
-            await self.catalog.delete(stem_id)
+            try:
+                await self.catalog.delete(stem_id)
+            except CatalogUnavailable as error:
+                if not error.full:
+                    raise
+                # On a full disk even a deletion finds no room, until the audio that is to go has made it.
+                await self.blobs.delete(stem.sha256)
+                await self.catalog.delete(stem_id)
             await self._forget([stem.sha256])
 
     async def sweep(self) -> None:
