@@ -71,6 +71,12 @@ class Installation:
             eventually(self.ready, START_S)
         return self
 
+    @property
+    def ended(self) -> int | None:
+        """The exit code; None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
     def ready(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self.log

@@ -7,6 +7,7 @@ from indexer.catalog.quotas import Charge, Quota, QuotaExceeded
 from indexer.catalog.records import (
     Alias,
     BadCursor,
+    CatalogError,
     CatalogUnavailable,
     ClipFacts,
     Job,

@@ -9,6 +9,7 @@ from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -74,6 +75,12 @@ class Settings(BaseSettings):
     # The listening side.
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback, keys are required")
     port: int = Field(8000, description="TCP port", ge=0, le=65535)
+    root_path: str = Field(
+        "",
+        description="where a proxy in front shows the service, `/music`; it must send on what lies behind that, as "
+        "nginx does with `location /music/ { proxy_pass http://127.0.0.1:8000/; }`",
+        pattern=r"^(/[\w.~-]+)*$",
+    )
     read_key: SecretStr | None = Field(None, description="key that may search and listen")
     ingest_key: SecretStr | None = Field(None, description="key that may also add and change stems")
     admin_key: SecretStr | None = Field(None, description="key that may also reindex and roll back")
@@ -170,11 +177,15 @@ class Settings(BaseSettings):
 
     @cached_property
     def data_folder(self) -> Path:
-        return self.data.expanduser().resolve()
+        return Path(os.path.realpath(self.data.expanduser()))  # which names links in a circle, too
+
+    def make_data_folder(self) -> None:
+        """Raises OSError, which names it."""
+        self.data_folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite+aiosqlite:///{self.data_folder / 'catalog.sqlite'}"
+        return self.database_url or f"sqlite+aiosqlite:///{quote(str(self.data_folder / 'catalog.sqlite'))}"
 
     @property
     def most_windows(self) -> int:
@@ -183,7 +194,7 @@ class Settings(BaseSettings):
 
     @property
     def resolved_redis_url(self) -> str:
-        return self.redis_url or f"unix://{self.valkey_socket}"
+        return self.redis_url or f"unix://{quote(str(self.valkey_socket))}"
 
     @property
     def resolved_blob_url(self) -> str:

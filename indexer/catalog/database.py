@@ -47,6 +47,8 @@ PASSING = ("08", "53300", "57P01", "57P02", "57P03", "40001", "40P01", "55P03", 
 # Those that may last and are not the statement's fault: no room, no disk, cancelled by an operator, a standby.
 LASTING = ("53", "57", "58", "25006")
 
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+
 
 class CommitUnknown(Exception):
     """The connection was lost in the very moment of a commit: it may or may not have happened."""
@@ -74,7 +76,7 @@ def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
                     raise
                 if not _passes(error) or time.monotonic() + pause > deadline:
                     log.error("the database failed: %s", error)
-                    raise CatalogUnavailable(str(error)) from error
+                    raise CatalogUnavailable(str(error), full=_is_full(error)) from error
                 log.warning("the database stood in the way, trying again: %s", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -241,6 +243,12 @@ def _lasts(error: Exception) -> bool:
     if isinstance(error, OperationalError) and isinstance(error.orig, sqlite3.OperationalError):
         return error.orig.sqlite_errorcode != sqlite3.SQLITE_ERROR  # that one is a wrong statement
     return _state(error).startswith(LASTING) or isinstance(error, CommitUnknown | NoFreeConnection)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether the file of an SQLite database found no room on its disk."""
+    found = error.orig if isinstance(error, DBAPIError) else None
+    return isinstance(found, sqlite3.OperationalError) and found.sqlite_errorcode in FULL
 
 
 def _state(error: Exception) -> str:

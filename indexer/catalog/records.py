@@ -56,11 +56,15 @@ class NulInText(CatalogError, DontWrapMixin):
 
 
 class CatalogUnavailable(CatalogError):
-    """The database does not answer or take changes, although it was tried again for a few seconds."""
+    """The database does not answer or take changes, although it was tried again for a few seconds.
 
-    def __init__(self, reason: str) -> None:
+    `full`: its disk is.
+    """
+
+    def __init__(self, reason: str, *, full: bool = False) -> None:
         super().__init__("the catalog cannot be reached")
         self.reason = reason  # for the log: it may name hosts
+        self.full = full
 
 
 class UnsupportedDatabase(CatalogError):

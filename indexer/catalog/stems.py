@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import BindParameter, Row, Select, and_, bindparam, delete, exis
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
+from indexer.catalog.caseless import FILTERED, caseless
 from indexer.catalog.database import chunks, retried, tick
 from indexer.catalog.jobs import Jobs
 from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
@@ -19,6 +21,7 @@ from indexer.catalog.records import BadCursor, Job, Rejected, Stem, StemFilter, 
 from indexer.catalog.tables import embeddings, job_items, jobs, stem_tags, stems
 
 LARGEST_ROW = 2**31 - 1
+STEM_FIELDS = {field.name for field in fields(Stem)} - {"tags"}
 
 
 class Stems(Jobs):
@@ -120,7 +123,7 @@ class Stems(Jobs):
             tags = select(stem_tags.c.tag).join(stems).where(stems.c.state == "ready").distinct()
             found["tags"] = list((await sql.execute(tags)).scalars())
         # Sorted here: how a database orders text depends on where it was set up.
-        return {name: sorted(values) for name, values in found.items()}
+        return {name: _one_of_each(values) for name, values in found.items()}
 
     @retried
     async def tempo_range(self) -> tuple[float | None, float | None]:
@@ -133,7 +136,7 @@ class Stems(Jobs):
     @retried
     async def change_metadata(self, stem_id: str, changed: Mapping[str, Any]) -> Stem:
         """Replace some fields of a stem's metadata (keys are StemMetadata's fields). Raises StemNotFound."""
-        columns = {name: value for name, value in changed.items() if name != "tags"}
+        columns = _with_caseless({name: value for name, value in changed.items() if name != "tags"})
         async with self._database.write() as sql:
             row = await _row_of(sql, stem_id)
             if columns:
@@ -226,12 +229,9 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
             id=stem_id,
             sha256=file.sha256,
             file_name=file.file_name,
-            title=said.title or file.file_name.rsplit(".", 1)[0],
-            instrument=said.instrument,
-            track=said.track,
-            collection=said.collection,
+            title=said.title or file.file_name.rsplit(".", 1)[0].strip() or file.file_name,
             tempo_bpm=said.tempo_bpm,
-            key=said.key,
+            **_with_caseless({name: getattr(said, name) for name in FILTERED}),
             format=facts.format,
             duration_s=facts.duration_s,
             sample_rate=facts.sample_rate,
@@ -248,9 +248,14 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
     return key[0], stem_id, True, "queued"
 
 
+def _with_caseless(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns for what was said, and those that filters look into."""
+    return {**said, **{f"{name}_caseless": caseless(said[name]) for name in FILTERED if name in said}}
+
+
 async def _set_tags(sql: AsyncConnection, row: int, tags: Iterable[str]) -> None:
     await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
-    if tagged := [{"stem_row": row, "tag": tag} for tag in sorted(set(tags))]:
+    if tagged := [{"stem_row": row, "tag": tag, "caseless": caseless(tag)} for tag in sorted(set(tags))]:
         await sql.execute(insert(stem_tags), tagged)
 
 
@@ -271,23 +276,28 @@ def _tagged(where: ColumnElement[bool], limit: int | None = None) -> Select[Any]
 
 def _stem(records: Sequence[Row[Any]]) -> Stem:
     """A stem from its row, once for each of its tags."""
-    shown = {name: value for name, value in records[0]._mapping.items() if name not in ("seq", "tag")}
+    shown = {name: value for name, value in records[0]._mapping.items() if name in STEM_FIELDS}
     shown["warnings"] = tuple(shown["warnings"])
     return Stem(**shown, tags=tuple(sorted(record.tag for record in records if record.tag is not None)))
+
+
+def _one_of_each(texts: list[str]) -> list[str]:
+    """Sorted; of spellings that a filter does not tell apart, the last."""
+    return sorted({caseless(text): text for text in sorted(texts)}.values())
 
 
 def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
     where: list[ColumnElement[bool]] = []
     for column, values in (
-        (stems.c.instrument, wanted.instruments),
-        (stems.c.track, wanted.tracks),
-        (stems.c.collection, wanted.collections),
-        (stems.c.key, wanted.keys),
+        (stems.c.instrument_caseless, wanted.instruments),
+        (stems.c.track_caseless, wanted.tracks),
+        (stems.c.collection_caseless, wanted.collections),
+        (stems.c.key_caseless, wanted.keys),
     ):
         if values:
-            where.append(column.in_(values))
+            where.append(column.in_(map(caseless, values)))
     for tag in wanted.tags:
-        where.append(exists().where(stem_tags.c.stem_row == stems.c.row, stem_tags.c.tag == tag))
+        where.append(exists().where(stem_tags.c.stem_row == stems.c.row, stem_tags.c.caseless == caseless(tag)))
     if wanted.tempo_min is not None:
         where.append(stems.c.tempo_bpm >= wanted.tempo_min)
     if wanted.tempo_max is not None:
@@ -295,7 +305,8 @@ def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
     if wanted.exclude:
         where.append(stems.c.id.not_in(wanted.exclude))
     if wanted.exclude_tracks:
-        where.append(or_(stems.c.track.is_(None), stems.c.track.not_in(wanted.exclude_tracks)))
+        unwanted = [caseless(track) for track in wanted.exclude_tracks]
+        where.append(or_(stems.c.track_caseless.is_(None), stems.c.track_caseless.not_in(unwanted)))
     return where
 
 

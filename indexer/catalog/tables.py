@@ -19,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy import String as AnyString
 from sqlalchemy.types import TypeDecorator
 
+from indexer.catalog.caseless import FILTERED
 from indexer.catalog.records import NulInText
 
 metadata = MetaData()
@@ -62,6 +63,7 @@ stems = Table(
     Column("windows", Integer, nullable=False, default=0),
     Column("created_at", Float, nullable=False),
     Column("seq", Integer, nullable=False, index=True),
+    *(Column(f"{name}_caseless", String, index=True) for name in FILTERED),
     sqlite_autoincrement=True,  # a row number is never used twice: the index would take a new stem for a deleted one
 )
 
@@ -70,7 +72,9 @@ stem_tags = Table(
     metadata,
     Column("stem_row", ForeignKey("stems.row", ondelete="CASCADE"), primary_key=True),
     Column("tag", String, primary_key=True),
+    Column("caseless", String),
     Index("ix_stem_tags_tag", "tag"),
+    Index("ix_stem_tags_caseless", "caseless"),
 )
 
 embeddings = Table(

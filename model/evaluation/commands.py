@@ -232,9 +232,8 @@ def analysis(
     bank = open_bank(stems, cache or default_cache(), jobs)
     names = enumerate(track.name for track in bank.tracks)
     chosen = [at for at, name in names if split is SplitChoice.all or split_of(name) == split.value]
-    with _progress() as progress:
-        task = progress.add_task("tracks", total=len(chosen))
-        answer = evaluate_analysis(bank, chosen, seed, lambda done, _: progress.update(task, completed=done))
+    with counted("tracks") as progress:
+        answer = evaluate_analysis(bank, chosen, seed, progress)
     table = _table(f"Heard right, of {answer['tracks']} tracks", "what", "right", "of")
     for name, told in answer.items():
         if isinstance(told, dict):

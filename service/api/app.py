@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.backend import Backend
 from service.api.errors import TooLargeIsAProblem, add_error_handlers
+from service.api.methods import Methods
 from service.api.routes import admin, health, jobs, page, retrieve, stems
 from service.settings import Settings
 
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPIOffline(  # the page at /docs without a content delivery network
         redoc_url=None,
-        favicon_url="/static/icon.svg",
+        favicon_url=f"{settings.root_path}/static/icon.svg",
         title="Phalar Retrieval",
         summary="Finds the stems of a catalog that fit a partial mix, in harmony and in time.",
         version=version("phalar-retrieval"),
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(resource.router)
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     add_error_handlers(app)
+    app.add_middleware(Methods, routes=app.routes, root_path=settings.root_path)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeIsAProblem, limit=settings.max_body_bytes)
     app.add_middleware(_Observed)

@@ -52,7 +52,7 @@ class Backend:
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator["Backend"]:
         """Open everything; loading the index goes on in the background, and /readyz says so."""
-        settings.data_folder.mkdir(parents=True, exist_ok=True)
+        settings.make_data_folder()
         async with AsyncExitStack() as stack:
             catalog = await Catalog.open(settings.resolved_database_url)
             stack.push_async_callback(catalog.close)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,10 +13,22 @@ import numpy as np
 from fastapi import UploadFile
 from numpy.typing import NDArray
 
-from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, Rejected, StemMetadata, Upload
+from indexer import (
+    Catalog,
+    CatalogUnavailable,
+    Charge,
+    ClipFacts,
+    Job,
+    Quota,
+    QuotaExceeded,
+    Rejected,
+    StemMetadata,
+    Upload,
+)
 from model.audio import AudioError, Clip
 from service.api.keys import Caller
 from service.settings import Settings
+from service.text import LONGEST, shown
 from service.work.blobs import Blobs, BlobStoreUnavailable, sha256_of
 from service.work.jobs import QueueError
 from service.work.queue import Queue
@@ -27,6 +40,7 @@ log = logging.getLogger("phalar.ingest")
 COPY_BYTES = 1 << 20
 # Of how many waiting stems, and how long ones, the waveform goes to the worker with the job: 64 MB for stems of 20 s.
 HANDED_OVER, HANDED_OVER_S = 50, 60.0
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @asynccontextmanager
@@ -119,7 +133,14 @@ class Ingest:
         """Take a stem out with its audio. Raises StemNotFound."""
         stem = await self.catalog.stem(stem_id)
         async with self.catalog.alone(stem.sha256):
-            await self.catalog.delete(stem_id)
+            try:
+                await self.catalog.delete(stem_id)
+            except CatalogUnavailable as error:
+                if not error.full:
+                    raise
+                # On a full disk even a deletion finds no room, until the audio that is to go has made it.
+                await self.blobs.delete(stem.sha256)
+                await self.catalog.delete(stem_id)
             await self._forget([stem.sha256])
 
     async def sweep(self) -> None:
@@ -168,5 +189,7 @@ class Ingest:
 
 def _shown_name(file: UploadFile) -> str:
     """The last part of the name that the client sent; it is shown, and never used as a path."""
-    name = (file.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(letter for letter in name if letter.isprintable())[:200] or "unnamed"
+    name = file.filename or ""
+    if _WINDOWS_PATH.match(name):
+        name = name.replace("\\", "/")
+    return shown(name.rsplit("/", 1)[-1])[:LONGEST] or "unnamed"

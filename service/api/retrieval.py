@@ -29,6 +29,8 @@ from service.work.blobs import Blobs
 from service.work.models import Models, note_of
 from service.work.uploads import Decoder
 
+SEARCHES = 3  # at most, for as many hits as were asked for while stems are deleted
+
 
 class NoMix(Exception):
     """A query has neither a file nor stem ids, or both."""
@@ -74,17 +76,22 @@ class Retrieval:
             raise NoMix
         watch = Stopwatch(self.metrics)
         index, (waveform, warnings) = await asyncio.gather(self.live.current(), self._mix(query, watch))
-        found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
-        stems = await self.catalog.stems_by_row(found.places)
+        for _ in range(SEARCHES):
+            found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
+            stems = await self.catalog.stems_by_row([*found.places, *found.spare])
+            places = {row: place for row, place in (found.places | found.spare).items() if row in stems}
+            if len(places) >= query.limit or len(stems) == len(found.places) + len(found.spare):
+                break
+            index = await self.live.current()  # more stems were deleted meanwhile than were to spare
         hits = [
             HitOut(
                 rank=rank,
                 score=place.score,
                 start_s=place.start_s,
-                stem=StemOut.of(stems[row]),
+                stem=StemOut.of(stems[row], self.settings.root_path),
                 windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
             )
-            for rank, (row, place) in enumerate(((r, p) for r, p in found.places.items() if r in stems), start=1)
+            for rank, (row, place) in enumerate([*places.items()][: query.limit], start=1)
         ]
         index, plan = found.index, found.plan
         model = self.models.of(index.fingerprint)

@@ -7,12 +7,24 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from indexer import IndexType, Job, Stem, StemFilter, StemMetadata
+from service.text import LONGEST, BadText, said
 from service.work.sandbox import Confinement
 
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+
+def _said(text: str) -> str:
+    try:
+        return said(text)
+    except BadText as error:
+        raise PydanticCustomError("text", str(error)) from None
+
+
+ShortText = Annotated[
+    str, AfterValidator(_said), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST})
+]
 Seconds = float
 Milliseconds = float
 ProblemBody = dict[str, Any]
@@ -33,6 +45,7 @@ class RangeNotSatisfiable(Exception):
     def __init__(self, size: int) -> None:
         super().__init__(f"The audio has {size} bytes.")
         self.size = size
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class Metadata(BaseModel):
@@ -130,8 +143,8 @@ class StemOut(BaseModel):
     audio_url: str
 
     @classmethod
-    def of(cls, stem: Stem) -> Self:
-        return cls.model_validate({**vars(stem), "audio_url": f"/stems/{stem.id}/audio"})
+    def of(cls, stem: Stem, root_path: str) -> Self:
+        return cls.model_validate({**vars(stem), "audio_url": f"{root_path}/stems/{stem.id}/audio"})
 
 
 class StemPage(BaseModel):
@@ -335,18 +348,29 @@ def metadata_of(text: str | None, files: int) -> list[Metadata]:
     return read
 
 
-def byte_range(header: str | None, size: int) -> tuple[int, int]:
-    """The first range of a Range header as [start, end); everything when there is none that we understand.
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The range of a Range header as [start, end); None where all is to be sent: there is none, it cannot be read, or
+    there are several, which a server may answer so (RFC 9110, 14.2).
 
     Raises:
         RangeNotSatisfiable.
     """
-    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
-    if found is None or found.group(0) == "bytes=-":
-        return 0, size
-    first, last = found.groups()
-    start = int(first) if first else max(0, size - int(last))
-    end = min(size, int(last) + 1) if first and last else size
+    found = re.fullmatch(r"bytes=[ \t]*(\d{0,99})-(\d{0,99})", (header or "").strip(), re.ASCII | re.IGNORECASE)
+    if found is None or not any(found.groups()):
+        return None
+    first, last = (int(part) if part else None for part in found.groups())
+    if first is not None and last is not None and last < first:
+        return None
+    start = first if first is not None else max(0, size - (last or 0))
+    end = min(size, last + 1) if first is not None and last is not None else size
     if start >= end:
         raise RangeNotSatisfiable(size)
     return start, end
+
+
+def names_tag(header: str | None, tag: str, *, weak: bool) -> bool:
+    """Whether an If-None-Match (`weak`: W/"..." means the same) or If-Range header names this entity tag."""
+    if header is None:
+        return False
+    named = {part.strip() for part in header.split(",")}
+    return tag in named or (weak and (f"W/{tag}" in named or named == {"*"}))

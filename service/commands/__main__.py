@@ -4,6 +4,7 @@ A command parses and prints. What is dear to load, torch above all, it imports w
 only asks a service answer at once.
 """
 
+import io
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -16,7 +17,7 @@ from model.training.commands import train_app
 from service.commands.analyse import analyse
 from service.commands.api import api
 from service.commands.checkpoint import checkpoint_app
-from service.commands.console import FAILED, err
+from service.commands.console import FAILED, Commands, complain
 from service.commands.demo import demo
 from service.commands.doctor import doctor
 from service.commands.embed import embed
@@ -30,9 +31,10 @@ from service.commands.worker import worker
 
 app = typer.Typer(
     name="phalar",
+    cls=Commands,
     help="Find the stems of a catalog that fit a partial mix, in harmony and in time.",
     epilog="Exit codes: 0 fine; 1 something failed (a file, a job); 2 wrong usage; "
-    "3 no service answers; 4 the service refused.",
+    "3 no service answers; 4 the service refused; 130 Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -50,10 +52,13 @@ app.add_typer(train_app, name="train")
 
 def main() -> None:
     """The entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no letter for it is no reason to end
     try:
         app()
     except DeviceUnavailable as error:
-        err.print(f"phalar: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        complain(str(error))
         sys.exit(FAILED)
 
 

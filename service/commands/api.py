@@ -1,26 +1,35 @@
 """`phalar api`: the HTTP interface alone."""
 
-from service.commands.console import FAILED, fail, log_to_stderr
+import socket
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from service.commands.console import FAILED, fail, log_to_stderr, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 
-def api() -> None:
+def api(
+    door: Annotated[int | None, typer.Option(help="Descriptor of the socket to answer on; set by `serve`.")] = None,
+) -> None:
     """Only the HTTP interface, in this process; `serve` runs this, and so does a container."""
     waiting_threads_sleep()
     import uvicorn
 
     from service.api.app import create_app
     from service.commands.threads import keep_numpy_on_one_thread
-    from service.settings import InsecureBind, Settings
+    from service.settings import InsecureBind
 
     log_to_stderr("api")
     keep_numpy_on_one_thread()
-    settings = Settings()
+    settings = read_settings()
+    settings.make_data_folder()
     try:
         application = create_app(settings)
     except InsecureBind as error:
         fail(str(error), FAILED)
-    uvicorn.run(
+    config = uvicorn.Config(
         application,
         host=settings.host,
         port=settings.port,
@@ -28,3 +37,8 @@ def api() -> None:
         access_log=False,
         timeout_graceful_shutdown=10,
     )
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):  # it has stopped in good order by then
+        server.run(sockets=None if door is None else [socket.socket(fileno=door)])
+    if not server.started:
+        raise typer.Exit(FAILED)

@@ -2,15 +2,23 @@
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
+from service.text import shown
+
 PATIENCE_S = 120.0  # a service that restarts, or whose queue is full, is waited for this long
+LONGEST_PAUSE_S = 30.0
+LAST_PORT = 65535
+NOT_OF_A_FILE = {401, 403, 404, 405, 429, 503}  # refusals that would meet any other file too
 FILES_AT_ONCE = 4
 JOBS_AHEAD = 8  # sent and not waited for: a worker must find more to do while the next files are on their way
 FIRST_POLL_S, POLL_S = 0.05, 0.5
@@ -24,6 +32,21 @@ class ServiceUnreachable(Exception):
     def __init__(self, url: str) -> None:
         super().__init__(f"no service answers at {url}; start one with `phalar serve`")
         self.url = url
+
+
+class BadAddress(ValueError):
+    """Not the address of a service."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"{url!r} is not an address such as http://127.0.0.1:8000")
+        self.url = url
+
+
+class BadKey(ValueError):
+    """No API key looks like this."""
+
+    def __init__(self) -> None:
+        super().__init__("an API key has ASCII letters, digits and signs only")
 
 
 class Refused(Exception):
@@ -56,15 +79,29 @@ class Outcome:
 class Client:
     """A session with a service.
 
+    Args:
+        url: where it listens, a prefix of a proxy included.
+        key: of the service, where it wants one.
+        timeout_s: how long it may take to answer.
+        patience_s: how long it is waited for where it restarts after it has answered, or says `Retry-After`.
+
     Raises (every method):
-        ServiceUnreachable: nobody answers, after some patience where waiting can help.
+        ServiceUnreachable: nobody answers.
         Refused: the service said no.
     """
 
-    def __init__(self, url: str, key: str | None = None, timeout_s: float = 120.0) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, url: str, key: str | None = None, timeout_s: float = 120.0, patience_s: float = PATIENCE_S
+    ) -> None:
+        """Raises BadAddress, BadKey."""
+        self.url = _address(url)
+        if key and not re.fullmatch("[!-~]+", key):
+            raise BadKey
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        self._patience_s = patience_s
+        self._answered = False
+        self.unsettled = 0  # files of an ingest that the service has taken, of which nothing was told yet
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +111,7 @@ class Client:
 
     def readiness(self) -> Body:
         """/readyz, whatever its status."""
-        return self._once("GET", "/readyz").json()  # type: ignore[no-any-return]
+        return _json(self._answer("GET", "/readyz", also=(503,)))
 
     def stem_with(self, sha256: str) -> Body | None:
         """The stem that has these bytes."""
@@ -82,11 +119,9 @@ class Client:
         return found[0] if found else None
 
     def retrieve(self, mix: Path | None, form: Mapping[str, Any]) -> Body:
-        """POST /retrieve."""
-        if mix is None:
-            return self._body("POST", "/retrieve", data=dict(form))
-        with mix.open("rb") as file:
-            return self._body("POST", "/retrieve", files={"file": (mix.name, file)}, data=dict(form))
+        """POST /retrieve. Raises OSError: the mix cannot be read."""
+        files = {"file": (shown(mix.name), mix.read_bytes())} if mix is not None else None
+        return self._body("POST", "/retrieve", files=files, data=dict(form))
 
     def reindex(self, checkpoint: str | None, rank: int | None, index_type: str | None = None) -> Body:
         """POST /admin/reindex; the job."""
@@ -94,8 +129,8 @@ class Client:
         return self._body("POST", "/admin/reindex", json=wanted)
 
     def roll_back(self) -> Body:
-        """POST /admin/rollback."""
-        return self._body("POST", "/admin/rollback")
+        """POST /admin/rollback. Never asked twice: the second time would undo the first."""
+        return _json(self._answer("POST", "/admin/rollback", twice=False))
 
     def follow(self, job: Body, seen: Callable[[Body], None] = lambda _: None) -> Body:
         """Wait until a job has ended; `seen` is called with every state on the way."""
@@ -103,7 +138,7 @@ class Client:
         while job["state"] == "running":
             time.sleep(pause)
             pause = min(2 * pause, POLL_S)
-            job = self._patiently("GET", f"/jobs/{job['id']}").json()
+            job = self._body("GET", f"/jobs/{job['id']}")
             seen(job)
         return job
 
@@ -113,71 +148,113 @@ class Client:
         Files whose bytes the service has already are not sent again, so an ingest that was cut off goes on where it
         stopped. A file that cannot be used keeps no other out.
         """
-        jobs: list[tuple[Sequence[NewStem], Body]] = []
+        jobs: deque[tuple[Sequence[NewStem], Body]] = deque()
         for group in _groups(files, FILES_AT_ONCE):
-            unknown = []
+            unknown: list[NewStem] = []
+            audio: list[bytes] = []
             for file in group:
                 try:
                     stem = self.stem_with(_sha256(file.path))
+                    if stem is None or stem["state"] == "failed":
+                        audio.append(file.path.read_bytes())
+                        unknown.append(file)
+                        continue
                 except OSError as error:
-                    yield Outcome(file.path, None, {"title": "Cannot be read", "detail": str(error)})
+                    yield Outcome(file.path, None, {"title": error.strerror or str(error)})
                     continue
-                if stem is not None and stem["state"] != "failed":
-                    yield Outcome(file.path, stem["id"], None, known=True)
-                else:
-                    unknown.append(file)
+                yield Outcome(file.path, stem["id"], None, known=True)
             if unknown:
-                jobs.append((unknown, self._upload(unknown)))
+                jobs.append((unknown, self._upload(unknown, audio)))
+                self.unsettled += len(unknown)
             while jobs and (len(jobs) > JOBS_AHEAD or not wait):
-                yield from self._outcomes(*jobs.pop(0), wait=wait)
-        for job in jobs:
-            yield from self._outcomes(*job, wait=wait)
+                yield from self._outcomes(*jobs.popleft(), wait=wait)
+        while jobs:
+            yield from self._outcomes(*jobs.popleft(), wait=wait)
 
-    def _upload(self, files: Sequence[NewStem]) -> Body:
-        """One POST /stems; a single bad file, which is refused outright, is told as a job of one failed item."""
-        parts = [("files", (file.path.name, file.path.read_bytes())) for file in files]
+    def _upload(self, files: Sequence[NewStem], audio: Sequence[bytes]) -> Body:
+        """One POST /stems. Where the service refuses them together, each is sent alone; what is refused alone is told
+        as a job of one failed item."""
+        parts = [("files", (shown(file.path.name), sound)) for file, sound in zip(files, audio, strict=True)]
         said = json.dumps([dict(file.metadata) for file in files])
         try:
-            answer = self._patiently("POST", "/stems", files=parts, data={"metadata": said})
+            return self._body("POST", "/stems", files=parts, data={"metadata": said})
         except Refused as error:
-            if len(files) > 1 and error.problem.get("status") == 413:
-                items = [item for file in files for item in self._upload([file])["items"]]
-            elif len(files) == 1 and error.problem.get("status") in (413, 415, 422):
-                items = [{"stem_id": None, "state": "failed", "problem": error.problem}]
-            else:
+            if error.problem.get("status") in NOT_OF_A_FILE:
                 raise
+            if len(files) > 1:
+                alone = [self._upload([file], [sound]) for file, sound in zip(files, audio, strict=True)]
+                items = [item for job in alone for item in self._settled(job)["items"]]
+            else:
+                items = [{"stem_id": None, "state": "failed", "problem": error.problem}]
             return {"id": None, "state": "done", "items": items}
-        return answer.json()  # type: ignore[no-any-return]
+
+    def _settled(self, job: Body) -> Body:
+        return job if job["id"] is None else self.follow(job)
 
     def _outcomes(self, files: Sequence[NewStem], job: Body, *, wait: bool) -> Iterator[Outcome]:
-        if wait and job["id"] is not None:
-            job = self.follow(job)
+        if wait:
+            job = self._settled(job)
         for file, item in zip(files, job["items"], strict=True):
+            self.unsettled -= 1
             yield Outcome(file.path, item["stem_id"], item["problem"] if item["state"] == "failed" else None)
 
     def _body(self, method: str, path: str, **request: Any) -> Body:
-        return _checked(self._once(method, path, **request)).json()  # type: ignore[no-any-return]
+        return _json(self._answer(method, path, **request))
 
-    def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
-            return self._http.request(method, path, **request)
-        except httpx.TransportError as error:
-            raise ServiceUnreachable(self.url) from error
+    def _answer(
+        self, method: str, path: str, *, twice: bool = True, also: Collection[int] = (), **request: Any
+    ) -> httpx.Response:
+        """The answer, after waiting for a service that restarts or says when to come back.
 
-    def _patiently(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """The answer, after waiting for a service that restarts or says `Retry-After`."""
-        deadline = time.monotonic() + PATIENCE_S
+        Args:
+            twice: the request may be made again where nobody knows whether it was heard.
+            also: statuses that are an answer, beside those of success.
+        """
+        deadline = time.monotonic() + self._patience_s
         while True:
             try:
-                answer = self._once(method, path, **request)
-            except ServiceUnreachable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1.0)
-                continue
-            if answer.status_code not in (429, 503) or time.monotonic() > deadline:
-                return _checked(answer)
-            time.sleep(min(30.0, float(answer.headers.get("retry-after", 1))))
+                answer = self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                if not (twice and self._answered) or time.monotonic() > deadline:
+                    raise ServiceUnreachable(self.url) from error
+                pause = 1.0
+            else:
+                self._answered = True
+                busy = answer.status_code == 429 or (answer.status_code == 503 and twice)
+                if not busy or answer.status_code in also or time.monotonic() > deadline:
+                    return answer if answer.status_code in also else _checked(answer)
+                pause = _retry_after_s(answer)
+            time.sleep(pause)
+
+
+def _address(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        raise BadAddress(url) from None
+    if parts.scheme not in ("http", "https") or not parts.host or (parts.port or 0) > LAST_PORT:
+        raise BadAddress(url)
+    return url.rstrip("/")
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """Retry-After, which is a number of seconds or a date; a second where it says neither."""
+    said = answer.headers.get("retry-after", "")
+    try:
+        seconds = float(said) if not said[-1:].isalpha() else parsedate_to_datetime(said).timestamp() - time.time()
+    except ValueError:
+        seconds = 1.0
+    return min(LONGEST_PAUSE_S, max(0.05, seconds))
+
+
+def _json(answer: httpx.Response) -> Body:
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused({"title": "What answers there is not Phalar Retrieval", "status": answer.status_code})
+    return body
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:
@@ -186,8 +263,10 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     try:
         problem = answer.json()
     except ValueError:
-        problem = {"title": f"HTTP {answer.status_code}", "status": answer.status_code}
-    raise Refused(problem if isinstance(problem, dict) else {"title": str(problem)})
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {"title": f"HTTP {answer.status_code}"}
+    raise Refused({"status": answer.status_code, **problem})
 
 
 def _sha256(path: Path) -> str:

@@ -1,25 +1,84 @@
 """What commands share: how they talk to a person, how they end, and how they reach the service."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
 
-from service.commands.client import Client, Refused, ServiceUnreachable
+from service.commands.client import BadAddress, BadKey, Client, Refused, ServiceUnreachable
+from service.text import BadText, escaped, said, shown
 
-FAILED, UNREACHABLE, REFUSED = 1, 3, 4
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+FAILED, WRONG_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
 
 out = Console()
 err = Console(stderr=True)
 
 Url = Annotated[str, typer.Option(envvar="PHALAR_URL", help="Where the service listens.")]
 Key = Annotated[str | None, typer.Option(envvar="PHALAR_KEY", help="API key, where the service wants one.")]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given several times.")]
 LOCAL = "http://127.0.0.1:8000"
+
+
+Words = TypeVar("Words", str | None, list[str] | None)
+
+
+def words(given: Words) -> Words:
+    """The callback of an option that is said of stems, or asked of them."""
+    try:
+        return given and ([said(word) for word in given] if isinstance(given, list) else said(given))
+    except BadText as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given several times.", callback=words)]
+
+
+class Commands(TyperGroup):
+    """All commands, each of which ends with an exit code and says why in one line."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run one; what goes wrong is a line on stderr, and no traceback unless the fault is ours."""
+        code = None
+        try:
+            code = super().main(*args, **{**more, "standalone_mode": False})
+            sys.stdout.flush()
+        except typer.TyperException as error:  # what typer found wrong with the arguments, or its page of help
+            code = getattr(error, "exit_code", WRONG_USAGE)
+            if message := getattr(error, "format_message", error.__str__)():
+                complain(" ".join(message.split()))
+        except BrokenPipeError:  # whoever read had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = FAILED
+        except OSError as error:
+            if error.filename is None:
+                raise
+            complain(f"{error.filename}: {error.strerror}")
+            code = FAILED
+        if code == INTERRUPTED:
+            complain("interrupted")
+        sys.exit(code)
+
+
+def read_settings(**given: Any) -> "Settings":
+    """What the options and the environment say; ends the command where they cannot be."""
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return fail(wrong, WRONG_USAGE)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -34,8 +93,10 @@ def expected_errors() -> Iterator[None]:
         yield
     except ServiceUnreachable as error:
         fail(str(error), UNREACHABLE)
+    except (BadAddress, BadKey) as error:
+        fail(str(error), WRONG_USAGE)
     except Refused as error:
-        fail(str(error), REFUSED)
+        fail(str(error), WRONG_USAGE if error.problem.get("type") == "/problems/invalid-request" else REFUSED)
 
 
 def bar(*, transient: bool = False) -> Any:
@@ -52,9 +113,21 @@ def bar(*, transient: bool = False) -> Any:
     )
 
 
+def complain(sentence: str) -> None:
+    """Say what is wrong."""
+    lines = "\n".join(map(escaped, sentence.split("\n")))
+    err.print(f"phalar: {lines}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def fail(sentence: str, code: int) -> Any:
-    err.print(f"phalar: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    """Say what is wrong, and end the command."""
+    complain(sentence)
     raise typer.Exit(code)
+
+
+def cell(text: str | None) -> str:
+    """Text that somebody else wrote, for rich to print."""
+    return escape(shown(text or ""))
 
 
 def log_to_stderr(name: str) -> None:

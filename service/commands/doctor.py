@@ -2,7 +2,7 @@
 
 import typer
 
-from service.commands.console import FAILED
+from service.commands.console import FAILED, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 
@@ -13,9 +13,8 @@ def doctor() -> None:
     """
     waiting_threads_sleep()
     from service.local.doctor import as_lines, examine
-    from service.settings import Settings
 
-    findings = examine(Settings())
+    findings = examine(read_settings())
     print("\n".join(as_lines(findings)))
     if any(finding.what == "PHALAR_DEVICE" and finding.drawback for finding in findings):
         raise typer.Exit(FAILED)

@@ -10,8 +10,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from service.commands.console import FAILED, bar, fail
+from service.commands.console import FAILED, bar, fail, read_settings
 from service.commands.threads import waiting_threads_sleep
+from service.text import escaped
 
 BATCH = 16
 
@@ -39,7 +40,7 @@ def embed(
             def done(path: Path, problem: str | None) -> None:
                 progress.advance(task)
                 if problem:
-                    progress.console.print(f"{path}: {problem}", markup=False, soft_wrap=True)
+                    progress.console.print(escaped(f"{path}: {problem}"), markup=False, soft_wrap=True)
 
             failed = embed_files(files, out_file, checkpoint, window, stride, device, done)
     except CheckpointError as error:
@@ -71,10 +72,9 @@ def embed_files(
     """
     from model.audio import SAMPLE_RATE, AudioError, cut_windows, is_silent, load_clip, window_starts
     from model.checkpoints import load_phalar
-    from service.settings import Settings
     from service.work.models import configured_model
 
-    model = load_phalar(checkpoint, device) if checkpoint else configured_model(Settings(), device)
+    model = load_phalar(checkpoint, device) if checkpoint else configured_model(read_settings(), device)
     window, stride = round(window_s * SAMPLE_RATE), round(stride_s * SAMPLE_RATE)
     embeddings = [np.empty((0, model.config.dimension), np.complex64)]
     starts_s: list[float] = []

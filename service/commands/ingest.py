@@ -1,65 +1,108 @@
 """`phalar ingest`: files and folders into the catalog of a running service."""
 
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from service.commands.client import NewStem
-from service.commands.console import FAILED, LOCAL, Key, Tags, Url, bar, err, fail, service
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"}
+from service.commands.client import Client, NewStem, Refused, ServiceUnreachable
+from service.commands.console import FAILED, LOCAL, Key, Tags, Url, bar, err, fail, service, words
+from service.commands.folders import look_through
+from service.text import LONGEST, escaped, shown
 
 
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(exists=True, help="Audio files, and folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Audio files, and folders of them.")],
     url: Url = LOCAL,
     key: Key = None,
-    instrument: Annotated[str | None, typer.Option(help="Said of every file.")] = None,
-    track: Annotated[str | None, typer.Option(help="Default: the folder a file lies in, below the one given.")] = None,
-    collection: Annotated[str | None, typer.Option(help="Said of every file.")] = None,
+    instrument: Annotated[str | None, typer.Option(help="Said of every file.", callback=words)] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Default: the folder a file lies in, below the one given.", callback=words)
+    ] = None,
+    collection: Annotated[str | None, typer.Option(help="Said of every file.", callback=words)] = None,
     tag: Tags = None,
     wait: Annotated[bool, typer.Option(help="Wait until every stem is ready.")] = True,
 ) -> None:
     """Put stems into the catalog.
 
-    Files that are there already are skipped, so an ingest that was cut off is simply started again.
+    A file that cannot be used is named and keeps no other out. Files that are there already are skipped, so an ingest
+    that was cut off is simply started again.
 
     Example: phalar ingest ~/stems --collection mine
     """
+    if not any(path.exists() or path.is_symlink() for path in paths):
+        raise typer.BadParameter(f"{paths[0]} does not exist")
     said = {"instrument": instrument, "collection": collection, "tags": tag or []}
-    files = [
-        NewStem(path, {name: value for name, value in (said | {"track": track or folder}).items() if value})
-        for path, folder in _audio_files(paths)
-    ]
-    if not files:
+    told = _Told("ready" if wait else "accepted")
+    files: list[NewStem] = []
+    for found in look_through(paths, told.passed_over):
+        if found.problem is not None:
+            told.failed(found.path, found.problem)
+            continue
+        named = said | {"track": track or shown(found.folder or "")[:LONGEST]}
+        files.append(NewStem(found.path, {name: value for name, value in named.items() if value}))
+    if not files and not told.reasons:
+        told.summary()
         fail("no audio files there", FAILED)
-    ready = known = failed = 0
-    with service(url, key) as client, bar() as progress:
-        task = progress.add_task("stems", total=len(files))
-        for outcome in client.ingest(files, wait=wait):
-            progress.advance(task)
-            known += outcome.known
-            if outcome.problem is not None:
-                failed += 1
-                detail = outcome.problem.get("detail") or ""
-                progress.console.print(
-                    f"{outcome.path}: {outcome.problem.get('title')}: {detail}", markup=False, soft_wrap=True
-                )
-            else:
-                ready += not outcome.known
-    err.print(f"{ready} {'ready' if wait else 'accepted'}, {known} known already, {failed} failed")
-    if failed:
+    with service(url, key) as client:
+        try:
+            _send(client, files, told, wait)
+        except (KeyboardInterrupt, ServiceUnreachable, Refused):
+            told.summary(unsettled=client.unsettled, unsent=len(files) - told.settled - client.unsettled)
+            raise
+    told.summary()
+    if told.reasons:
         raise typer.Exit(FAILED)
 
 
-def _audio_files(paths: list[Path]) -> Iterator[tuple[Path, str | None]]:
-    """Every audio file at or below the paths, sorted, with the folder it lies in below a given one."""
-    for path in paths:
-        if path.is_file():
-            yield path, None
-            continue
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file() and not file.name.startswith("._"):
-                yield file, file.parent.name if file.parent != path else None
+class _Told:
+    """What became of files, as it is told: a line for each that failed, and a summary at the end."""
+
+    def __init__(self, done: str) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.passed_over: Counter[str] = Counter()
+        self.settled = 0  # of those that were to be sent
+        self._done = done
+        self._new = self._known = 0
+
+    def failed(self, path: Path, title: str, detail: str = "") -> None:
+        self.reasons[title] += 1
+        err.print(escaped(f"{path}: {title}{f': {detail}' if detail else ''}"), markup=False, soft_wrap=True)
+
+    def outcome(self, path: Path, problem: Any, *, known: bool) -> None:
+        self.settled += 1
+        self._known += known
+        if problem is not None:
+            self.failed(path, str(problem.get("title")), str(problem.get("detail") or ""))
+        else:
+            self._new += not known
+
+    def summary(self, unsettled: int = 0, unsent: int = 0) -> None:
+        """`unsettled`: sent, and nothing more is known of them; `unsent`: for another time."""
+        failed = self.reasons.total()
+        lines = [f"{self._new} {self._done}, {self._known} known already, {failed} failed"]
+        if unsettled or unsent:
+            lines.append(
+                f"{unsettled} more were sent and go on by themselves, {unsent} were not sent. "
+                "Start the same command again: it skips what is there."
+            )
+        if failed:
+            lines.append("failed: " + _counted(self.reasons))
+        if self.passed_over:
+            endings = Counter({f".{ending}" if ending else "no ending": n for ending, n in self.passed_over.items()})
+            lines.append("passed over, by their names' endings: " + _counted(endings))
+        for line in lines:
+            err.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _send(client: Client, files: list[NewStem], told: _Told, wait: bool) -> None:
+    with bar() as progress:
+        task = progress.add_task("stems", total=len(files))
+        for outcome in client.ingest(files, wait=wait):
+            told.outcome(outcome.path, outcome.problem, known=outcome.known)
+            progress.advance(task)
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())

@@ -9,15 +9,16 @@ from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.markup import escape
 
-from service.commands.console import FAILED, err, fail, out
+from service.commands.console import FAILED, cell, err, fail, out, read_settings
+from service.text import BadText, said
 
 T = TypeVar("T")
 Work = Callable[[Any, Any], Awaitable[T]]
 
 keys_app = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True)
 
+LONGEST_NAME = 200  # characters; the column has no more
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -44,7 +45,7 @@ def create(
     from service.api.keys import new_api_key
 
     expires_at = None if expires is None else time.time() + _seconds(expires)
-    token, key = new_api_key(_shown(name), scope.value, expires_at)
+    token, key = new_api_key(_said(name), scope.value, expires_at)
     _with_keys(lambda keys, _: keys.add(key))
     print(token)
     err.print(f"key {key.id}, {scope.value}, {_until(expires_at)}; the token is not shown again", highlight=False)
@@ -66,7 +67,7 @@ def list_keys() -> None:
     for key, usage in _with_keys(read):
         state = "revoked" if key.revoked_at is not None else _until(key.expires_at, now)
         cells = (key.id, key.name, key.scope, _day(key.created_at), _day(key.last_used_at), state)
-        table.add_row(*map(escape, cells), str(usage.stems), f"{usage.bytes / 2**20:.1f}")
+        table.add_row(*map(cell, cells), str(usage.stems), f"{usage.bytes / 2**20:.1f}")
     out.print(table)
 
 
@@ -84,26 +85,26 @@ def revoke(key_id: Annotated[str, typer.Argument(help="From `phalar keys list`."
 
 def _with_keys(work: Work[T]) -> T:
     """Do something with the database's keys, and its catalog."""
-    from indexer import ApiKeys, Catalog
-    from service.settings import Settings
+    from indexer import ApiKeys, Catalog, CatalogError
 
-    settings = Settings()
+    settings = read_settings()
 
     async def run() -> T:
-        settings.data_folder.mkdir(parents=True, exist_ok=True)
+        settings.make_data_folder()
         catalog = await Catalog.open(settings.resolved_database_url)
         try:
             return await work(ApiKeys(catalog.database), catalog)
         finally:
             await catalog.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except CatalogError as error:
+        return fail(str(error), FAILED)  # type: ignore[no-any-return]
 
 
 def _say_whether_keys_are_needed() -> None:
-    from service.settings import Settings
-
-    if not Settings().keys_needed:
+    if not read_settings().keys_needed:
         err.print("[yellow]The service is open to anybody until it runs with PHALAR_REQUIRE_KEYS=true.[/]")
 
 
@@ -114,10 +115,14 @@ def _seconds(text: str) -> int:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-def _shown(name: str) -> str:
-    if not (0 < len(name) <= 200 and name.isprintable()):
-        raise typer.BadParameter("1 to 200 printable characters", param_hint="--name")
-    return name
+def _said(name: str) -> str:
+    try:
+        text = said(name)
+    except BadText as error:
+        raise typer.BadParameter(str(error), param_hint="--name") from None
+    if len(text) > LONGEST_NAME:
+        raise typer.BadParameter(f"1 to {LONGEST_NAME} characters", param_hint="--name")
+    return text
 
 
 def _day(seconds: float | None) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from service.commands.console import LOCAL, Key, Tags, Url, err, out, service
+from service.commands.console import LOCAL, Key, Tags, Url, cell, err, out, service, words
 
 
 class Align(StrEnum):
@@ -19,17 +18,23 @@ class Align(StrEnum):
 
 
 def retrieve(
-    mix: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False, help="The partial mix.")] = None,
-    stem_id: Annotated[list[str] | None, typer.Option(help="Or: stems of the catalog that make up the mix.")] = None,
+    mix: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, readable=True, help="The partial mix.")
+    ] = None,
+    stem_id: Annotated[
+        list[str] | None, typer.Option(help="Or: stems of the catalog that make up the mix.", callback=words)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Hits wanted.")] = 10,
     align: Annotated[
         Align, typer.Option(help="search: it starts anywhere; grid: on the windows' grid.")
     ] = Align.search,
-    instrument: Annotated[list[str] | None, typer.Option(help="Any of these.")] = None,
+    instrument: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
     tag: Tags = None,
-    track: Annotated[list[str] | None, typer.Option(help="Any of these.")] = None,
-    collection: Annotated[list[str] | None, typer.Option(help="Any of these.")] = None,
-    musical_key: Annotated[list[str] | None, typer.Option(help="Any of these, such as 'F# minor'.")] = None,
+    track: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
+    collection: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
+    musical_key: Annotated[
+        list[str] | None, typer.Option(help="Any of these, such as 'F# minor'.", callback=words)
+    ] = None,
     tempo_min: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
     tempo_max: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as it is.")] = False,
@@ -57,9 +62,9 @@ def retrieve(
     with service(url, key) as client:
         answer = client.retrieve(mix, {name: value for name, value in form.items() if value not in (None, [])})
     for warning in answer["mix"]["warnings"]:
-        err.print(f"[yellow]{escape(warning)}[/]")
+        err.print(f"[yellow]{cell(warning)}[/]")
     if answer["model"]["note"]:
-        err.print(f"[yellow]{escape(answer['model']['note'])}[/]")
+        err.print(f"[yellow]{cell(answer['model']['note'])}[/]")
     if as_json:
         print(json.dumps(answer, indent=2))
     else:
@@ -76,6 +81,6 @@ def _table(answer: dict[str, Any]) -> Any:
         stem, start_s = hit["stem"], hit["start_s"]
         minutes, seconds = divmod(abs(start_s), 60)
         place = f"from {minutes:.0f}:{seconds:05.2f}" if start_s >= 0 else f"enters at {minutes:.0f}:{seconds:05.2f}"
-        cells = (stem["title"], stem["instrument"] or "", stem["track"] or "", place, stem["id"])
-        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", *map(escape, cells))
+        cells = (stem["title"], stem["instrument"], stem["track"], place, stem["id"])
+        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", *map(cell, cells))
     return table

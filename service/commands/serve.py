@@ -1,11 +1,11 @@
 """`phalar serve`: everything on this machine."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from service.commands.console import FAILED, fail, log_to_stderr
+from service.commands.console import FAILED, fail, log_to_stderr, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 
@@ -22,17 +22,13 @@ def serve(
     Every setting is also an environment variable; see docs/settings.md.
     """
     waiting_threads_sleep()
-    from pydantic import ValidationError
-
     from service.local.serve import serve as run
     from service.local.supervisor import ProcessError
-    from service.settings import InsecureBind, Settings
+    from service.settings import InsecureBind
 
     log_to_stderr("supervisor")
-    given: dict[str, Any] = {"host": host, "port": port, "data": data, "workers": workers}
+    settings = read_settings(host=host, port=port, data=data, workers=workers)
     try:
-        run(Settings(**{name: value for name, value in given.items() if value is not None}), demo=demo, verbose=verbose)
+        run(settings, demo=demo, verbose=verbose)
     except (ProcessError, InsecureBind) as error:
         fail(str(error), FAILED)
-    except ValidationError as error:
-        fail("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 2)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.console import FAILED, fail, log_to_stderr
+from service.commands.console import FAILED, fail, log_to_stderr, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 
@@ -19,14 +19,13 @@ def worker(
     from service.api.errors import problem
     from service.commands.threads import keep_numpy_on_one_thread
     from service.local.supervisor import DEVICE_LOST
-    from service.settings import Settings
     from service.work.device import DeviceLost
     from service.work.worker import run_worker
 
     log_to_stderr("worker")
     keep_numpy_on_one_thread()
     try:
-        asyncio.run(run_worker(Settings(), problem, slot))
+        asyncio.run(run_worker(read_settings(), problem, slot))
     except CheckpointError as error:
         fail(str(error), FAILED)
     except DeviceLost as error:

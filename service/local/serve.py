@@ -1,6 +1,7 @@
 """`phalar serve`: one installation as a set of supervised processes, and the words it greets its user with."""
 
 import asyncio
+import errno
 import io
 import os
 import socket
@@ -19,15 +20,21 @@ from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 
 POLL_S = 0.3
+BACKLOG = 2048  # connections that wait for the API; as many as uvicorn asks for
 LOG, LOG_BYTES = "phalar.log", 16 * 2**20
 COMPLETE = "complete"  # an empty file: the demo was ingested to its end; without it, the next start goes on
 
 
 class PortInUse(ProcessError):
-    """Somebody listens there already."""
+    """Somebody listens there already, or this machine lets nobody listen there."""
 
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(f"port {port} on {host} is in use; choose another with --port")
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        used = error.errno == errno.EADDRINUSE
+        super().__init__(
+            f"port {port} on {host} is in use; choose another with --port"
+            if used
+            else f"nobody can listen on port {port} of {host}: {error.strerror or error}"
+        )
         self.host = host
         self.port = port
 
@@ -42,12 +49,11 @@ def serve(settings: Settings, *, demo: bool, verbose: bool = False) -> None:
         ChildFailed: a process could not be kept alive; the others were stopped.
     """
     settings.refuse_insecure_bind()
-    with DataFolderLock(settings.data_folder):
-        _refuse_used_port(settings.host, settings.port)
-        asyncio.run(_run(settings, demo, verbose))
+    with DataFolderLock(settings.data_folder), _listen(settings.host, settings.port) as door:
+        asyncio.run(_run(settings, door, demo, verbose))
 
 
-def _children(settings: Settings) -> list[Child]:
+def _children(settings: Settings, door: socket.socket) -> list[Child]:
     environment = {
         f"PHALAR_{name.upper()}": _as_text(getattr(settings, name))
         for name in settings.model_fields_set
@@ -56,7 +62,7 @@ def _children(settings: Settings) -> list[Child]:
     phalar = [sys.executable, "-m", "service.commands"]
     workers = range(settings.workers)
     children = [
-        Child("api", [*phalar, "api"], environment),
+        Child("api", [*phalar, "api", "--door", str(door.fileno())], environment, descriptors=(door.fileno(),)),
         *(Child(f"worker {slot}", [*phalar, "worker", "--slot", str(slot)], environment) for slot in workers),
     ]
     if settings.redis_url is None:
@@ -68,9 +74,9 @@ def _as_text(value: object) -> str:
     return value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
 
 
-async def _run(settings: Settings, demo: bool, verbose: bool) -> None:
+async def _run(settings: Settings, door: socket.socket, demo: bool, verbose: bool) -> None:
     with _Log(settings.data_folder / LOG) as log:
-        supervisor = Supervisor(_children(settings), output=None if verbose else log)
+        supervisor = Supervisor(_children(settings, door), output=None if verbose else log)
         greeting = asyncio.create_task(_greet(settings, demo, verbose))
         try:
             await supervisor.run()
@@ -128,7 +134,7 @@ async def _greet(settings: Settings, demo: bool, verbose: bool) -> None:
 
 async def _readiness(url: str, progress: Any, task: Any) -> dict[str, dict[str, object]]:
     """/readyz once it is 200, in a loop that a stop can cancel."""
-    with Client(url, timeout_s=5.0) as client:
+    with Client(url, timeout_s=5.0, patience_s=0) as client:
         while True:
             try:
                 report = await asyncio.to_thread(client.readiness)
@@ -175,14 +181,25 @@ def ingest_demo(url: str, key: str | None, folder: Path, tracks: int, seconds: f
     return failed
 
 
-def _refuse_used_port(host: str, port: int) -> None:
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket that the API answers on.
+
+    It is held from here on: no other start can take the port for free, and who connects while the API starts, or starts
+    again, waits. Raises PortInUse.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        door = socket.socket(family, kind, protocol)
+        try:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(address)
+            door.listen(BACKLOG)
+        except OSError:
+            door.close()
+            raise
     except OSError as error:
-        raise PortInUse(host, port) from error
+        raise PortInUse(host, port, error) from error
+    return door
 
 
 def _short(path: Path) -> str:

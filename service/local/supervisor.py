@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from io import TextIOBase
 from typing import TextIO
 
+from service.text import escaped
+
 log = logging.getLogger("phalar.processes")
 
 EARLY_S = 10.0  # a child that dies sooner after its start has died early
@@ -52,7 +54,7 @@ class Child:
 
     `prepare` runs before every start and is given the number of early deaths so far. All others wait until the `ready`
     of a `first` child is True. `cleanup` runs when it has ended for good. Lines of a `quiet` child are kept for its
-    last words only.
+    last words only. It inherits `descriptors`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Child:
     cleanup: Callable[[], None] | None = None
     first: bool = False
     quiet: bool = False
+    descriptors: tuple[int, ...] = ()
 
 
 class Supervisor:
@@ -186,6 +189,7 @@ class Supervisor:
                 stderr=write_end,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **child.environment},
                 process_group=0,
+                pass_fds=child.descriptors,
                 preexec_fn=dies_with_parent(signal.SIGTERM if child.first else signal.SIGKILL),
             )
         except OSError:
@@ -230,7 +234,7 @@ class Supervisor:
                 continue
             if not line:
                 return
-            text = line.decode(errors="replace").rstrip()
+            text = escaped(line.decode(errors="replace").rstrip())
             words.append(text)
             if not child.quiet:
                 self._say(child.name, text)

@@ -13,6 +13,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from service.local.supervisor import Child, ChildFailed, ProcessError, dies_with_parent
 from service.settings import socket_path
@@ -60,7 +61,7 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     def command(self) -> list[str]:
         options = {

@@ -98,6 +98,7 @@ class Found:
     index: Index  # that answered
     plan: Plan
     places: dict[int, Place]  # of the hits
+    spare: dict[int, Place]  # of the next ones, for hits that are deleted meanwhile
     others: dict[int, Place]  # of further stems to be ranked, on the grid of shifts
     exact: bool
 
@@ -148,11 +149,13 @@ class Finder:
         scored = await self._search(index, mix, wanted, limit, ranked, watch)
         if align == "search":
             with watch.stage("refine"):
-                places = await self._refine(index, mix, scored, limit)
+                ordered = await self._refine(index, mix, scored, limit)
         else:
-            places = scored.places(scored.first(limit))
+            ordered = scored.places(scored.first(limit + REFINED_BEYOND))
+        places = dict([*ordered.items()][:limit])
+        spare = {row: place for row, place in ordered.items() if row not in places}
         others = scored.places(row for row in scored.first(ranked) if row not in places)
-        return Found(index, mix.plan, places, others, scored.exact)
+        return Found(index, mix.plan, places, spare, others, scored.exact)
 
     def _plan(self, waveform: NDArray[np.float32], align: Align) -> Plan:
         settings = self._settings
@@ -252,7 +255,7 @@ class Finder:
             enough = min(4 * enough, SCORED_MOST)
 
     async def _refine(self, index: Index, mix: _Mix, scored: _Scored, limit: int) -> dict[int, Place]:
-        """The best places on the fine grid, in order of their scores there."""
+        """The best places on the fine grid, in order of their scores there: of the hits, and of a few more."""
         stems = {row: scored.stems[row] for row in scored.first(limit + REFINED_BEYOND)}
         spacing_s, fine_s = mix.plan.step / SAMPLE_RATE, self._settings.fine_shift_s
         each = 1 if mix.smooth else DRAWN_EACH if mix.drawn else PLACES_EACH
@@ -272,8 +275,7 @@ class Finder:
         if self._settings.confirm_windows and mix.extent is not None:
             places = await self._confirm(index, mix, mix.extent, stems, places)
             places.sort(key=lambda found: (-found[1].score, found[0]))
-        firsts = _first_and_best(places, 0, lambda place: place.score)
-        return dict(firsts[:limit])
+        return dict(_first_and_best(places, 0, lambda place: place.score))
 
     async def _by_halving(
         self, index: Index, mix: _Mix, stems: Mapping[int, StemEmbeddings], every: list[tuple[int, Place]]

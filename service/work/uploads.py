@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
 import numpy as np
 
 from model.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
+from service.text import shown
 from service.work.decoding import (
     CONFINEMENTS,
     ENDED,
@@ -199,12 +200,12 @@ async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
     try:
         answer = json.loads(text)
         if "code" in answer:
-            problem = _KINDS[answer["code"]](**answer["facts"])
+            problem = _KINDS[answer["code"]](**{name: _shown(fact) for name, fact in answer["facts"].items()})
             json.dumps(problem.facts, allow_nan=False)
         else:
             problem = None
             fields = _checked_fields(answer, limits)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DecoderCrashed("its answer makes no sense") from error
     if problem is not None:
         raise problem
@@ -213,6 +214,10 @@ async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
     if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
         raise DecoderCrashed("its samples are not finite")
     return Clip(waveform, **fields)
+
+
+def _shown(fact: Any) -> Any:
+    return shown(fact) if isinstance(fact, str) else fact
 
 
 def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, Any]:
@@ -230,7 +235,13 @@ def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, A
         raise ValueError(kind)
     if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
         raise ValueError(warnings)
-    return {"sample_rate": rate, "channels": channels, "samples": samples, "warnings": tuple(warnings), "format": kind}
+    return {
+        "sample_rate": rate,
+        "channels": channels,
+        "samples": samples,
+        "warnings": tuple(map(shown, warnings)),
+        "format": kind,
+    }
 
 
 async def _fill(sock: socket.socket, buffer: bytearray | memoryview) -> None:

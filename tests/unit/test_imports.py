@@ -41,7 +41,7 @@ FLOORS = {
         {"audio", "axial", "axial_kernel", "complex_layers", "cqt", "device", "phalar", "pooling", "similarity"},
     ],
     "indexer": [{"search"}, {"diagonals"}, {"index"}, {"catalog"}],
-    "service": [{"commands", "local"}, {"api"}, {"search"}, {"work"}, {"settings", "metrics"}],
+    "service": [{"commands", "local"}, {"api"}, {"search"}, {"work"}, {"settings", "metrics", "text"}],
 }
 MADE_UP = {
     "service/settings.py": "",

@@ -16,7 +16,7 @@ async def reindex(services: TheBackend, response: Response, wanted: ReindexIn | 
     With another checkpoint every stem is embedded again first. While one reindex runs, asking again returns its job.
     """
     job = await services.reindexer.start(wanted or ReindexIn())
-    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Location"] = f"{services.settings.root_path}/jobs/{job.id}"
     return JobOut.of(job)
 
 

@@ -9,7 +9,17 @@ from fastapi.responses import StreamingResponse
 from service.api.access import GuardedRoute, TheBackend, require
 from service.api.keys import Caller
 from service.api.routes.problems import problems
-from service.api.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage, byte_range, metadata_of
+from service.api.schemas import (
+    CatalogValues,
+    JobOut,
+    ListIn,
+    Metadata,
+    StemOut,
+    StemPage,
+    byte_range,
+    metadata_of,
+    names_tag,
+)
 
 router = APIRouter(tags=["stems"], route_class=GuardedRoute)
 MAX_FILES = 1000
@@ -43,7 +53,7 @@ async def add_stems(
     said = metadata_of(metadata, len(files))
     described = [(file, meta.as_record()) for file, meta in zip(files, said, strict=True)]
     job = await services.ingest.accept(described, caller)
-    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Location"] = f"{services.settings.root_path}/jobs/{job.id}"
     return JobOut.of(job)
 
 
@@ -53,7 +63,7 @@ async def list_stems(services: TheBackend, wanted: Annotated[ListIn, Query()]) -
     page, following = await services.catalog.list_stems(
         wanted.as_filter(), state=wanted.state, sha256=wanted.sha256, limit=wanted.limit, cursor=wanted.cursor
     )
-    return StemPage(stems=[StemOut.of(stem) for stem in page], next_cursor=following)
+    return StemPage(stems=[StemOut.of(stem, services.settings.root_path) for stem in page], next_cursor=following)
 
 
 @router.get("/catalog", dependencies=[Depends(require("read"))])
@@ -66,7 +76,7 @@ async def catalog_values(services: TheBackend) -> CatalogValues:
 @router.get("/stems/{stem_id}", dependencies=[Depends(require("read"))], responses=problems(404))
 async def get_stem(services: TheBackend, stem_id: str) -> StemOut:
     """One stem."""
-    return StemOut.of(await services.catalog.stem(stem_id))
+    return StemOut.of(await services.catalog.stem(stem_id), services.settings.root_path)
 
 
 @router.patch("/stems/{stem_id}", dependencies=[Depends(require("ingest"))], responses=problems(404, 422))
@@ -75,7 +85,7 @@ async def change_stem(services: TheBackend, stem_id: str, changed: Metadata) -> 
     fields: dict[str, Any] = changed.model_dump(include=changed.model_fields_set)
     if fields.get("title", "") is None:
         del fields["title"]  # a stem always has one
-    return StemOut.of(await services.catalog.change_metadata(stem_id, fields))
+    return StemOut.of(await services.catalog.change_metadata(stem_id, fields), services.settings.root_path)
 
 
 @router.delete("/stems/{stem_id}", status_code=204, dependencies=[Depends(require("ingest"))], responses=problems(404))
@@ -104,17 +114,21 @@ async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Re
         "Cache-Control": "private, max-age=31536000, immutable",
         "X-Content-Type-Options": "nosniff",
     }
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    asked, tag = request.headers, headers["ETag"]
+    if names_tag(asked.get("if-none-match"), tag, weak=True):
         return Response(status_code=304, headers=headers)
-    start, end = byte_range(request.headers.get("range"), size)
+    headers["Content-Type"] = MEDIA_TYPES.get(stem.format.lower(), "application/octet-stream")
+    if request.scope.get("head"):
+        return Response(headers=headers | {"Content-Length": str(size)})
+    current = "if-range" not in asked or names_tag(asked["if-range"], tag, weak=False)
+    part = byte_range(asked.get("range"), size) if current else None
+    start, end = part or (0, size)
     headers["Content-Length"] = str(end - start)
-    partial = (start, end) != (0, size)
-    if partial:
+    if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
 
     async def body() -> AsyncIterator[bytes]:
         async for piece in services.blobs.read(stem.sha256, start, end):
             yield bytes(piece)
 
-    media_type = MEDIA_TYPES.get(stem.format.lower(), "application/octet-stream")
-    return StreamingResponse(body(), 206 if partial else 200, headers, media_type)
+    return StreamingResponse(body(), 206 if part else 200, headers)

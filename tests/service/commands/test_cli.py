@@ -4,16 +4,23 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from model.audio import SAMPLE_RATE
 from service.commands.__main__ import app
+from service.local.valkey import EmbeddedValkey
+from service.settings import Settings
 from tests import servers
-from tests.installation import Installation, encode, eventually, free_port, noise_bursts
+from tests.installation import Installation, encode, eventually, free_port, noise_bursts, serving
 
 
 def phalar(*arguments: str | Path, **environment: str) -> Result:
@@ -145,6 +152,107 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     assert phalar("retrieve", tmp_path / "missing.wav").exit_code == 2
 
 
+@pytest.mark.parametrize("arguments", [
+    ("retrieve",),
+    ("retrieve", "missing.wav"),
+    ("retrieve", "."),
+    ("retrieve", "--stem-id", "x", "--limit", "0"),
+    ("retrieve", "--stem-id", "x", "--limit", "many"),
+    ("retrieve", "--stem-id", "x", "--align", "loosely"),
+    ("retrieve", "--stem-id", "x", "--no-such-option"),
+    ("retrieve", "--stem-id", "x", "--url", "http://[::1"),
+    ("retrieve", "--stem-id", "x", "--url", "localhost:8000"),
+    ("retrieve", "--stem-id", "x", "--url", "http://a:99999999"),
+    ("retrieve", "--stem-id", "x", "--key", "schl\u00fcssel"),
+    ("retrieve", "--stem-id", "x", "--key", "two words"),
+    ("retrieve", "--stem-id", "x", "--tag", ""),
+    ("retrieve", "--stem-id", "x", "--track", "a\x1b[2J"),
+    ("retrieve", "--stem-id", "x", "--tempo-min", "-1"),
+    ("ingest",),
+    ("ingest", "missing.wav"),
+    ("ingest", ".", "--collection", "x" * 300),
+    ("ingest", ".", "--track", "a\udcff"),
+    ("serve", "--port", "99999"),
+    ("serve", "--workers", "-1"),
+    ("keys", "create", "--scope", "all", "--name", "x"),
+    ("keys", "create", "--scope", "read", "--name", "a\nb"),
+    ("no-such-command",),
+], ids=" ".join)  # fmt: skip
+def test_every_wrong_argument_is_one_line_and_code_2(installation: Installation, arguments: tuple[str, ...]) -> None:
+    said = phalar(*arguments, PHALAR_URL=installation.url)
+    assert (said.exit_code, said.stdout) == (2, "")
+    line = said.stderr.removesuffix("\n")
+    assert line.startswith("phalar: ")
+    assert line.isprintable(), line
+
+
+def test_a_wrong_setting_is_one_line_and_code_2() -> None:
+    for command in (("keys", "list"), ("doctor",), ("api",), ("worker",), ("serve",)):
+        said = phalar(*command, PHALAR_PORT="many")
+        assert said.exit_code == 2, said.stderr
+        assert said.stderr.startswith("phalar: port: ")
+        assert said.stderr.count("\n") == 1
+
+
+def test_what_others_wrote_never_reaches_a_terminal_as_commands(installation: Installation, tmp_path: Path) -> None:
+    """A service of an earlier release, or one that was taken over, may send anything."""
+    evil = "bass\x1b]52;c;YQ==\x07\x1b[2J\x9b31m[red]"
+    place = {"rank": 1, "score": 1.0, "start_s": 0.0, "windows": []}
+    stem = {"title": evil, "instrument": evil, "track": evil, "id": "x"}
+    answer = {"hits": [place | {"stem": stem}], "mix": {"warnings": [evil]}, "model": {"note": evil}}
+    with answering(200, answer) as url:
+        shown = phalar("retrieve", "--stem-id", "x", "--url", url, COLUMNS="300")
+    assert "bass\\x1b]52" in shown.stdout
+    with answering(400, {"title": evil, "detail": evil}) as url:
+        refused = phalar("retrieve", "--stem-id", "x", "--url", url)
+    assert refused.exit_code == 4
+    for text in (shown.stdout, shown.stderr, refused.stderr):
+        assert all(line.isprintable() for line in text.splitlines()), text
+
+
+@contextmanager
+def answering(status: int, body: object) -> Iterator[str]:
+    """A server that answers every request with this."""
+
+    class Always(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            text = json.dumps(body).encode() if not isinstance(body, bytes) else body
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST  # noqa: N815 - the library looks for these names
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Always) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_answer_of_something_else_is_a_refusal(tmp_path: Path) -> None:
+    with answering(200, b"<html>") as url:
+        said = phalar("rollback", "--url", url)
+    assert said.exit_code == 4
+    assert said.stderr.count("\n") == 1
+
+
+def test_a_table_cut_by_a_pipe_ends_quietly(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(4)))
+    for options in ((), ("--json",)):
+        command = [sys.executable, "-m", "service.commands", "retrieve", mix, "--url", installation.url, *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+            assert started.stdout is not None
+            assert started.stderr is not None
+            started.stdout.close()
+            assert started.stderr.read() == b""
+        assert started.returncode == 1
+
+
 def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Installation, tmp_path: Path) -> None:
     again = phalar_alone("serve", "--data", installation.folder / "data", "--port", str(free_port()))
     assert again.returncode == 1
@@ -157,6 +265,44 @@ def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Inst
     open_to_all = phalar_alone("serve", "--data", tmp_path / "data", "--host", "0.0.0.0", "--port", str(free_port()))
     assert open_to_all.returncode == 1
     assert "API keys" in open_to_all.stderr
+
+
+def test_of_two_starts_on_one_port_at_once_one_is_refused(tmp_path: Path, small_checkpoint: Path) -> None:
+    port, environment = free_port(), {"PHALAR_CHECKPOINT": str(small_checkpoint)}
+    both = [Installation(tmp_path / name, environment, port=port).start(wait=False) for name in "ab"]
+    try:
+        refused = eventually(lambda: next((one for one in both if one.ended is not None), None))
+        assert refused.ended == 1
+        assert f"port {port} on 127.0.0.1 is in use" in refused.log
+        assert "is ready" not in refused.log
+        assert [one.ended for one in both if one is not refused] == [None]
+    finally:
+        for one in both:
+            if one.ended is None:
+                one.stop()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "circle", "/proc/phalar", "x" * 300])
+def test_a_data_folder_that_cannot_be_one_is_named_in_one_line(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for command in (("serve", "--port", str(free_port())), ("keys", "list"), ("api",)):
+        said = phalar(*command, PHALAR_DATA=str(tmp_path / folder))
+        assert said.exit_code == 1, said.stderr
+        assert said.stderr.startswith("phalar: ")
+        assert said.stderr.count("\n") == 1
+        assert folder.split("/")[0] in said.stderr
+
+
+def test_a_data_folder_may_have_any_name_and_no_parent(tmp_path: Path, small_checkpoint: Path) -> None:
+    data = tmp_path / "not there" / "odd ?#%41&;=@:\u00e9"
+    with EmbeddedValkey(data / "valkey") as valkey:
+        chosen = Settings(data=data, redis_url=valkey.url, checkpoint=small_checkpoint)
+        assert Settings(data=data).resolved_redis_url == valkey.url
+        with serving(chosen) as url, httpx.Client(base_url=url) as client:
+            sent = client.post("/stems", files={"files": ("a.flac", encode(noise_bursts(0, 2.0)))}).json()
+            assert client.get(f"/stems/{sent['items'][0]['stem_id']}/audio").status_code == 200
+    assert {"audio", "catalog.sqlite", "valkey"} <= {path.name for path in data.iterdir()}
 
 
 def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_socket(

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[3]
 NURSERY = f"""
 import asyncio, os, signal, sys
 import numpy as np
-from model import Phalar
+from model.phalar import Phalar
 from service.api.errors import problem
 from service.settings import Settings
 from service.work.worker import run_worker

@@ -20,8 +20,10 @@ import soundfile
 
 from model.audio import (
     AudioError,
+    Clip,
     ClipTooLong,
     ClipTooShort,
+    DecodeFailed,
     EmptyFile,
     NonFiniteSamples,
     SilentClip,
@@ -365,20 +367,31 @@ async def test_answer_that_our_code_could_not_give_is_a_crash(answer: object) ->
         await received(message + bytes(4 * 20_000))
 
 
+async def test_text_of_a_child_comes_out_as_it_can_be_shown() -> None:
+    text = json.dumps(FIELDS | {"warnings": ["odd \ud800\x1b[2J"]}).encode()
+    clip = await received(struct.pack("!I", len(text)) + text + bytes(4 * 20_000))
+    assert clip.warnings == ("odd \\ud800\\x1b[2J",)
+    text = json.dumps({"code": "decode-failed", "facts": {"reason": "\udcff"}}).encode()
+    with pytest.raises(DecodeFailed) as failed:
+        await received(struct.pack("!I", len(text)) + text)
+    assert failed.value.facts == {"reason": "\\xff"}
+    assert "\\xff" in str(failed.value)
+
+
 async def test_answer_with_samples_that_are_not_finite_is_a_crash() -> None:
     text = json.dumps(FIELDS).encode()
     with pytest.raises(DecoderCrashed, match="finite"):
         await received(struct.pack("!I", len(text)) + text + np.full(20_000, np.nan, np.float32).tobytes())
 
 
-async def received(message: bytes) -> None:
+async def received(message: bytes) -> Clip:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, message))
         try:
-            await uploads._receive(ours, LIMITS)
+            return await uploads._receive(ours, LIMITS)
         finally:
             sending.cancel()
 

@@ -108,6 +108,26 @@ async def test_the_first_releases_catalog_keeps_all_that_it_held(tmp_path: Path)
     assert await run(sqlite_url(tmp_path / "catalog.sqlite"), differences) == []
 
 
+async def test_stems_that_were_there_are_found_in_any_spelling_and_can_be_answered(tmp_path: Path) -> None:
+    first_release(tmp_path / "catalog.sqlite")
+    with sqlite3.connect(tmp_path / "catalog.sqlite") as sql:
+        sql.execute(
+            "UPDATE stems SET track = 'Cafe\u0301', warnings = ? WHERE id = 'b1'", ('["odd: \\ud800 \\ud83d\\ude00"]',)
+        )
+        sql.execute("UPDATE stem_tags SET tag = 'Stra\u00dfe' WHERE tag = 'warm'")
+    sql.close()
+    catalog = await Catalog.open(sqlite_url(tmp_path / "catalog.sqlite"))
+    for wanted in (
+        StemFilter(tracks=("CAF\u00c9",)),
+        StemFilter(tags=("STRASSE",)),
+        StemFilter(keys=("f# MINOR",), tags=("live",)),
+    ):
+        (found,), _ = await catalog.list_stems(wanted)
+        assert (found.id, found.warnings) == ("b1", ("odd: ? \U0001f600",))
+    assert (await catalog.list_stems(StemFilter(exclude_tracks=("caf\u00e9", "one"))))[0] == []
+    await catalog.close()
+
+
 async def test_a_newer_releases_catalog_is_refused_and_left_as_it_is(url: str) -> None:
     await open_and_close(url)
     await run(url, lambda connection: connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")))

@@ -1,0 +1,215 @@
+"""`phalar ingest` of what people's disks hold, while what happens to services happens."""
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import numpy as np
+import pytest
+
+from model.audio import SAMPLE_RATE
+from service.local.valkey import EmbeddedValkey
+from service.settings import Settings
+from tests.installation import Installation, encode, eventually, serving
+
+GOOD = 36
+MOST = 2  # faults of a kind
+COMMAND = [sys.executable, "-m", "service.commands", "ingest"]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("messy")
+    started = Installation(folder, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
+    yield started
+    started.stop()
+
+
+def tiny(seed: int) -> bytes:
+    """A stem of its own, as short as one may be."""
+    return encode(np.random.default_rng(seed).uniform(-0.5, 0.5, SAMPLE_RATE * 11 // 10).astype(np.float32))
+
+
+def odd_names() -> list[bytes]:
+    return [
+        unicodedata.normalize("NFD", "Café.wav").encode(),
+        "bass\u3000one\u00a0two.flac".encode(),
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467.wav".encode(),
+        b"x" * 226 + b".wav",
+        b"latin \xe9.wav",
+        b"line\nbreak.wav",
+        b"screen\x1b[2J\x1b]52;c;YQ==\x07.wav",
+        b" spaces .wav",
+        b".ogg",
+        b'quote".WAV',
+        b"-rf.wav",
+        b"back\\slash.wav",
+        b"[red]markup[/].wav",
+    ]
+
+
+def make_messy(folder: Path, good: int, first_seed: int) -> tuple[dict[str, Path], list[str]]:
+    """Good stems by their SHA-256, under every kind of name, and a word of each line that the rest must cost."""
+    root = os.fsencode(folder)
+    places = [b".", b"track", b"y" * 230, b"folder \xff\x1b[31m", unicodedata.normalize("NFD", "Stück").encode()]
+    places += [b"deep/" * 60 + b"end", b"loops.wav"]
+    found = {}
+    for number in range(good):
+        name = odd_names()[number] if number < len(odd_names()) else b"%d.flac" % number
+        at = os.path.join(root, places[number % len(places)], name)
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        audio = tiny(first_seed + number)
+        with open(at, "wb") as file:
+            file.write(audio)
+        found[hashlib.sha256(audio).hexdigest()] = Path(os.fsdecode(at))
+    (folder / "empty.wav").touch()
+    (folder / "text.mp3").write_text("not audio")
+    (folder / "cut.flac").write_bytes(tiny(0)[:2000])
+    (folder / "short.wav").write_bytes(encode(np.ones(100, np.float32), "WAV"))
+    os.mkfifo(folder / "pipe.wav")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(folder / "socket.wav"))
+    (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
+    (folder / "circle.wav").symlink_to(folder / "circle.wav")
+    (folder / "above").symlink_to(folder)
+    (folder / "notes.txt").write_text("notes")
+    (folder / "cover.jpg").write_bytes(b"x")
+    (folder / "README").write_text("read me")
+    (folder / "._bass.wav").write_bytes(b"macOS")
+    return found, [
+        "empty.wav", "text.mp3", "cut.flac", "short.wav", "pipe.wav", "socket.wav", "gone.wav", "circle.wav", "above",
+        "loops.wav",
+    ]  # fmt: skip
+
+
+def sent_once(running: Installation, wanted: dict[str, Path]) -> bool:
+    """Every wanted stem is ready, and no bytes are there twice."""
+    with running.client() as client:
+        held: list[dict[str, str]] = []
+        cursor = None
+        while True:
+            page = client.get("/stems", params={"limit": 500, **({"cursor": cursor} if cursor else {})}).json()
+            held += page["stems"]
+            if (cursor := page["next_cursor"]) is None:
+                break
+    known = [stem["sha256"] for stem in held]
+    assert len(set(known)) == len(known)
+    return {stem["sha256"] for stem in held if stem["state"] == "ready"} >= wanted.keys()
+
+
+def ingest(running: Installation, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, str(folder), "--url", running.url, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_messy_folder_costs_a_line_for_each_bad_thing_and_no_good_stem(running: Installation, tmp_path: Path) -> None:
+    wanted, bad = make_messy(tmp_path, GOOD, 1000)
+    said = ingest(running, tmp_path)
+    assert said.returncode == 1, said.stderr
+    lines = [line for line in said.stderr.splitlines() if line.startswith(str(tmp_path))]
+    assert sorted(line.split(": ")[0].rsplit("/", 1)[1] for line in lines) == sorted(bad), said.stderr
+    assert f"{GOOD} ready, 0 known already, {len(bad)} failed" in said.stderr
+    passed_over = said.stderr.partition("passed over, by their names' endings: ")[2].strip()
+    assert sorted(passed_over.split("; ")) == ["1 .jpg", "1 .txt", "1 no ending"]
+    assert "\x1b" not in said.stderr
+    assert sent_once(running, wanted)
+
+
+def test_ctrl_c_says_what_was_done_and_the_same_command_goes_on(running: Installation, tmp_path: Path) -> None:
+    wanted, _ = make_messy(tmp_path, GOOD, 2000)
+    with running.client() as client:
+        before = sum(client.get("/readyz").json()["stems"].values())
+        some = random.randrange(1, GOOD - 8)
+        started = subprocess.Popen([*COMMAND, tmp_path, "--url", running.url], stderr=subprocess.PIPE, text=True)
+        eventually(lambda: sum(client.get("/readyz").json()["stems"].values()) >= before + some, every=0.02)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130, said
+    assert "Start the same command again" in said
+    assert "Traceback" not in said
+    again = ingest(running, tmp_path)
+    assert again.returncode == 1
+    assert sent_once(running, wanted), again.stderr
+
+
+def test_an_ingest_outlasts_dropped_connections_and_a_service_that_is_busy(
+    running: Installation, tmp_path: Path
+) -> None:
+    wanted = {}
+    for number in range(12):
+        audio = tiny(3000 + number)
+        (tmp_path / f"{number}.flac").write_bytes(audio)
+        wanted[hashlib.sha256(audio).hexdigest()] = tmp_path / f"{number}.flac"
+    with faulty_proxy(running.url) as (url, faults):
+        command = [*COMMAND, tmp_path, "--url", url]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "12 ready, 0 known already, 0 failed" in said.stderr
+    assert set(faults) == {("GET", "dropped"), ("GET", "busy"), ("POST", "dropped")}
+    assert sent_once(running, wanted)
+
+
+@contextmanager
+def faulty_proxy(url: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A way to the service on which it is now and then busy, or the answer is lost after the service has acted."""
+    faults: list[tuple[str, str]] = []
+    requests = count(1)
+    later = {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT", "Content-Type": "text/html"}
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            number = next(requests)
+            if number % 5 == 2 and self.command == "GET" and faults.count(("GET", "busy")) < MOST:
+                faults.append((self.command, "busy"))
+                self.respond(503, later, b"<html>")
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name: self.headers[name] for name in ("content-type",) if name in self.headers}
+            answer = httpx.request(self.command, url + self.path, content=body, headers=headers, timeout=60)
+            if number % 5 in (3, 4) and faults.count((self.command, "dropped")) < MOST:
+                faults.append((self.command, "dropped"))
+                self.close_connection = True
+                return
+            self.respond(answer.status_code, {"Content-Type": answer.headers["content-type"]}, answer.content)
+
+        do_POST = do_GET  # noqa: N815 - the library looks for these names
+
+        def respond(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", faults
+        server.shutdown()
+
+
+def test_an_ingest_keeps_to_the_rates_that_it_is_told(tmp_path: Path, small_checkpoint: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.flac").write_bytes(tiny(4000 + number))
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        limits = {"read_rate": 8, "read_burst": 1, "ingest_rate": 2, "ingest_burst": 1}
+        chosen = Settings(data=tmp_path / "data", redis_url=valkey.url, checkpoint=small_checkpoint, **limits)
+        with serving(chosen) as url:
+            command = [*COMMAND, *sorted(map(str, tmp_path.glob("*.flac"))), "--url", url, "--no-wait"]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "8 accepted" in said.stderr
