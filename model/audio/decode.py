@@ -55,7 +55,7 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
     The format is what the first bytes say, never the name. Reading is by blocks and ends at the first limit, so memory
     is bounded by `max_seconds`, whatever the header declares. A file that breaks off is kept as far as it goes, with a
     warning. The same bytes give the same waveform, but for the last bits, in which a decoder's vector code may differ.
-    This decodes in the caller's process: bytes from strangers belong in `service.uploads.Decoder`.
+    This decodes in the caller's process: bytes from strangers belong in `service.work.uploads.Decoder`.
 
     Args:
         source: a path, the file's bytes, or a seekable file open for reading bytes.

@@ -98,7 +98,7 @@ class Decoder:
         await self.close()
 
     async def decode(self, source: Path | bytes, *, nice: int = 0) -> Clip:
-        """Decode a file as `model.load_clip` does, in a child process.
+        """Decode a file as `load_clip` does, in a child process.
 
         Args:
             source: a path, or the file's bytes.
