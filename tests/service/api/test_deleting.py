@@ -16,7 +16,7 @@ from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests.installation import Installation, add_stem, encode, noise_bursts, serving, wait_ready
 
-LIMIT, MORE = 100, 60
+LIMIT, MORE = 40, 20
 
 
 def tiny(seed: int) -> bytes:
