@@ -16,7 +16,7 @@ from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests.installation import Installation, add_stem, encode, noise_bursts, serving, wait_ready
 
-LIMIT, MORE = 100, 60
+LIMIT, MORE = 40, 20
 
 
 def tiny(seed: int) -> bytes:
@@ -25,9 +25,7 @@ def tiny(seed: int) -> bytes:
 
 def test_a_query_gets_as_many_hits_as_it_asked_for_while_stems_are_deleted(installation: Installation) -> None:
     with installation.client() as client:
-        files = [("files", (f"{seed}.flac", tiny(seed))) for seed in range(LIMIT + MORE)]
-        items = client.post("/stems", files=files).json()["items"]
-        stems = [item["stem_id"] for item in items]
+        stems = [add_stem(client, tiny(seed)) for seed in range(LIMIT + MORE)]
         wait_ready(client, *stems)
         mix, form = {"file": ("m.flac", encode(noise_bursts(3)))}, {"limit": LIMIT, "align": "grid"}
         asked = Event()

@@ -194,7 +194,7 @@ def test_a_wrong_setting_is_one_line_and_code_2() -> None:
         assert said.stderr.count("\n") == 1
 
 
-def test_what_others_wrote_never_reaches_a_terminal_as_commands(installation: Installation, tmp_path: Path) -> None:
+def test_what_others_wrote_never_reaches_a_terminal_as_commands() -> None:
     """A service of an earlier release, or one that was taken over, may send anything."""
     evil = "bass\x1b]52;c;YQ==\x07\x1b[2J\x9b31m[red]"
     place = {"rank": 1, "score": 1.0, "start_s": 0.0, "windows": []}
@@ -233,7 +233,7 @@ def answering(status: int, body: object) -> Iterator[str]:
         server.shutdown()
 
 
-def test_an_answer_of_something_else_is_a_refusal(tmp_path: Path) -> None:
+def test_an_answer_of_something_else_is_a_refusal() -> None:
     with answering(200, b"<html>") as url:
         said = phalar("rollback", "--url", url)
     assert said.exit_code == 4
