@@ -80,7 +80,22 @@ class Settings(BaseSettings):
     require_keys: bool = Field(
         False, description="requests need a key, also where none of the three is set: one of `phalar keys create`"
     )
-    max_body_bytes: int = Field(256 * 2**20, description="largest request body, bytes", gt=0)
+    allowed_hosts: str = Field(
+        "",
+        description="names that requests may be for beside this machine's own, with commas between, `*.` before a name "
+        "for all below it; unset: where keys are needed, any",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks of proxies that are believed whom they ask for (`X-Forwarded-For`), with "
+        "commas between; `*`: whoever connects",
+    )
+    max_connections: int = Field(
+        1000, description="connections at a time; one address may have a quarter, a trusted proxy all", ge=4
+    )
+    max_body_bytes: int = Field(
+        256 * 2**20, description="largest request with files, bytes; any other may have 64 KiB", gt=0
+    )
 
     # How much one may ask for: each API key, or, where no key is needed or given, each client address.
     read_rate: float = Field(0.0, description="requests a second that search, list or listen; 0: no limit", ge=0)
@@ -234,17 +249,16 @@ class Settings(BaseSettings):
 
     def refuse_insecure_bind(self) -> None:
         """Raise InsecureBind when anyone on the network could read and write."""
-        loopback = self.host == "localhost" or (_is_address(self.host) and ip_address(self.host).is_loopback)
-        if not loopback and not self.keys_needed:
+        if not is_loopback(self.host) and not self.keys_needed:
             raise InsecureBind(self.host)
 
 
-def _is_address(host: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address can only be this machine's own."""
     try:
-        ip_address(host)
+        return ip_address(name).is_loopback
     except ValueError:
-        return False
-    return True
+        return name == "localhost"
 
 
 def socket_path(folder: Path) -> Path:

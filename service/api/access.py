@@ -1,7 +1,6 @@
 """Who may do what, and how often: API keys by scope, rates, and how a route gets hold of the backend."""
 
 from collections.abc import Callable, Coroutine
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -9,6 +8,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.backend import Backend
+from service.api.connections import client_address
 from service.api.keys import Caller, KeyMissing, KeyUnknown
 from service.settings import Scope
 
@@ -63,7 +63,11 @@ def require(scope: Scope) -> Guard:
 
 async def limit(request: Request, scope: Scope, owner: str | None) -> None:
     """Count a request of this owner, or, where there is none, of its address. Raises TooManyRequests."""
-    who = f"key:{owner}" if owner is not None else f"address:{_address(request)}"
+    who = (
+        f"key:{owner}"
+        if owner is not None
+        else f"address:{client_address(request.client.host if request.client else None)}"
+    )
     request.state.allowance = await backend(request).rates.take(scope, who)
 
 
@@ -88,16 +92,3 @@ class GuardedRoute(APIRoute):
             return await handler(request)
 
         return guarded
-
-
-def _address(request: Request) -> str:
-    """The client's address; of IPv6 the first 64 bits, for whoever has one address has all that begin so."""
-    if request.client is None:
-        return "unknown"
-    try:
-        address = ip_address(request.client.host)
-    except ValueError:
-        return request.client.host[:64]
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
-        return str(IPv6Network((address, 64), strict=False))
-    return str(address)

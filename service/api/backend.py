@@ -58,7 +58,9 @@ class Backend:
             stack.push_async_callback(catalog.close)
             queue = open_queue(settings)
             stack.push_async_callback(queue.aclose)
-            rates = RateLimiter(connect(settings.resolved_redis_url), settings.redis_prefix, settings.rates)
+            rates = RateLimiter(
+                connect(settings.resolved_redis_url, settings.redis_ca), settings.redis_prefix, settings.rates
+            )
             stack.push_async_callback(rates.aclose)
             # Twice what uploads may take: a query does not wait for them.
             limits = replace(DecodeLimits.of(settings), processes=2 * settings.decoders)
@@ -102,7 +104,7 @@ class Backend:
             model = await asyncio.to_thread(self.models.of, fingerprint)
             shown = ModelOut(fingerprint=fingerprint, trained=model.trained, note=note_of(model))
         except UnknownCheckpoint as error:
-            shown = ModelOut(fingerprint=fingerprint, trained=False, note=str(error))
+            shown = ModelOut(fingerprint=fingerprint, trained=False, note=problem(error)["detail"])
         index = self.live.held
         try:
             depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}

@@ -33,12 +33,16 @@ from service.work.uploads import Decoder
 class NoMix(Exception):
     """A query has neither a file nor stem ids, or both."""
 
+    public = "Send either `file`, or `stem_id` once or more."
+
     def __init__(self) -> None:
         super().__init__("Send either `file`, or `stem_id` once or more.")
 
 
 class MixNotReady(Exception):
     """A mix is made of stems of which one failed."""
+
+    public = "The stem {stem_id} of the mix could not be used itself."
 
     def __init__(self, stem_id: str) -> None:
         super().__init__(f"The stem {stem_id} of the mix could not be used itself.")

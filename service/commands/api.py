@@ -10,6 +10,7 @@ def api() -> None:
     import uvicorn
 
     from service.api.app import create_app
+    from service.api.connections import server_options
     from service.commands.threads import keep_numpy_on_one_thread
     from service.settings import InsecureBind, Settings
 
@@ -20,11 +21,4 @@ def api() -> None:
         application = create_app(settings)
     except InsecureBind as error:
         fail(str(error), FAILED)
-    uvicorn.run(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=10,
-    )
+    uvicorn.run(application, **server_options(settings))

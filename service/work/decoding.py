@@ -37,9 +37,10 @@ class DecoderError(AudioError):
 
 
 class DecoderCrashed(DecoderError):
-    """The child died or answered nonsense; `reason` says how."""
+    """The child died or answered nonsense; `reason` says how, for the log: whoever took the child over wrote it."""
 
     code = "decoder-crashed"
+    public = "The file broke the decoder."
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The file broke the decoder ({reason}).", reason=reason)

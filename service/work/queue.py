@@ -37,6 +37,8 @@ HANDED_OVER_TTL_S = 60  # a waveform that no worker has fetched by then is decod
 class EmbedTimeout(QueueError):
     """No worker answered a query in time."""
 
+    public = "No worker embedded the query within {seconds:g} s."
+
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no worker embedded the query within {seconds:g} s")
         self.seconds = seconds

@@ -31,6 +31,8 @@ RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
 class QueueFull(QueueError):
     """The stream holds as many jobs as it may."""
 
+    public = "{depth} {kind} are waiting and {limit} are allowed; try again in {retry_after_s:g} s."
+
     def __init__(self, kind: Kind, depth: int, limit: int, retry_after_s: float) -> None:
         super().__init__(f"{depth} {kind} are waiting and {limit} are allowed; try again in {retry_after_s:g} s")
         self.kind = kind

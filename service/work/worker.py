@@ -53,9 +53,23 @@ Describe = Callable[[Exception], dict[str, Any]]
 class KilledItsWorker(Exception):
     """A stem ended the process that embedded it as often as it may."""
 
+    public = "Embedding this stem {reason}."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"embedding a stem {reason}")
+        self.reason = reason
+
 
 class StemNotEmbedded(Exception):
-    """A stem that decodes, and that the model could make nothing of."""
+    """A stem that decodes, and that the model could make nothing of; the log says why."""
+
+    public = "The model could make nothing of this stem."
+
+
+class AllWindowsSilent(StemNotEmbedded):
+    """There is nothing to be embedded."""
+
+    public = "All of its windows are silent."
 
 
 class Worker:
@@ -175,7 +189,7 @@ class Worker:
             await self._settle(self._queue.fail(job, EmbedFailed(f"it {poisoned.reason}")))
             return
         log.error("stem %s %s; it ends as failed", job.stem_id, poisoned.reason)
-        await self._fail(job, self._describe(KilledItsWorker(f"Embedding this stem {poisoned.reason}.")))
+        await self._fail(job, self._describe(KilledItsWorker(poisoned.reason)))
 
     async def _beat(self) -> None:
         """Keep what is in hand from being taken over, and report."""
@@ -219,7 +233,7 @@ class Worker:
                 self._stems.append(work)
                 self._wake.set()
             else:
-                await self._fail(job, self._describe(StemNotEmbedded("All of its windows are silent.")))
+                await self._fail(job, self._describe(AllWindowsSilent()))
                 await self._free(work)
 
     async def _needs_nothing(self, row: int, state: str, fingerprint: str) -> bool:
@@ -364,9 +378,7 @@ class Worker:
             await self._done(work.job)
         else:
             log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
-            reason = str(error) or type(error).__name__
-            said = self._describe(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
-            await self._fail(work.job, said)
+            await self._fail(work.job, self._describe(StemNotEmbedded()))
 
     # Answering and storing.
 

@@ -176,7 +176,7 @@ class Answer:
     def to(
         cls, url: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b""
     ) -> "Answer":
-        lines = [method + b" " + target + b" HTTP/1.1", b"Host: here", b"Connection: close"]
+        lines = [method + b" " + target + b" HTTP/1.1", b"Host: localhost", b"Connection: close"]
         lines += [name + b": " + value for name, value in headers or []]
         if body:
             lines.append(b"Content-Length: " + str(len(body)).encode())
