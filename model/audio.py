@@ -33,6 +33,9 @@ SILENCE = 10 ** (SILENCE_DB / 20)
 SAMPLE_RATES = range(2_000, 768_001)
 """What a header may claim, Hz; beyond it no music was ever recorded."""
 
+FULL_RATE = 48_000
+"""Samples a second that a clip of the greatest length and the most channels may have, in each channel."""
+
 LOUDEST = 2.0**31
 """A float file may hold integers as they are, up to this; more is damage, and its square would overflow."""
 
@@ -142,6 +145,22 @@ class TooManyChannels(AudioError):
         self.maximum = maximum
 
 
+class TooManySamples(AudioError):
+    """More than `maximum` samples over all channels: as the longest clip of the most channels has at 48 kHz.
+
+    A few hundred kilobytes can declare a minute of a processor's work. Decoding stops at the limit.
+    """
+
+    code = "too-many-samples"
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(
+            f"The clip has more than {maximum} samples over all channels: use fewer channels or a lower sample rate.",
+            maximum=maximum,
+        )
+        self.maximum = maximum
+
+
 class NonFiniteSamples(AudioError):
     """A sample is NaN, infinite or beyond 2**31; `seconds` says where the block that holds it begins."""
 
@@ -208,7 +227,8 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
     Raises:
         AudioError: the first of these that holds. Before decoding: EmptyFile, UnknownFormat, NoAudioStream,
             TooManyChannels, DecodeFailed (an impossible sample rate, a header that makes no sense). While decoding:
-            NonFiniteSamples, ClipTooLong. At the end: DecodeFailed (it broke off too early), ClipTooShort, SilentClip.
+            NonFiniteSamples, ClipTooLong, TooManySamples. At the end: DecodeFailed (it broke off too early),
+            ClipTooShort, SilentClip.
         OSError: the path cannot be read.
     """
     with _opened(source) as file:
@@ -219,7 +239,7 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
         if kind is None:
             raise UnknownFormat
         with (_open_av if kind in _AV_FORMATS else _open_soundfile)(file, kind, size, max_channels) as stream:
-            return _collect(stream, max_seconds)
+            return _collect(stream, max_seconds, max_channels)
 
 
 def sniff_format(file: BinaryIO) -> AudioFormat | None:
@@ -331,8 +351,13 @@ class _Stream:
     ended: bool = True
 
 
-def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
+def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> Clip:
     rate, frames = stream.sample_rate, 0
+    most = None if max_seconds is None else int(max_seconds * max_channels * FULL_RATE)
+    if most is not None and max_seconds is not None and stream.declared_s is not None:
+        declared = stream.declared_s * rate * stream.channels
+        if stream.declared_s <= max_seconds and declared > most:  # else it is too long, and decoding tells by how much
+            raise TooManySamples(most)
     resampler = (
         None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     )
@@ -346,6 +371,8 @@ def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
             frames += len(block)
             if max_seconds is not None and frames > max_seconds * rate:
                 raise ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
+            if most is not None and frames * stream.channels > most:
+                raise TooManySamples(most)
             mono = block.mean(axis=1, dtype=np.float32)
             pieces.append(mono if resampler is None else resampler.resample_chunk(mono))
     except DecodeFailed as error:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
@@ -145,6 +146,9 @@ class Settings(BaseSettings):
     )
     decode_timeout_s: float = Field(60.0, description="a decoder that takes longer is killed, seconds", gt=0)
     decoders: int = Field(2, description="decoder processes at a time", ge=1)
+    decoded_bytes: int = Field(
+        384 * 2**20, description="decoded audio that the API holds at a time, bytes; what is more waits", gt=0
+    )
 
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
@@ -158,6 +162,7 @@ class Settings(BaseSettings):
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
     max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=2)
     claim_after_s: float = Field(30.0, description="a silent worker's jobs are taken over after, seconds", gt=0)
+    job_days: float = Field(7.0, description="how long finished jobs are remembered, days", gt=0)
     sweep_s: float = Field(5.0, description="how often the catalog is swept for stems the queue forgot, seconds", gt=0)
 
     # The index.
@@ -246,6 +251,13 @@ class Settings(BaseSettings):
     def keys_needed(self) -> bool:
         """Whether a request must carry a key."""
         return self.require_keys or bool(self.keys)
+
+    def keep_private(self) -> None:
+        """What this process and its children write is their user's alone, and so is a data folder that is here."""
+        os.umask(0o077)
+        with suppress(OSError):  # none yet, or another user's
+            if self.data_folder.stat().st_uid == os.getuid():
+                self.data_folder.chmod(0o700)
 
     def refuse_insecure_bind(self) -> None:
         """Raise InsecureBind when anyone on the network could read and write."""

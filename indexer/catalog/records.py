@@ -212,6 +212,10 @@ class JobItem:
     created: bool
     problem: Problem | None
 
+    @classmethod
+    def refused(cls, file: "Rejected") -> "JobItem":
+        return cls(file.file_name, None, "failed", False, file.problem)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -247,7 +251,7 @@ class Upload:
     sha256: str
     file_name: str
     metadata: StemMetadata
-    facts: ClipFacts
+    facts: ClipFacts | None  # None: a stem has these bytes already
 
 
 @dataclass(frozen=True)

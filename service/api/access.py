@@ -1,6 +1,7 @@
 """Who may do what, and how often: API keys by scope, rates, and how a route gets hold of the backend."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -52,6 +53,7 @@ class Guard:
             raise
         await limit(request, self.scope, caller.owner)
         caller.check(self.scope)
+        caller = replace(caller, address=_address(request))
         request.state.admitted = (self, caller)
         return caller
 
@@ -63,11 +65,7 @@ def require(scope: Scope) -> Guard:
 
 async def limit(request: Request, scope: Scope, owner: str | None) -> None:
     """Count a request of this owner, or, where there is none, of its address. Raises TooManyRequests."""
-    who = (
-        f"key:{owner}"
-        if owner is not None
-        else f"address:{client_address(request.client.host if request.client else None)}"
-    )
+    who = f"key:{owner}" if owner is not None else f"address:{_address(request)}"
     request.state.allowance = await backend(request).rates.take(scope, who)
 
 
@@ -92,3 +90,7 @@ class GuardedRoute(APIRoute):
             return await handler(request)
 
         return guarded
+
+
+def _address(request: Request) -> str:
+    return client_address(request.client.host if request.client else None)

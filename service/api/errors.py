@@ -7,10 +7,11 @@ from http import HTTPStatus
 from string import Formatter
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from indexer import (
     BadCursor,
@@ -28,7 +29,7 @@ from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
 from service.api.origins import CrossSite, UnknownHost
 from service.api.rates import TooManyRequests
 from service.api.reindex import NoIndexTypes, RecallTooLow
-from service.api.retrieval import MixNotReady, NoMix
+from service.api.retrieval import MixNotReady, NoMix, QueryTimeout
 from service.api.schemas import PROBLEM_TYPE, BadMetadata, RangeNotSatisfiable, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.jobs import EmbedFailed, FingerprintMismatch
@@ -74,6 +75,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
     QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
+    QueryTimeout: ProblemType(503, "query-timed-out", "The search took too long"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
     RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
@@ -89,6 +91,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
     CatalogUnavailable: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
 }
+GONE = 499  # for our own counts: the client went before the answer
 UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
 
 
@@ -169,6 +172,10 @@ def add_error_handlers(app: FastAPI) -> None:
         body = {"type": f"/problems/{code}", "title": title, "status": error.status_code, "detail": str(error.detail)}
         return JSONResponse(body, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
 
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=GONE)
+
+    app.add_exception_handler(ClientDisconnect, gone)
     for kind in TABLE:
         app.add_exception_handler(kind, expected)
     app.add_exception_handler(HTTPException, http)

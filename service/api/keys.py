@@ -56,6 +56,12 @@ class Caller:
 
     owner: str | None
     scope: Scope
+    address: str = "unknown"
+
+    @property
+    def who(self) -> str:
+        """Whose share of what is scarce it is: the key's, or, where there is none, the address's."""
+        return f"key:{self.owner}" if self.owner is not None else f"address:{self.address}"
 
     def check(self, needed: Scope) -> None:
         """Raise KeyRefused unless this caller's scope includes `needed`."""

@@ -17,6 +17,7 @@ def api() -> None:
     log_to_stderr("api")
     keep_numpy_on_one_thread()
     settings = Settings()
+    settings.keep_private()
     try:
         application = create_app(settings)
     except InsecureBind as error:

@@ -42,6 +42,7 @@ def serve(settings: Settings, *, demo: bool, verbose: bool = False) -> None:
         ChildFailed: a process could not be kept alive; the others were stopped.
     """
     settings.refuse_insecure_bind()
+    settings.keep_private()
     with DataFolderLock(settings.data_folder):
         _refuse_used_port(settings.host, settings.port)
         asyncio.run(_run(settings, demo, verbose))

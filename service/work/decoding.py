@@ -106,9 +106,12 @@ def serve_children() -> NoReturn:
     control.sendall(MESSAGE.pack(READY, 0, CONFINEMENTS.index(_try_confinement())))
 
     children: dict[int, int] = {}  # job -> process
+    poll = select.poll()  # not select, which knows no descriptor beyond 1,023, and a busy API may give us a higher one
+    poll.register(control, select.POLLIN)
+    poll.register(woken, select.POLLIN)
     while True:
-        readable, _, _ = select.select([control, woken], [], [])
-        if woken in readable:
+        readable = {descriptor for descriptor, _ in poll.poll()}
+        if woken.fileno() in readable:
             woken.recv(4096)
             for job, process in list(children.items()):
                 reaped, status = os.waitpid(process, os.WNOHANG)
@@ -116,7 +119,7 @@ def serve_children() -> NoReturn:
                     del children[job]
                     with suppress(BrokenPipeError):
                         control.sendall(MESSAGE.pack(ENDED, job, status))
-        if control in readable:
+        if control.fileno() in readable:
             try:
                 message, descriptors, _, _ = socket.recv_fds(control, MESSAGE.size, 2)
             except ConnectionResetError:  # the other end died with messages of ours unread

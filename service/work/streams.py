@@ -258,8 +258,8 @@ class Streams:
     def _workers_key(self) -> str:
         return f"{self._prefix}:workers"
 
-    def _waveform_key(self, stem_id: str) -> str:
-        return f"{self._prefix}:waveform:{stem_id}"
+    def _waveform_key(self, sha256: str) -> str:
+        return f"{self._prefix}:waveform:{sha256}"
 
     def _stats_key(self, consumer: str) -> str:
         return f"{self._prefix}:worker:{consumer}"

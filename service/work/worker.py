@@ -42,6 +42,7 @@ POLL_MS = 30  # how long it waits at most while its hands are full of uploads, o
 LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
 LATELY_SHARE = 4  # so many times
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
+LOOK_S = 0.5  # how often it is looked whether the queries in hand are still wanted
 BEAT_S = 5.0
 STORE_ATTEMPTS = 5
 FIRST_PAUSE_S = 0.2
@@ -102,6 +103,7 @@ class Worker:
         self._stems: list[StemWork] = []
         self._query_batches = 0  # since the last one of stems
         self._asked_at = -LATELY_S  # when the device last had a query
+        self._looked_at = 0.0  # whether queries in hand are still wanted
         self._preparing: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._decoding = asyncio.Semaphore(settings.decoders)
@@ -249,7 +251,7 @@ class Worker:
                 most = self._settings.max_clip_s * SAMPLE_RATE
                 await self._samples_freed.wait_for(lambda: self._samples_held < most)
             with self.figures.timed("decode"):
-                waveform = await self._queue.handed_over(job)
+                waveform = await self._queue.handed_over(sha256)
                 if waveform is None:
                     waveform = await self._decode_blob(job, sha256)
             window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
@@ -298,7 +300,7 @@ class Worker:
 
     async def _next_batch(self) -> Batch:
         """Queries before stems, but stems that wait get every ninth micro-batch; empty when nothing waits."""
-        await self._drop_expired()
+        await self._drop_unwanted()
         limit = self._settings.most_windows
         if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
             self._query_batches += 1
@@ -314,9 +316,15 @@ class Worker:
         self._stems = [work for work in self._stems if work.left]
         return batch
 
-    async def _drop_expired(self) -> None:
-        for work in [work for work in self._queries if work.job.expired]:
-            log.warning("dropping a query whose deadline has passed")
+    async def _drop_unwanted(self) -> None:
+        """Let go of queries whose deadline has passed, and of those that their callers took back."""
+        unwanted = {work.job for work in self._queries if work.job.expired}
+        if self._queries and time.monotonic() - self._looked_at >= LOOK_S:
+            self._looked_at = time.monotonic()
+            with suppress(QueueUnavailable):
+                unwanted.update(await self._queue.abandoned([work.job for work in self._queries]))
+        for work in [work for work in self._queries if work.job in unwanted]:
+            log.info("dropping a query that nobody waits for")
             self._queries.remove(work)
             await self._settle(self._queue.done(work.job))
 

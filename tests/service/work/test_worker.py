@@ -30,8 +30,10 @@ EMBEDDING_TOLERANCE = 1e-5
 async def test_a_waveform_that_came_with_the_job_is_not_decoded_again(house: House, start: Start) -> None:
     waveform = noise(1)
     stem_id = await house.upload(wav(waveform))
-    await house.blobs.delete(hashlib.sha256(wav(waveform)).hexdigest())  # there is nothing to decode
-    await house.queue.submit_upload(stem_id, house.fingerprint, waveform)
+    sha256 = hashlib.sha256(wav(waveform)).hexdigest()
+    await house.blobs.delete(sha256)  # there is nothing to decode
+    await house.queue.hand_over(sha256, waveform)
+    await house.queue.submit_upload(stem_id, house.fingerprint)
     await start()
     await eventually(house.settled)
     assert await house.states([stem_id]) == ["ready"]
