@@ -204,7 +204,7 @@ class JobOut(BaseModel):
     created_at: datetime
     finished_at: datetime | None
     progress: dict[str, Any] | None
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = Field(description="of a reindex; `refused`: how many files, where all were")
     problem: ProblemBody | None
     items: list[JobItemOut]
 

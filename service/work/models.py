@@ -92,6 +92,7 @@ class Models:
             with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
                 made = Path(scratch) / path.name
                 save_phalar(model, made, trained=model.trained)
+                made.chmod(0o600)  # safetensors asks no umask
                 os.replace(made, path)
         self._held[model.fingerprint] = model
         return model

@@ -350,7 +350,7 @@ def test_audio_error_survives_a_process_border() -> None:
 
 def test_audio_error_codes_are_unique_and_kebab_case() -> None:
     codes = [kind.code for kind in AudioError.__subclasses__() if kind.__module__ == "model.audio"]
-    assert len(set(codes)) == len(codes) == 9
+    assert len(set(codes)) == len(codes) == 10
     assert all(code == code.lower() and " " not in code and "_" not in code for code in codes)
 
 

@@ -164,7 +164,8 @@ def test_a_forwarded_address_is_believed_of_a_trusted_proxy_alone(
             ]
 
     with serving(Settings(**chosen)) as url:
-        assert guesses(url) == [401] * 4 + [429] * 5
+        assert guesses(url)[4:] == [429] * 5  # whoever asked whether it is ready has spent some of the first ones
+    chosen["redis_prefix"] += "-trusting"  # where nobody has spent anything yet
     with serving(Settings(**chosen, trusted_proxies="10.9.9.9, 127.0.0.0/8")) as url:
         assert guesses(url) == [401] * 9
 
