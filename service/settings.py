@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
@@ -87,7 +88,22 @@ class Settings(BaseSettings):
     require_keys: bool = Field(
         False, description="requests need a key, also where none of the three is set: one of `phalar keys create`"
     )
-    max_body_bytes: int = Field(256 * 2**20, description="largest request body, bytes", gt=0)
+    allowed_hosts: str = Field(
+        "",
+        description="names that requests may be for beside this machine's own, with commas between, `*.` before a name "
+        "for all below it; unset: where keys are needed, any",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks of proxies that are believed whom they ask for (`X-Forwarded-For`), with "
+        "commas between; `*`: whoever connects",
+    )
+    max_connections: int = Field(
+        1000, description="connections at a time; one address may have a quarter, a trusted proxy all", ge=4
+    )
+    max_body_bytes: int = Field(
+        256 * 2**20, description="largest request with files, bytes; any other may have 64 KiB", gt=0
+    )
 
     # How much one may ask for: each API key, or, where no key is needed or given, each client address.
     read_rate: float = Field(0.0, description="requests a second that search, list or listen; 0: no limit", ge=0)
@@ -137,6 +153,9 @@ class Settings(BaseSettings):
     )
     decode_timeout_s: float = Field(60.0, description="a decoder that takes longer is killed, seconds", gt=0)
     decoders: int = Field(2, description="decoder processes at a time", ge=1)
+    decoded_bytes: int = Field(
+        384 * 2**20, description="decoded audio that the API holds at a time, bytes; what is more waits", gt=0
+    )
 
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
@@ -150,6 +169,7 @@ class Settings(BaseSettings):
     max_queued_queries: int = Field(64, description="queries waiting before POST /retrieve answers 503", ge=1)
     max_deliveries: int = Field(2, description="a job that killed its worker this often ends as failed", ge=2)
     claim_after_s: float = Field(30.0, description="a silent worker's jobs are taken over after, seconds", gt=0)
+    job_days: float = Field(7.0, description="how long finished jobs are remembered, days", gt=0)
     sweep_s: float = Field(5.0, description="how often the catalog is swept for stems the queue forgot, seconds", gt=0)
 
     # The index.
@@ -243,19 +263,25 @@ class Settings(BaseSettings):
         """Whether a request must carry a key."""
         return self.require_keys or bool(self.keys)
 
+    def keep_private(self) -> None:
+        """What this process and its children write is their user's alone, and so is a data folder that is here."""
+        os.umask(0o077)
+        with suppress(OSError):  # none yet, or another user's
+            if self.data_folder.stat().st_uid == os.getuid():
+                self.data_folder.chmod(0o700)
+
     def refuse_insecure_bind(self) -> None:
         """Raise InsecureBind when anyone on the network could read and write."""
-        loopback = self.host == "localhost" or (_is_address(self.host) and ip_address(self.host).is_loopback)
-        if not loopback and not self.keys_needed:
+        if not is_loopback(self.host) and not self.keys_needed:
             raise InsecureBind(self.host)
 
 
-def _is_address(host: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address can only be this machine's own."""
     try:
-        ip_address(host)
+        return ip_address(name).is_loopback
     except ValueError:
-        return False
-    return True
+        return name == "localhost"
 
 
 def socket_path(folder: Path) -> Path:

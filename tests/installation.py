@@ -102,9 +102,10 @@ class Installation(_Installation):
 def serving(settings: "Settings") -> Iterator[str]:
     """The URL of an API without workers, in a thread of this process; several share what their settings name."""
     from service.api.app import create_app
+    from service.api.connections import server_options
 
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), **server_options(settings) | {"port": port}))
     thread = Thread(target=server.run)
     thread.start()
     try:

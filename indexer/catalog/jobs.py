@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, and_, delete, exists, insert, not_, or_, select, update
 
 from indexer.catalog.database import OnDatabase, retried
 from indexer.catalog.records import Job, JobItem, JobNotFound, Problem
@@ -35,6 +35,23 @@ class Jobs(OnDatabase):
             waiting = any(item.state == "queued" for item in items)
             job = replace(job, state="running" if waiting else "done")
         return job
+
+    @retried
+    async def forget_jobs(self, older_than_s: float) -> int:
+        """Forget the jobs of so long ago that are finished; returns how many."""
+        before = time.time() - older_than_s
+        waiting = exists().where(
+            job_items.c.job_id == jobs.c.id, stems.c.row == job_items.c.stem_row, stems.c.state == "queued"
+        )
+        finished = or_(jobs.c.state != "running", and_(jobs.c.kind == "ingest", not_(waiting)))
+        async with self._database.write() as sql:
+            gone = await sql.execute(delete(jobs).where(jobs.c.created_at < before, finished))
+        return int(gone.rowcount)
+
+    async def _keep_count(self, job_id: str, refused: int, now: float) -> None:
+        async with self._database.write() as sql:
+            values = {"id": job_id, "kind": "ingest", "state": "done", "created_at": now, "finished_at": now}
+            await sql.execute(insert(jobs).values(**values, request={}, result={"refused": refused}))
 
     @retried
     async def start_reindex(self, request: Mapping[str, Any]) -> tuple[Job, bool]:

@@ -14,11 +14,13 @@ Problem = Mapping[str, Any]
 
 
 class CatalogError(Exception):
-    """Something asked of the catalog cannot be."""
+    """Something asked of the catalog cannot be. What a client may read of it, its class says in `public`."""
 
 
 class StemNotFound(CatalogError):
     """No stem has this id (or it was deleted)."""
+
+    public = "No stem has the id {stem_id!r}."
 
     def __init__(self, stem_id: str) -> None:
         super().__init__(f"no stem has the id {stem_id!r}")
@@ -28,6 +30,8 @@ class StemNotFound(CatalogError):
 class JobNotFound(CatalogError):
     """No job has this id."""
 
+    public = "No job has the id {job_id!r}."
+
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job has the id {job_id!r}")
         self.job_id = job_id
@@ -36,12 +40,16 @@ class JobNotFound(CatalogError):
 class NothingToRollBackTo(CatalogError):
     """The alias has no previous generation."""
 
+    public = "There is no previous index to go back to."
+
     def __init__(self) -> None:
         super().__init__("there is no previous index to go back to")
 
 
 class BadCursor(CatalogError):
     """A page cursor that this service did not give out."""
+
+    public = "{cursor!r} is not a cursor of this service."
 
     def __init__(self, cursor: str) -> None:
         super().__init__(f"{cursor!r} is not a cursor of this service")
@@ -50,6 +58,8 @@ class BadCursor(CatalogError):
 
 class NulInText(CatalogError, DontWrapMixin):
     """A NUL character, which no text of the catalog can hold."""
+
+    public = "Text may not hold a NUL character."
 
     def __init__(self) -> None:
         super().__init__("text may not hold a NUL character")
@@ -206,6 +216,10 @@ class JobItem:
     created: bool
     problem: Problem | None
 
+    @classmethod
+    def refused(cls, file: "Rejected") -> "JobItem":
+        return cls(file.file_name, None, "failed", False, file.problem)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -241,7 +255,7 @@ class Upload:
     sha256: str
     file_name: str
     metadata: StemMetadata
-    facts: ClipFacts
+    facts: ClipFacts | None  # None: a stem has these bytes already
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,7 @@ from indexer.catalog.caseless import FILTERED, caseless
 from indexer.catalog.database import chunks, retried, tick
 from indexer.catalog.jobs import Jobs
 from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
-from indexer.catalog.records import BadCursor, Job, Rejected, Stem, StemFilter, StemNotFound, StemState, Upload
+from indexer.catalog.records import BadCursor, Job, JobItem, Rejected, Stem, StemFilter, StemNotFound, StemState, Upload
 from indexer.catalog.tables import embeddings, job_items, jobs, stem_tags, stems
 
 LARGEST_ROW = 2**31 - 1
@@ -32,6 +32,7 @@ class Stems(Jobs):
         """Record one request's files as an ingest job.
 
         Bytes that are here already are the same stem: nothing is made anew, except that a failed one is tried again.
+        Where every file was refused the job keeps their number and not one of them: no quota would count them.
         `charge` says who pays for the stems that are made.
 
         Returns:
@@ -41,6 +42,10 @@ class Stems(Jobs):
             QuotaExceeded: nothing was recorded.
         """
         job_id, now = secrets.token_hex(8), time.time()
+        refused = tuple(JobItem.refused(file) for file in files if isinstance(file, Rejected))
+        if refused and len(refused) == len(files):
+            await self._keep_count(job_id, len(refused), now)
+            return replace(await self.job(job_id), items=refused), []
         waiting: list[str] = []
         items: list[dict[str, Any]] = []
         made: dict[int, str] = {}
@@ -176,6 +181,15 @@ class Stems(Jobs):
             return await usage_of(sql, owner)
 
     @retried
+    async def known(self, digests: Collection[str]) -> set[str]:
+        """Which of these bytes (SHA-256) a stem that was not deleted has."""
+        found: set[str] = set()
+        async with self._database.read() as sql:
+            for chunk in chunks(list(digests)):
+                found.update((await sql.execute(select(stems.c.sha256).where(stems.c.sha256.in_(chunk)))).scalars())
+        return found
+
+    @retried
     async def holds(self, sha256: str) -> bool:
         """Whether a stem that was not deleted has these bytes."""
         async with self._database.read() as sql:
@@ -203,6 +217,12 @@ class Stems(Jobs):
             return int((await sql.execute(query)).scalar_one())
 
     @retried
+    async def waiting(self) -> int:
+        """How many stems are queued."""
+        query = select(func.count()).where(stems.c.state == "queued")
+        return int((await self._database.rows(query))[0][0])
+
+    @retried
     async def counts(self) -> dict[str, int]:
         """How many stems are queued, ready and failed."""
         query = select(stems.c.state, func.count()).where(stems.c.state != "deleted").group_by(stems.c.state)
@@ -224,6 +244,7 @@ async def _add_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int
 
 async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int, str, bool, StemState]:
     said, facts, stem_id = file.metadata, file.facts, secrets.token_hex(8)
+    assert facts is not None, "bytes that no stem has are decoded first"
     made = await sql.execute(
         insert(stems).values(
             id=stem_id,

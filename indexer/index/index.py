@@ -52,6 +52,8 @@ _NORM_MARGIN = 1.001
 class IndexUnavailable(Exception):
     """No index can answer now; `status` says whether it is being loaded or rebuilt, or its server cannot be reached."""
 
+    public = "The index is {status}; try again soon."
+
     def __init__(self, status: Status, retry_after_s: float = 2.0) -> None:
         super().__init__(f"the index is {status}; try again soon")
         self.status = status

@@ -11,6 +11,7 @@ from model.audio.errors import (
     NonFiniteSamples,
     SilentClip,
     TooManyChannels,
+    TooManySamples,
     UnknownFormat,
 )
 from model.audio.formats import AudioFormat, needs_ffmpeg

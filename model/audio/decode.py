@@ -21,6 +21,9 @@ from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is
 SAMPLE_RATES = range(2_000, 768_001)
 """What a header may claim, Hz; beyond it no music was ever recorded."""
 
+FULL_RATE = 48_000
+"""Samples a second that a clip of the greatest length and the most channels may have, in each channel."""
+
 LOUDEST = 2.0**31
 """A float file may hold integers as they are, up to this; more is damage, and its square would overflow."""
 
@@ -65,7 +68,8 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
     Raises:
         AudioError: the first of these that holds. Before decoding: EmptyFile, UnknownFormat, NoAudioStream,
             TooManyChannels, DecodeFailed (an impossible sample rate, a header that makes no sense). While decoding:
-            NonFiniteSamples, ClipTooLong. At the end: DecodeFailed (it broke off too early), ClipTooShort, SilentClip.
+            NonFiniteSamples, ClipTooLong, TooManySamples. At the end: DecodeFailed (it broke off too early),
+            ClipTooShort, SilentClip.
         OSError: the path cannot be read.
     """
     with _opened(source) as file:
@@ -76,7 +80,7 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
         if kind is None:
             raise errors.UnknownFormat
         with (_open_av if kind in _AV_FORMATS else _open_soundfile)(file, kind, size, max_channels) as stream:
-            return _collect(stream, max_seconds)
+            return _collect(stream, max_seconds, max_channels)
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,13 @@ class _Stream:
     ended: bool = True
 
 
-def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
+def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> Clip:
     rate, frames = stream.sample_rate, 0
+    most = None if max_seconds is None else int(max_seconds * max_channels * FULL_RATE)
+    if most is not None and max_seconds is not None and stream.declared_s is not None:
+        declared = stream.declared_s * rate * stream.channels
+        if stream.declared_s <= max_seconds and declared > most:  # else it is too long, and decoding tells by how much
+            raise errors.TooManySamples(most)
     resampler = (
         None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     )
@@ -111,6 +120,8 @@ def _collect(stream: _Stream, max_seconds: float | None) -> Clip:
             frames += len(block)
             if max_seconds is not None and frames > max_seconds * rate:
                 raise errors.ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
+            if most is not None and frames * stream.channels > most:
+                raise errors.TooManySamples(most)
             mono = block.mean(axis=1, dtype=np.float32)
             pieces.append(mono if resampler is None else resampler.resample_chunk(mono))
     except errors.DecodeFailed as error:

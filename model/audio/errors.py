@@ -103,6 +103,22 @@ class TooManyChannels(AudioError):
         self.maximum = maximum
 
 
+class TooManySamples(AudioError):
+    """More than `maximum` samples over all channels: as the longest clip of the most channels has at 48 kHz.
+
+    A few hundred kilobytes can declare a minute of a processor's work. Decoding stops at the limit.
+    """
+
+    code = "too-many-samples"
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(
+            f"The clip has more than {maximum} samples over all channels: use fewer channels or a lower sample rate.",
+            maximum=maximum,
+        )
+        self.maximum = maximum
+
+
 class NonFiniteSamples(AudioError):
     """A sample is NaN, infinite or beyond 2**31; `seconds` says where the block that holds it begins."""
 

@@ -1,7 +1,7 @@
 """Who may do what, and how often: API keys by scope, rates, and how a route gets hold of the backend."""
 
 from collections.abc import Callable, Coroutine
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.backend import Backend
+from service.api.connections import client_address
 from service.api.keys import Caller, KeyMissing, KeyUnknown
 from service.settings import Scope
 
@@ -52,6 +53,7 @@ class Guard:
             raise
         await limit(request, self.scope, caller.owner)
         caller.check(self.scope)
+        caller = replace(caller, address=_address(request))
         request.state.admitted = (self, caller)
         return caller
 
@@ -91,13 +93,4 @@ class GuardedRoute(APIRoute):
 
 
 def _address(request: Request) -> str:
-    """The client's address; of IPv6 the first 64 bits, for whoever has one address has all that begin so."""
-    if request.client is None:
-        return "unknown"
-    try:
-        address = ip_address(request.client.host)
-    except ValueError:
-        return request.client.host[:64]
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
-        return str(IPv6Network((address, 64), strict=False))
-    return str(address)
+    return client_address(request.client.host if request.client else None)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
+from service.api.counts import Counts
 from service.api.errors import problem
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
@@ -22,10 +23,14 @@ from service.work.jobs import QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
 from service.work.streams import connect
+from service.work.turns import Budget
 from service.work.uploads import Decoder
 
 log = logging.getLogger("phalar.backend")
 FOLLOW_S = 1.0  # how often the index catches up with the catalog when nobody asks
+SIZE_S = 5.0  # how often it is looked how many workers live
+FORGET_S = 3600.0  # how often old jobs are forgotten
+SAMPLE_BYTES = 4  # float32
 NOTE_USES_S = 30.0  # how often it is written down when keys were last used
 
 
@@ -42,6 +47,7 @@ class Backend:
     decoder: Decoder
     models: Models
     live: LiveIndex
+    counts: Counts
     ingest: Ingest
     retrieval: Retrieval
     reindexer: Reindexer
@@ -58,11 +64,15 @@ class Backend:
             stack.push_async_callback(catalog.close)
             queue = open_queue(settings)
             stack.push_async_callback(queue.aclose)
-            rates = RateLimiter(connect(settings.resolved_redis_url), settings.redis_prefix, settings.rates)
+            rates = RateLimiter(
+                connect(settings.resolved_redis_url, settings.redis_ca), settings.redis_prefix, settings.rates
+            )
             stack.push_async_callback(rates.aclose)
             # Twice what uploads may take: a query does not wait for them.
             limits = replace(DecodeLimits.of(settings), processes=2 * settings.decoders)
             decoder = await stack.enter_async_context(Decoder(limits))
+            budget = Budget(settings.decoded_bytes // SAMPLE_BYTES)
+            counts = Counts(catalog)
             blobs = Blobs(settings.resolved_blob_url)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
@@ -85,8 +95,9 @@ class Backend:
                 decoder,
                 models,
                 live,
-                Ingest(settings, catalog, blobs, queue, decoder, problem),
-                Retrieval(settings, catalog, blobs, queue, decoder, models, live, metrics),
+                counts,
+                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, problem),
+                Retrieval(settings, catalog, blobs, queue, decoder, budget, models, live, metrics),
                 reindexer,
                 metrics,
             )
@@ -102,7 +113,7 @@ class Backend:
             model = await asyncio.to_thread(self.models.of, fingerprint)
             shown = ModelOut(fingerprint=fingerprint, trained=model.trained, note=note_of(model))
         except UnknownCheckpoint as error:
-            shown = ModelOut(fingerprint=fingerprint, trained=False, note=str(error))
+            shown = ModelOut(fingerprint=fingerprint, trained=False, note=problem(error)["detail"])
         index = self.live.held
         try:
             depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}
@@ -114,7 +125,7 @@ class Backend:
             model=shown,
             index=index and IndexOut.model_validate(index),
             queue=depths,
-            stems=await self.catalog.counts(),
+            stems=await self.counts.now(),
             workers={
                 name: WorkerOut(
                     device=str(said.get("device", "")),
@@ -134,7 +145,7 @@ class Backend:
         except QueueError:
             depths, workers = {}, {}
         return self.metrics.exposition(
-            depths=depths, workers=workers, stems=await self.catalog.counts(), index=self.live.held
+            depths=depths, workers=workers, stems=await self.counts.now(), index=self.live.held
         )
 
     def _start(self) -> None:
@@ -144,7 +155,13 @@ class Backend:
             asyncio.create_task(_every(self.settings.sweep_s, self.reindexer.resume)),
             asyncio.create_task(_every(FOLLOW_S, self._follow)),
             asyncio.create_task(_every(NOTE_USES_S, self.keys.flush_uses)),
+            asyncio.create_task(_every(SIZE_S, self._size_turns)),
+            asyncio.create_task(_every(FORGET_S, self.ingest.forget_jobs)),
         ]
+
+    async def _size_turns(self) -> None:
+        workers = await self.queue.worker_stats()
+        self.retrieval.size_turns(float(said.get("batch_limit", 0)) for said in workers.values())
 
     async def _stop(self) -> None:
         for task in self._tasks:

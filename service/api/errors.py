@@ -4,13 +4,14 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from string import Formatter
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
 
 from indexer import (
     BadCursor,
@@ -24,11 +25,13 @@ from indexer import (
 )
 from model.audio import AudioError, SilentClip, UnknownFormat
 from model.checkpoints import CheckpointError
+from service.api.bodies import BodyTooLarge, BodyTooSlow
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
+from service.api.origins import CrossSite, UnknownHost
 from service.api.rates import TooManyRequests
-from service.api.reindex import NoIndexTypes
-from service.api.retrieval import MixNotReady, NoMix
-from service.api.schemas import PROBLEM_TYPE, BadMetadata, RangeNotSatisfiable
+from service.api.reindex import NoIndexTypes, RecallTooLow
+from service.api.retrieval import MixNotReady, NoMix, QueryTimeout
+from service.api.schemas import PROBLEM_TYPE, BadMetadata, RangeNotSatisfiable, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.jobs import EmbedFailed, FingerprintMismatch
 from service.work.models import UnknownCheckpoint
@@ -73,6 +76,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
     QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
+    QueryTimeout: ProblemType(503, "query-timed-out", "The search took too long"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
     RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
@@ -80,11 +84,16 @@ TABLE: dict[type[Exception], ProblemType] = {
     StemNotEmbedded: ProblemType(500, "embedding-failed", "The stem could not be embedded"),
     UnknownCheckpoint: ProblemType(422, "unknown-checkpoint", "No such checkpoint"),
     NoIndexTypes: ProblemType(422, "no-index-types", "This index has no types"),
+    RecallTooLow: ProblemType(500, "recall-too-low", "The new index misses too much"),
+    UnknownHost: ProblemType(421, "unknown-host", "Not a name of this service"),
+    CrossSite: ProblemType(403, "cross-site", "Sent by a page of another site"),
+    BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
+    BodyTooSlow: ProblemType(408, "body-too-slow", "The request took too long to come"),
     RequestValidationError: ProblemType(422, "invalid-request", "The request does not fit the API"),
     CatalogUnavailable: ProblemType(503, "catalog-unavailable", "The catalog cannot be reached"),
 }
+GONE = 499  # for our own counts: the client went before the answer
 UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
-BODY_TOO_LARGE = ProblemType(413, "body-too-large", "The request is too large")
 
 
 def problem_type(error: Exception) -> ProblemType:
@@ -96,7 +105,7 @@ def problem_type(error: Exception) -> ProblemType:
 
 def all_problem_types() -> list[ProblemType]:
     """Every problem type the service can answer, by status."""
-    rows = {*TABLE.values(), *map(_row, _family(AudioError)), UNEXPECTED, BODY_TOO_LARGE}
+    rows = {*TABLE.values(), *map(_row, _family(AudioError)), UNEXPECTED}
     return sorted(rows, key=lambda kind: (kind.status, kind.code))
 
 
@@ -114,18 +123,25 @@ def _family(kind: type[AudioError]) -> list[type[AudioError]]:
 
 
 def problem(error: Exception) -> dict[str, Any]:
-    """What goes over the wire (RFC 9457): type, title, status, detail, and the error's facts."""
+    """What goes over the wire (RFC 9457): type, title and status, and what the error's class declares public.
+
+    `public` of a class is a sentence with the names of its facts; both are shown. What a model's error says of a file
+    is for whoever sent the file. Of all other errors only the kind is told: their text is for the log.
+    """
     kind = problem_type(error)
     body: dict[str, Any] = {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
-    if kind is UNEXPECTED or isinstance(error, CatalogUnavailable | BlobStoreUnavailable):
-        return body  # its text may hold what is nobody's business; the log has it
+    if kind is UNEXPECTED:
+        return body
     if isinstance(error, RequestValidationError):
-        wrong = [{"at": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
-        return body | {"detail": "; ".join(f"{e['at']}: {e['what']}" for e in wrong), "errors": wrong}
-    facts = getattr(error, "facts", None)
-    if not isinstance(facts, dict):
-        facts = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float)}
-    return facts | body | {"detail": str(error)}
+        wrong = [{"at": at, "what": what} for at, what in faults_of(error.errors())]
+        detail = "; ".join(f"{fault['at']}: {fault['what']}" for fault in wrong)
+        return body | {"detail": detail, "errors": wrong, "faults": len(error.errors())}
+    if (sentence := getattr(type(error), "public", None)) is not None:
+        facts = {name: getattr(error, name) for _, name, _, _ in Formatter().parse(sentence) if name}
+        return facts | body | {"detail": sentence.format(**facts)}
+    if isinstance(error, AudioError):
+        return error.facts | body | {"detail": str(error)}
+    return body
 
 
 def problem_response(error: Exception) -> JSONResponse:
@@ -157,42 +173,11 @@ def add_error_handlers(app: FastAPI) -> None:
         body = {"type": f"/problems/{code}", "title": title, "status": error.status_code, "detail": str(error.detail)}
         return JSONResponse(body, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
 
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=GONE)
+
+    app.add_exception_handler(ClientDisconnect, gone)
     for kind in TABLE:
         app.add_exception_handler(kind, expected)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
-
-
-class TooLargeIsAProblem:
-    """Answers an oversized body as a problem; the framework does it in plain text, before any handler."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        replaced = False
-
-        async def send_problem(message: Message) -> None:
-            nonlocal replaced
-            if message["type"] == "http.response.start" and message["status"] == 413:
-                headers = dict(message["headers"])
-                replaced = headers.get(b"content-type", b"").startswith(b"text/plain")
-                if replaced:
-                    return
-            if not replaced:
-                await send(message)
-            elif not message.get("more_body"):
-                await self._response()(scope, receive, send)
-
-        await self._app(scope, receive, send_problem)
-
-    def _response(self) -> JSONResponse:
-        body = {
-            "type": f"/problems/{BODY_TOO_LARGE.code}",
-            "title": BODY_TOO_LARGE.title,
-            "status": BODY_TOO_LARGE.status,
-            "detail": f"A request may hold at most {self._limit} bytes.",
-            "maximum_bytes": self._limit,
-        }
-        return JSONResponse(body, BODY_TOO_LARGE.status, {"Connection": "close"}, media_type=PROBLEM_TYPE)

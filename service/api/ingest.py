@@ -4,14 +4,12 @@ import asyncio
 import logging
 import re
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from fastapi import UploadFile
-from numpy.typing import NDArray
 
 from indexer import (
     Catalog,
@@ -26,6 +24,7 @@ from indexer import (
     Upload,
 )
 from model.audio import AudioError, Clip
+from service.api.counts import Counts
 from service.api.keys import Caller
 from service.settings import Settings
 from service.text import LONGEST, shown
@@ -33,11 +32,13 @@ from service.work.blobs import Blobs, BlobStoreUnavailable, sha256_of
 from service.work.jobs import QueueError
 from service.work.queue import Queue
 from service.work.streams import QueueFull
+from service.work.turns import Budget, Turns
 from service.work.uploads import UPLOAD_NICE, Decoder
 from service.work.worker import Describe
 
 log = logging.getLogger("phalar.ingest")
 COPY_BYTES = 1 << 20
+DAY_S = 24 * 3600.0
 # Of how many waiting stems, and how long ones, the waveform goes to the worker with the job: 64 MB for stems of 20 s.
 HANDED_OVER, HANDED_OVER_S = 50, 60.0
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -56,12 +57,23 @@ async def on_disk(upload: UploadFile) -> AsyncIterator[Path]:
         yield Path(file.name)
 
 
-async def decode_upload(decoder: Decoder, upload: UploadFile, *, nice: int = 0) -> Clip:
+async def decode_upload(decoder: Decoder, upload: UploadFile, budget: Budget, *, nice: int = 0) -> Clip:
     """Decode an upload, a small one without touching a disk. Raises BlobStoreUnavailable, AudioError."""
     if upload.size is not None and upload.size <= COPY_BYTES:
-        return await decoder.decode(await upload.read(), nice=nice)
+        return await decoder.decode(await upload.read(), nice=nice, budget=budget)
     async with on_disk(upload) as path:
-        return await decoder.decode(path, nice=nice)
+        return await decoder.decode(path, nice=nice, budget=budget)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The files of a request, with their SHA-256, and what is known of those bytes that no stem had."""
+
+    files: Sequence[tuple[UploadFile, StemMetadata]]
+    digests: Sequence[str]
+    charge: Charge
+    who: str
+    found: dict[str, ClipFacts | AudioError]
 
 
 @dataclass
@@ -73,22 +85,24 @@ class Ingest:
     blobs: Blobs
     queue: Queue
     decoder: Decoder
+    budget: Budget
+    counts: Counts
     describe: Describe  # how a refused file is shown to whoever asks for the job
 
     def __post_init__(self) -> None:
-        self._checks = asyncio.Semaphore(self.settings.decoders)
+        self._turns = Turns(self.settings.decoders)
 
-    async def accept(self, files: Sequence[tuple[UploadFile, StemMetadata]], caller: Caller) -> Job:
-        """Check and keep some files, and have them embedded. From the moment this returns, none of them can be lost.
+    async def check(self, files: Sequence[tuple[UploadFile, StemMetadata]], caller: Caller) -> Checked:
+        """Decode each file once, so that what cannot be used is refused at once and by name. It may be cancelled.
 
-        Each file is decoded here once, so that what cannot be used is refused at once and by name.
+        Equal bytes are decoded once, those of a stem never; waveforms are not kept here, however many files there are.
 
         Raises:
             QueueFull: as many stems wait as may; try again later.
-            QuotaExceeded: the caller, or everybody together, would hold more than they may; nothing was kept.
+            QuotaExceeded: the caller, or everybody together, would hold more than they may.
             AudioError: there is one file, and it cannot be used.
         """
-        waiting = (await self.catalog.counts())["queued"]
+        waiting = await self.catalog.waiting()
         limit = self.settings.max_queued_uploads
         if waiting + len(files) > limit:
             raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
@@ -96,37 +110,46 @@ class Ingest:
         sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
         charge = self._charge(caller, sizes)
         await self.catalog.refuse_if_over(charge)
-        clips = await asyncio.gather(*(self._check(file) for file, _ in files))
-        if len(files) == 1 and isinstance(clips[0], AudioError):
-            raise clips[0]
+        known = await self.catalog.known(sizes)
+        new = {sha256: file for sha256, (file, _) in zip(digests, files, strict=True) if sha256 not in known}
+        few = waiting + len(files) <= HANDED_OVER
+        found = await asyncio.gather(*(self._check(sha256, new[sha256], caller.who, few) for sha256 in new))
+        if len(files) == 1 and found and isinstance(found[0], AudioError):
+            raise found[0]
+        return Checked(files, digests, charge, caller.who, dict(zip(new, found, strict=True)))
+
+    async def keep(self, checked: Checked) -> Job:
+        """Keep some files, and have them embedded. From the moment this returns, none of them can be lost.
+
+        Raises:
+            QuotaExceeded: another upload took the room; nothing was kept.
+        """
+        found = checked.found
         # No other process may change these bytes or their stems: a delete would take the bytes that this upload found.
-        async with self.catalog.alone(*digests):
+        async with self.catalog.alone(*checked.digests):
+            known = await self.catalog.known(checked.digests)
             records: list[Upload | Rejected] = []
             stored: list[str] = []
-            for (file, said), clip, sha256 in zip(files, clips, digests, strict=True):
-                name = _shown_name(file)
-                if isinstance(clip, AudioError):
-                    records.append(Rejected(name, self.describe(clip)))
+            for (file, said), sha256 in zip(checked.files, checked.digests, strict=True):
+                if sha256 not in known and sha256 not in found:  # its stem was deleted meanwhile
+                    found[sha256] = await self._check(sha256, file, checked.who, False)
+                facts, name = found.get(sha256), _shown_name(file)
+                if isinstance(facts, AudioError):
+                    records.append(Rejected(name, self.describe(facts)))
                     continue
                 await asyncio.to_thread(file.file.seek, 0)
                 if await self.blobs.put(sha256, file.file):
                     stored.append(sha256)
-                facts = ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings)
                 records.append(Upload(sha256, name, said, facts))
             try:
-                job, queued = await self.catalog.add(records, charge)
+                job, queued = await self.catalog.add(records, checked.charge)
             except QuotaExceeded:  # another upload took the room while this one was decoded
                 await self._forget(stored)
                 raise
+        self.counts.forget()
         alias = await self.catalog.alias()
         if alias is not None:  # before the first index no model is known; the sweep queues them once it is
-            few = waiting + len(files) <= HANDED_OVER
-            waveforms = {
-                item.stem_id: clip.waveform
-                for item, clip in zip(job.items, clips, strict=True)
-                if few and item.stem_id and isinstance(clip, Clip) and clip.duration_s <= HANDED_OVER_S
-            }
-            await self._enqueue(queued, alias.fingerprint, waveforms)
+            await self._enqueue(queued, alias.fingerprint)
         return job
 
     async def delete(self, stem_id: str) -> None:
@@ -141,7 +164,14 @@ class Ingest:
                 # On a full disk even a deletion finds no room, until the audio that is to go has made it.
                 await self.blobs.delete(stem.sha256)
                 await self.catalog.delete(stem_id)
+            self.counts.forget()
             await self._forget([stem.sha256])
+
+    async def forget_jobs(self) -> None:
+        """Forget the jobs that were finished long ago."""
+        forgotten = await self.catalog.forget_jobs(self.settings.job_days * DAY_S)
+        if forgotten:
+            log.info("%d old jobs were forgotten", forgotten)
 
     async def sweep(self) -> None:
         """Queue again every stem that waits in the catalog and is not in the queue: Redis was flushed, or was away when
@@ -170,19 +200,25 @@ class Ingest:
             if not await self.catalog.holds(sha256):
                 await self.blobs.delete(sha256)
 
-    async def _check(self, file: UploadFile) -> Clip | AudioError:
+    async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> ClipFacts | AudioError:
+        """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it."""
         try:
-            async with self._checks:
-                return await decode_upload(self.decoder, file, nice=UPLOAD_NICE)
+            async with self._turns.turn(who):
+                await asyncio.to_thread(file.file.seek, 0)
+                clip = await decode_upload(self.decoder, file, self.budget, nice=UPLOAD_NICE)
         except AudioError as error:
-            return error
+            return error.with_traceback(None)  # whose frames hold what was decoded
+        if hand_over and clip.duration_s <= HANDED_OVER_S:
+            try:
+                await self.queue.hand_over(sha256, clip.waveform)
+            except QueueError as error:
+                log.warning("a worker will decode what could not be handed over: %s", error)
+        return ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings)
 
-    async def _enqueue(
-        self, stem_ids: Sequence[str], fingerprint: str, waveforms: Mapping[str, NDArray[np.float32]] | None = None
-    ) -> None:
+    async def _enqueue(self, stem_ids: Sequence[str], fingerprint: str) -> None:
         try:
             for stem_id in stem_ids:
-                await self.queue.submit_upload(stem_id, fingerprint, (waveforms or {}).get(stem_id))
+                await self.queue.submit_upload(stem_id, fingerprint)
         except QueueError as error:
             log.warning("the sweep will queue what this upload could not: %s", error)
 

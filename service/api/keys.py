@@ -21,6 +21,8 @@ _TOKEN = re.compile(r"phalar_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 class KeyMissing(Exception):
     """A key is needed and the request carries none."""
 
+    public = "This needs a key with the scope {scope!r}: Authorization: Bearer <key>."
+
     def __init__(self, scope: str) -> None:
         super().__init__(f"This needs a key with the scope {scope!r}: Authorization: Bearer <key>.")
         self.scope = scope
@@ -30,6 +32,8 @@ class KeyMissing(Exception):
 class KeyUnknown(Exception):
     """The key is nobody's, or was revoked, or has expired: which of them is not told."""
 
+    public = "This key is unknown, was revoked or has expired."
+
     def __init__(self) -> None:
         super().__init__("This key is unknown, was revoked or has expired.")
         self.headers = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
@@ -37,6 +41,8 @@ class KeyUnknown(Exception):
 
 class KeyRefused(Exception):
     """The key may not do this."""
+
+    public = "This key does not grant the scope {scope!r}."
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"This key does not grant the scope {scope!r}.")
@@ -50,6 +56,12 @@ class Caller:
 
     owner: str | None
     scope: Scope
+    address: str = "unknown"
+
+    @property
+    def who(self) -> str:
+        """Whose share of what is scarce it is: the key's, or, where there is none, the address's."""
+        return f"key:{self.owner}" if self.owner is not None else f"address:{self.address}"
 
     def check(self, needed: Scope) -> None:
         """Raise KeyRefused unless this caller's scope includes `needed`."""

@@ -25,9 +25,12 @@ MOST_LOCAL = 10_000  # buckets kept in this process
 class TooManyRequests(Exception):
     """The caller has used up its rate."""
 
+    public = "{per_s:g} requests a second are allowed to {scope}; try again in {retry_after_s:.1f} s."
+
     def __init__(self, scope: str, per_s: float, retry_after_s: float, headers: dict[str, str]) -> None:
         super().__init__(f"{per_s:g} requests a second are allowed; try again in {retry_after_s:.1f} s.")
-        self.facts = {"scope": scope, "per_s": per_s}
+        self.scope = scope
+        self.per_s = per_s
         self.retry_after_s = retry_after_s
         self.headers = headers
 

@@ -21,6 +21,8 @@ MOST_TOMBSTONES = 10_000
 class NoIndexTypes(Exception):
     """A reindex names a FAISS index type, and the index is kept by Qdrant."""
 
+    public = "Qdrant keeps this index; index types are those of FAISS."
+
     def __init__(self, index_type: IndexType) -> None:
         super().__init__("Qdrant keeps this index; index types are those of FAISS.")
         self.index_type = index_type
@@ -28,6 +30,8 @@ class NoIndexTypes(Exception):
 
 class RecallTooLow(Exception):
     """The new index misses too many of the right answers; the live one stays."""
+
+    public = "The new index finds {recall:.4f} of the exact best windows, {minimum:g} is required."
 
     def __init__(self, recall: float, minimum: float) -> None:
         super().__init__(f"the new index finds {recall:.4f} of the exact best windows, {minimum:g} is required")
@@ -122,8 +126,7 @@ class Reindexer:
             raise
         except Exception as error:
             log.exception("reindex %s failed", job.id)
-            shown = self.describe(error)
-            await self.catalog.finish_job(job.id, problem=shown | {"detail": str(error)})
+            await self.catalog.finish_job(job.id, problem=self.describe(error))
         else:
             await self.catalog.finish_job(job.id, result=result)
 

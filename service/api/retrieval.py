@@ -1,14 +1,15 @@
 """POST /retrieve: the mix comes in, is searched with, and hits go out."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer import Catalog, LiveIndex
-from model.audio import SAMPLE_RATE, Clip
+from indexer import Catalog, LiveIndex, Stem
+from model.audio import SAMPLE_RATE
 from service.api.ingest import decode_upload
 from service.api.schemas import (
     AlignOut,
@@ -22,18 +23,22 @@ from service.api.schemas import (
     WindowPair,
 )
 from service.metrics import Metrics, Stopwatch
-from service.search.mix import sum_stems
 from service.search.retrieval import Embedder, Finder
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.models import Models, note_of
+from service.work.streams import QueueFull
+from service.work.turns import Budget, Turns
 from service.work.uploads import Decoder
 
 SEARCHES = 3  # at most, for as many hits as were asked for while stems are deleted
+FEWEST_SEARCHES = 2  # that go on at a time
 
 
 class NoMix(Exception):
     """A query has neither a file nor stem ids, or both."""
+
+    public = "Send either `file`, or `stem_id` once or more."
 
     def __init__(self) -> None:
         super().__init__("Send either `file`, or `stem_id` once or more.")
@@ -42,9 +47,21 @@ class NoMix(Exception):
 class MixNotReady(Exception):
     """A mix is made of stems of which one failed."""
 
+    public = "The stem {stem_id} of the mix could not be used itself."
+
     def __init__(self, stem_id: str) -> None:
         super().__init__(f"The stem {stem_id} of the mix could not be used itself.")
         self.stem_id = stem_id
+
+
+class QueryTimeout(Exception):
+    """A query waited and worked for longer than it may."""
+
+    public = "The search took longer than {seconds:g} s."
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a query took longer than {seconds:g} s")
+        self.seconds = seconds
 
 
 @dataclass
@@ -56,25 +73,41 @@ class Retrieval:
     blobs: Blobs
     embedder: Embedder
     decoder: Decoder
+    budget: Budget
     models: Models
     live: LiveIndex
     metrics: Metrics
 
     def __post_init__(self) -> None:
+        self.turns = Turns(FEWEST_SEARCHES, self.settings.max_queued_queries, self._full)
         self._finder = Finder(self.settings, self.catalog, self.embedder, self.live)
 
-    async def answer(self, query: RetrieveIn) -> RetrieveOut:
-        """The stems that fit, best first.
+    async def answer(self, query: RetrieveIn, who: str) -> RetrieveOut:
+        """The stems that fit, best first, for a caller `who` takes turns with others.
 
         Raises:
             AudioError: the mix cannot be used.
             NoMix: neither a file nor stems were sent, or both.
             StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
+            QueryTimeout: it waited and worked for longer than the settings allow.
             IndexUnavailable, QueueError: not now.
         """
         if (query.file is None) == (not query.stem_id):
             raise NoMix
         watch = Stopwatch(self.metrics)
+        try:
+            async with asyncio.timeout(self.settings.query_timeout_s) as deadline, self.turns.turn(who):
+                return await self._answer(query, watch)
+        except TimeoutError:
+            if deadline.expired():
+                raise QueryTimeout(self.settings.query_timeout_s) from None
+            raise
+
+    def size_turns(self, batch_limits: Iterable[float]) -> None:
+        """Let as many searches go on at a time as keep workers of these batch limits busy."""
+        self.turns.resize(max(FEWEST_SEARCHES, sum(2 * max(1, round(limit) // 16) for limit in batch_limits)))
+
+    async def _answer(self, query: RetrieveIn, watch: Stopwatch) -> RetrieveOut:
         index, (waveform, warnings) = await asyncio.gather(self.live.current(), self._mix(query, watch))
         for _ in range(SEARCHES):
             found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
@@ -113,15 +146,35 @@ class Retrieval:
     async def _mix(self, query: RetrieveIn, watch: Stopwatch) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         with watch.stage("decode"):
             if query.file is not None:
-                clip = await decode_upload(self.decoder, query.file)
+                clip = await decode_upload(self.decoder, query.file, self.budget)
                 return clip.waveform, clip.warnings
-            clips = await asyncio.gather(*(self._stem_clip(stem_id) for stem_id in query.stem_id))
-            return sum_stems([clip.waveform for clip in clips]), tuple(w for clip in clips for w in clip.warnings)
+            stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(query.stem_id)]
+            for stem in stems:
+                if stem.state == "failed":
+                    raise MixNotReady(stem.id)
+            return await self._sum(stems)
 
-    async def _stem_clip(self, stem_id: str) -> Clip:
-        stem = await self.catalog.stem(stem_id)
-        if stem.state == "failed":
-            raise MixNotReady(stem_id)
-        async with AsyncExitStack() as stack:
-            path = await stack.enter_async_context(self.blobs.fetch(stem.sha256))
-            return await self.decoder.decode(path)
+    async def _sum(self, stems: Sequence[Stem]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        """The mix of some stems that start together, as long as the longest; the score ignores its loudness.
+
+        However many there are, two waveforms of that length are held.
+        """
+        longest = math.ceil(max(stem.duration_s for stem in stems) * SAMPLE_RATE) + 1
+        length = 0
+        warnings: list[str] = []
+        taken = await self.budget.take(2 * longest)
+        mix = np.zeros(longest, np.float32)
+        self.budget.until_forgotten(mix, taken // 2)
+        try:
+            for stem in stems:
+                async with self.blobs.fetch(stem.sha256) as path:
+                    clip = await self.decoder.decode(path)
+                mix[: len(clip.waveform)] += clip.waveform
+                length = max(length, len(clip.waveform))
+                warnings += clip.warnings
+        finally:
+            self.budget.give_back(taken - taken // 2)
+        return mix[:length], tuple(warnings)
+
+    def _full(self, waiting: int) -> QueueFull:
+        return QueueFull("queries", waiting, self.settings.max_queued_queries, retry_after_s=1.0)

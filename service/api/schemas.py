@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -29,18 +30,45 @@ Seconds = float
 Milliseconds = float
 ProblemBody = dict[str, Any]
 PROBLEM_TYPE = "application/problem+json"
+MOST_FAULTS, LONGEST_PLACE = 20, 200  # of one request that are told, and letters that say where
+METADATA_BYTES, METADATA_BYTES_EACH = 2**16, 2**10  # of JSON: in all, and more for each file
 
 
 class BadMetadata(Exception):
-    """`metadata` is not the JSON that POST /stems takes."""
+    """`metadata` is not the JSON that POST /stems takes; `wrong` says how."""
 
-    def __init__(self, sentence: str, **facts: int) -> None:
-        super().__init__(sentence)
-        self.facts = facts
+    public = "`metadata` cannot be read: {wrong}."
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__(wrong)
+        self.wrong = wrong
+
+
+class MetadataTooLong(BadMetadata):
+    """More text than so many files need."""
+
+    public = "`metadata` may have {maximum_bytes} bytes for so many files."
+
+    def __init__(self, maximum_bytes: int) -> None:
+        super().__init__("it is too long")
+        self.maximum_bytes = maximum_bytes
+
+
+class MetadataMiscounted(BadMetadata):
+    """One object for each file was meant, and there are more or fewer."""
+
+    public = "`metadata` has {objects} objects for {files} files."
+
+    def __init__(self, objects: int, files: int) -> None:
+        super().__init__("there are not as many objects as files")
+        self.objects = objects
+        self.files = files
 
 
 class RangeNotSatisfiable(Exception):
     """A byte range that the audio does not have."""
+
+    public = "The audio has {size} bytes."
 
     def __init__(self, size: int) -> None:
         super().__init__(f"The audio has {size} bytes.")
@@ -189,7 +217,7 @@ class JobOut(BaseModel):
     created_at: datetime
     finished_at: datetime | None
     progress: dict[str, Any] | None
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = Field(description="of a reindex; `refused`: how many files, where all were")
     problem: ProblemBody | None
     items: list[JobItemOut]
 
@@ -328,23 +356,29 @@ class ProblemOut(BaseModel):
 _ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
 
 
+def faults_of(errors: Sequence[Any]) -> list[tuple[str, str]]:
+    """The first of pydantic's errors, as where and what: a client that sends thousands need not read them all."""
+    return [(".".join(map(str, e["loc"]))[:LONGEST_PLACE], e["msg"]) for e in errors[:MOST_FAULTS]]
+
+
 def metadata_of(text: str | None, files: int) -> list[Metadata]:
     """What the form field `metadata` of POST /stems says of each of so many files. Raises BadMetadata."""
     if text is None or not text.strip():
         return [Metadata()] * files
+    if len(text.encode(errors="replace")) > (most := METADATA_BYTES + files * METADATA_BYTES_EACH):
+        raise MetadataTooLong(most)
     try:
         read = _ONE_OR_MANY.validate_python(json.loads(text))
     except (ValueError, RecursionError) as error:
-        detail = (
-            "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-            if isinstance(error, ValidationError)
-            else "it is not JSON"
-        )
-        raise BadMetadata(f"`metadata` cannot be read: {detail}.") from None
+        wrong = "it is not JSON"
+        if isinstance(error, ValidationError):
+            said = error.errors(include_url=False, include_context=False, include_input=False)
+            wrong = "; ".join(f"{at.partition('.')[2]}: {what}" for at, what in faults_of(said))
+        raise BadMetadata(wrong) from None
     if isinstance(read, Metadata):
         return [read] * files
     if len(read) != files:
-        raise BadMetadata(f"`metadata` has {len(read)} objects for {files} files.", objects=len(read), files=files)
+        raise MetadataMiscounted(len(read), files)
     return read
 
 

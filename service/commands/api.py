@@ -18,26 +18,20 @@ def api(
     import uvicorn
 
     from service.api.app import create_app
+    from service.api.connections import server_options
     from service.commands.threads import keep_numpy_on_one_thread
     from service.settings import InsecureBind
 
     log_to_stderr("api")
     keep_numpy_on_one_thread()
     settings = read_settings()
+    settings.keep_private()
     settings.make_data_folder()
     try:
         application = create_app(settings)
     except InsecureBind as error:
         fail(str(error), FAILED)
-    config = uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=10,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(application, **server_options(settings)))
     with suppress(KeyboardInterrupt):  # it has stopped in good order by then
         server.run(sockets=None if door is None else [socket.socket(fileno=door)])
     if not server.started:

@@ -24,8 +24,10 @@ def worker(
 
     log_to_stderr("worker")
     keep_numpy_on_one_thread()
+    settings = read_settings()
+    settings.keep_private()
     try:
-        asyncio.run(run_worker(read_settings(), problem, slot))
+        asyncio.run(run_worker(settings, problem, slot))
     except CheckpointError as error:
         fail(str(error), FAILED)
     except DeviceLost as error:

@@ -49,6 +49,7 @@ def serve(settings: Settings, *, demo: bool, verbose: bool = False) -> None:
         ChildFailed: a process could not be kept alive; the others were stopped.
     """
     settings.refuse_insecure_bind()
+    settings.keep_private()
     with DataFolderLock(settings.data_folder), _listen(settings.host, settings.port) as door:
         asyncio.run(_run(settings, door, demo, verbose))
 

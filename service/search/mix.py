@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from model.audio import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // 100  # 10 ms, the grid on which places are told
+ENERGY_HOPS = 6000  # whose energy is summed at once: a minute
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,13 @@ def _loudest(waveform: NDArray[np.float32], longest: int) -> int:
     """Where the stretch of most energy begins, on the 10 ms grid."""
     if len(waveform) <= longest:
         return 0
-    energy = np.concatenate([[0.0], np.cumsum(waveform.astype(np.float64) ** 2)])
-    begins = np.arange(0, len(waveform) - longest + 1, HOP)
-    return int(begins[np.argmax(energy[begins + longest] - energy[begins])])
-
-
-def sum_stems(waveforms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The mix of some stems that start together, as long as the longest; the score ignores its loudness."""
-    mix = np.zeros(max(len(waveform) for waveform in waveforms), np.float32)
-    for waveform in waveforms:
-        mix[: len(waveform)] += waveform
-    return mix
+    of_hop = [  # a long mix at once, in float64, would take five times its own memory
+        np.square(waveform[at : at + ENERGY_HOPS * HOP][: len(waveform) // HOP * HOP - at], dtype=np.float64)
+        .reshape(-1, HOP)
+        .sum(axis=1)
+        for at in range(0, len(waveform) // HOP * HOP, ENERGY_HOPS * HOP)
+    ]
+    energy = np.concatenate([[0.0], np.cumsum(np.concatenate(of_hop))])
+    hops = longest // HOP
+    begins = np.arange(0, (len(waveform) - longest) // HOP + 1)
+    return int(begins[np.argmax(energy[begins + hops] - energy[begins])]) * HOP

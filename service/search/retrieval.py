@@ -22,7 +22,7 @@ from indexer import (
     promising_places,
     search,
 )
-from model.audio import SAMPLE_RATE, SilentClip
+from model.audio import SAMPLE_RATE, SilentClip, cut_windows
 from service.metrics import Stopwatch
 from service.search.mix import Plan, plan_windows
 from service.settings import Settings
@@ -220,6 +220,8 @@ class Finder:
     async def _embed(
         self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int
     ) -> Complex64:
+        if len(starts) * length < int(starts.max() - starts.min()):  # windows far apart, of a long mix
+            waveform, starts = cut_windows(waveform, starts, length).reshape(-1), np.arange(len(starts)) * length
         begin, end = int(starts.min()), int(starts.max()) + length
         return await self._embedder.embed(
             fingerprint, waveform[begin:end], starts - begin, length, self._settings.query_timeout_s

@@ -37,9 +37,10 @@ class DecoderError(AudioError):
 
 
 class DecoderCrashed(DecoderError):
-    """The child died or answered nonsense; `reason` says how."""
+    """The child died or answered nonsense; `reason` says how, for the log: whoever took the child over wrote it."""
 
     code = "decoder-crashed"
+    public = "The file broke the decoder."
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The file broke the decoder ({reason}).", reason=reason)
@@ -105,9 +106,12 @@ def serve_children() -> NoReturn:
     control.sendall(MESSAGE.pack(READY, 0, CONFINEMENTS.index(_try_confinement())))
 
     children: dict[int, int] = {}  # job -> process
+    poll = select.poll()  # not select, which knows no descriptor beyond 1,023, and a busy API may give us a higher one
+    poll.register(control, select.POLLIN)
+    poll.register(woken, select.POLLIN)
     while True:
-        readable, _, _ = select.select([control, woken], [], [])
-        if woken in readable:
+        readable = {descriptor for descriptor, _ in poll.poll()}
+        if woken.fileno() in readable:
             woken.recv(4096)
             for job, process in list(children.items()):
                 reaped, status = os.waitpid(process, os.WNOHANG)
@@ -115,7 +119,7 @@ def serve_children() -> NoReturn:
                     del children[job]
                     with suppress(BrokenPipeError):
                         control.sendall(MESSAGE.pack(ENDED, job, status))
-        if control in readable:
+        if control.fileno() in readable:
             try:
                 message, descriptors, _, _ = socket.recv_fds(control, MESSAGE.size, 2)
             except ConnectionResetError:  # the other end died with messages of ours unread

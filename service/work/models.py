@@ -27,9 +27,11 @@ UNTRAINED = (
 class UnknownCheckpoint(Exception):
     """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
 
-    def __init__(self, sentence: str, **facts: str) -> None:
-        super().__init__(sentence)
-        self.facts = facts
+    public = "The checkpoints folder has no file {checkpoint!r}."
+
+    def __init__(self, checkpoint: str) -> None:
+        super().__init__(f"the checkpoints folder has no file {checkpoint!r}")
+        self.checkpoint = checkpoint
 
 
 def configured_model(settings: Settings, device: str = "cpu") -> Phalar:
@@ -66,7 +68,7 @@ class Models:
         if fingerprint not in self._held:
             path = self._path(fingerprint)
             if not path.is_file():
-                raise UnknownCheckpoint(f"No checkpoint of the model {fingerprint} is kept.", fingerprint=fingerprint)
+                raise UnknownCheckpoint(path.name)
             self._held[fingerprint] = load_phalar(path)
         return self._held[fingerprint]
 
@@ -74,7 +76,7 @@ class Models:
         """The model in a file of the checkpoints folder. Raises UnknownCheckpoint, CheckpointError."""
         path = self._folder / name
         if Path(name).name != name or not path.is_file():
-            raise UnknownCheckpoint(f"The checkpoints folder has no file {name!r}.", checkpoint=name)
+            raise UnknownCheckpoint(name)
         return self._keep(load_phalar(path))
 
     def file_name(self, fingerprint: str) -> str:
@@ -92,6 +94,7 @@ class Models:
             with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
                 made = Path(scratch) / path.name
                 save_phalar(model, made, trained=model.trained)
+                made.chmod(0o600)  # safetensors asks no umask
                 os.replace(made, path)
         self._held[model.fingerprint] = model
         return model

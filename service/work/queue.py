@@ -37,6 +37,8 @@ HANDED_OVER_TTL_S = 60  # a waveform that no worker has fetched by then is decod
 class EmbedTimeout(QueueError):
     """No worker answered a query in time."""
 
+    public = "No worker embedded the query within {seconds:g} s."
+
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no worker embedded the query within {seconds:g} s")
         self.seconds = seconds
@@ -74,22 +76,20 @@ class Queue(Taking):
         """Return when Redis answers; QueueUnavailable when it does not."""
         await self._call(self._redis.ping)
 
-    async def submit_upload(self, stem_id: str, fingerprint: str, waveform: NDArray[np.float32] | None = None) -> None:
-        """Ask for a stem to be embedded. Asking twice is harmless: the second job finds it done.
+    async def hand_over(self, sha256: str, waveform: NDArray[np.float32]) -> None:
+        """Leave the waveform of some audio, float32 (samples,), 16 kHz, for the first worker that asks for it within a
+        minute; whoever finds none decodes the audio. Raises QueueUnavailable."""
+        samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
+        await self._call(self._hand_over, keys=[self._waveform_key(sha256)], args=[samples, HANDED_OVER_TTL_S])
 
-        Args:
-            stem_id: of the catalog.
-            fingerprint: of the model.
-            waveform: the stem's, float32 (samples,), 16 kHz, for the first worker that asks within a minute; whoever
-                finds none decodes the stem's audio.
+    async def submit_upload(self, stem_id: str, fingerprint: str) -> None:
+        """Ask for a stem to be embedded, by the model of this fingerprint. Asking twice is harmless: the second job
+        finds it done.
 
         Raises:
             QueueFull: as many uploads are outstanding as may be.
             QueueUnavailable: Redis is away.
         """
-        if waveform is not None:
-            samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
-            await self._call(self._hand_over, keys=[self._waveform_key(stem_id)], args=[samples, HANDED_OVER_TTL_S])
         await self._add("uploads", {"stem_id": stem_id, "fingerprint": fingerprint})
 
     async def embed(

@@ -31,6 +31,8 @@ RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
 class QueueFull(QueueError):
     """The stream holds as many jobs as it may."""
 
+    public = "{depth} {kind} are waiting and {limit} are allowed; try again in {retry_after_s:g} s."
+
     def __init__(self, kind: Kind, depth: int, limit: int, retry_after_s: float) -> None:
         super().__init__(f"{depth} {kind} are waiting and {limit} are allowed; try again in {retry_after_s:g} s")
         self.kind = kind
@@ -256,8 +258,8 @@ class Streams:
     def _workers_key(self) -> str:
         return f"{self._prefix}:workers"
 
-    def _waveform_key(self, stem_id: str) -> str:
-        return f"{self._prefix}:waveform:{stem_id}"
+    def _waveform_key(self, sha256: str) -> str:
+        return f"{self._prefix}:waveform:{sha256}"
 
     def _stats_key(self, consumer: str) -> str:
         return f"{self._prefix}:worker:{consumer}"

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,9 @@ class Taking(Streams):
             return []
         return await self._read(list(wanted), 1, block_ms)  # one limit holds for both streams
 
-    async def handed_over(self, job: UploadJob) -> NDArray[np.float32] | None:
-        """The waveform that was sent with a stem, float32 (samples,): for one worker, within a minute; else None."""
-        samples = await self._call(self._redis.getdel, self._waveform_key(job.stem_id))
+    async def handed_over(self, sha256: str) -> NDArray[np.float32] | None:
+        """The waveform that was left for this audio, float32 (samples,): for one worker, within a minute; else None."""
+        samples = await self._call(self._redis.getdel, self._waveform_key(sha256))
         return None if samples is None else np.frombuffer(samples, "<f4").astype(np.float32)
 
     async def done(self, job: Job) -> None:
@@ -65,6 +65,18 @@ class Taking(Streams):
             await self._forget(held.kind, held.entry)
         finally:
             self._drop(held)
+
+    async def abandoned(self, jobs: Sequence[QueryJob]) -> list[QueryJob]:
+        """Those of some queries in hand that their callers have taken back."""
+
+        async def look() -> list[Any]:
+            pipeline = self._redis.pipeline(transaction=False)
+            for job in jobs:
+                pipeline.xrange(self._streams["queries"], job.entry, job.entry)
+            return await pipeline.execute()
+
+        found = await self._call(look) if jobs else []
+        return [job for job, entry in zip(jobs, found, strict=True) if not entry]
 
     async def reply(self, job: QueryJob, embedding: NDArray[np.complex64]) -> None:
         """Send a query's embeddings, complex64 (q, 512), and be done with the job."""

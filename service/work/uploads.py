@@ -41,6 +41,7 @@ from service.work.decoding import (
     DecoderError,
 )
 from service.work.sandbox import Confinement
+from service.work.turns import Budget
 
 if TYPE_CHECKING:
     pass  # the server has no use for it
@@ -97,12 +98,13 @@ class Decoder:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def decode(self, source: Path | bytes, *, nice: int = 0) -> Clip:
+    async def decode(self, source: Path | bytes, *, nice: int = 0, budget: Budget | None = None) -> Clip:
         """Decode a file as `load_clip` does, in a child process.
 
         Args:
             source: a path, or the file's bytes.
             nice: by how much the child's priority is lowered.
+            budget: what the waveform is taken from until it is forgotten; the child waits while there is no room.
 
         Raises:
             AudioError: what is wrong with the file, as from `load_clip`; or a DecoderError.
@@ -120,9 +122,9 @@ class Decoder:
         # The slot is free when the child is gone, which after a cancellation is later than this call's end.
         ended.add_done_callback(lambda _: self._slots.release())
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
+            async with asyncio.timeout(self.limits.timeout_s) as patience:
                 try:
-                    return await _receive(ours, self.limits)
+                    return await _receive(ours, self.limits, budget, patience)
                 except EOFError:
                     raise _post_mortem(await asyncio.shield(ended), self.limits) from None
         except TimeoutError:
@@ -183,8 +185,10 @@ _SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclass
 _KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
 
 
-async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
+async def _receive(sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout) -> Clip:
     """Read an answer that may come from a process somebody else has taken over.
+
+    `patience` is with the child: it stands still while there is no room in the budget.
 
     Raises:
         AudioError: the answer is an error, or (DecoderCrashed) no answer that our code could give.
@@ -209,7 +213,14 @@ async def _receive(sock: socket.socket, limits: DecodeLimits) -> Clip:
         raise DecoderCrashed("its answer makes no sense") from error
     if problem is not None:
         raise problem
-    waveform = np.empty(fields.pop("samples"), np.float32)
+    samples = fields.pop("samples")
+    if budget is not None:
+        patience.reschedule(None)
+        taken = await budget.take(samples)
+        patience.reschedule(asyncio.get_running_loop().time() + limits.timeout_s)
+    waveform = np.empty(samples, np.float32)
+    if budget is not None:
+        budget.until_forgotten(waveform, taken)
     await _fill(sock, waveform.data)
     if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
         raise DecoderCrashed("its samples are not finite")

@@ -44,6 +44,7 @@ POLL_MS = 30  # how long it waits at most while its hands are full of uploads, o
 LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
 LATELY_SHARE = 4  # so many times
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
+LOOK_S = 0.5  # how often it is looked whether the queries in hand are still wanted
 BEAT_S = 5.0
 
 Describe = Callable[[Exception], dict[str, Any]]
@@ -53,9 +54,23 @@ Describe = Callable[[Exception], dict[str, Any]]
 class KilledItsWorker(Exception):
     """A stem ended the process that embedded it as often as it may."""
 
+    public = "Embedding this stem {reason}."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"embedding a stem {reason}")
+        self.reason = reason
+
 
 class StemNotEmbedded(Exception):
-    """A stem that decodes, and that the model could make nothing of."""
+    """A stem that decodes, and that the model could make nothing of; the log says why."""
+
+    public = "The model could make nothing of this stem."
+
+
+class AllWindowsSilent(StemNotEmbedded):
+    """There is nothing to be embedded."""
+
+    public = "All of its windows are silent."
 
 
 class Worker:
@@ -88,6 +103,7 @@ class Worker:
         self._stems: list[StemWork] = []
         self._query_batches = 0  # since the last one of stems
         self._asked_at = -LATELY_S  # when the device last had a query
+        self._looked_at = 0.0  # whether queries in hand are still wanted
         self._preparing: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._decoding = asyncio.Semaphore(settings.decoders)
@@ -177,7 +193,7 @@ class Worker:
             await self._settle(self._queue.fail(job, EmbedFailed(f"it {poisoned.reason}")))
             return
         log.error("stem %s %s; it ends as failed", job.stem_id, poisoned.reason)
-        await self._fail(job, self._describe(KilledItsWorker(f"Embedding this stem {poisoned.reason}.")))
+        await self._fail(job, self._describe(KilledItsWorker(poisoned.reason)))
 
     async def _beat(self) -> None:
         """Keep what is in hand from being taken over, and report."""
@@ -221,7 +237,7 @@ class Worker:
                 self._stems.append(work)
                 self._wake.set()
             else:
-                await self._fail(job, self._describe(StemNotEmbedded("All of its windows are silent.")))
+                await self._fail(job, self._describe(AllWindowsSilent()))
                 await self._free(work)
 
     async def _needs_nothing(self, row: int, state: str, fingerprint: str) -> bool:
@@ -237,7 +253,7 @@ class Worker:
                 most = self._settings.max_clip_s * SAMPLE_RATE
                 await self._samples_freed.wait_for(lambda: self._samples_held < most)
             with self.figures.timed("decode"):
-                waveform = await self._queue.handed_over(job)
+                waveform = await self._queue.handed_over(sha256)
                 if waveform is None:
                     waveform = await self._decode_blob(job, sha256)
             window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
@@ -286,7 +302,7 @@ class Worker:
 
     async def _next_batch(self) -> Batch:
         """Queries before stems, but stems that wait get every ninth micro-batch; empty when nothing waits."""
-        await self._drop_expired()
+        await self._drop_unwanted()
         limit = self._settings.most_windows
         if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
             self._query_batches += 1
@@ -302,9 +318,15 @@ class Worker:
         self._stems = [work for work in self._stems if work.left]
         return batch
 
-    async def _drop_expired(self) -> None:
-        for work in [work for work in self._queries if work.job.expired]:
-            log.warning("dropping a query whose deadline has passed")
+    async def _drop_unwanted(self) -> None:
+        """Let go of queries whose deadline has passed, and of those that their callers took back."""
+        unwanted = {work.job for work in self._queries if work.job.expired}
+        if self._queries and time.monotonic() - self._looked_at >= LOOK_S:
+            self._looked_at = time.monotonic()
+            with suppress(QueueUnavailable):
+                unwanted.update(await self._queue.abandoned([work.job for work in self._queries]))
+        for work in [work for work in self._queries if work.job in unwanted]:
+            log.info("dropping a query that nobody waits for")
             self._queries.remove(work)
             await self._settle(self._queue.done(work.job))
 
@@ -366,9 +388,7 @@ class Worker:
             await self._done(work.job)
         else:
             log.error("stem %s cannot be embedded", work.job.stem_id, exc_info=error)
-            reason = str(error) or type(error).__name__
-            said = self._describe(StemNotEmbedded(f"This stem could not be embedded: {reason}"))
-            await self._fail(work.job, said)
+            await self._fail(work.job, self._describe(StemNotEmbedded()))
 
     async def _store(self, work: StemWork) -> None:
         try:

@@ -2,18 +2,23 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form
+from fastapi import APIRouter, Depends, Form, Request
 
 from service.api.access import GuardedRoute, TheBackend, require
+from service.api.keys import Caller
 from service.api.routes.problems import problems
 from service.api.schemas import RetrieveIn, RetrieveOut
+from service.api.waiting import while_client_waits
 
 router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 
 
-@router.post("/retrieve", dependencies=[Depends(require("read"))], responses=problems(404, 409, 413, 415, 422, 503))
+@router.post("/retrieve", responses=problems(404, 409, 413, 415, 422, 503))
 async def retrieve(
-    services: TheBackend, wanted: Annotated[RetrieveIn, Form(media_type="multipart/form-data")]
+    services: TheBackend,
+    caller: Annotated[Caller, Depends(require("read"))],
+    request: Request,
+    wanted: Annotated[RetrieveIn, Form(media_type="multipart/form-data")],
 ) -> RetrieveOut:
     """Find the stems that fit a partial mix in harmony and in time, best first, each with its place."""
-    return await services.retrieval.answer(wanted)
+    return await while_client_waits(request, services.retrieval.answer(wanted, caller.who))

@@ -20,6 +20,7 @@ from service.api.schemas import (
     metadata_of,
     names_tag,
 )
+from service.api.waiting import while_client_waits
 
 router = APIRouter(tags=["stems"], route_class=GuardedRoute)
 MAX_FILES = 1000
@@ -39,6 +40,7 @@ MEDIA_TYPES = {
 async def add_stems(
     services: TheBackend,
     caller: Annotated[Caller, Depends(require("ingest"))],
+    request: Request,
     response: Response,
     files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
     metadata: Annotated[
@@ -52,7 +54,8 @@ async def add_stems(
     """
     said = metadata_of(metadata, len(files))
     described = [(file, meta.as_record()) for file, meta in zip(files, said, strict=True)]
-    job = await services.ingest.accept(described, caller)
+    checked = await while_client_waits(request, services.ingest.check(described, caller))
+    job = await services.ingest.keep(checked)
     response.headers["Location"] = f"{services.settings.root_path}/jobs/{job.id}"
     return JobOut.of(job)
 

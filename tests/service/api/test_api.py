@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from model.audio import SAMPLE_RATE
-from tests.installation import add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
+from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
 CLEARLY = 0.1  # a stem scores 1 against itself, in this model
 PLACE_TOLERANCE_S = 0.015  # places are told on a 10 ms grid, and a cut may begin half a step beside it
@@ -260,6 +260,13 @@ def test_readiness_names_the_model_and_the_index(client: httpx.Client) -> None:
     assert report["status"] == "ready"
     assert report["model"]["trained"]
     assert report["index"]["stems"] == report["stems"]["ready"]
+
+
+def test_files_of_an_installation_are_its_users_alone(installation: Installation) -> None:
+    data = installation.folder / "data"
+    assert data.stat().st_mode & 0o777 == 0o700
+    for path in data.rglob("*"):
+        assert path.is_socket() or not path.stat().st_mode & 0o077, path
 
 
 def test_the_page_sends_its_content_security_policy(client: httpx.Client) -> None:

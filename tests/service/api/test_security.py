@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from service.local.valkey import EmbeddedValkey
 from service.settings import Scope, Settings
 from service.text import LONGEST
 from tests.installation import add_stem, encode, noise_bursts, serving
+from tests.servers import Authority, RedisServer
 from tests.service.api.test_api import problem_of
 
 EXAMPLES = settings(
@@ -148,6 +150,69 @@ def test_rate_holds_over_processes_by_key_and_never_for_livez(
             assert statuses[-1] == 429
 
 
+def test_a_forwarded_address_is_believed_of_a_trusted_proxy_alone(
+    chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.rates.ANSWER_S", PATIENCE_S)
+    chosen |= {"require_keys": True, "read_rate": 0.001, "read_burst": 4}
+
+    def guesses(url: str) -> list[int]:
+        with client(url) as guessing:
+            return [
+                guessing.get(
+                    "/stems", headers={"X-Forwarded-For": f"10.0.0.{n}", "Authorization": "Bearer x"}
+                ).status_code
+                for n in range(9)
+            ]
+
+    with serving(Settings(**chosen)) as url:
+        assert guesses(url)[4:] == [429] * 5  # whoever asked whether it is ready has spent some of the first ones
+    chosen["redis_prefix"] += "-trusting"  # where nobody has spent anything yet
+    with serving(Settings(**chosen, trusted_proxies="10.9.9.9, 127.0.0.0/8")) as url:
+        assert guesses(url) == [401] * 9
+
+
+def test_rates_hold_over_processes_by_a_redis_with_tls_and_an_authority_of_its_own(
+    chosen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server on this machine: TLS was NOT tested")
+    monkeypatch.setattr("service.api.rates.ANSWER_S", PATIENCE_S)
+    authority = Authority(tmp_path)
+    options = authority.issue("server", "127.0.0.1") | {"tls-auth-clients": "no"}
+    with RedisServer(tmp_path / "redis", options, scheme="rediss") as server:
+        chosen |= {"redis_url": server.url, "redis_ca": authority.ca, "read_rate": 0.001, "read_burst": 4}
+        with (
+            serving(Settings(**chosen)) as one,
+            serving(Settings(**chosen)) as other,
+            client(one) as here,
+            client(other) as there,
+        ):
+            taken = [sender.get("/stems").status_code for sender in (here, there) * 4]
+    assert taken.count(200) <= 4, "also those that ask whether it is ready count"
+    assert taken[-1] == 429
+
+
+def test_stems_are_not_counted_each_time_that_somebody_asks_whether_it_is_ready(
+    chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, counts = 0, Catalog.counts
+
+    async def counting(self: Catalog) -> dict[str, int]:
+        nonlocal counted
+        counted += 1
+        return await counts(self)
+
+    monkeypatch.setattr(Catalog, "counts", counting)
+    with serving(Settings(**chosen)) as url, client(url) as asking:
+        begun, counted = time.monotonic(), 0
+        for _ in range(60):
+            assert asking.get("/readyz").json()["stems"]["queued"] == 0
+        assert counted <= 2 + (time.monotonic() - begun)
+        add_stem(asking, AUDIO)
+        assert asking.get("/readyz").json()["stems"]["queued"] == 1, "what is changed here is seen at once"
+
+
 def test_quota_is_refused_by_name_and_given_back(chosen: dict[str, Any]) -> None:
     chosen |= {"quota_key_stems": 1, "quota_bytes": 10 * len(AUDIO)}
     more = encode(noise_bursts(1, 3.0))
@@ -178,7 +243,7 @@ class Answer:
     def to(
         cls, url: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b""
     ) -> "Answer":
-        lines = [method + b" " + target + b" HTTP/1.1", b"Host: here", b"Connection: close"]
+        lines = [method + b" " + target + b" HTTP/1.1", b"Host: localhost", b"Connection: close"]
         lines += [name + b": " + value for name, value in headers or []]
         if body:
             lines.append(b"Content-Length: " + str(len(body)).encode())

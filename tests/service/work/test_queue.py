@@ -49,18 +49,16 @@ async def test_a_waveform_sent_with_an_upload_is_there_for_one_worker_and_not_fo
 ) -> None:
     api, worker = opened(), opened("a")
     waveform = np.arange(8, dtype=np.float32)
-    await api.submit_upload("with", MODEL, waveform)
-    await api.submit_upload("without", MODEL)
+    await api.hand_over("with", waveform)
     monkeypatch.setattr("service.work.queue.HANDED_OVER_TTL_S", 1)
-    await api.submit_upload("late", MODEL, waveform)
-    jobs = {job.stem_id: job for job in await worker.take(8, SOON_MS) if isinstance(job, UploadJob)}
-    handed = await worker.handed_over(jobs["with"])
+    await api.hand_over("late", waveform)
+    handed = await worker.handed_over("with")
     assert handed is not None
     np.testing.assert_array_equal(handed, waveform)
-    assert await worker.handed_over(jobs["with"]) is None
-    assert await worker.handed_over(jobs["without"]) is None
+    assert await worker.handed_over("with") is None
+    assert await worker.handed_over("without") is None
     await asyncio.sleep(1.1)
-    assert await worker.handed_over(jobs["late"]) is None
+    assert await worker.handed_over("late") is None
 
 
 async def test_a_waveform_sent_with_an_upload_stays_out_of_the_journal_and_the_upload_does_not(
@@ -69,8 +67,9 @@ async def test_a_waveform_sent_with_an_upload_stays_out_of_the_journal_and_the_u
     server = EmbeddedValkey(tmp_path)
     with server:
         api = opened(url=server.url)
-        await api.submit_upload("s1", MODEL, WAVEFORM)
-        assert await api._redis.strlen(api._waveform_key("s1")) == WAVEFORM.nbytes
+        await api.submit_upload("s1", MODEL)
+        await api.hand_over("sha", WAVEFORM)
+        assert await api._redis.strlen(api._waveform_key("sha")) == WAVEFORM.nbytes
     written = sum(path.stat().st_size for path in server.folder.rglob("*.aof"))
     assert 0 < written < WAVEFORM.nbytes / 10
     with server:
@@ -312,6 +311,22 @@ async def test_cancelled_query_is_removed(opened: Open) -> None:
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     await query_goes(api)
+
+
+async def test_worker_is_told_of_a_query_that_nobody_waits_for_any_more(opened: Open) -> None:
+    api, worker = opened(), opened("a")
+    asking = [asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 60)) for _ in range(2)]
+    jobs = [await take_query(worker) for _ in asking]
+    assert await worker.abandoned(jobs) == []
+    asking[0].cancel()
+    async with asyncio.timeout(10):
+        while not (gone := await worker.abandoned(jobs)):  # noqa: ASYNC110 - it is Valkey that changes
+            await asyncio.sleep(0.01)
+    assert len(gone) == 1
+    await worker.done(gone[0])
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_query_past_its_deadline_is_not_handed_out(opened: Open) -> None:

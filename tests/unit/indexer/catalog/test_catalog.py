@@ -15,6 +15,7 @@ from indexer.catalog.database import GIVE_UP
 from indexer.catalog.records import (
     BadCursor,
     ClipFacts,
+    JobNotFound,
     NothingToRollBackTo,
     NulInText,
     Rejected,
@@ -104,6 +105,29 @@ async def test_a_job_is_done_when_none_of_its_stems_waits(catalog: Catalog) -> N
     finished = await catalog.job(job.id)
     assert finished.state == "done"
     assert [item.state for item in finished.items] == ["ready", "failed"]
+
+
+async def test_jobs_of_long_ago_are_forgotten_once_they_are_finished(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    done, (a,) = await catalog.add([upload("a")])
+    await catalog.store_embeddings((await catalog.stem(a)).row, "f", *embeddings())
+    waiting, _ = await catalog.add([upload("b"), upload("a")])
+    refused, _ = await catalog.add([Rejected("c", {"type": "empty-file"})])
+    reindex, _ = await catalog.start_reindex({})
+    assert await catalog.forget_jobs(older_than_s=60) == 0
+    assert await catalog.forget_jobs(older_than_s=-60) == 2
+    for gone in (done, refused):
+        with pytest.raises(JobNotFound):
+            await catalog.job(gone.id)
+    assert [item.state for item in (await catalog.job(waiting.id)).items] == ["queued", "ready"]
+    assert (await catalog.job(reindex.id)).state == "running"
+
+
+async def test_a_job_of_refused_files_keeps_their_number(catalog: Catalog) -> None:
+    job, _ = await catalog.add([Rejected(name, {"type": "empty-file"}) for name in "ab"])
+    assert [item.file_name for item in job.items] == ["a", "b"]
+    found = await catalog.job(job.id)
+    assert (found.state, found.items, found.result) == ("done", (), {"refused": 2})
 
 
 async def test_a_stem_is_ready_only_under_the_live_fingerprint(catalog: Catalog) -> None:

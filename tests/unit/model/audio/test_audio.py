@@ -282,6 +282,19 @@ def test_clip_just_over_the_minimum_is_taken() -> None:
     assert len(load_clip(wav(tone(SAMPLE_RATE, seconds=16_385 / SAMPLE_RATE))).waveform) == 16_385
 
 
+@pytest.mark.parametrize("kind", ["FLAC", "WAV"])
+def test_few_bytes_that_cost_much_to_decode_are_refused_at_once(kind: str) -> None:
+    """Eight channels at 655 kHz: no limit of length or of channels is passed."""
+    seconds, rate = 4.0, 655_350
+    data = encode(np.full((round(seconds * rate), 8), LEVEL, np.float32), rate, kind)
+    begun = time.process_time()
+    with pytest.raises(errors.TooManySamples) as caught:
+        load_clip(data, max_seconds=10.0)
+    assert time.process_time() - begun < 0.5
+    assert caught.value.maximum == 10 * 8 * 48_000
+    assert load_clip(encode(tone(192_000, 2), 192_000, kind), max_seconds=SECONDS).channels == 2
+
+
 def test_hour_of_silence_is_left_at_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "silence.flac"
     with soundfile.SoundFile(path, "w", 44100, 1, format="FLAC", subtype="PCM_16") as file:
@@ -317,6 +330,7 @@ def test_audio_error_survives_a_process_border() -> None:
         errors.ClipTooShort(seconds=0.6),
         errors.DecodeFailed("no"),
         errors.TooManyChannels(64, 8),
+        errors.TooManySamples(100),
         AudioError("a", b=1),
     ):
         copy = pickle.loads(pickle.dumps(error))
@@ -325,7 +339,7 @@ def test_audio_error_survives_a_process_border() -> None:
 
 def test_audio_error_codes_are_unique_and_kebab_case() -> None:
     codes = [kind.code for kind in AudioError.__subclasses__() if kind.__module__ == "model.audio.errors"]
-    assert len(set(codes)) == len(codes) == 9
+    assert len(set(codes)) == len(codes) == 10
     assert all(code == code.lower() and " " not in code and "_" not in code for code in codes)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.search.mix import plan_windows, sum_stems
+from service.search.mix import plan_windows
 
 SECOND = 16_000
 WINDOW, STRIDE, STEP = 5 * SECOND, 5 * SECOND // 2, SECOND // 25
@@ -65,6 +65,9 @@ def test_on_the_grid_windows_are_laid_once_from_the_start() -> None:
     np.testing.assert_array_equal(laid.starts, np.arange(7) * STRIDE)
 
 
-def test_stems_of_unequal_length_are_summed_from_their_start() -> None:
-    mix = sum_stems([np.ones(4, np.float32), np.ones(2, np.float32)])
-    np.testing.assert_array_equal(mix, [2, 2, 1, 1])
+def test_the_loudest_stretch_is_the_same_however_long_the_mix() -> None:
+    waveform = np.random.default_rng(0).standard_normal(200 * SECOND + 77).astype(np.float32)
+    laid = plan_windows(waveform, window=WINDOW, stride=STRIDE, step=STEP, longest=8 * SECOND, search=True)
+    energy = np.concatenate([[0.0], np.cumsum(waveform.astype(np.float64) ** 2)])
+    begins = np.arange(0, len(waveform) - 8 * SECOND + 1, 160)
+    assert laid.begin == begins[np.argmax(energy[begins + 8 * SECOND] - energy[begins])]

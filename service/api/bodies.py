@@ -1,0 +1,70 @@
+"""A request's body within its limits: of size, and of the time that its sender takes."""
+
+import asyncio
+import time
+from typing import ClassVar
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive
+
+PAUSE_S = 20.0  # how long a sender may be silent, and its credit at the beginning
+SLOWEST_BYTES_S = 1024  # over all, no sender may be slower
+SMALL_BYTES = 64 * 2**10  # of a body that is no form with files: it is read into memory and parsed in the event loop
+DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class BodyTooLarge(Exception):
+    """The body is larger than it may be."""
+
+    public = "This request may hold at most {maximum_bytes} bytes."
+    headers: ClassVar = {"Connection": "close"}
+
+    def __init__(self, maximum_bytes: int) -> None:
+        super().__init__(maximum_bytes)
+        self.maximum_bytes = maximum_bytes
+
+
+class BodyTooSlow(Exception):
+    """The body did not come, or at a trickle."""
+
+    public = "The rest of the request did not come in time."
+    headers: ClassVar = {"Connection": "close"}
+
+
+class Body:
+    """An ASGI `receive` that takes the place of the server's.
+
+    When a limit is passed, `refusal` says which, and the application reads that the client has gone.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, largest: int) -> None:
+        self._receive = receive
+        form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        self._limit = largest if form else min(largest, SMALL_BYTES)
+        self._received = 0
+        self._waited_s = 0.0
+        self._complete = False
+        declared = headers.get("content-length", "")
+        too_large = declared.isdecimal() and int(declared) > self._limit
+        self.refusal: BodyTooLarge | BodyTooSlow | None = BodyTooLarge(self._limit) if too_large else None
+
+    async def __call__(self) -> Message:
+        if self.refusal is not None:
+            return DISCONNECT
+        if self._complete:
+            return await self._receive()
+        begun = time.monotonic()
+        left_s = PAUSE_S + self._received / SLOWEST_BYTES_S - self._waited_s
+        try:
+            async with asyncio.timeout(min(PAUSE_S, left_s)):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = BodyTooSlow()
+            return DISCONNECT
+        self._waited_s += time.monotonic() - begun
+        self._received += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._received > self._limit:
+            self.refusal = BodyTooLarge(self._limit)
+            return DISCONNECT
+        return message

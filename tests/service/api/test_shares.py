@@ -1,0 +1,266 @@
+"""What one client may take of a service that others use: memory, decoders, workers, rows."""
+
+import asyncio
+import socket
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+
+from model.audio import Clip
+from service.local.valkey import EmbeddedValkey
+from service.settings import Settings
+from service.work.jobs import QueryJob
+from service.work.queue import open_queue
+from service.work.uploads import Decoder
+from tests.installation import add_stem, encode, eventually, noise_bursts, serving
+from tests.service.api.test_api import problem_of
+
+AUDIO = encode(noise_bursts(0, 9.0))
+EMBED_S = 0.25  # what a query takes the worker of these tests, whatever it asks
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path) -> dict[str, Any]:
+    """Settings of a fresh installation."""
+    return {
+        "data": tmp_path / "data",
+        "redis_url": valkey.url,
+        "redis_prefix": tmp_path.name,
+        "checkpoint": small_checkpoint,
+        "sweep_s": 3600,
+    }
+
+
+class Decoded:
+    """What decoders were asked for."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.alive = 0
+        self.most_alive = 0
+
+    def forget(self) -> None:
+        self.alive -= 1
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
+    """Counts how often a file is decoded, and how many waveforms are held at a time; it decodes all the same."""
+    seen, decode = Decoded(), Decoder.decode
+
+    async def counted(self: Decoder, source: Any, **options: Any) -> Clip:
+        seen.times += 1
+        clip = await decode(self, source, **options)
+        seen.alive += 1
+        seen.most_alive = max(seen.most_alive, seen.alive)
+        weakref.finalize(clip.waveform, seen.forget)
+        return clip
+
+    monkeypatch.setattr(Decoder, "decode", counted)
+    return seen
+
+
+def client(url: str, source: str = "127.0.0.1") -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=120, transport=httpx.HTTPTransport(local_address=source))
+
+
+def constant(value: float, seconds: float = 300.0) -> bytes:
+    """A clip of a few hundred bytes that is large once decoded."""
+    return encode(np.full(round(seconds * 16_000), value, np.float32))
+
+
+def test_equal_bytes_are_decoded_once_and_known_ones_never(chosen: dict[str, Any], decoded: Decoded) -> None:
+    audio = constant(0.5)
+    assert len(audio) < 100_000
+    with serving(Settings(**chosen)) as url, client(url) as sender:
+        answer = sender.post("/stems", files=[("files", (f"{n}.flac", audio)) for n in range(30)])
+        assert answer.status_code == 202
+        assert len({item["stem_id"] for item in answer.json()["items"]}) == 1
+        assert decoded.times == 1
+        again = sender.post("/stems", files={"files": ("again.flac", audio)})
+        assert [item["created"] for item in again.json()["items"]] == [False]
+        assert decoded.times == 1
+        (stem,) = sender.get("/stems").json()["stems"]
+        assert sender.delete(f"/stems/{stem['id']}").status_code == 204
+        assert sender.post("/stems", files={"files": ("new.flac", audio)}).json()["items"][0]["created"]
+        assert decoded.times == 2
+
+
+def test_memory_of_an_upload_does_not_grow_with_its_files(chosen: dict[str, Any], decoded: Decoded) -> None:
+    files = [("files", (f"{n}.flac", constant(0.1 + n / 100))) for n in range(12)]
+    with serving(Settings(**chosen)) as url, client(url) as sender:
+        assert sender.post("/stems", files=files).status_code == 202
+        assert decoded.times == 12
+        assert decoded.most_alive <= 2 * chosen.get("decoders", 2)
+
+
+def test_decoded_audio_waits_for_room_in_the_budget(chosen: dict[str, Any], decoded: Decoded) -> None:
+    one = 4 * 300 * 16_000
+    files = [("files", (f"{n}.flac", constant(0.1 + n / 100))) for n in range(5)]
+    with serving(Settings(**chosen, decoders=4, decoded_bytes=one * 3 // 2)) as url, client(url) as sender:
+        assert sender.post("/stems", files=files).status_code == 202
+        assert decoded.most_alive == 1
+
+
+def test_a_stem_named_often_is_decoded_once_and_many_are_summed_one_by_one(
+    chosen: dict[str, Any], decoded: Decoded
+) -> None:
+    with serving(Settings(**chosen)) as url, client(url) as sender, worker(chosen):
+        ids = [add_stem(sender, constant(0.1 + n / 100)) for n in range(6)]
+        begun = decoded.times
+        assert sender.post("/retrieve", data={"stem_id": ids[:1] * 32, "align": "grid"}).status_code == 200
+        assert decoded.times == begun + 1
+        decoded.most_alive = 0
+        assert sender.post("/retrieve", data={"stem_id": ids, "align": "grid"}).status_code == 200
+        assert decoded.times == begun + 7
+        assert decoded.most_alive <= 2
+
+
+# What nobody waits for.
+
+
+@contextmanager
+def worker(chosen: dict[str, Any]) -> Iterator[None]:
+    """Takes queries from the queue as a worker does, one at a time, and is slow: its embeddings are random."""
+    ending = Event()
+
+    async def work() -> None:
+        queue, rng = open_queue(Settings(**chosen), "slow"), np.random.default_rng(0)
+        while not ending.is_set():
+            for job in await queue.take(1, 200, uploads=False):
+                assert isinstance(job, QueryJob)
+                await asyncio.sleep(EMBED_S)
+                embedding = rng.standard_normal((len(job.starts), 128, 2)) @ [1, 1j]
+                embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+                await queue.reply(job, embedding.astype(np.complex64))
+        await queue.aclose()
+
+    thread = Thread(target=lambda: asyncio.run(work()))
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+
+
+def send(url: str, path: str, files: list[tuple[str, tuple[str, bytes]]]) -> socket.socket:
+    """A connection that has sent a whole request and reads nothing."""
+    request = httpx.Request("POST", f"{url}{path}", files=files)
+    body = request.read()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += f"Content-Type: {request.headers['content-type']}\r\n\r\n"
+    connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=30)
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def queries(sender: httpx.Client) -> int:
+    found: int = sender.get("/readyz").json()["queue"]["queries"]
+    return found
+
+
+def test_a_search_that_nobody_waits_for_leaves_the_queue(chosen: dict[str, Any]) -> None:
+    with serving(Settings(**chosen)) as url, client(url) as sender:
+        searches = [send(url, "/retrieve", [("file", ("a.flac", AUDIO))]) for _ in range(8)]
+        eventually(lambda: queries(sender) > 0)
+        for connection in searches:
+            connection.close()
+        eventually(lambda: queries(sender) == 0, 10)
+        with worker(chosen):
+            begun = time.monotonic()
+            assert sender.post("/retrieve", files={"file": ("a.flac", AUDIO)}).status_code == 200
+            assert time.monotonic() - begun < 20 * EMBED_S, "the others are not computed first"
+
+
+def test_an_upload_that_nobody_waits_for_is_decoded_no_further(chosen: dict[str, Any], decoded: Decoded) -> None:
+    files = [("files", (f"{n}.flac", constant(0.1 + n / 100))) for n in range(40)]
+    with serving(Settings(**chosen, decoders=1)) as url, client(url) as sender:
+        connection = send(url, "/stems", files)
+        eventually(lambda: decoded.times > 0)
+        connection.close()
+        time.sleep(1.0)
+        begun = decoded.times
+        time.sleep(2.0)
+        assert decoded.times == begun < len(files)
+        add_stem(sender, AUDIO)
+        assert len(sender.get("/stems").json()["stems"]) == 1
+
+
+def test_a_query_never_takes_longer_than_its_time_however_many_wait(chosen: dict[str, Any]) -> None:
+    timeout_s = 2.0
+    with (
+        serving(Settings(**chosen, query_timeout_s=timeout_s)) as url,
+        worker(chosen),
+        ThreadPoolExecutor(16) as pool,
+        client(url) as sender,
+    ):
+
+        def search(_: int) -> tuple[httpx.Response, float]:
+            begun = time.monotonic()
+            answer = sender.post("/retrieve", files={"file": ("a.flac", AUDIO)})
+            return answer, time.monotonic() - begun
+
+        answers = list(pool.map(search, range(16)))
+        assert max(seconds for _, seconds in answers) < timeout_s + 3
+        late = [answer for answer, _ in answers if answer.status_code != 200]
+        assert late
+        for answer in late:
+            problem_of(answer, 503, "query-timed-out")
+
+
+def test_a_flood_of_searches_does_not_keep_another_client_waiting(chosen: dict[str, Any]) -> None:
+    with serving(Settings(**chosen)) as url, worker(chosen), ThreadPoolExecutor(12) as pool:
+
+        def search(sender: httpx.Client) -> float:
+            begun = time.monotonic()
+            assert sender.post("/retrieve", files={"file": ("a.flac", AUDIO)}).status_code == 200
+            return time.monotonic() - begun
+
+        with client(url) as honest, client(url, "127.0.0.2") as greedy:
+            quiet = min(search(honest) for _ in range(2))
+            flood = [pool.submit(search, greedy) for _ in range(12)]
+            time.sleep(quiet / 2)
+            busy = search(honest)
+            assert busy < 3 * quiet, (busy, quiet)
+            assert sum(done.done() for done in flood) < 6, "the flood still waits"
+            for done in flood:
+                done.result()
+
+
+# What is kept.
+
+
+def rows(folder: Path, table: str) -> int:
+    with sqlite3.connect(folder / "data" / "catalog.sqlite") as database:
+        return int(database.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+
+def test_a_request_of_refused_files_keeps_their_number_and_no_row_for_each(
+    chosen: dict[str, Any], tmp_path: Path
+) -> None:
+    with serving(Settings(**chosen)) as url, client(url) as sender:
+        files = [("files", (f"{n}.flac", b"")) for n in range(300)]
+        answer = sender.post("/stems", files=files)
+        assert answer.status_code == 202
+        assert [item["problem"]["type"] for item in answer.json()["items"]] == ["/problems/empty-file"] * 300
+        job = sender.get(answer.headers["location"]).json()
+        assert (job["state"], job["items"], job["result"]) == ("done", [], {"refused": 300})
+    assert (rows(tmp_path, "jobs"), rows(tmp_path, "job_items")) == (1, 0)
