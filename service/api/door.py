@@ -82,6 +82,8 @@ class _Answer:
             MutableHeaders(scope=self._held)["Content-Security-Policy"] = _policy_of(message.get("body", b""))
             await self._send(self._held)
             self._held = None
+        if self._scope["method"] == "HEAD" and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._send(message)
 
     def _count(self, status: int) -> None:

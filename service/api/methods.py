@@ -25,9 +25,8 @@ class Methods:
             return await self._app(scope, receive, send)
         whole = dict(scope, root_path=self._root_path, path=self._root_path + scope["path"])
         inner = dict(whole)  # the router writes into it
-        head = scope["method"] == "HEAD"
-        if head:
-            inner |= {"method": "GET", "head": True}  # who makes a long body may look at it
+        if scope["method"] == "HEAD":  # who makes a long body may look at it; the door keeps it back
+            inner |= {"method": "GET", "head": True}
 
         async def answer(message: Message) -> None:
             if "route" in inner:  # found by the router, in its own copy
@@ -35,8 +34,6 @@ class Methods:
             if message["type"] == "http.response.start" and message["status"] == 405:
                 others = [header for header in message["headers"] if header[0] != b"allow"]
                 message = {**message, "headers": [*others, (b"allow", self._allowed(whole).encode())]}
-            if head and message["type"] == "http.response.body":
-                message = {**message, "body": b""}
             await send(message)
 
         if scope["method"] == "OPTIONS" and (allowed := self._allowed(whole)):
