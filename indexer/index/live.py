@@ -72,7 +72,7 @@ def open_store(
     if url is None:
         return FolderStore(folder, limits)
     try:
-        from indexer.index.qdrant import QdrantStore, connect
+        from indexer.index.qdrant_generations import QdrantStore, connect
     except ModuleNotFoundError as error:
         raise QdrantNotInstalled from error
     return QdrantStore(connect(url, api_key, timeout_s), prefix=prefix, mode=mode)

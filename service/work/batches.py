@@ -56,6 +56,20 @@ Batch = list[tuple[Work, int, int]]
 """What goes to the device as one: works, and from which of their windows to which."""
 
 
+LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
+LATELY_SHARE = 4  # so many times
+
+
+def upload_limit(most: int, since_query_s: float) -> int:
+    """Most windows of uploads that go to the device at once: whoever asks next waits for them.
+
+    Args:
+        most: where no query has come lately.
+        since_query_s: how long ago the device had one.
+    """
+    return max(1, most // LATELY_SHARE) if since_query_s < LATELY_S else most
+
+
 def share_out(works: Sequence[Work], limit: int) -> Batch:
     """Choose the next micro-batch, and count its windows as taken.
 

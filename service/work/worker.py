@@ -8,6 +8,7 @@ loop itself never computes.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -25,7 +26,7 @@ from model.audio import SAMPLE_RATE, AudioError, window_starts
 from model.device import facts_of
 from service.metrics import Figures
 from service.settings import Settings
-from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out
+from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out, upload_limit
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecodeLimits, DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
@@ -41,8 +42,6 @@ T = TypeVar("T")
 FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come back one at a time, so not many
 TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
 POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
-LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
-LATELY_SHARE = 4  # so many times
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
 LOOK_S = 0.5  # how often it is looked whether the queries in hand are still wanted
 BEAT_S = 5.0
@@ -102,7 +101,7 @@ class Worker:
         self._queries: list[QueryWork] = []
         self._stems: list[StemWork] = []
         self._query_batches = 0  # since the last one of stems
-        self._asked_at = -LATELY_S  # when the device last had a query
+        self._asked_at = -math.inf  # when the device last had a query
         self._looked_at = 0.0  # whether queries in hand are still wanted
         self._preparing: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -312,8 +311,8 @@ class Worker:
             self._room.set()
             return batch
         self._query_batches = 0
-        if not self._queries and time.monotonic() - self._asked_at < LATELY_S:
-            limit = max(1, limit // LATELY_SHARE)  # whoever asks next waits for one of these
+        if not self._queries:
+            limit = upload_limit(limit, time.monotonic() - self._asked_at)
         batch = share_out(self._stems, limit) if self._stems else []
         self._stems = [work for work in self._stems if work.left]
         return batch

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pytest
 from qdrant_client import QdrantClient
 
-import indexer.index.qdrant
-import indexer.index.qdrant_keys
+import indexer.index.qdrant_generations
+import indexer.index.qdrant_search
 from indexer.catalog.catalog import Catalog
 from indexer.catalog.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
 from indexer.diagonals import QueryWindows
@@ -28,7 +28,7 @@ from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import split_ids
 from indexer.index.live import IndexStore, LiveIndex
-from indexer.index.qdrant import QdrantStore
+from indexer.index.qdrant_generations import QdrantStore
 from indexer.index.snapshot import SnapshotError
 from indexer.search import candidates
 from tests.embeddings import random_fold, random_rows
@@ -141,7 +141,7 @@ async def world(
     catalog = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
     # Small enough that a few stems need several filters, batches and points requests.
     for name, size in (("FILTER_ROWS", 4), ("QUERIES_AT_ONCE", 2), ("POINTS_AT_ONCE", 5), ("ABSORBED_FROM", 1)):
-        for module in (indexer.index.qdrant, indexer.index.qdrant_keys):
+        for module in (indexer.index.qdrant_generations, indexer.index.qdrant_search):
             monkeypatch.setattr(module, name, size, raising=False)
     if request.param == "folder":
         yield await World.open(catalog, lambda: FolderStore(tmp_path / "index", Limits(2**30)))

@@ -16,8 +16,8 @@ from indexer.index.choice import Limits
 from indexer.index.fold import HermitianFold
 from indexer.index.index import IndexUnavailable
 from indexer.index.live import LiveIndex, open_store
-from indexer.index.qdrant import CollectionDamaged, CollectionMissing, QdrantStore, connect
-from indexer.index.qdrant_keys import Connection
+from indexer.index.qdrant_generations import CollectionDamaged, CollectionMissing, QdrantStore, connect
+from indexer.index.qdrant_search import Connection
 from tests.installation import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Payload indexes have no effect")]

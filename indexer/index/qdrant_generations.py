@@ -23,7 +23,7 @@ from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import fold_stems, split_ids
 from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, manifest_bytes, manifest_of
-from indexer.index.qdrant_keys import (
+from indexer.index.qdrant_search import (
     FILTER_ROWS,
     CollectionKeys,
     Connection,
