@@ -391,7 +391,8 @@ async def received(message: bytes) -> Clip:
         theirs.setblocking(False)
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, message))
         try:
-            return await uploads._receive(ours, LIMITS)
+            async with asyncio.timeout(60) as patience:
+                return await uploads._receive(ours, LIMITS, None, patience)
         finally:
             sending.cancel()
 
