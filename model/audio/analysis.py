@@ -18,7 +18,7 @@ from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform
 
 Kind = Literal["loop", "one-shot", "piece"]
 
-SURE_STEADINESS = 0.15
+SURE_STEADINESS = 0.2
 """From here on a heard tempo is called sure, and a said one that contradicts it is warned of."""
 
 SURE_KEY = 0.1
