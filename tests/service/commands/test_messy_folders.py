@@ -1,5 +1,6 @@
 """`phalar ingest` of what people's disks hold, while what happens to services happens."""
 
+import functools
 import hashlib
 import os
 import random
@@ -137,7 +138,10 @@ def test_ctrl_c_says_what_was_done_and_the_same_command_goes_on(running: Install
     with running.client() as client:
         before = stems_of(client)
         some = random.randrange(1, GOOD - 8)
-        started = subprocess.Popen([*COMMAND, tmp_path, "--url", running.url], stderr=subprocess.PIPE, text=True)
+        # Who started the tests in the background has them ignore Ctrl-C.
+        heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command = [*COMMAND, tmp_path, "--url", running.url]
+        started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
         eventually(lambda: stems_of(client) >= before + some, every=0.02)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
