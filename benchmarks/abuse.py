@@ -106,7 +106,7 @@ def repeated(once: Callable[[httpx.Client], None]) -> Attack:
     def attack(url: str, until: Callable[[], bool]) -> int:
         made = 0
         while not until():
-            with suppress(httpx.TransportError), client(url, ATTACKER) as sender:
+            with suppress(httpx.TransportError, ValueError), client(url, ATTACKER) as sender:  # refused, or cut off
                 while not until():
                     made += 1
                     once(sender)
