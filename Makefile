@@ -41,7 +41,7 @@ debug-worker: .venv/run.stamp
 	PHALAR_CLAIM_AFTER_S=3600 $(BIN)/python -X dev -m pdb -m service.commands worker --slot 0
 
 test-servers: .venv/test.stamp
-	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/service tests/unit/indexer/catalog/test_catalog.py tests/unit/indexer/catalog/test_schema.py $(ARGS)
+	PHALAR_TEST_SERVERS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/service tests/unit/indexer/catalog/test_catalog.py tests/unit/indexer/catalog/test_servers.py tests/unit/indexer/catalog/test_schema.py $(ARGS)
 
 lint: .venv/lint.stamp
 	$(BIN)/ruff check .

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
 
 from indexer.catalog.catalog import Catalog
-from indexer.catalog.database import GIVE_UP
 from indexer.catalog.records import (
     BadCursor,
     ClipFacts,
@@ -390,72 +387,3 @@ async def test_a_name_is_held_by_one_at_a_time(catalog: Catalog, replica: Catalo
 
 
 # What only a server does.
-
-
-@pytest.fixture
-async def on_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, Catalog]]:
-    monkeypatch.setattr("indexer.catalog.database.RETRY_S", 60.0)  # a busy machine takes its time
-    url = servers.emptied_database()
-    opened = await Catalog.open(url)
-    yield url, opened
-    await opened.close()
-
-
-CUT = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
-
-
-async def test_cut_connections_are_met_by_trying_again(on_postgres: tuple[str, Catalog]) -> None:
-    url, catalog = on_postgres
-    await make_live(catalog, "f")
-    await make_ready(catalog, "n", "f")
-    servers.execute(url, CUT)
-    adding = asyncio.gather(*(make_ready(catalog, f"m{n}", "f") for n in range(4)))
-    while not adding.done():
-        await asyncio.to_thread(servers.execute, url, CUT)
-        await asyncio.sleep(0.3)
-    await adding
-    assert (await catalog.counts())["ready"] == 5
-
-
-async def test_a_restarted_server_holds_what_was_committed_and_is_found_again(on_postgres: tuple[str, Catalog]) -> None:
-    _, catalog = on_postgres
-    await make_live(catalog, "f")
-    first = await make_ready(catalog, "a", "f")
-    with servers.stopped_postgres():
-        waiting = asyncio.create_task(make_ready(catalog, "b", "f"))
-        await asyncio.sleep(0.2)
-        assert not waiting.done()
-    second = await waiting
-    assert [stem.id for stem in (await catalog.list_stems(StemFilter()))[0]] == [first, second]
-
-
-async def test_a_name_is_free_again_when_its_holders_connection_is_gone(on_postgres: tuple[str, Catalog]) -> None:
-    url, catalog = on_postgres
-    dead = await Catalog.open(url)
-    async with dead.alone("a"):
-        servers.execute(url, CUT)
-        async with asyncio.timeout(60), catalog.alone("a"):
-            pass
-    async with dead.alone("a"):
-        pass
-    await dead.close()
-
-
-async def test_a_writer_that_falls_silent_does_not_stop_the_others_for_ever(
-    on_postgres: tuple[str, Catalog], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, catalog = on_postgres
-    monkeypatch.setitem(GIVE_UP, "idle_in_transaction_session_timeout", "500ms")
-    silent = await Catalog.open(url)
-
-    async def fall_silent() -> None:
-        async with silent._database.write() as sql:
-            await catalog.add([upload("a")])
-            await sql.execute(select(1))
-
-    with pytest.raises(DBAPIError):
-        await fall_silent()
-    assert (await catalog.counts())["queued"] == 1
-    await silent.close()
