@@ -75,7 +75,11 @@ class Models:
     def named(self, name: str) -> Phalar:
         """The model in a file of the checkpoints folder. Raises UnknownCheckpoint, CheckpointError."""
         path = self._folder / name
-        if Path(name).name != name or not path.is_file():
+        try:
+            known = Path(name).name == name and path.is_file()
+        except (OSError, ValueError):  # longer than a file's name may be, or with a NUL
+            known = False
+        if not known:
             raise UnknownCheckpoint(name)
         return self._keep(load_phalar(path))
 

@@ -233,6 +233,7 @@ def test_every_error_has_the_one_shape(client: httpx.Client) -> None:
     problem_of(client.get("/stems", params={"cursor": "'--"}), 422, "bad-cursor")
     problem_of(client.get("/jobs/none"), 404, "job-not-found")
     problem_of(client.post("/admin/reindex", json={"checkpoint": "../../etc/passwd"}), 422, "unknown-checkpoint")
+    problem_of(client.post("/admin/reindex", json={"checkpoint": "\u1e70" * 200}), 422, "unknown-checkpoint")
     audio = ("files", ("a.flac", encode(noise_bursts(0))))
     problem_of(client.post("/stems", files=[audio], data={"metadata": "{"}), 422, "bad-metadata")
     problem_of(client.post("/stems", files=[audio], data={"metadata": '{"tempo_bpm": -1}'}), 422, "bad-metadata")
