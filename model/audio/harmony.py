@@ -23,7 +23,7 @@ PHRYGIAN = (0, 1, 3, 5, 7, 8, 10)
 
 _MAJOR_NAMES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 _MINOR_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
-_LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _QUALITIES = {
     "": (0, 4, 7),
     "m": (0, 3, 7),
@@ -97,7 +97,7 @@ def parse_chord(symbol: str) -> Chord:
     if parts is None or parts[3] not in _QUALITIES:
         raise ValueError(f"no chord is written {symbol!r}")
     shift = {"": 0, "b": -1, "#": 1}[parts[2]]
-    return Chord((_LETTERS[parts[1]] + shift) % 12, parts[3])
+    return Chord((LETTERS[parts[1]] + shift) % 12, parts[3])
 
 
 def parse_progression(progression: str, tonic: int) -> list[Chord]:
@@ -117,7 +117,7 @@ def tonic_of(name: str) -> int | None:
     if parts is None:
         return None
     shift = {"": 0, "b": -1, "#": 1}[parts[2]] + (3 if parts[3] == "minor" else 0)
-    return (_LETTERS[parts[1]] + shift) % 12
+    return (LETTERS[parts[1]] + shift) % 12
 
 
 def dominant_of(chord: Chord) -> Chord:

@@ -1,4 +1,4 @@
-"""What a file can say of its music, and how one word of it is read: the ground of said.py and of said_*.py."""
+"""What a file can say of its music, and how one word of it is read: the ground of the others here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.audio.harmony import key_name
+from model.audio.harmony import LETTERS, key_name
 
 Source = Literal["tags", "chunk", "name"]
 Kind = Literal["loop", "one-shot"]
@@ -17,7 +17,6 @@ SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 """No music is said to be slower or faster; a number outside is a slip, a placeholder or another thing."""
 MOST_BEATS = 20_000
 """An hour at 333 BPM; whatever says more has not counted."""
-_LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 ROUNDING_BPM = 0.5
 """How far a stated tempo may be off by rounding: names and most tags hold whole numbers."""
 _BLANKS = "\0 \t\r\n"
@@ -62,7 +61,7 @@ def same_tempo(a: float, b: float) -> bool:
 
 def pitch_class(letter: str, accidental: str) -> int:
     """Of "F" and "#"; the accidental is "", "#" or "b" in either case."""
-    return (_LETTERS[letter.upper()] + {"": 0, "#": 1, "b": -1}[accidental.lower()]) % 12
+    return (LETTERS[letter.upper()] + {"": 0, "#": 1, "b": -1}[accidental.lower()]) % 12
 
 
 def note_name(pitch: int) -> str:

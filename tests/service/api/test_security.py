@@ -34,24 +34,6 @@ INJECTED = "x-injected"
 PATIENCE_S = 30.0  # with Valkey on a busy machine; a process that gives up counts alone for a while
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture
-def chosen(tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path) -> dict[str, Any]:
-    """Settings of a fresh installation."""
-    return {
-        "data": tmp_path / "data",
-        "redis_url": valkey.url,
-        "redis_prefix": tmp_path.name,
-        "checkpoint": small_checkpoint,
-        "sweep_s": 3600,
-    }
-
-
 def keys_of(chosen: dict[str, Any], *scopes: Scope) -> list[str]:
     """Make keys as `phalar keys create` does; their tokens."""
     made = [new_api_key(scope, scope, None) for scope in scopes]

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from model.audio import Clip
-from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from service.work.jobs import QueryJob
 from service.work.queue import open_queue
@@ -28,24 +27,6 @@ from tests.service.api.test_api import problem_of
 
 AUDIO = encode(noise_bursts(0, 9.0))
 EMBED_S = 0.25  # what a query takes the worker of these tests, whatever it asks
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture
-def chosen(tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path) -> dict[str, Any]:
-    """Settings of a fresh installation."""
-    return {
-        "data": tmp_path / "data",
-        "redis_url": valkey.url,
-        "redis_prefix": tmp_path.name,
-        "checkpoint": small_checkpoint,
-        "sweep_s": 3600,
-    }
 
 
 class Decoded:
