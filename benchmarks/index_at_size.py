@@ -122,7 +122,7 @@ def stems(embedding: Complex64, windows: int) -> Iterator[dict[int, StemEmbeddin
     for first in range(0, last, STEMS_AT_ONCE):
         rows = range(first, min(first + STEMS_AT_ONCE, last))
         some = jittered(embedding, len(rows) * WINDOWS_EACH, rng).reshape(len(rows), WINDOWS_EACH, -1)
-        yield {row: StemEmbeddings(numbers, starts_s, own) for row, own in zip(rows, some, strict=True)}
+        yield {row: StemEmbeddings.in_clock_time(numbers, starts_s, own) for row, own in zip(rows, some, strict=True)}
 
 
 def measured(choice: Choice, fold: HermitianFold, embedding: Complex64, windows: int, scratch: Path) -> list[str]:

@@ -42,12 +42,14 @@ def align(
     fold: HermitianFold, queries: QueryWindows, embedding: npt.NDArray[np.complex64], start_s: npt.NDArray[np.float64]
 ) -> Place | None:
     """The best place of one stem."""
-    return align_all(fold, queries, {0: StemEmbeddings(np.arange(len(start_s)), start_s, embedding)}).get(0)
+    return align_all(fold, queries, {0: StemEmbeddings.in_clock_time(np.arange(len(start_s)), start_s, embedding)}).get(
+        0
+    )
 
 
 def make_stem(rng: np.random.Generator, seconds: float) -> StemEmbeddings:
     starts = stem_starts(seconds)
-    return StemEmbeddings(np.arange(len(starts)), starts, unit_rows(rng, len(starts)))
+    return StemEmbeddings.in_clock_time(np.arange(len(starts)), starts, unit_rows(rng, len(starts)))
 
 
 def make_queries(
@@ -125,7 +127,7 @@ class SmoothMusic:
     ) -> tuple[Place, Place, int]:
         """The mix is the stem from `true_start_s` on; the coarse place, the refined one, and the windows it took."""
         stem_start_s = stem_starts(30.0)
-        stem = StemEmbeddings(np.arange(len(stem_start_s)), stem_start_s, self.embed(stem_start_s))
+        stem = StemEmbeddings.in_clock_time(np.arange(len(stem_start_s)), stem_start_s, self.embed(stem_start_s))
         queries = self.queries(true_start_s, mix_s if searched is None else searched, shift_s)
         coarse = places = align_all(self.fold, queries, {5: stem})
         windows, last_s = 0, mix_s - WINDOW_S

@@ -19,11 +19,12 @@ from typing import Self
 from indexer.catalog.database import Database
 from indexer.catalog.embeddings import Embeddings
 from indexer.catalog.generations import Generations
+from indexer.catalog.music import Music
 from indexer.catalog.stems import Stems
 
 
 @dataclass
-class Catalog(Stems, Embeddings, Generations):
+class Catalog(Stems, Music, Embeddings, Generations):
     """The catalog of one installation. Open it with `Catalog.open`; every method is one transaction.
 
     Where the database is away or another transaction is in the way, a method tries again for a few seconds, then raises

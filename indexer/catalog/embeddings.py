@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from sqlalchemy import BindParameter, Row, and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from indexer.catalog.caseless import caseless
 from indexer.catalog.database import OnDatabase, chunks, retried, tick
 from indexer.catalog.generations import lacks, live_fingerprint
-from indexer.catalog.records import Changes, Problem, StemEmbeddings, StemJob
+from indexer.catalog.music import analysed
+from indexer.catalog.records import Changes, Problem, StemEmbeddings, StemJob, StemMusic
 from indexer.catalog.tables import clock, embeddings, stems
 
 
@@ -23,11 +26,11 @@ class Embeddings(OnDatabase):
     @retried
     async def stem_for_embedding(self, stem_id: str) -> StemJob | None:
         """The stem a job names; None when it is gone."""
-        query = select(stems.c.row, stems.c.id, stems.c.sha256, stems.c.state).where(
+        query = select(*(stems.c[name] for name in _JOB_FIELDS)).where(
             stems.c.id == stem_id, stems.c.state != "deleted"
         )
         found = await self._database.rows(query)
-        return StemJob(*found[0]) if found else None
+        return StemJob(**{**found[0]._mapping, "sources": found[0].sources or {}}) if found else None
 
     @retried
     async def embeddings_exist(self, row: int, fingerprint: str) -> bool:
@@ -44,27 +47,47 @@ class Embeddings(OnDatabase):
         windows: NDArray[np.int64],
         starts_s: NDArray[np.float64],
         embedding: NDArray[np.complex64],
+        beats: NDArray[np.float64] | None = None,
+        music: StemMusic | None = None,
     ) -> bool:
         """Keep a stem's embeddings; under the live fingerprint the stem is ready from this commit on.
 
-        A second call changes nothing. Returns False when the stem was deleted meanwhile.
+        A second call changes nothing.
+
+        Args:
+            row, fingerprint: of which stem, and which model.
+            windows, starts_s, embedding: see StemEmbeddings.
+            beats: likewise; None: all windows are in clock time.
+            music: what the analysis found that the windows were laid by.
+
+        Returns:
+            False, and nothing was stored: the stem was deleted meanwhile, or its tempo changed, so that it is to be
+            analysed and embedded once more.
         """
         assert windows.dtype == np.int64
         assert starts_s.dtype == np.float64
         assert embedding.dtype == np.complex64
         assert len(windows) == len(starts_s) == len(embedding)
         assert np.isfinite(embedding).all(), "an index would drop such a key without a word"
+        assert beats is None or (beats.dtype == np.float64 and len(beats) == len(windows))
         values = {
             "windows": windows.tobytes(),
             "starts_s": starts_s.tobytes(),
             "embedding": np.ascontiguousarray(embedding).tobytes(),
             "problem": None,
+            "beats": None if beats is None else beats.tobytes(),
         }
         async with self._database.write() as sql:
             seq = await tick(sql)
-            state = (await sql.execute(select(stems.c.state).where(stems.c.row == row))).scalar()
-            if state in (None, "deleted"):
+            stem = (await sql.execute(select(stems).where(stems.c.row == row))).first()
+            if stem is None or stem.state == "deleted":
                 return False
+            if music is not None:
+                known = analysed(stem, music)
+                if known is None:
+                    return False
+                known["key_caseless"] = caseless(known["key"])
+                await sql.execute(update(stems).where(stems.c.row == row).values(known))
             await _put_embeddings(sql, row, fingerprint, values)
             if fingerprint == await live_fingerprint(sql):
                 await sql.execute(
@@ -199,10 +222,12 @@ def _unpack(record: Row[Any]) -> StemEmbeddings:
     return StemEmbeddings(
         windows=windows,
         starts_s=np.frombuffer(record.starts_s, dtype=np.float64),
+        beats=np.full(len(windows), np.nan) if record.beats is None else np.frombuffer(record.beats, dtype=np.float64),
         embedding=embedding.reshape(len(windows), -1) if len(windows) else embedding.reshape(0, 0),
     )
 
 
+_JOB_FIELDS = [field.name for field in fields(StemJob)]
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
 _EMBEDDINGS = select(embeddings).where(
     embeddings.c.stem_row.in_(_ROWS), embeddings.c.fingerprint == bindparam("fingerprint")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from sqlalchemy.exc import DontWrapMixin
 StemState = Literal["queued", "ready", "failed", "deleted"]
 JobState = Literal["running", "done", "failed"]
 Problem = Mapping[str, Any]
+Kind = Literal["loop", "one-shot", "piece"]
+FactSource = Literal["said", "tags", "chunk", "name", "heard"]
+"""Where a stem's tempo, key or kind is from; the first of these that knows it is believed."""
 
 
 class CatalogError(Exception):
@@ -116,6 +119,7 @@ class StemMetadata:
     collection: str | None = None
     tempo_bpm: float | None = None
     key: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,11 @@ class Stem:
     collection: str | None
     tempo_bpm: float | None
     key: str | None
+    kind: str | None
+    pitched: bool | None
+    sources: Mapping[str, str]
+    sure: Mapping[str, bool]
+    beat_bpm: float | None
     format: str
     duration_s: float
     sample_rate: int
@@ -157,24 +166,63 @@ class Stem:
 
 @dataclass(frozen=True)
 class StemJob:
-    """What a worker needs to know of a stem before it embeds it."""
+    """What a worker needs to know of a stem before it embeds it.
+
+    Facts whose source is "heard" are of an analysis before this one.
+    """
 
     row: int
     id: str
     sha256: str
     state: StemState
+    duration_s: float
+    track: str | None
+    tempo_bpm: float | None
+    key: str | None
+    kind: str | None
+    sources: Mapping[str, str]
+    said_beats: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class StemMusic:
+    """What is known of a stem's music once it was analysed.
+
+    sources: of tempo_bpm, key and kind, see FactSource; sure: of what was heard. beats_s: float64 seconds of its grid,
+    whose tempo is folded into one octave, and beat_bpm that tempo; None: it has no beat time. `warnings` are beside
+    those of decoding.
+    """
+
+    kind: str
+    pitched: bool
+    tempo_bpm: float | None
+    key: str | None
+    sources: Mapping[str, str]
+    sure: Mapping[str, bool]
+    beats_s: NDArray[np.float64] | None
+    beat_bpm: float | None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StemEmbeddings:
     """A stem's embedded windows under one fingerprint.
 
-    windows: int64 (n,), ascending; starts_s: float64 (n,), seconds; embedding: complex64 (n, D), unit norm.
+    windows: int64 (n,), ascending; starts_s: float64 (n,), seconds; beats: float64 (n,), the beat of the stem's grid on
+    which each begins, NaN for one in clock time; embedding: complex64 (n, D), unit norm.
     """
 
     windows: NDArray[np.int64]
     starts_s: NDArray[np.float64]
+    beats: NDArray[np.float64]
     embedding: NDArray[np.complex64]
+
+    @classmethod
+    def in_clock_time(
+        cls, windows: NDArray[np.int64], starts_s: NDArray[np.float64], embedding: NDArray[np.complex64]
+    ) -> Self:
+        """Of a stem without beats."""
+        return cls(windows, starts_s, np.full(len(windows), np.nan), embedding)
 
 
 @dataclass(frozen=True)
@@ -198,6 +246,10 @@ class StemFilter:
     keys: tuple[str, ...] = ()
     tempo_min: float | None = None
     tempo_max: float | None = None
+    tempo_octaves: bool = False  # half and double tempo are meant too
+    kinds: tuple[str, ...] = ()
+    beat_bpm: tuple[float, float] | None = None  # from, to; around the octave's end where `to` is the lower
+    in_beat_time: bool | None = None  # whether it has a beat grid
     exclude: tuple[str, ...] = ()
     exclude_tracks: tuple[str, ...] = ()
 

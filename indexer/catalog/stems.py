@@ -1,5 +1,6 @@
 """Stems: put in, found, listed, filtered, changed, taken out."""
 
+import math
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from indexer.catalog.caseless import FILTERED, caseless
 from indexer.catalog.database import chunks, retried, tick
 from indexer.catalog.jobs import Jobs
+from indexer.catalog.music import FACTS
 from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
 from indexer.catalog.records import BadCursor, Job, JobItem, Rejected, Stem, StemFilter, StemNotFound, StemState, Upload
 from indexer.catalog.tables import embeddings, job_items, jobs, stem_tags, stems
@@ -113,12 +115,13 @@ class Stems(Jobs):
 
     @retried
     async def values(self) -> dict[str, list[str]]:
-        """Which instruments, tags, tracks, collections and keys the catalog holds, sorted."""
+        """Which instruments, tags, tracks, collections, keys and kinds the catalog holds, sorted."""
         columns = {
             "instruments": stems.c.instrument,
             "tracks": stems.c.track,
             "collections": stems.c.collection,
             "keys": stems.c.key,
+            "kinds": stems.c.kind,
         }
         found: dict[str, list[str]] = {}
         async with self._database.read() as sql:
@@ -252,6 +255,8 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
             file_name=file.file_name,
             title=said.title or file.file_name.rsplit(".", 1)[0].strip() or file.file_name,
             tempo_bpm=said.tempo_bpm,
+            kind=said.kind,
+            sources={name: "said" for name in FACTS if getattr(said, name) is not None},
             **_with_caseless({name: getattr(said, name) for name in FILTERED}),
             format=facts.format,
             duration_s=facts.duration_s,
@@ -290,7 +295,7 @@ async def _row_of(sql: AsyncConnection, stem_id: str) -> int:
 
 def _tagged(where: ColumnElement[bool], limit: int | None = None) -> Select[Any]:
     """Stems that were not deleted, by ascending row, each once for each of its tags, or once without one."""
-    some = select(stems).where(where, stems.c.state != "deleted").order_by(stems.c.row).limit(limit).subquery()
+    some = select(*_SHOWN).where(where, stems.c.state != "deleted").order_by(stems.c.row).limit(limit).subquery()
     joined = some.join(stem_tags, stem_tags.c.stem_row == some.c.row, isouter=True)
     return select(some, stem_tags.c.tag).select_from(joined).order_by(some.c.row)
 
@@ -298,7 +303,8 @@ def _tagged(where: ColumnElement[bool], limit: int | None = None) -> Select[Any]
 def _stem(records: Sequence[Row[Any]]) -> Stem:
     """A stem from its row, once for each of its tags."""
     shown = {name: value for name, value in records[0]._mapping.items() if name in STEM_FIELDS}
-    shown["warnings"] = tuple(shown["warnings"])
+    shown["warnings"] = (*shown["warnings"], *(records[0].music_warnings or ()))
+    shown |= {name: shown[name] or {} for name in ("sources", "sure")}
     return Stem(**shown, tags=tuple(sorted(record.tag for record in records if record.tag is not None)))
 
 
@@ -317,12 +323,20 @@ def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
     ):
         if values:
             where.append(column.in_(map(caseless, values)))
+    if wanted.kinds:
+        where.append(stems.c.kind.in_(wanted.kinds))
     for tag in wanted.tags:
         where.append(exists().where(stem_tags.c.stem_row == stems.c.row, stem_tags.c.caseless == caseless(tag)))
-    if wanted.tempo_min is not None:
-        where.append(stems.c.tempo_bpm >= wanted.tempo_min)
-    if wanted.tempo_max is not None:
-        where.append(stems.c.tempo_bpm <= wanted.tempo_max)
+    if wanted.tempo_min is not None or wanted.tempo_max is not None:
+        slowest, fastest = wanted.tempo_min or 0.0, math.inf if wanted.tempo_max is None else wanted.tempo_max
+        octaves = (0.5, 1.0, 2.0) if wanted.tempo_octaves else (1.0,)
+        where.append(or_(*(stems.c.tempo_bpm.between(slowest * by, fastest * by) for by in octaves)))
+    if wanted.beat_bpm is not None:
+        first, last = wanted.beat_bpm
+        both = and_ if first <= last else or_
+        where.append(both(stems.c.beat_bpm >= first, stems.c.beat_bpm <= last))
+    if wanted.in_beat_time is not None:
+        where.append(stems.c.beat_bpm.is_not(None) if wanted.in_beat_time else stems.c.beat_bpm.is_(None))
     if wanted.exclude:
         where.append(stems.c.id.not_in(wanted.exclude))
     if wanted.exclude_tracks:
@@ -341,6 +355,7 @@ def _parse_cursor(cursor: str | None) -> int:
     return row
 
 
+_SHOWN = [stems.c[name] for name in (*sorted(STEM_FIELDS), "music_warnings")]
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
 _STEM = _tagged(stems.c.id == bindparam("id"))
 _READY_STEMS = _tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))

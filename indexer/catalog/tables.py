@@ -6,6 +6,7 @@ A change here is a new file in `migrations/versions` too; a test compares the tw
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Dialect,
     Float,
@@ -64,6 +65,14 @@ stems = Table(
     Column("created_at", Float, nullable=False),
     Column("seq", Integer, nullable=False, index=True),
     *(Column(f"{name}_caseless", String, index=True) for name in FILTERED),
+    Column("kind", String(16)),  # loop, one-shot or piece
+    Column("pitched", Boolean),  # plays notes; NULL until a worker has analysed it
+    Column("sources", JSON(none_as_null=True)),  # of tempo_bpm, key and kind: said, tags, chunk, name or heard
+    Column("sure", JSON(none_as_null=True)),  # of what was heard
+    Column("said_beats", Float),  # beats of the whole clip
+    Column("beat_bpm", Float, index=True),  # tempo of its grid, folded into one octave; NULL: no grid
+    Column("beats_s", LargeBinary),  # float64: the grid
+    Column("music_warnings", JSON(none_as_null=True)),  # the analysis's, which the next one replaces
     sqlite_autoincrement=True,  # a row number is never used twice: the index would take a new stem for a deleted one
 )
 
@@ -86,6 +95,7 @@ embeddings = Table(
     Column("starts_s", LargeBinary, nullable=False),  # float64 (n,)
     Column("embedding", LargeBinary, nullable=False),  # complex64 (n, D)
     Column("problem", JSON(none_as_null=True)),  # why this model could not; the three above are empty
+    Column("beats", LargeBinary),  # float64 (n,): the beat that a window begins on; NULL: all in clock time
 )
 
 jobs = Table(

@@ -85,7 +85,7 @@ class World:
     async def add(self, seed: int, n: int = 3, fingerprint: str = MODEL, **said: Any) -> int:
         # Gaps in the window indices: silent windows are absent.
         windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)).astype(np.int64)
-        stem = StemEmbeddings(windows, windows * 2.5, unit_rows(seed, n))
+        stem = StemEmbeddings.in_clock_time(windows, windows * 2.5, unit_rows(seed, n))
         name = f"{seed} {secrets.token_hex(4)}"
         upload = Upload(hashlib.sha256(name.encode()).hexdigest(), f"{name}.wav", StemMetadata(**said), FACTS)
         _, (stem_id,) = await self.catalog.add([upload])
@@ -286,7 +286,9 @@ async def test_a_switch_and_a_rollback_answer_from_one_whole_generation(world: W
         await world.add(seed)
     first = await world.go_live()
     for row, stem in list(world.stems.items()):  # the next model hears everything otherwise
-        world.stems[row] = StemEmbeddings(stem.windows, stem.starts_s, unit_rows(1000 + row, len(stem.windows)))
+        world.stems[row] = StemEmbeddings.in_clock_time(
+            stem.windows, stem.starts_s, unit_rows(1000 + row, len(stem.windows))
+        )
         await world.catalog.store_embeddings(row, OTHER_MODEL, stem.windows, stem.starts_s, world.stems[row].embedding)
     old_fold, world.fold = world.fold, make_fold(seed=1)
     second = await world.go_live(OTHER_MODEL)

@@ -32,7 +32,7 @@ unit_rows = partial(random_rows, dimension=DIMENSION)
 def make_stem(seed: int, n: int) -> StemEmbeddings:
     # Gaps in the window indices: silent windows are absent.
     windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)).astype(np.int64)
-    return StemEmbeddings(windows, windows * 2.5, unit_rows(seed, n))
+    return StemEmbeddings.in_clock_time(windows, windows * 2.5, unit_rows(seed, n))
 
 
 class IndexAgainstDictionary(RuleBasedStateMachine):

@@ -165,11 +165,11 @@ def test_a_place_spans_a_longer_mix_where_half_of_their_windows_meet() -> None:
     assert found(17.5, 5.0).start_s == 17.5, "it ends early, four windows are left"
     assert found(12.5 + 7.5, 5.0, searched_s=0.0).start_s == 5.0, "three are left"
     assert found(-10.0, 5.0, searched_s=12.5).start_s == 5.0
-    short = StemEmbeddings(np.arange(1), stem.starts_s[:1], stem.embedding[:1])
+    short = StemEmbeddings.in_clock_time(np.arange(1), stem.starts_s[:1], stem.embedding[:1])
     assert found(-12.5, -12.5, stem=short, searched_s=12.5).start_s == -12.5, "a stem of one window has no other"
     stem = make_stem(np.random.default_rng(0), 60.0)
     apart = np.array([0, 8, 16])  # it sounds every 20 s, so no two of its windows meet such a mix at once
-    sparse = StemEmbeddings(apart, stem.starts_s[apart], stem.embedding[apart])
+    sparse = StemEmbeddings.in_clock_time(apart, stem.starts_s[apart], stem.embedding[apart])
     assert found(-7.5, 12.5, stem=sparse).start_s == -7.5, "no place is better than this"
 
 
@@ -216,7 +216,7 @@ def test_of_two_similar_places_the_right_one_is_promising_though_the_grid_favour
             changed = music.embed(np.array([begins - copy_start_s]))[0] + 0.3 * unit_rows(rng, 1)[0]
             embedding[window] = changed / np.linalg.norm(changed)
     queries.embedding[:] = music.embed(queries.offset_s)
-    stem = StemEmbeddings(np.arange(len(start_s)), start_s, embedding.astype(np.complex64))
+    stem = StemEmbeddings.in_clock_time(np.arange(len(start_s)), start_s, embedding.astype(np.complex64))
     assert align_all(music.fold, queries, {1: stem})[1].start_s == pytest.approx(copy_start_s)
     first, second = promising_places(music.fold, queries, {1: stem}, 2, apart_s=SHIFT_S)[1]
     assert first.start_s == pytest.approx(copy_start_s)

@@ -108,7 +108,7 @@ def test_candidates_widen_until_enough_stems_have_come(tmp_path: Path) -> None:
     queries = make_queries(rng, 5.0)
     n = 400
     loud = np.repeat(queries.embedding[:1], n, axis=0)
-    stems = {1: StemEmbeddings(np.arange(n), np.arange(n) * STRIDE_S, loud)} | {
+    stems = {1: StemEmbeddings.in_clock_time(np.arange(n), np.arange(n) * STRIDE_S, loud)} | {
         row: make_stem(rng, 5.0) for row in range(2, 90)
     }
     found = candidates(make_index(tmp_path, stems, fold), queries, 1)

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,26 +20,11 @@ from indexer.catalog.records import (
     StemNotFound,
     Upload,
 )
-from tests import servers
 
 pytestmark = pytest.mark.anyio
 
 FACTS = ClipFacts(format="FLAC", duration_s=10.0, sample_rate=44_100, channels=2)
 D = 4
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}"
-    return servers.emptied_database()
-
-
-@pytest.fixture
-async def catalog(url: str) -> AsyncIterator[Catalog]:
-    opened = await Catalog.open(url)
-    yield opened
-    await opened.close()
 
 
 def upload(name: str, **said: object) -> Upload:

@@ -27,13 +27,6 @@ WINDOWS = np.arange(3, dtype=np.int64)
 EMBEDDING = np.full((3, 4), 0.5 - 0.5j, np.complex64)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return sqlite_url(tmp_path / "catalog.sqlite")
-    return servers.emptied_database()
-
-
 def sqlite_url(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
@@ -101,6 +94,9 @@ async def test_the_first_releases_catalog_keeps_all_that_it_held(tmp_path: Path)
     assert alias is not None
     assert (alias.generation, alias.previous, alias.fingerprint, seq) == (2, 1, "f", 5)
     assert [item.stem_id for item in (await catalog.job("j1")).items] == ["b1"]
+    assert (bass.sources, bass.sure, bass.kind, bass.beat_bpm) == ({"tempo_bpm": "said", "key": "said"}, {}, None, None)
+    assert np.isnan((await catalog.embeddings_of([1], "f"))[1].beats).tolist() == [True] * 3
+    assert await catalog.music_of([1, 2]) == {}
     assert (await catalog.changes_since(4, "f")).removed == {3}
     assert await catalog.new_generation("g") == 3
     await catalog.close()

@@ -24,7 +24,7 @@ unit_rows = partial(random_rows, dimension=DIMENSION)
 
 
 def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
-    return StemEmbeddings(np.arange(n), np.arange(n) * 2.5, unit_rows(seed, n))
+    return StemEmbeddings.in_clock_time(np.arange(n), np.arange(n) * 2.5, unit_rows(seed, n))
 
 
 def facts(**changed: Any) -> dict[str, Any]:
@@ -79,7 +79,9 @@ def test_changes_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         index.with_changes({1: poisoned}, [], 18)
     stem = make_stem(1)
     with pytest.raises(DuplicateWindow):
-        index.with_changes({1: StemEmbeddings(np.array([0, 0, 1]), stem.starts_s, stem.embedding)}, [], 18)
+        index.with_changes(
+            {1: StemEmbeddings.in_clock_time(np.array([0, 0, 1]), stem.starts_s, stem.embedding)}, [], 18
+        )
 
 
 def test_queries_of_another_fold_are_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ make_fold = partial(random_fold, DIMENSION)
 
 
 def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
-    return StemEmbeddings(np.arange(n), np.arange(n) * 2.5, random_rows(seed, n, DIMENSION))
+    return StemEmbeddings.in_clock_time(np.arange(n), np.arange(n) * 2.5, random_rows(seed, n, DIMENSION))
 
 
 def facts(**changed: Any) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def test_keys_that_faiss_would_swallow_are_refused_by_name(tmp_path: Path) -> No
     assert (zero.value.window, zero.value.norm) == (2, 0.0)
     stem = make_stem(4)
     with pytest.raises(DuplicateWindow) as twice:
-        writer.add({8: StemEmbeddings(np.array([0, 3, 3]), stem.starts_s, stem.embedding)})
+        writer.add({8: StemEmbeddings.in_clock_time(np.array([0, 3, 3]), stem.starts_s, stem.embedding)})
     assert (twice.value.row, twice.value.window) == (8, 3)
     writer.add({1: make_stem(1)})
     with pytest.raises(DuplicateWindow):

@@ -1,0 +1,109 @@
+"""What is known of stems' music: said of them, or heard by a worker that analysed them."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import BindParameter, Row, bindparam, or_, select
+
+from indexer.catalog.database import OnDatabase, chunks, retried
+from indexer.catalog.records import StemMusic
+from indexer.catalog.tables import stems
+
+FACTS = ("tempo_bpm", "key", "kind")
+SAME_LENGTH_S = 0.05
+"""Stems of one track that differ by less in length were cut together, so their beats are the same."""
+SAME_TEMPO = 1e-4
+"""An analysis works with seconds of its own; what it makes of a said tempo may be off in the last digits."""
+
+
+class Music(OnDatabase):
+    """What an analysis stored, and what a search needs of it."""
+
+    @retried
+    async def music_of(self, rows: Collection[int]) -> dict[int, StemMusic]:
+        """What is known of these stems' music; those that no worker has analysed are left out."""
+        found: dict[int, StemMusic] = {}
+        for chunk in chunks(list(rows)):
+            found |= {record.row: _music(record) for record in await self._database.rows(_MUSIC, rows=chunk)}
+        return found
+
+    @retried
+    async def sibling_grid(self, row: int) -> NDArray[np.float64] | None:
+        """The beats (s) of another ready stem of the same track and length, if its tempo was said, or heard surely."""
+        this = stems.alias("this")
+        source = stems.c.sources["tempo_bpm"].as_string()
+        query = (
+            select(stems.c.beats_s)
+            .join(this, this.c.track_caseless == stems.c.track_caseless)
+            .where(
+                this.c.row == row,
+                stems.c.row != row,
+                stems.c.state == "ready",
+                stems.c.beats_s.is_not(None),
+                stems.c.duration_s.between(this.c.duration_s - SAME_LENGTH_S, this.c.duration_s + SAME_LENGTH_S),
+                or_(source != "heard", stems.c.sure["tempo_bpm"].as_boolean()),
+            )
+            .order_by(source == "heard", stems.c.row)
+            .limit(1)
+        )
+        found = await self._database.rows(query)
+        return np.frombuffer(found[0].beats_s, dtype=np.float64) if found else None
+
+
+def analysed(stem: Row[Any], music: StemMusic) -> dict[str, Any] | None:
+    """The columns that an analysis fills; what was said since it began stays.
+
+    Args:
+        stem: as it is now.
+
+    Returns:
+        None: it was made with a tempo that is not said any more, or with a fact that is to be heard now.
+    """
+    values: dict[str, Any] = {name: getattr(music, name) for name in FACTS}
+    sources, sure = dict(music.sources), dict(music.sure)
+    for name in FACTS:
+        now, then = _is_said(stem.sources, name), _is_said(sources, name)
+        if then and not now:
+            return None
+        if now:
+            values[name], sources[name] = getattr(stem, name), stem.sources[name]
+            sure.pop(name, None)
+    said = _is_said(stem.sources, "tempo_bpm")
+    if said and not (music.tempo_bpm and math.isclose(stem.tempo_bpm, music.tempo_bpm, rel_tol=SAME_TEMPO)):
+        return None
+    return values | {
+        "pitched": music.pitched,
+        "sources": sources,
+        "sure": sure,
+        "beats_s": None if music.beats_s is None else np.asarray(music.beats_s, dtype=np.float64).tobytes(),
+        "beat_bpm": music.beat_bpm,
+        "music_warnings": list(music.warnings),
+    }
+
+
+def _is_said(sources: Mapping[str, str] | None, name: str) -> bool:
+    return (sources or {}).get(name, "heard") != "heard"
+
+
+def _music(record: Row[Any]) -> StemMusic:
+    return StemMusic(
+        kind=record.kind,
+        pitched=record.pitched,
+        tempo_bpm=record.tempo_bpm,
+        key=record.key,
+        sources=record.sources or {},
+        sure=record.sure or {},
+        beats_s=None if record.beats_s is None else np.frombuffer(record.beats_s, dtype=np.float64),
+        beat_bpm=record.beat_bpm,
+        warnings=tuple(record.music_warnings or ()),
+    )
+
+
+_ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
+_MUSIC = select(
+    stems.c.row,
+    *(stems.c[name] for name in (*FACTS, "pitched", "sources", "sure", "beats_s", "beat_bpm", "music_warnings")),
+).where(stems.c.row.in_(_ROWS), stems.c.pitched.is_not(None))

@@ -1,0 +1,186 @@
+"""What the catalog knows of stems' music, on SQLite and PostgreSQL."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from indexer.catalog.catalog import Catalog
+from indexer.catalog.records import StemFilter, StemMusic
+from tests.unit.indexer.catalog.test_catalog import embeddings, make_live, make_ready, upload
+
+pytestmark = pytest.mark.anyio
+
+GRID = np.arange(17) * 0.5
+BEATS = np.array([0.0, 8.5, np.nan])
+HEARD = StemMusic(
+    kind="loop",
+    pitched=True,
+    tempo_bpm=120.0,
+    key="A minor",
+    sources={"tempo_bpm": "heard", "key": "heard", "kind": "heard"},
+    sure={"tempo_bpm": True, "key": False},
+    beats_s=GRID,
+    beat_bpm=120.0,
+    warnings=("its end clicks",),
+)
+UNHEARD = replace(HEARD, pitched=False, tempo_bpm=None, key=None, sources={"kind": "heard"}, sure={}, beats_s=None)
+UNHEARD = replace(UNHEARD, beat_bpm=None, kind="one-shot", warnings=())
+AT_100 = replace(HEARD, tempo_bpm=100.0, beat_bpm=100.0, sources={**HEARD.sources, "tempo_bpm": "said"})
+
+
+async def waiting(catalog: Catalog, name: str, **said: object) -> int:
+    _, (stem_id,) = await catalog.add([upload(name, **said)])
+    return (await catalog.stem(stem_id)).row
+
+
+async def store(catalog: Catalog, row: int, music: StemMusic, seed: int = 0) -> bool:
+    return await catalog.store_embeddings(row, "f", *embeddings(seed=seed), beats=BEATS, music=music)
+
+
+async def analysed(catalog: Catalog, name: str, music: StemMusic, **said: object) -> int:
+    row = await waiting(catalog, name, **said)
+    assert await store(catalog, row, music)
+    return row
+
+
+async def test_an_analysis_is_stored_with_the_embeddings_it_laid(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    row = await analysed(catalog, "a", HEARD)
+    stem = (await catalog.stems_by_row([row]))[row]
+    assert (stem.kind, stem.pitched, stem.tempo_bpm, stem.key) == ("loop", True, 120.0, "A minor")
+    assert (stem.sources, stem.sure, stem.beat_bpm) == (HEARD.sources, HEARD.sure, 120.0)
+    assert stem.warnings == ("its end clicks",)
+    music = (await catalog.music_of([row]))[row]
+    np.testing.assert_array_equal(music.beats_s, GRID)
+    assert vars(replace(music, beats_s=None)) == vars(replace(HEARD, beats_s=None))
+    np.testing.assert_array_equal((await catalog.embeddings_of([row], "f"))[row].beats, BEATS)
+    np.testing.assert_array_equal((await catalog.changes_since(0, "f")).upserted[row].beats, BEATS)
+    assert (await catalog.list_stems(StemFilter(keys=("a MINOR",), kinds=("loop",))))[0] == [stem]
+    assert (await catalog.values())["kinds"] == ["loop"]
+
+
+async def test_the_next_analysis_replaces_all_of_the_one_before(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    row = await analysed(catalog, "a", HEARD)
+    await store(catalog, row, UNHEARD)
+    music = (await catalog.music_of([row]))[row]
+    assert vars(music) == vars(UNHEARD)
+    assert (await catalog.stems_by_row([row]))[row].warnings == ()
+
+
+async def test_a_stem_without_beats_is_in_clock_time(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    stem = await catalog.stem(await make_ready(catalog, "a", "f"))
+    assert np.isnan((await catalog.embeddings_of([stem.row], "f"))[stem.row].beats).tolist() == [True] * 3
+    assert await catalog.music_of([stem.row]) == {}
+    assert (stem.kind, stem.pitched, stem.sources, stem.sure) == (None, None, {}, {})
+
+
+async def test_a_worker_is_told_what_was_said(catalog: Catalog) -> None:
+    _, (stem_id,) = await catalog.add([upload("a", tempo_bpm=92.0, key="Am", track="one", kind="piece")])
+    job = await catalog.stem_for_embedding(stem_id)
+    assert job is not None
+    assert (job.state, job.duration_s, job.track, job.said_beats) == ("queued", 10.0, "one", None)
+    assert (job.tempo_bpm, job.key, job.kind) == (92.0, "Am", "piece")
+    assert job.sources == {"tempo_bpm": "said", "key": "said", "kind": "said"}
+
+
+async def test_what_was_said_outlasts_what_is_heard(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    row = await analysed(catalog, "a", AT_100, tempo_bpm=100.0, key="C major")
+    stem = (await catalog.stems_by_row([row]))[row]
+    assert (stem.tempo_bpm, stem.key) == (100.0, "C major")
+    assert stem.sources == {"tempo_bpm": "said", "key": "said", "kind": "heard"}
+    assert stem.sure == {}
+
+
+async def test_an_analysis_by_another_tempo_than_the_one_said_now_is_not_stored(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    row = await waiting(catalog, "a", tempo_bpm=90.0)
+    assert not await store(catalog, row, AT_100)
+    assert not await store(catalog, row, HEARD)
+    assert await catalog.music_of([row]) == {}
+    assert not await catalog.embeddings_exist(row, "f")
+    assert (await catalog.counts())["queued"] == 1
+
+
+async def test_an_analysis_by_a_tempo_that_is_not_said_any_more_is_not_stored(catalog: Catalog) -> None:
+    row = await waiting(catalog, "a")
+    assert not await store(catalog, row, AT_100)
+    assert not await catalog.embeddings_exist(row, "f")
+
+
+async def test_beat_times_are_asked_for_around_the_octaves_end(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    slow, middle, fast = [
+        await analysed(catalog, f"{bpm}", replace(HEARD, tempo_bpm=bpm, beat_bpm=bpm)) for bpm in (86.0, 120.0, 168.0)
+    ]
+    none = await analysed(catalog, "none", UNHEARD)
+
+    async def found(**wanted: object) -> list[int]:
+        rows = await catalog.rows_allowed(StemFilter(**wanted))  # type: ignore[arg-type]
+        assert rows is not None
+        return rows.tolist()
+
+    assert await found(beat_bpm=(100.0, 140.0)) == [middle]
+    assert await found(beat_bpm=(160.0, 90.0)) == [slow, fast]
+    assert await found(in_beat_time=True) == [slow, middle, fast]
+    assert await found(in_beat_time=False) == [none]
+    assert await found(kinds=("one-shot", "piece")) == [none]
+
+
+async def test_half_and_double_tempo_are_found_where_they_are_meant(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    half, same, double, other = [
+        await make_ready(catalog, f"{bpm}", "f", tempo_bpm=bpm) for bpm in (60.0, 120.0, 240.0, 90.0)
+    ]
+
+    async def found(**wanted: object) -> list[str]:
+        return [stem.id for stem in (await catalog.list_stems(StemFilter(**wanted)))[0]]  # type: ignore[arg-type]
+
+    assert await found(tempo_min=119.0, tempo_max=121.0) == [same]
+    assert await found(tempo_min=119.0, tempo_max=121.0, tempo_octaves=True) == [half, same, double]
+    assert await found(tempo_min=200.0, tempo_octaves=True) == [same, double]  # 120 is the half of 240
+    assert await found(tempo_max=100.0) == [half, other]
+
+
+@pytest.mark.parametrize(
+    ("changed", "track", "lends"),
+    [
+        ({}, "ONE", True),
+        ({"sure": {}}, "one", False),
+        ({"sure": {"tempo_bpm": False}}, "one", False),
+        ({"beats_s": None, "beat_bpm": None}, "one", False),
+        ({}, "two", False),
+    ],
+)
+async def test_a_sibling_lends_its_grid_where_it_is_sure(
+    catalog: Catalog, changed: dict[str, object], track: str, lends: bool
+) -> None:
+    await make_live(catalog, "f")
+    row = await waiting(catalog, "drums", track="one")
+    await analysed(catalog, "bass", replace(HEARD, **changed), track=track)  # type: ignore[arg-type]
+    grid = await catalog.sibling_grid(row)
+    assert (grid is not None) == lends
+    if grid is not None:
+        np.testing.assert_array_equal(grid, GRID)
+
+
+async def test_a_siblings_said_tempo_comes_before_a_heard_one(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    row = await waiting(catalog, "drums", track="one")
+    await analysed(catalog, "bass", HEARD, track="one")
+    await analysed(catalog, "keys", replace(AT_100, beats_s=GRID * 1.2, sure={}), track="one", tempo_bpm=100.0)
+    np.testing.assert_array_equal(await catalog.sibling_grid(row), GRID * 1.2)
+
+
+async def test_a_stem_of_another_length_or_none_of_a_track_lends_nothing(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    await analysed(catalog, "bass", HEARD, track="one")
+    await analysed(catalog, "keys", HEARD)
+    longer = upload("drums", track="one")
+    assert longer.facts is not None
+    _, (stem_id,) = await catalog.add([replace(longer, facts=replace(longer.facts, duration_s=10.06))])
+    assert await catalog.sibling_grid((await catalog.stem(stem_id)).row) is None
+    assert await catalog.sibling_grid(await waiting(catalog, "loop")) is None
