@@ -18,6 +18,7 @@ from indexer.catalog.records import (
     NothingToRollBackTo,
     NulInText,
     Rejected,
+    SaidMusic,
     Stem,
     StemEmbeddings,
     StemFilter,

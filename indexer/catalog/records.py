@@ -1,7 +1,7 @@
 """What the catalog gives and takes: stems, their embeddings, filters, jobs; and the errors it raises."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -119,7 +119,7 @@ class StemMetadata:
     collection: str | None = None
     tempo_bpm: float | None = None
     key: str | None = None
-    kind: str | None = None
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,22 @@ class ClipFacts:
     duration_s: float
     sample_rate: int
     channels: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SaidMusic:
+    """What was said of a stem's music before anybody listened: by its uploader, its file, its name.
+
+    sources: of tempo_bpm, key and kind, see FactSource. `beats`: of the whole clip. `warnings`: of what cannot be read,
+    and of contradictions.
+    """
+
+    tempo_bpm: float | None = None
+    key: str | None = None
+    kind: str | None = None
+    beats: float | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -308,6 +324,7 @@ class Upload:
     file_name: str
     metadata: StemMetadata
     facts: ClipFacts | None  # None: a stem has these bytes already
+    music: SaidMusic | None = None  # of its metadata and its file; None: the metadata says all
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,23 @@ from indexer.catalog.database import chunks, retried, tick
 from indexer.catalog.jobs import Jobs
 from indexer.catalog.music import FACTS
 from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
-from indexer.catalog.records import BadCursor, Job, JobItem, Rejected, Stem, StemFilter, StemNotFound, StemState, Upload
+from indexer.catalog.records import (
+    BadCursor,
+    Job,
+    JobItem,
+    Rejected,
+    SaidMusic,
+    Stem,
+    StemFilter,
+    StemMetadata,
+    StemNotFound,
+    StemState,
+    Upload,
+)
 from indexer.catalog.tables import embeddings, job_items, jobs, stem_tags, stems
 
 LARGEST_ROW = 2**31 - 1
+WRITTEN_BPM = 0.005  # tempi are written to two decimals, and a loop's length tells more of them
 STEM_FIELDS = {field.name for field in fields(Stem)} - {"tags"}
 
 
@@ -248,21 +261,23 @@ async def _add_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int
 async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[int, str, bool, StemState]:
     said, facts, stem_id = file.metadata, file.facts, secrets.token_hex(8)
     assert facts is not None, "bytes that no stem has are decoded first"
+    music = file.music or _music_of(said)
     made = await sql.execute(
         insert(stems).values(
             id=stem_id,
             sha256=file.sha256,
             file_name=file.file_name,
             title=said.title or file.file_name.rsplit(".", 1)[0].strip() or file.file_name,
-            tempo_bpm=said.tempo_bpm,
-            kind=said.kind,
-            sources={name: "said" for name in FACTS if getattr(said, name) is not None},
-            **_with_caseless({name: getattr(said, name) for name in FILTERED}),
+            tempo_bpm=music.tempo_bpm,
+            kind=music.kind,
+            said_beats=music.beats,
+            sources=dict(music.sources),
+            **_with_caseless({name: getattr(said, name) for name in FILTERED} | {"key": music.key}),
             format=facts.format,
             duration_s=facts.duration_s,
             sample_rate=facts.sample_rate,
             channels=facts.channels,
-            warnings=list(facts.warnings),
+            warnings=[*facts.warnings, *music.warnings],
             state="queued",
             created_at=now,
             seq=0,
@@ -272,6 +287,11 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
     assert key is not None
     await _set_tags(sql, key[0], said.tags)
     return key[0], stem_id, True, "queued"
+
+
+def _music_of(said: StemMetadata) -> SaidMusic:
+    named = {name: getattr(said, name) for name in FACTS if getattr(said, name) is not None}
+    return SaidMusic(**named, sources=dict.fromkeys(named, "said"))
 
 
 def _with_caseless(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,7 +348,8 @@ def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
     for tag in wanted.tags:
         where.append(exists().where(stem_tags.c.stem_row == stems.c.row, stem_tags.c.caseless == caseless(tag)))
     if wanted.tempo_min is not None or wanted.tempo_max is not None:
-        slowest, fastest = wanted.tempo_min or 0.0, math.inf if wanted.tempo_max is None else wanted.tempo_max
+        slowest = (wanted.tempo_min or 0.0) - WRITTEN_BPM
+        fastest = (math.inf if wanted.tempo_max is None else wanted.tempo_max) + WRITTEN_BPM
         octaves = (0.5, 1.0, 2.0) if wanted.tempo_octaves else (1.0,)
         where.append(or_(*(stems.c.tempo_bpm.between(slowest * by, fastest * by) for by in octaves)))
     if wanted.beat_bpm is not None:

@@ -5,7 +5,7 @@ import logging
 import re
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from indexer import (
     Quota,
     QuotaExceeded,
     Rejected,
+    SaidMusic,
     StemMetadata,
     Upload,
 )
-from model.audio import AudioError, Clip
+from model.audio import AudioError
+from model.audio.said import Said, exact_tempo, joined, key_of_text, key_parts, said_by, said_of_name
 from service.api.counts import Counts
 from service.api.keys import Caller
 from service.settings import Settings
@@ -33,7 +35,7 @@ from service.work.jobs import QueueError
 from service.work.queue import Queue
 from service.work.streams import QueueFull
 from service.work.turns import Budget, Turns
-from service.work.uploads import UPLOAD_NICE, Decoder
+from service.work.uploads import UPLOAD_NICE, Decoder, UploadedClip
 from service.work.worker import Describe
 
 log = logging.getLogger("phalar.ingest")
@@ -57,12 +59,16 @@ async def on_disk(upload: UploadFile) -> AsyncIterator[Path]:
         yield Path(file.name)
 
 
-async def decode_upload(decoder: Decoder, upload: UploadFile, budget: Budget, *, nice: int = 0) -> Clip:
+async def decode_upload(decoder: Decoder, upload: UploadFile, budget: Budget, *, nice: int = 0) -> UploadedClip:
     """Decode an upload, a small one without touching a disk. Raises BlobStoreUnavailable, AudioError."""
     if upload.size is not None and upload.size <= COPY_BYTES:
         return await decoder.decode(await upload.read(), nice=nice, budget=budget)
     async with on_disk(upload) as path:
         return await decoder.decode(path, nice=nice, budget=budget)
+
+
+Shown = tuple[ClipFacts, Said]
+"""What decoding a file shows, and what its tags and chunks say of its music."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Checked:
     digests: Sequence[str]
     charge: Charge
     who: str
-    found: dict[str, ClipFacts | AudioError]
+    found: dict[str, Shown | AudioError]
 
 
 @dataclass
@@ -133,14 +139,18 @@ class Ingest:
             for (file, said), sha256 in zip(checked.files, checked.digests, strict=True):
                 if sha256 not in known and sha256 not in found:  # its stem was deleted meanwhile
                     found[sha256] = await self._check(sha256, file, checked.who, False)
-                facts, name = found.get(sha256), _shown_name(file)
-                if isinstance(facts, AudioError):
-                    records.append(Rejected(name, self.describe(facts)))
+                shows, name = found.get(sha256), _shown_name(file)
+                if isinstance(shows, AudioError):
+                    records.append(Rejected(name, self.describe(shows)))
                     continue
                 await asyncio.to_thread(file.file.seek, 0)
                 if await self.blobs.put(sha256, file.file):
                     stored.append(sha256)
-                records.append(Upload(sha256, name, said, facts))
+                if shows is None:
+                    records.append(Upload(sha256, name, said, None))
+                else:
+                    facts, of_file = shows
+                    records.append(Upload(sha256, name, said, facts, music_of(said, of_file, name, facts.duration_s)))
             try:
                 job, queued = await self.catalog.add(records, checked.charge)
             except QuotaExceeded:  # another upload took the room while this one was decoded
@@ -200,7 +210,7 @@ class Ingest:
             if not await self.catalog.holds(sha256):
                 await self.blobs.delete(sha256)
 
-    async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> ClipFacts | AudioError:
+    async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> Shown | AudioError:
         """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it."""
         try:
             async with self._turns.turn(who):
@@ -213,7 +223,7 @@ class Ingest:
                 await self.queue.hand_over(sha256, clip.waveform)
             except QueueError as error:
                 log.warning("a worker will decode what could not be handed over: %s", error)
-        return ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings)
+        return ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings), clip.said
 
     async def _enqueue(self, stem_ids: Sequence[str], fingerprint: str) -> None:
         try:
@@ -221,6 +231,26 @@ class Ingest:
                 await self.queue.submit_upload(stem_id, fingerprint)
         except QueueError as error:
             log.warning("the sweep will queue what this upload could not: %s", error)
+
+
+def music_of(metadata: StemMetadata, of_file: Said, name: str, duration_s: float) -> SaidMusic:
+    """What is said of a clip's music: its metadata is believed before its file, and that before its name."""
+    said = joined([_of_person(metadata), of_file, said_of_name(name)])
+    exact = exact_tempo(duration_s, said)
+    key = metadata.key or exact.key  # a person's is kept as it was written, whether it is a key or not
+    sources = {fact: exact.sources[fact] for fact in ("tempo_bpm", "kind") if fact in exact.sources}
+    if key is not None:
+        sources["key"] = "said" if metadata.key else exact.sources["key"]
+    beats = exact.beats if exact.tempo_bpm is not None else None
+    return SaidMusic(exact.tempo_bpm, key, exact.kind, beats, sources, exact.warnings)
+
+
+def _of_person(metadata: StemMetadata) -> Said:
+    key, root = None, None
+    with suppress(ValueError):  # what is no key contradicts none
+        if parts := key_parts(metadata.key or ""):
+            key, root = (key_of_text(metadata.key or ""), None) if parts[1] else (None, parts[0])
+    return said_by("said", Said(metadata.tempo_bpm, key=key, root=root, kind=metadata.kind))
 
 
 def _shown_name(file: UploadFile) -> str:

@@ -3,9 +3,11 @@
 It imports no more than a child needs: what is not mapped is not copied.
 """
 
+import codecs
 import ctypes
 import gc
 import importlib
+import io
 import json
 import math
 import os
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 import numpy as np
 
 from model.audio import AudioError, load_clip
+from model.audio.said import Said, said_of_chunks, said_of_tags
 from service.work.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
 
 if TYPE_CHECKING:
@@ -80,13 +83,15 @@ MESSAGE = struct.Struct("!cQi")
 START, KILL, READY, ENDED = b"S", b"K", b"R", b"E"
 CONFINEMENTS: tuple[Confinement, ...] = ("filtered", "limits-only")
 
-# An answer: length of the JSON; the JSON, either {"code", "facts"} or the clip's fields with its number of samples; the
-# samples.
+# An answer: length of the JSON; the JSON, either {"code", "facts"} or the clip's fields with its number of samples and,
+# by source, what the file says of its music; the samples.
 
 LENGTH = struct.Struct("!I")
 MAX_JSON = 2**16
 MAX_WARNING = 500
+MAX_SAID = 16  # warnings of one source
 OUT_OF_MEMORY = 3  # exit status
+TAG_ENCODINGS = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be")
 
 
 def serve_children() -> NoReturn:
@@ -155,7 +160,11 @@ def _warm_up(*, with_ffmpeg: bool) -> None:
                 importlib.import_module(module.name)
     tone = (8000 * np.sin(np.arange(2 * 8000))).astype("<i2").tobytes()
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 16_000, 2, 16)
-    load_clip(b"RIFF\0\0\0\0WAVE" + fmt + struct.pack("<4sI", b"data", len(tone)) + tone)
+    wav = b"RIFF\0\0\0\0WAVE" + fmt + struct.pack("<4sI", b"data", len(tone)) + tone
+    load_clip(wav)
+    _said(io.BytesIO(wav))
+    for encoding in TAG_ENCODINGS:
+        codecs.lookup(encoding)  # Python imports each where it first meets it
     gc.freeze()  # a collection in a child would touch, and so copy, every page
 
 
@@ -253,11 +262,31 @@ def _answer(audio: BinaryIO, sock: socket.socket, limits: DecodeLimits) -> None:
             "format": clip.format,
             "warnings": clip.warnings,
             "samples": len(waveform),
+            "said": _said(audio),
         }
     text = json.dumps(answer).encode()
     sock.sendall(LENGTH.pack(len(text)) + text)
     if waveform is not None:
         sock.sendall(waveform.data)
+
+
+def _said(audio: BinaryIO) -> dict[str, dict[str, object]]:
+    """What the file's tags and chunks say; a reader that fails costs nothing but what it would have read."""
+    told: dict[str, dict[str, object]] = {}
+    for source, read in (("tags", said_of_tags), ("chunk", said_of_chunks)):
+        try:
+            said = read(audio)
+        except Exception:
+            said = Said(warnings=("its tags cannot be read" if source == "tags" else "its chunks cannot be read",))
+        told[source] = {
+            "tempo_bpm": None if said.tempo_bpm is None else float(said.tempo_bpm),
+            "beats": None if said.beats is None else float(said.beats),
+            "key": said.key,
+            "root": said.root,
+            "kind": said.kind,
+            "warnings": [warning[:MAX_WARNING] for warning in said.warnings[:MAX_SAID]],
+        }
+    return told
 
 
 # From <linux/prctl.h>.

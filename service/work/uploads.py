@@ -17,13 +17,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, get_args
 
 import numpy as np
 
 from model.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
+from model.audio.said import MOST_BEATS, Kind, Said, is_tempo, joined, key_of_text, said_by
 from service.text import shown
 from service.work.decoding import (
     CONFINEMENTS,
@@ -31,6 +32,7 @@ from service.work.decoding import (
     KILL,
     LENGTH,
     MAX_JSON,
+    MAX_SAID,
     MAX_WARNING,
     MESSAGE,
     OUT_OF_MEMORY,
@@ -76,6 +78,13 @@ class DecoderOutOfMemory(DecoderError):
         self.memory_bytes = memory_bytes
 
 
+@dataclass(frozen=True, eq=False)
+class UploadedClip(Clip):
+    """A clip from a stranger's file, and what that file's tags and chunks say of its music."""
+
+    said: Said = field(default_factory=Said)
+
+
 class Decoder:
     """Decodes files that strangers sent; use it as `async with Decoder(limits) as decoder`, in one event loop.
 
@@ -98,8 +107,8 @@ class Decoder:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def decode(self, source: Path | bytes, *, nice: int = 0, budget: Budget | None = None) -> Clip:
-        """Decode a file as `load_clip` does, in a child process.
+    async def decode(self, source: Path | bytes, *, nice: int = 0, budget: Budget | None = None) -> UploadedClip:
+        """Decode a file as `load_clip` does, and read its tags and chunks, in a child process.
 
         Args:
             source: a path, or the file's bytes.
@@ -185,7 +194,9 @@ _SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclass
 _KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
 
 
-async def _receive(sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout) -> Clip:
+async def _receive(
+    sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout
+) -> UploadedClip:
     """Read an answer that may come from a process somebody else has taken over.
 
     `patience` is with the child: it stands still while there is no room in the budget.
@@ -224,7 +235,7 @@ async def _receive(sock: socket.socket, limits: DecodeLimits, budget: Budget | N
     await _fill(sock, waveform.data)
     if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
         raise DecoderCrashed("its samples are not finite")
-    return Clip(waveform, **fields)
+    return UploadedClip(waveform, **fields)
 
 
 def _shown(fact: Any) -> Any:
@@ -242,17 +253,39 @@ def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, A
     ):
         if type(number) is not int or not low <= number <= high:
             raise ValueError(number)
-    if kind not in get_args(AudioFormat) or type(warnings) is not list or len(warnings) > 8:
+    if kind not in get_args(AudioFormat):
         raise ValueError(kind)
-    if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
-        raise ValueError(warnings)
     return {
         "sample_rate": rate,
         "channels": channels,
         "samples": samples,
-        "warnings": tuple(map(shown, warnings)),
+        "warnings": _checked_warnings(warnings, 8),
         "format": kind,
+        "said": joined([_checked_said(answer["said"][source], source) for source in ("tags", "chunk")]),
     }
+
+
+def _checked_said(told: dict[str, Any], source: Literal["tags", "chunk"]) -> Said:
+    tempo, beats, key, root, kind = (told[name] for name in ("tempo_bpm", "beats", "key", "root", "kind"))
+    if not (tempo is None or (type(tempo) is float and is_tempo(tempo))):
+        raise ValueError(tempo)
+    if not (beats is None or (type(beats) is float and 0 < beats <= MOST_BEATS)):
+        raise ValueError(beats)
+    if not (key is None or (type(key) is str and key_of_text(key) == key)):
+        raise ValueError(key)
+    if not (root is None or (type(root) is int and 0 <= root < 12)):
+        raise ValueError(root)
+    if not (kind is None or kind in get_args(Kind)):
+        raise ValueError(kind)
+    return said_by(source, Said(tempo, beats, key, root, kind, warnings=_checked_warnings(told["warnings"], MAX_SAID)))
+
+
+def _checked_warnings(warnings: Any, most: int) -> tuple[str, ...]:
+    if type(warnings) is not list or len(warnings) > most:
+        raise ValueError("too many warnings")
+    if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
+        raise ValueError("a warning is too long")
+    return tuple(map(shown, warnings))
 
 
 async def _fill(sock: socket.socket, buffer: bytearray | memoryview) -> None:

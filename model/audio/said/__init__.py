@@ -1,6 +1,20 @@
 """What a file says of its tempo, beats and key: in its tags, its chunks and its name."""
 
-from model.audio.said.facts import Said
-from model.audio.said.file import exact_tempo, said_of_file
+from model.audio.said.facts import MOST_BEATS, Kind, Said, is_tempo, key_of_text, key_parts, said_by
+from model.audio.said.file import exact_tempo, joined, said_of_chunks, said_of_file, said_of_name, said_of_tags
 
-__all__ = ["Said", "exact_tempo", "said_of_file"]
+__all__ = [
+    "MOST_BEATS",
+    "Kind",
+    "Said",
+    "exact_tempo",
+    "is_tempo",
+    "joined",
+    "key_of_text",
+    "key_parts",
+    "said_by",
+    "said_of_chunks",
+    "said_of_file",
+    "said_of_name",
+    "said_of_tags",
+]

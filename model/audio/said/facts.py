@@ -10,8 +10,10 @@ from typing import Literal
 
 from model.audio.harmony import LETTERS, key_name
 
-Source = Literal["tags", "chunk", "name"]
-Kind = Literal["loop", "one-shot"]
+Source = Literal["said", "tags", "chunk", "name"]
+"""Who says it; "said": a person, beside the file."""
+
+Kind = Literal["loop", "one-shot", "piece"]
 
 SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 """No music is said to be slower or faster; a number outside is a slip, a placeholder or another thing."""

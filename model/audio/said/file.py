@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -31,7 +31,7 @@ from model.audio.said.facts import (
 from model.audio.said.name import said_of_name
 from model.audio.said.ogg import ogg_comments
 
-__all__ = ["Said", "exact_tempo", "said_of_chunks", "said_of_file", "said_of_name", "said_of_tags"]
+__all__ = ["Said", "exact_tempo", "joined", "said_of_chunks", "said_of_file", "said_of_name", "said_of_tags"]
 
 T = TypeVar("T")
 _TEMPO_TAGS = ("bpm", "tempo")
@@ -41,7 +41,12 @@ _WRITTEN_BPM = 0.005  # half of the second decimal, which is the last that tools
 _CUT_SECONDS = 0.00025  # two samples of 8 kHz: writers cut a loop at a whole sample, and a resampler at one of its own
 
 
-_THE = {"tags": "its tags say", "chunk": "its chunks say", "name": "its name says"}
+_THE = {
+    "said": "it was uploaded as",
+    "tags": "its tags say",
+    "chunk": "its chunks say",
+    "name": "its name says",
+}
 
 
 class _Spent(Exception):
@@ -135,31 +140,37 @@ def _first(read: Callable[[str], T | None], texts: Iterable[str], warnings: list
 
 
 def said_of_file(path: str | os.PathLike[str], name: str | None = None) -> Said:
-    """Read all that a file says, tags before chunks before name, each fact from the first that has it.
+    """Read all that a file says, tags before chunks before name; see `joined`.
 
     Args:
         path: the file.
         name: its name, where the file is not stored under it.
-
-    Returns:
-        `warnings` hold those of all sources, and where two contradict each other: tempi that are neither the same nor
-        an octave apart, keys, a key and a root note, loop and one-shot. The first in order is taken.
 
     Raises:
         OSError: it cannot be read.
     """
     with Path(path).open("rb") as file:
         sources = [said_of_tags(file), said_of_chunks(file), said_of_name(Path(path).name if name is None else name)]
-    joined, warnings = Said(), [warning for said in sources for warning in said.warnings]
+    return joined(sources)
+
+
+def joined(sources: Sequence[Said]) -> Said:
+    """Take each fact from the first source that has it.
+
+    Returns:
+        `warnings` hold those of all sources, and where two contradict each other: tempi that are neither the same nor
+        an octave apart, keys, a key and a root note, loop and one-shot. The first in order is taken.
+    """
+    whole, warnings = Said(), [warning for said in sources for warning in said.warnings]
     for said in sources:
-        warnings += _contradictions(joined, said)
-        new = [fact for fact in FACTS if getattr(joined, fact) is None and getattr(said, fact) is not None]
-        joined = replace(
-            joined,
-            sources={**joined.sources, **{fact: said.sources[fact] for fact in new}},
+        warnings += _contradictions(whole, said)
+        new = [fact for fact in FACTS if getattr(whole, fact) is None and getattr(said, fact) is not None]
+        whole = replace(
+            whole,
+            sources={**whole.sources, **{fact: said.sources[fact] for fact in new}},
             **{fact: getattr(said, fact) for fact in new},
         )
-    return replace(joined, warnings=tuple(warnings))
+    return replace(whole, warnings=tuple(warnings))
 
 
 def _contradictions(first: Said, second: Said) -> list[str]:

@@ -20,7 +20,6 @@ import soundfile
 
 from model.audio import (
     AudioError,
-    Clip,
     ClipTooLong,
     ClipTooShort,
     DecodeFailed,
@@ -34,7 +33,7 @@ from model.audio import (
 from service.settings import Settings
 from service.work import uploads
 from service.work.decoding import DecodeLimits, DecoderCrashed, DecoderError
-from service.work.uploads import Decoder, DecoderOutOfMemory, DecoderTimeout
+from service.work.uploads import Decoder, DecoderOutOfMemory, DecoderTimeout, UploadedClip
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")]
 
@@ -334,7 +333,15 @@ async def test_child_runs_under_its_limits(hour_of_silence: Path) -> None:
     assert int(limits["Max address space"]) > SLOW_LIMITS.memory_bytes
 
 
-FIELDS = {"sample_rate": 44100, "channels": 2, "format": "wav", "warnings": [], "samples": 20_000}
+NOTHING = {"tempo_bpm": None, "beats": None, "key": None, "root": None, "kind": None, "warnings": []}
+FIELDS = {
+    "sample_rate": 44100,
+    "channels": 2,
+    "format": "wav",
+    "warnings": [],
+    "samples": 20_000,
+    "said": {"tags": NOTHING, "chunk": NOTHING},
+}
 
 
 @pytest.mark.parametrize("answer", [
@@ -384,7 +391,7 @@ async def test_answer_with_samples_that_are_not_finite_is_a_crash() -> None:
         await received(struct.pack("!I", len(text)) + text + np.full(20_000, np.nan, np.float32).tobytes())
 
 
-async def received(message: bytes) -> Clip:
+async def received(message: bytes) -> UploadedClip:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)

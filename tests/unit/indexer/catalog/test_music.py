@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexer.catalog.catalog import Catalog
-from indexer.catalog.records import StemFilter, StemMusic
+from indexer.catalog.records import SaidMusic, StemFilter, StemMusic
 from tests.unit.indexer.catalog.test_catalog import embeddings, make_live, make_ready, upload
 
 pytestmark = pytest.mark.anyio
@@ -184,3 +184,23 @@ async def test_a_stem_of_another_length_or_none_of_a_track_lends_nothing(catalog
     _, (stem_id,) = await catalog.add([replace(longer, facts=replace(longer.facts, duration_s=10.06))])
     assert await catalog.sibling_grid((await catalog.stem(stem_id)).row) is None
     assert await catalog.sibling_grid(await waiting(catalog, "loop")) is None
+
+
+async def test_what_a_file_says_is_kept_with_its_sources(catalog: Catalog) -> None:
+    sources = {"tempo_bpm": "tags", "key": "said", "kind": "name"}
+    music = SaidMusic(96.0, "Cm", "loop", 16.0, sources, warnings=("its tags say 96 BPM, its name says 100 BPM",))
+    _, (stem_id,) = await catalog.add([replace(upload("a", key="Cm"), music=music)])
+    stem, job = await catalog.stem(stem_id), await catalog.stem_for_embedding(stem_id)
+    assert job is not None
+    assert (stem.tempo_bpm, stem.key, stem.kind, job.said_beats) == (96.0, "Cm", "loop", 16.0)
+    assert stem.sources == job.sources == sources
+    assert stem.warnings == music.warnings
+    assert (await catalog.list_stems(StemFilter(keys=("cm",), kinds=("loop",))))[0] == [stem]
+
+
+async def test_a_loops_exact_tempo_is_found_as_it_was_written(catalog: Catalog) -> None:
+    music = SaidMusic(92.99997, None, None, 16.0, {"tempo_bpm": "name"})
+    _, (stem_id,) = await catalog.add([replace(upload("a"), music=music)])
+    for wanted in (StemFilter(tempo_min=93.0), StemFilter(tempo_max=92.99), StemFilter(tempo_min=93.02)):
+        found, _ = await catalog.list_stems(wanted)
+        assert [stem.id for stem in found] == ([stem_id] if wanted.tempo_min == 93.0 else [])
