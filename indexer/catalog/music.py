@@ -84,6 +84,41 @@ def analysed(stem: Row[Any], music: StemMusic) -> dict[str, Any] | None:
     }
 
 
+def said_anew(stem: Row[Any], changed: Mapping[str, Any], beats: float | None) -> dict[str, Any]:
+    """The columns that change where a person says tempo, key or kind, or takes it back (None).
+
+    Another tempo, or a fact that is to be heard now, lets nothing stand that was heard, and sends a ready stem to be
+    analysed and embedded again: `state` is among the columns.
+
+    Args:
+        stem: as it is now.
+        changed: by the names of StemMetadata's fields.
+        beats: of the whole clip at the tempo in `changed`, where it is a whole number of them long.
+    """
+    named = [name for name in FACTS if name in changed]
+    if not named:
+        return {}
+    sources, sure = dict(stem.sources or {}), dict(stem.sure or {})
+    for name in named:
+        sure.pop(name, None)
+        sources[name] = "said"
+        if changed[name] is None:
+            del sources[name]
+    columns: dict[str, Any] = {"sources": sources, "sure": sure}
+    again = any(changed[name] is None and getattr(stem, name) is not None for name in named)
+    if "tempo_bpm" in changed:
+        columns["said_beats"] = beats
+        tempo = changed["tempo_bpm"] or 0.0
+        again = again or not math.isclose(tempo, stem.tempo_bpm or 0.0, rel_tol=SAME_TEMPO)
+    if again:
+        columns |= {name: None for name in FACTS if sources.get(name) == "heard"}
+        columns["sources"] = {name: source for name, source in sources.items() if source != "heard"}
+        columns |= {"sure": {}, "pitched": None, "beat_bpm": None, "beats_s": None, "music_warnings": None}
+        if stem.state == "ready":
+            columns |= {"state": "queued", "windows": 0}
+    return columns
+
+
 def _is_said(sources: Mapping[str, str] | None, name: str) -> bool:
     return (sources or {}).get(name, "heard") != "heard"
 

@@ -17,7 +17,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from indexer.catalog.caseless import FILTERED, caseless
 from indexer.catalog.database import chunks, retried, tick
 from indexer.catalog.jobs import Jobs
-from indexer.catalog.music import FACTS
+from indexer.catalog.music import FACTS, said_anew
 from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
 from indexer.catalog.records import (
     BadCursor,
@@ -155,11 +155,23 @@ class Stems(Jobs):
         return slowest, fastest
 
     @retried
-    async def change_metadata(self, stem_id: str, changed: Mapping[str, Any]) -> Stem:
-        """Replace some fields of a stem's metadata (keys are StemMetadata's fields). Raises StemNotFound."""
-        columns = _with_caseless({name: value for name, value in changed.items() if name != "tags"})
+    async def change_metadata(self, stem_id: str, changed: Mapping[str, Any], beats: float | None = None) -> Stem:
+        """Replace some fields of a stem's metadata. Raises StemNotFound.
+
+        Args:
+            stem_id: which stem.
+            changed: by the names of StemMetadata's fields. Another tempo, or a fact taken back (None), sends a ready
+                stem to be embedded again.
+            beats: see `said_anew`.
+        """
         async with self._database.write() as sql:
             row = await _row_of(sql, stem_id)
+            stem = (await sql.execute(select(stems).where(stems.c.row == row))).one()
+            plain = {name: value for name, value in changed.items() if name != "tags"}
+            columns = _with_caseless(plain | said_anew(stem, changed, beats))
+            if columns.get("state") == "queued":
+                columns["seq"] = await tick(sql)
+                await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
             if columns:
                 await sql.execute(update(stems).where(stems.c.row == row).values(columns))
             if "tags" in changed:

@@ -15,4 +15,5 @@ from model.audio.errors import (
     UnknownFormat,
 )
 from model.audio.formats import AudioFormat, needs_ffmpeg
+from model.audio.harmony import compatible_keys
 from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform, cut_windows, is_silent, window_starts

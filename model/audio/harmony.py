@@ -120,6 +120,31 @@ def tonic_of(name: str) -> int | None:
     return (LETTERS[parts[1]] + shift) % 12
 
 
+def compatible_keys(name: str) -> tuple[str, ...]:
+    """The keys that mix with one, by DJs' rule (Camelot's neighbours): itself, its relative, and a fifth either way.
+
+    Returns:
+        Each in every spelling: "F# minor", "F#m", "Gb minor", "Gbm"; major ones "A major" and "A". () if `name` is no
+        key's, see `key_name`.
+    """
+    tonic, mode = tonic_of(name), name.rpartition(" ")[2]
+    if tonic is None:
+        return ()
+    found = []
+    for major, one in (
+        (tonic, mode),
+        (tonic, "major" if mode == "minor" else "minor"),
+        (tonic + 7, mode),
+        (tonic - 7, mode),
+    ):
+        wanted = (major - (3 if one == "minor" else 0)) % 12
+        for letter, accidental in itertools.product(LETTERS, ("", "#", "b")):
+            if (LETTERS[letter] + {"": 0, "#": 1, "b": -1}[accidental]) % 12 == wanted:
+                note = letter + accidental
+                found += [f"{note} {one}", note + ("m" if one == "minor" else "")]
+    return tuple(found)
+
+
 def dominant_of(chord: Chord) -> Chord:
     """The seventh chord a fifth above, which leads to `chord`."""
     return Chord((chord.root + 7) % 12, "7")

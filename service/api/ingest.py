@@ -4,10 +4,11 @@ import asyncio
 import logging
 import re
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import UploadFile
 
@@ -21,6 +22,7 @@ from indexer import (
     QuotaExceeded,
     Rejected,
     SaidMusic,
+    Stem,
     StemMetadata,
     Upload,
 )
@@ -162,6 +164,24 @@ class Ingest:
             await self._enqueue(queued, alias.fingerprint)
         return job
 
+    async def change(self, stem_id: str, changed: Mapping[str, Any]) -> Stem:
+        """Change what is said of a stem; where its beats may lie elsewhere then, it is embedded again.
+
+        Raises StemNotFound.
+        """
+        beats = None
+        if changed.get("tempo_bpm") is not None:
+            stem = await self.catalog.stem(stem_id)
+            kind = changed.get("kind", None if stem.sources.get("kind") == "heard" else stem.kind)
+            said = exact_tempo(stem.duration_s, said_by("said", Said(changed["tempo_bpm"], kind=kind)))
+            changed, beats = {**changed, "tempo_bpm": said.tempo_bpm}, said.beats
+        stem = await self.catalog.change_metadata(stem_id, changed, beats)
+        alias = await self.catalog.alias()
+        if stem.state == "queued" and alias is not None:
+            self.counts.forget()
+            await self._enqueue([stem_id], alias.fingerprint)
+        return stem
+
     async def delete(self, stem_id: str) -> None:
         """Take a stem out with its audio. Raises StemNotFound."""
         stem = await self.catalog.stem(stem_id)
@@ -230,7 +250,7 @@ class Ingest:
             for stem_id in stem_ids:
                 await self.queue.submit_upload(stem_id, fingerprint)
         except QueueError as error:
-            log.warning("the sweep will queue what this upload could not: %s", error)
+            log.warning("the sweep will queue what could not be queued now: %s", error)
 
 
 def music_of(metadata: StemMetadata, of_file: Said, name: str, duration_s: float) -> SaidMusic:

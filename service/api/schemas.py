@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -11,7 +12,9 @@ from fastapi import UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from indexer import IndexType, Job, Stem, StemFilter, StemMetadata
+from indexer import FactSource, IndexType, Job, Kind, Stem, StemFilter, StemMetadata
+from model.audio import compatible_keys
+from model.audio.said import key_of_text
 from service.text import LONGEST, BadText, said
 from service.work.sandbox import Confinement
 
@@ -88,6 +91,7 @@ class Metadata(BaseModel):
     collection: ShortText | None = None
     tempo_bpm: float | None = Field(None, gt=0, le=1000, description="beats a minute")
     key: ShortText | None = Field(None, description="such as 'F# minor'")
+    kind: Kind | None = None
 
     def as_record(self) -> StemMetadata:
         return StemMetadata(**self.model_dump(exclude={"tags"}), tags=tuple(self.tags))
@@ -101,8 +105,13 @@ class Filters(BaseModel):
     track: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
     collection: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
     key: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
+    key_match: Literal["exact", "compatible"] = Field(
+        "exact", description="compatible: the relative key and those a fifth away too, Camelot's neighbours"
+    )
+    kind: list[Kind] = Field(default_factory=list, max_length=3, description="any of these")
     tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
     tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
+    tempo_octaves: bool = Field(False, description="half and double of these tempi too")
 
     def as_filter(self) -> StemFilter:
         return StemFilter(
@@ -110,10 +119,21 @@ class Filters(BaseModel):
             tags=tuple(self.tag),
             tracks=tuple(self.track),
             collections=tuple(self.collection),
-            keys=tuple(self.key),
+            keys=tuple(self.key) if self.key_match == "exact" else _compatible(self.key),
+            kinds=tuple(self.kind),
             tempo_min=self.tempo_min,
             tempo_max=self.tempo_max,
+            tempo_octaves=self.tempo_octaves,
         )
+
+
+def _compatible(keys: Sequence[str]) -> tuple[str, ...]:
+    """These, and those that mix with them; what is no key mixes with none."""
+    found = dict.fromkeys(keys)
+    for key in keys:
+        with suppress(ValueError):
+            found |= dict.fromkeys(compatible_keys(key_of_text(key) or ""))
+    return tuple(found)
 
 
 class ListIn(Filters):
@@ -158,6 +178,14 @@ class StemOut(BaseModel):
     collection: str | None
     tempo_bpm: float | None
     key: str | None
+    kind: Kind | None
+    pitched: bool | None = Field(description="whether it plays notes; null until it was analysed")
+    sources: dict[str, FactSource] = Field(
+        description="where tempo_bpm, key and kind are from: said by a person, the file's tags, a chunk of it or its "
+        "name, or heard"
+    )
+    sure: dict[str, bool] = Field(description="of what was heard, whether it is sure")
+    beat_bpm: float | None = Field(description="tempo of its beats, from 84.85 to 169.7; null: none are known")
     duration_s: Seconds
     sample_rate: int
     channels: int
@@ -190,6 +218,7 @@ class CatalogValues(BaseModel):
     tracks: list[str]
     collections: list[str]
     keys: list[str]
+    kinds: list[Kind]
     tempo_min: float | None = Field(description="the slowest, beats a minute")
     tempo_max: float | None = Field(description="the fastest")
 

@@ -10,6 +10,21 @@ import typer
 from service.commands.console import LOCAL, Key, Tags, Url, cell, err, out, service, words
 
 
+class Kind(StrEnum):
+    """What a stem is."""
+
+    loop = "loop"
+    one_shot = "one-shot"
+    piece = "piece"
+
+
+class KeyMatch(StrEnum):
+    """Which keys answer to one that was asked for."""
+
+    exact = "exact"
+    compatible = "compatible"
+
+
 class Align(StrEnum):
     """Where a mix starts in relation to the catalog's windows."""
 
@@ -35,8 +50,13 @@ def retrieve(
     musical_key: Annotated[
         list[str] | None, typer.Option(help="Any of these, such as 'F# minor'.", callback=words)
     ] = None,
+    key_match: Annotated[
+        KeyMatch, typer.Option(help="compatible: relative keys and those a fifth away too.")
+    ] = KeyMatch.exact,
+    kind: Annotated[list[Kind] | None, typer.Option(help="Any of these.")] = None,
     tempo_min: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
     tempo_max: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
+    tempo_octaves: Annotated[bool, typer.Option("--tempo-octaves", help="Half and double of these tempi too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as it is.")] = False,
     url: Url = LOCAL,
     key: Key = None,
@@ -58,6 +78,9 @@ def retrieve(
         "key": musical_key,
         "tempo_min": tempo_min,
         "tempo_max": tempo_max,
+        "key_match": key_match.value,
+        "kind": [one.value for one in kind or ()],
+        "tempo_octaves": tempo_octaves,
     }
     with service(url, key) as client:
         answer = client.retrieve(mix, {name: value for name, value in form.items() if value not in (None, [])})

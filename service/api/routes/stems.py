@@ -71,7 +71,7 @@ async def list_stems(services: TheBackend, wanted: Annotated[ListIn, Query()]) -
 
 @router.get("/catalog", dependencies=[Depends(require("read"))])
 async def catalog_values(services: TheBackend) -> CatalogValues:
-    """Which instruments, tags, tracks, collections and keys there are to filter by."""
+    """Which instruments, tags, tracks, collections, keys and kinds there are to filter by."""
     tempo_min, tempo_max = await services.catalog.tempo_range()
     return CatalogValues(**await services.catalog.values(), tempo_min=tempo_min, tempo_max=tempo_max)
 
@@ -84,11 +84,14 @@ async def get_stem(services: TheBackend, stem_id: str) -> StemOut:
 
 @router.patch("/stems/{stem_id}", dependencies=[Depends(require("ingest"))], responses=problems(404, 422))
 async def change_stem(services: TheBackend, stem_id: str, changed: Metadata) -> StemOut:
-    """Change what is said about a stem; fields that are not sent stay. Filters see it at once."""
+    """Change what is said about a stem; fields that are not sent stay. Filters see it at once.
+
+    Another tempo sends the stem back to be embedded; so does null for a tempo, key or kind, which is heard then.
+    """
     fields: dict[str, Any] = changed.model_dump(include=changed.model_fields_set)
     if fields.get("title", "") is None:
         del fields["title"]  # a stem always has one
-    return StemOut.of(await services.catalog.change_metadata(stem_id, fields), services.settings.root_path)
+    return StemOut.of(await services.ingest.change(stem_id, fields), services.settings.root_path)
 
 
 @router.delete("/stems/{stem_id}", status_code=204, dependencies=[Depends(require("ingest"))], responses=problems(404))

@@ -204,3 +204,70 @@ async def test_a_loops_exact_tempo_is_found_as_it_was_written(catalog: Catalog) 
     for wanted in (StemFilter(tempo_min=93.0), StemFilter(tempo_max=92.99), StemFilter(tempo_min=93.02)):
         found, _ = await catalog.list_stems(wanted)
         assert [stem.id for stem in found] == ([stem_id] if wanted.tempo_min == 93.0 else [])
+
+
+async def ready(catalog: Catalog, **said: object) -> str:
+    """The id of a stem of which more was heard."""
+    await make_live(catalog, "f")
+    row = await analysed(catalog, "a", replace(HEARD, tempo_bpm=said.get("tempo_bpm", 120.0)), **said)  # type: ignore[arg-type]
+    return (await catalog.stems_by_row([row]))[row].id
+
+
+async def test_another_tempo_sends_a_stem_back_under_every_model(catalog: Catalog) -> None:
+    stem_id = await ready(catalog)
+    row = (await catalog.stem(stem_id)).row
+    assert await catalog.store_embeddings(row, "next", *embeddings())
+    before = await catalog.clock_value()
+    stem = await catalog.change_metadata(stem_id, {"tempo_bpm": 96.0}, beats=16.0)
+    assert (stem.state, stem.windows, stem.tempo_bpm, stem.key, stem.kind) == ("queued", 0, 96.0, None, None)
+    assert (stem.sources, stem.sure, stem.beat_bpm, stem.warnings) == ({"tempo_bpm": "said"}, {}, None, ())
+    assert not await catalog.embeddings_exist(row, "f")
+    assert not await catalog.embeddings_exist(row, "next")
+    assert await catalog.queued() == [stem_id]
+    assert (await catalog.changes_since(before, "f")).removed == {row}
+    assert await catalog.music_of([row]) == {}
+    assert (await catalog.list_stems(StemFilter(keys=("A minor",))))[0] == []
+    job = await catalog.stem_for_embedding(stem_id)
+    assert job is not None
+    assert (job.tempo_bpm, job.said_beats) == (96.0, 16.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"tempo_bpm": 120.0}, {"key": "E minor"}, {"key": "no key"}, {"kind": "piece"}, {"title": "x", "tags": ["y"]}],
+)
+async def test_what_does_not_move_the_beats_leaves_a_stem_ready(catalog: Catalog, changed: dict[str, object]) -> None:
+    stem_id = await ready(catalog)
+    stem = await catalog.change_metadata(stem_id, changed)
+    assert (stem.state, stem.windows, stem.beat_bpm) == ("ready", 3, 120.0)
+    for fact in ("tempo_bpm", "key", "kind"):
+        assert stem.sources[fact] == ("said" if fact in changed else "heard")
+        assert fact not in changed or (getattr(stem, fact) == changed[fact] and fact not in stem.sure)
+
+
+@pytest.mark.parametrize(("fact", "said"), [("tempo_bpm", 96.0), ("key", "Am"), ("kind", "piece")])
+async def test_a_fact_that_is_taken_back_is_to_be_heard(catalog: Catalog, fact: str, said: object) -> None:
+    stem_id = await ready(catalog, **{fact: said})
+    stem = await catalog.change_metadata(stem_id, {fact: None})
+    assert (stem.state, getattr(stem, fact), stem.sources, stem.sure) == ("queued", None, {}, {})
+    again = await catalog.change_metadata(stem_id, {fact: None})  # nothing more to take back
+    assert again == stem
+
+
+async def test_a_failed_stem_stays_failed_at_another_tempo(catalog: Catalog) -> None:
+    _, (stem_id,) = await catalog.add([upload("a")])
+    await catalog.mark_failed(stem_id, {"type": "x"})
+    stem = await catalog.change_metadata(stem_id, {"tempo_bpm": 96.0})
+    assert (stem.state, stem.tempo_bpm) == ("failed", 96.0)
+
+
+async def test_a_tempo_said_while_a_worker_analyses_wins(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    _, (stem_id,) = await catalog.add([upload("a")])
+    row = (await catalog.stem(stem_id)).row
+    await catalog.change_metadata(stem_id, {"tempo_bpm": 96.0})
+    assert not await store(catalog, row, HEARD)
+    assert await catalog.queued() == [stem_id]
+    at_96 = replace(HEARD, tempo_bpm=96.0, beat_bpm=96.0, sources={"tempo_bpm": "said", "kind": "heard"}, key=None)
+    assert await store(catalog, row, at_96)
+    assert (await catalog.stem(stem_id)).state == "ready"
