@@ -28,7 +28,7 @@ from indexer.catalog.records import (
     StemNotFound,
     Upload,
 )
-from indexer.diagonals import BestPlaces, Extent, Place, QueryWindows, best_places, promising_places
+from indexer.diagonals import BestPlaces, Place, QueryWindows, best_places
 from indexer.index.build import FolderStore
 from indexer.index.choice import IndexType, Limits
 from indexer.index.fold import HermitianFold

@@ -7,14 +7,17 @@ source of the kernels, and the plain path that tests compare with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from nnAudio.features.cqt import CQT1992v2
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.audio.windows import Waveform, Windows
 from model.device import upload
 
 SMALLEST_MAGNITUDE = 1e-10
@@ -288,6 +291,30 @@ class BeatClips:
 
     def __len__(self) -> int:
         return len(self.waveforms)
+
+    def __getitem__(self, which: slice) -> BeatClips:
+        return BeatClips(self.waveforms[which], self.samples[which], self.places[which], self.transpose[which])
+
+    @classmethod
+    def cut(cls, waveform: Waveform, windows: Windows, hop: int) -> BeatClips:
+        """Windows of one waveform in beat time, each at a tempo that is steady within it."""
+        assert windows.frames is not None, "they are in clock time"
+        clips = np.zeros((len(windows), int(windows.lengths.max(initial=0))), np.float32)
+        for row, (start, length) in enumerate(zip(windows.starts, windows.lengths, strict=True)):
+            clips[row, :length] = waveform[start : start + length]
+        lengths = torch.from_numpy(windows.lengths)
+        places = torch.linspace(0, 1, windows.frames, dtype=torch.float64) * (lengths / hop)[:, None]
+        last = (lengths // hop)[:, None]  # the last frame that a clip's own length has
+        places = torch.minimum(places, last).float()
+        return cls(torch.from_numpy(clips), lengths, places, torch.from_numpy(windows.transpose))
+
+    @classmethod
+    def joined(cls, clips: Sequence[BeatClips]) -> BeatClips:
+        """All of them, of as many frames of beat time each."""
+        longest = max(some.waveforms.shape[1] for some in clips)
+        waveforms = [functional.pad(some.waveforms, (0, longest - some.waveforms.shape[1])) for some in clips]
+        others = ((some.samples, some.places, some.transpose) for some in clips)
+        return cls(torch.cat(waveforms), *(torch.cat(parts) for parts in zip(*others, strict=True)))
 
     def on(self, device: torch.device) -> BeatClips:
         """The same on another device, which the host does not wait for."""

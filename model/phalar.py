@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.audio import ClipTooShort
 from model.axial import AxialBackbone
 from model.complex_layers import ComplexDropout, ComplexLinear, ComplexRMSNorm, ModReLU
-from model.cqt import BeatClips, ScaledCQT
+from model.cqt import MOST_SEMITONES, BeatClips, ScaledCQT
 from model.device import upload
 from model.pooling import SpectralPooling
 from model.similarity import HermitianSimilarity, to_unit_norm
@@ -26,6 +26,9 @@ SAMPLES_PER_PASS = 64 * 80_000
 
 SAMPLES_PER_CQT = 4 * 80_000
 """Most samples that one CQT takes on a CPU: more fall out of its caches."""
+
+SLOWEST, FASTEST = 0.25, 4.0
+"""How many times faster a clip may be as if played."""
 
 
 @dataclass(frozen=True)
@@ -171,40 +174,81 @@ class Phalar(nn.Module):
         return self.head(self._inferred(cqt))
 
     @torch.no_grad()
-    def embed(self, waveforms: Tensor | NDArray[np.floating[Any]]) -> Tensor:
+    def embed(
+        self, waveforms: Tensor | NDArray[np.floating[Any]], speed: float = 1.0, transpose: int = 0
+    ) -> Tensor:
         """The embeddings of clips of one length. An embedding never depends on the rest of its batch.
 
         Args:
             waveforms: real, (batch, samples) at 16 kHz, mono, finite; any batch size, zero included.
+            speed: how many times faster the clips are as if played, from SLOWEST to FASTEST. Only the CQT's
+                magnitudes are read elsewhere, no audio is stretched.
+            transpose: semitones that they are as if moved up, at most MOST_SEMITONES either way.
 
         Returns:
-            complex64, (batch, dimension), of unit norm, on the model's device. Silence gets a finite embedding
-            that means nothing: callers leave silent windows out (`is_silent`).
+            complex64, (batch, dimension), of unit norm, on the model's device; up to what a stretcher does to the
+            sound, those of the stretched and transposed audio. Silence gets a finite embedding that means nothing:
+            callers leave silent windows out (`is_silent`).
 
         Raises:
-            ClipTooShort: of `minimum_seconds` or less.
-            ValueError: not two-dimensional, not real floating point, or a NaN or an infinity among the samples.
+            ClipTooShort: of `minimum_seconds` or less, as recorded or as played.
+            ValueError: not two-dimensional, not real floating point, a NaN or an infinity among the samples; a speed
+                or transposition that cannot be.
         """
         clips = torch.as_tensor(waveforms)
         if clips.ndim != 2:
             raise ValueError(f"waveforms must be of shape (batch, samples), not {tuple(clips.shape)}")
         if not clips.is_floating_point():
             raise ValueError(f"waveforms must be floating point between -1 and 1, not {clips.dtype}")
+        if not SLOWEST <= speed <= FASTEST:
+            raise ValueError(f"speed must be from {SLOWEST:g} to {FASTEST:g}, not {speed:g}")
+        if abs(transpose) > MOST_SEMITONES:
+            raise ValueError(f"transpose must be at most {MOST_SEMITONES} semitones either way, not {transpose}")
         batch, samples = clips.shape
-        if samples <= self.cqt.padding:
-            raise ClipTooShort(seconds=samples / self.config.sample_rate, minimum=self.minimum_seconds)
-        clips = upload(clips.to(torch.float32), self.device)
-        if not bool(torch.isfinite(clips).all()):
-            raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
+        if samples / max(1.0, speed) <= self.cqt.padding:
+            played_s = samples / max(1.0, speed) / self.config.sample_rate
+            raise ClipTooShort(seconds=played_s, minimum=self.minimum_seconds)
         if batch == 0:
             return torch.empty((0, self.config.dimension), dtype=torch.complex64, device=self.device)
+        clips = clips.to(torch.float32)
+        if speed == 1 and transpose == 0:
+            return self._embedded(upload(clips, self.device), samples)
+        places = (torch.arange(1 + int(samples / speed) // self.config.hop) * speed).clamp_max(samples // self.config.hop)
+        return self.embed_in_beat_time(
+            BeatClips(
+                clips,
+                torch.full((batch,), samples),
+                places.float().expand(batch, -1),
+                torch.full((batch,), transpose),
+            )
+        )
+
+    @torch.no_grad()
+    def embed_in_beat_time(self, clips: BeatClips) -> Tensor:
+        """`embed` of clips of several lengths, as if each were played at 120 BPM and in another key.
+
+        Args:
+            clips: n of them, finite, each longer than `minimum_seconds`; each transposition within MOST_SEMITONES.
+
+        Returns:
+            complex64, (n, dimension), of unit norm, on the model's device.
+
+        Raises:
+            ValueError: a NaN or an infinity among the samples.
+        """
+        return self._embedded(clips.on(self.device), clips.waveforms.shape[1])
+
+    def _embedded(self, clips: Tensor | BeatClips, samples: int) -> Tensor:
+        """Of clips of so many samples at most, on the model's device."""
+        if not bool(torch.isfinite(clips if isinstance(clips, Tensor) else clips.waveforms).all()):
+            raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
         was_training = self.training
         if was_training:
             self.eval()
         try:
-            passes = torch.split(clips, max(1, SAMPLES_PER_PASS // samples))
+            passes = clips.split(max(1, SAMPLES_PER_PASS // samples))
             with _without_tf32():
-                return torch.cat([to_unit_norm(self.head(self._infer(part))) for part in passes])
+                return torch.cat([to_unit_norm(self.head(self._infer(part, samples))) for part in passes])
         finally:
             if was_training:  # setting it takes a visit to every layer
                 self.train()
@@ -233,10 +277,11 @@ class Phalar(nn.Module):
         """H = (W + Wᴴ) / 2, complex128 (dimension, dimension), exactly Hermitian: what the index folds."""
         return self.similarity.hermitian()
 
-    def _infer(self, clips: Tensor) -> Tensor:
+    def _infer(self, clips: Tensor | BeatClips, samples: int) -> Tensor:
         """`pool`, by the fastest path for this device."""
-        few = torch.split(clips, max(1, SAMPLES_PER_CQT // clips.shape[1])) if self.device.type == "cpu" else [clips]
-        return self._inferred(torch.cat([self.cqt(part) for part in few]))
+        few = clips.split(max(1, SAMPLES_PER_CQT // samples)) if self.device.type == "cpu" else [clips]
+        cqts = [self.cqt(part) if isinstance(part, Tensor) else self.cqt.in_beat_time(part) for part in few]
+        return self._inferred(torch.cat(cqts))
 
     def _inferred(self, cqt: Tensor) -> Tensor:
         """`_pooled` without gradients and dropout: on a CPU by the compiled kernel."""

@@ -134,12 +134,8 @@ class Settings(BaseSettings):
     stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
 
     # A query.
-    shift_s: float = Field(0.04, description="finest step of the shifts of an aligned query, seconds", gt=0)
-    fine_shift_s: float = Field(0.01, description="step of the grid on which a place is refined, seconds", gt=0)
-    query_s: float = Field(8.0, description="longest stretch of a mix that align=search looks at, seconds", gt=1.024)
-    confirm_windows: int = Field(
-        96, description="windows of the rest of a longer mix that its best places are confirmed with, about", ge=0
-    )
+    shift_s: float = Field(0.04, description="step of the shifts at which a mix is compared with stems as they were recorded, seconds", gt=0)
+    query_s: float = Field(8.0, description="longest stretch of a mix that is looked at, seconds; align=grid: see the next", gt=1.024)
     grid_query_s: float = Field(
         60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024
     )

@@ -16,4 +16,4 @@ from model.audio.errors import (
 )
 from model.audio.formats import AudioFormat, needs_ffmpeg
 from model.audio.harmony import compatible_keys
-from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform, cut_windows, is_silent, window_starts
+from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform, Windows, cut_windows, is_silent, window_starts

@@ -9,11 +9,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.audio.windows import SAMPLE_RATE, Windows
+
 BEAT_TIME_BPM = 120.0
 """The tempo that beat time is played at."""
 
 LOWEST_BPM = BEAT_TIME_BPM / math.sqrt(2)
 """Tempi are folded into the octave from here on: half and double tempo are one."""
+
+WINDOW_BEATS, STRIDE_BEATS = 10, 5
+"""How long a window in beat time is, and how far apart they begin."""
+
+FEWEST_BEATS = 3
+"""A clip of fewer has no window in beat time: as played at 120 BPM a window must be longer than MIN_SECONDS."""
+
+FRAMES_A_BEAT = 50
+"""Of the CQT, at 120 BPM."""
 
 Source = Literal["said", "heard"]
 
@@ -87,3 +98,35 @@ def folded(beats_s: NDArray[np.float64]) -> NDArray[np.float64]:
     while 60.0 / np.median(np.diff(beats_s)) >= 2 * LOWEST_BPM and len(beats_s) > 2:
         beats_s = beats_s[::2]
     return beats_s
+
+
+def beat_windows(grid: Grid, samples: int, places: NDArray[np.float64] | None = None) -> tuple[Windows, NDArray[np.float64]] | None:
+    """Lay windows of WINDOW_BEATS over a clip.
+
+    Args:
+        grid: of the clip.
+        samples: how long it is.
+        places: the beats that they are to begin on; None: STRIDE_BEATS apart from the first beat on, the last one
+            nearer where it must be to end within a beat of the clip's end.
+
+    Returns:
+        The windows that lie within the clip, and the beat that each begins on, float64 (n,). A clip that is shorter
+        than a window has one, of as many whole beats as it has; one of fewer than FEWEST_BEATS has none: None.
+    """
+    seconds = samples / SAMPLE_RATE
+    first = float(grid.starts(0, seconds)[0]) if len(grid.starts(0, seconds)) else math.inf
+    ends = grid.starts(0, seconds)
+    beats = min(WINDOW_BEATS, int(ends[-1] - first)) if len(ends) else 0
+    if beats < FEWEST_BEATS:
+        return None
+    if places is None:
+        last = float(ends[-1]) - beats
+        places = np.arange(first, last + 1e-6, STRIDE_BEATS)
+        if places[-1] < last - 1e-6:
+            places = np.append(places, last)
+    begin, end = grid.seconds_at(places), grid.seconds_at(places + beats)
+    starts, ends = (np.round(at * SAMPLE_RATE).astype(np.int64) for at in (begin, end))
+    inside = (starts >= 0) & (ends <= samples)
+    starts, lengths, places = starts[inside], (ends - starts)[inside], places[inside]
+    frames = 1 + beats * FRAMES_A_BEAT
+    return Windows(starts, lengths, np.zeros(len(starts), np.int64), frames), places

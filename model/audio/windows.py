@@ -1,13 +1,11 @@
 """Waveforms: mono float32 samples at 16 kHz, silent or not, and the windows that each get one embedding."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    pass  # FFmpeg's dozens of libraries are loaded where a file needs them
-
 
 Waveform = NDArray[np.float32]
 
@@ -24,6 +22,40 @@ SILENCE_DB = -80.0
 """Audio whose peak lies below this, dBFS, is silent: three steps of 16 bits, so dithered silence counts."""
 
 SILENCE = 10 ** (SILENCE_DB / 20)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Where the windows of one waveform lie, and how each is heard: as recorded, or in beat time and another key.
+
+    starts, lengths: int64 (n,), samples. frames: of the CQT in beat time that every window fills, however long it
+    lasts; None: clock time, where all are of one length and no key is changed. transpose: int64 (n,), semitones up.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    transpose: NDArray[np.int64]
+    frames: int | None = None
+
+    @classmethod
+    def in_clock_time(cls, starts: NDArray[np.int64], length: int) -> Windows:
+        """Of one length, samples."""
+        return cls(starts, np.full(len(starts), length, np.int64), np.zeros(len(starts), np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, which: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Windows:
+        return Windows(self.starts[which], self.lengths[which], self.transpose[which], self.frames)
+
+    @property
+    def kind(self) -> tuple[int | None, int]:
+        """What windows must have in common to be embedded in one batch."""
+        return self.frames, int(self.lengths.max(initial=0)) if self.frames is None else 0
+
+    def fit(self, samples: int) -> bool:
+        """Whether all of them lie within a waveform of so many samples."""
+        return not len(self) or bool(self.starts.min() >= 0 and (self.starts + self.lengths).max() <= samples)
 
 
 def window_starts(samples: int, window: int, stride: int) -> NDArray[np.int64]:

@@ -110,7 +110,7 @@ class Retrieval:
     async def _answer(self, query: RetrieveIn, watch: Stopwatch) -> RetrieveOut:
         index, (waveform, warnings) = await asyncio.gather(self.live.current(), self._mix(query, watch))
         for _ in range(SEARCHES):
-            found = await self._finder.find(index, waveform, query.as_filter(), query.limit, query.align, watch)
+            found = await self._finder.find(index, waveform, query.as_filter(), query.as_wish(), watch)
             stems = await self.catalog.stems_by_row([*found.places, *found.spare])
             places = {row: place for row, place in (found.places | found.spare).items() if row in stems}
             if len(places) >= query.limit or len(stems) == len(found.places) + len(found.spare):
@@ -120,23 +120,37 @@ class Retrieval:
             HitOut(
                 rank=rank,
                 score=place.score,
+                cost=place.cost,
+                speed=place.speed,
+                transpose=place.transpose,
                 start_s=place.start_s,
                 stem=StemOut.of(stems[row], self.settings.root_path),
                 windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
             )
             for rank, (row, place) in enumerate([*places.items()][: query.limit], start=1)
         ]
-        index, plan = found.index, found.plan
+        index, plan, heard = found.index, found.plan, found.heard
+        grid = heard.grids[0] if heard.grids else None
         model = self.models.of(index.fingerprint)
         return RetrieveOut(
             hits=hits,
             mix=MixOut(
                 duration_s=len(waveform) / SAMPLE_RATE,
+                tempo_bpm=None if grid is None else grid.tempo_bpm,
+                first_beat_s=None if grid is None else float(grid.beats_s[0]),
+                key=heard.key,
+                sources=heard.sources,
+                sure=heard.sure,
                 searched_from_s=plan.begin / SAMPLE_RATE,
                 searched_to_s=plan.end / SAMPLE_RATE,
                 warnings=list(warnings),
             ),
-            align=AlignOut(mode=query.align, shift_s=plan.step / SAMPLE_RATE, shifts=plan.shifts, range_s=plan.range_s),
+            align=AlignOut(
+                mode="search" if query.align == "beats" and plan.grid is None else query.align,
+                shift_s=plan.step / SAMPLE_RATE,
+                shifts=plan.shifts,
+                range_s=plan.range_s,
+            ),
             exact=found.exact,
             index=IndexOut.model_validate(index),
             model=ModelOut(fingerprint=index.fingerprint, trained=model.trained, note=note_of(model)),

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from indexer import FactSource, IndexType, Job, Kind, Stem, StemFilter, StemMetadata
 from model.audio import compatible_keys
 from model.audio.said import key_of_text
+from service.search.retrieval import Wish
 from service.text import LONGEST, BadText, said
 from service.work.sandbox import Confinement
 
@@ -153,8 +154,20 @@ class RetrieveIn(Filters):
         default_factory=list, max_length=32, description="stems of the catalog that make up the mix; not returned"
     )
     limit: int = Field(10, ge=1, le=100, description="hits wanted")
-    align: Literal["search", "grid"] = Field(
-        "search", description="search: the mix starts anywhere; grid: where the catalog's windows start"
+    align: Literal["beats", "search", "grid"] = Field(
+        "beats",
+        description="beats: stems may be played at the mix's tempo and in keys nearby; search: all as recorded, the "
+        "mix starting anywhere; grid: as recorded, the mix starting where the catalog's windows start",
+    )
+    tempo_bpm: float | None = Field(
+        None, ge=20, le=400, description="of the mix, beats a minute; none: heard", allow_inf_nan=False
+    )
+    mix_key: ShortText | None = Field(None, description="key of the mix, such as 'F# minor'; none: heard")
+    max_stretch: float = Field(
+        0.12, ge=0, le=0.5, description="how much faster or slower a stem may be played, as a share"
+    )
+    max_transpose: int = Field(
+        2, ge=0, le=6, description="semitones that a stem may be moved, up or down; drums never are"
     )
     exclude: list[ShortText] = Field(default_factory=list, max_length=1000, description="ids of stems not wanted")
     exclude_track: list[ShortText] = Field(default_factory=list, max_length=1000, description="tracks not wanted")
@@ -163,6 +176,18 @@ class RetrieveIn(Filters):
         """The filters; a stem is never an answer to itself."""
         return replace(
             super().as_filter(), exclude=(*self.exclude, *self.stem_id), exclude_tracks=tuple(self.exclude_track)
+        )
+
+
+    def as_wish(self) -> Wish:
+        """What is asked beside the stems that may be answered."""
+        return Wish(
+            limit=self.limit,
+            align=self.align,
+            tempo_bpm=self.tempo_bpm,
+            key=self.mix_key,
+            max_stretch=self.max_stretch,
+            max_transpose=self.max_transpose,
         )
 
 
@@ -269,7 +294,10 @@ class HitOut(BaseModel):
     """One answer: this stem, from this second, this well."""
 
     rank: int
-    score: float = Field(description="mean score of the windows below; higher is better")
+    score: float = Field(description="mean score of the windows below, less `cost`; higher is better")
+    cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
+    speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
+    transpose: int = Field(description="semitones that it is to be moved up")
     start_s: Seconds = Field(
         description="the second of the stem that sounds together with second 0 of the mix; "
         "negative: the stem enters that long after the mix has begun"
@@ -282,16 +310,21 @@ class MixOut(BaseModel):
     """What was searched with."""
 
     duration_s: Seconds
+    tempo_bpm: float | None = Field(description="beats a minute, half and double being the same; null: none is steady")
+    first_beat_s: Seconds | None = Field(description="where a beat falls")
+    key: str | None
+    sources: dict[str, str] = Field(description="of tempo and key: said, or heard")
+    sure: dict[str, bool] = Field(description="of what was heard: whether it is likely to be right")
     searched_from_s: Seconds
     searched_to_s: Seconds
     warnings: list[str]
 
 
 class AlignOut(BaseModel):
-    """Which delays of the mix against the catalog's grid were tried."""
+    """Which delays of the mix against the stems' windows were tried."""
 
-    mode: Literal["search", "grid"]
-    shift_s: Seconds = Field(description="step between the tried delays: as fine as the score of this mix needs")
+    mode: Literal["beats", "search", "grid"] = Field(description="search, where beats were asked and the mix has none")
+    shift_s: Seconds = Field(description="step between the tried delays; with beats half a beat")
     shifts: int = Field(description="how many were tried")
     range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
 

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,15 @@ from indexer import (
     StemMetadata,
     Upload,
 )
-from model.audio import SAMPLE_RATE, cut_windows, is_silent, window_starts
+from model.audio import SAMPLE_RATE, Windows
+from model.audio.analysis import analyse
 from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
-from service.search.retrieval import Finder
+from service.search.retrieval import Finder, Wish
 from service.settings import Settings
+from service.work.batches import cut, loud
 from service.work.device import Device
+from service.work.laying import lay, with_sibling
 from service.work.models import Models, note_of
 
 Waveform = NDArray[np.float32]
@@ -42,26 +46,28 @@ class DirectEmbedder:
         self.embedded = 0
 
     async def embed(
-        self, fingerprint: str, waveform: Waveform, starts: NDArray[np.int64], window: int, deadline_s: float
+        self, fingerprint: str, waveform: Waveform, laid: Windows, deadline_s: float
     ) -> NDArray[np.complex64]:
         """As a worker answers; nobody waits for it, so the deadline is of no account."""
-        self.embedded += len(starts)
-        embedding = np.zeros((len(starts), self._device.require(fingerprint)), np.complex64)
-        audible, embedded = await self.audible(fingerprint, waveform, starts, window)
-        embedding[audible] = embedded
+        self.embedded += len(laid)
+        embedding = np.zeros((len(laid), self._device.require(fingerprint)), np.complex64)
+        audible = loud(waveform, [laid])
+        if len(audible):
+            embedding[audible] = await self._windows(fingerprint, waveform, laid[audible])
         return embedding
 
-    async def audible(
-        self, fingerprint: str, waveform: Waveform, starts: NDArray[np.int64], window: int
+    async def stem(
+        self, fingerprint: str, waveform: Waveform, parts: tuple[Windows, ...]
     ) -> tuple[NDArray[np.int64], NDArray[np.complex64]]:
-        """Which windows are not silent, int64 (m,), and their embeddings, complex64 (m, D)."""
-        length = min(window, len(waveform))
-        sounding = [at for at, start in enumerate(starts) if not is_silent(waveform[start : start + length])]
-        audible = np.array(sounding, np.int64)
-        if not sounding:
-            return audible, np.empty((0, self._device.require(fingerprint)), np.complex64)
-        windows = cut_windows(waveform, starts[audible], length)
-        return audible, await asyncio.to_thread(self._device.embed, fingerprint, windows)
+        """Which windows of a stem are not silent, int64 (m,), and their embeddings, complex64 (m, D)."""
+        embedding = [await self.embed(fingerprint, waveform, part, 0.0) for part in parts]
+        self.embedded -= sum(map(len, parts))  # of queries alone
+        every = np.concatenate(embedding)
+        audible = np.flatnonzero(np.abs(every).any(axis=1)).astype(np.int64)
+        return audible, every[audible]
+
+    async def _windows(self, fingerprint: str, waveform: Waveform, laid: Windows) -> NDArray[np.complex64]:
+        return await asyncio.to_thread(lambda: self._device.embed(fingerprint, cut(waveform, laid)))
 
 
 class SearchedCatalog:
@@ -112,24 +118,24 @@ class SearchedCatalog:
             for name, waveform in zip(banked.stems, waveforms, strict=True)
         ]
         job, waiting = await self._catalog.add(uploads)
-        window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
-        starts = window_starts(banked.samples, window, stride)
+        analyses = [await asyncio.to_thread(analyse, waveform) for waveform in waveforms]
+        surest = max(analyses, key=lambda one: one.grid.steadiness if one.grid is not None else 0.0)
         rows: list[int] = []
-        for item, waveform in zip(job.items, waveforms, strict=True):
+        for item, waveform, analysis in zip(job.items, waveforms, analyses, strict=True):
             assert item.stem_id is not None, "nothing was rejected"
             stem = await self._catalog.stem(item.stem_id)
             rows.append(stem.row)
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
-                audible, embedding = await self.embedder.audible(self._fingerprint, waveform, starts, window)
+                if not analysis.sure.get("tempo_bpm", True) and surest.sure.get("tempo_bpm") and surest.grid is not None:
+                    analysis = with_sibling(analysis, surest.grid.beats_s)
+                laid = lay(waveform, analysis, self._settings)
+                audible, embedding = await self.embedder.stem(self._fingerprint, laid.waveform, laid.parts)
+                starts_s = np.concatenate([part.starts for part in laid.parts])[audible] / SAMPLE_RATE
                 await self._catalog.store_embeddings(
-                    stem.row, self._fingerprint, audible, starts[audible] / SAMPLE_RATE, embedding
+                    stem.row, self._fingerprint, audible, starts_s, embedding, laid.beats[audible], laid.music
                 )
         return tuple(rows)
-
-    def finder_that(self, *, drawn: float) -> Finder:
-        """Another finder over the same catalog, to be put in place of `finder`; see `Finder`."""
-        return Finder(self._settings, self._catalog, self.embedder, self._live, drawn=drawn)
 
     async def go_live(self) -> Index:
         """Build the index of what has been put in."""
@@ -141,15 +147,12 @@ class SearchedCatalog:
         self.stems = index.stems
         return index
 
-    async def find(
-        self, mix: Waveform, align: Literal["search", "grid"], limit: int
-    ) -> tuple[dict[int, Place], dict[str, float]]:
+    async def find(self, mix: Waveform, wish: Wish) -> tuple[dict[int, Place], dict[str, float]]:
         """Every stem that the search can rank, best first, by its row; and the milliseconds of each stage."""
         watch = Stopwatch(self._metrics)
-        found = await self.finder.find(
-            await self._live.current(), mix, StemFilter(), limit, align, watch, ranked=self.stems
-        )
-        return found.places | found.others, watch.done()
+        wish = replace(wish, ranked=self.stems)
+        found = await self.finder.find(await self._live.current(), mix, StemFilter(), wish, watch)
+        return found.places | found.spare | found.others, watch.done()
 
     async def _fold(self, fingerprint: str) -> HermitianFold:
         return await asyncio.to_thread(self._models.fold, fingerprint)

@@ -1,25 +1,31 @@
 """Waveforms in hand, and which of their windows go to the device as one micro-batch."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio import cut_windows, is_silent
+from indexer import StemMusic
+from model.audio import Windows, cut_windows, is_silent
+from model.cqt import BeatClips
+from model.phalar import PhalarConfig
 from service.work.jobs import QueryJob, UploadJob
+
+HOP = PhalarConfig().hop
 
 
 @dataclass(eq=False, kw_only=True)
 class Work:
-    """A waveform in hand. `windows` are the indices of those that are not silent, `starts` the first samples of all;
-    `taken` of them have gone to the device, `embedding` grows in their order."""
+    """A waveform in hand. `parts`: its windows, those of one kind after the other. `windows` are the indices, over all
+    parts, of those that are not silent; `taken` of them have gone to the device, `embedding` grows in their order."""
 
     job: UploadJob | QueryJob
     waveform: NDArray[np.float32]
-    starts: NDArray[np.int64]
+    parts: tuple[Windows, ...]
     windows: NDArray[np.int64]
-    length: int
     taken: int = 0
     embedding: list[NDArray[np.complex64]] = field(default_factory=list)
 
@@ -32,9 +38,48 @@ class Work:
     def complete(self) -> bool:
         return sum(map(len, self.embedding)) == len(self.windows)
 
-    def cut(self, start: int, end: int) -> NDArray[np.float32]:
-        """Windows start to end of those that are not silent, float32 (end - start, length)."""
-        return cut_windows(self.waveform, self.starts[self.windows[start:end]], self.length)
+    @property
+    def kind(self) -> tuple[str, tuple[int | None, int]]:
+        """Of the next window: what those of one batch have in common."""
+        part, _ = self._part_of(self.taken)
+        return self.job.fingerprint, self.parts[part].kind
+
+    @property
+    def alike(self) -> int:
+        """How many of the next windows are of that kind."""
+        part, begin = self._part_of(self.taken)
+        return int(np.searchsorted(self.windows, begin + len(self.parts[part]))) - self.taken
+
+    def cut(self, start: int, end: int) -> Clips:
+        """Windows start to end of those that are not silent, all of one kind."""
+        part, begin = self._part_of(start)
+        return cut(self.waveform, self.parts[part][self.windows[start:end] - begin])
+
+    def _part_of(self, at: int) -> tuple[int, int]:
+        """The part of a window that is not silent, and the index of that part's first window."""
+        begin = 0
+        for number, part in enumerate(self.parts):
+            if self.windows[at] < begin + len(part):
+                break
+            begin += len(part)
+        return number, begin
+
+
+Clips = NDArray[np.float32] | BeatClips
+"""What a device embeds at once: float32 (n, samples) as recorded, or clips in beat time."""
+
+
+def cut(waveform: NDArray[np.float32], laid: Windows) -> Clips:
+    """Windows of a waveform, at least one."""
+    if laid.frames is None:
+        return cut_windows(waveform, laid.starts, int(laid.lengths[0]))
+    return BeatClips.cut(waveform, laid, HOP)
+
+
+def joined(clips: Sequence[Clips]) -> Clips:
+    """All of them; all of one kind."""
+    in_beat_time = [some for some in clips if isinstance(some, BeatClips)]
+    return BeatClips.joined(in_beat_time) if in_beat_time else np.concatenate([c for c in clips if isinstance(c, np.ndarray)])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -43,6 +88,8 @@ class StemWork(Work):
 
     job: UploadJob
     row: int
+    beats: NDArray[np.float64]  # where each window begins on the stem's grid; NaN in clock time
+    music: StemMusic
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,19 +121,19 @@ def share_out(works: Sequence[Work], limit: int) -> Batch:
     """Choose the next micro-batch, and count its windows as taken.
 
     Args:
-        works: with windows left, at least one; the batch is of the first one's model and length.
+        works: with windows left, at least one; the batch is of the first one's model and kind of window.
         limit: most windows in the batch.
 
     Returns:
         (work, start, end) of its windows that are not silent. Works get even shares, and what one cannot use goes to
         the others, so that a long one does not keep short ones waiting.
     """
-    kind = (works[0].job.fingerprint, works[0].length)
-    alike = [work for work in works if (work.job.fingerprint, work.length) == kind]
-    alike.sort(key=lambda work: work.left)
+    kind = works[0].kind
+    alike = [work for work in works if work.kind == kind]
+    alike.sort(key=lambda work: work.alike)
     batch: Batch = []
     for position, work in enumerate(alike):
-        share = min(-(-limit // (len(alike) - position)), work.left)
+        share = min(-(-limit // (len(alike) - position)), work.alike)
         if share > 0:
             batch.append((work, work.taken, work.taken + share))
             work.taken += share
@@ -94,9 +141,16 @@ def share_out(works: Sequence[Work], limit: int) -> Batch:
     return batch
 
 
-def loud(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Indices of the windows that are not silent, int64. Raises ValueError where a window leaves the waveform."""
-    if len(starts) and not (starts.min() >= 0 and starts.max() + length <= len(waveform)):
-        raise ValueError(f"windows of {length} samples leave a waveform of {len(waveform)}")
-    loud = [index for index, start in enumerate(starts) if not is_silent(waveform[start : start + length])]
-    return np.array(loud, np.int64)
+def loud(waveform: NDArray[np.float32], parts: Sequence[Windows]) -> NDArray[np.int64]:
+    """Indices of the windows that are not silent, int64, over all parts. Raises ValueError where a window leaves the
+    waveform."""
+    silent: dict[tuple[int, int], bool] = {}  # a query has its windows in several keys
+    found: list[bool] = []
+    for part in parts:
+        if not part.fit(len(waveform)):
+            raise ValueError(f"a window leaves a waveform of {len(waveform)} samples")
+        for span in zip(part.starts.tolist(), (part.starts + part.lengths).tolist(), strict=True):
+            if span not in silent:
+                silent[span] = is_silent(waveform[slice(*span)])
+            found.append(not silent[span])
+    return np.flatnonzero(found).astype(np.int64)

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from model.audio import SAMPLE_RATE
 from model.checkpoints import CheckpointError, load_phalar
+from model.cqt import BeatClips
 from model.device import facts_of, open_device
 from model.phalar import Phalar
 from service.settings import Settings
+from service.work.batches import Clips
 from service.work.models import configured_model
 
 log = logging.getLogger("phalar.worker")
@@ -60,8 +62,8 @@ class Device:
                 model.fingerprint, np.full((self.batch_limit, round(settings.window_s * SAMPLE_RATE)), 0.1, "f4")
             )
 
-    def embed(self, fingerprint: str, windows: NDArray[np.float32]) -> NDArray[np.complex64]:
-        """Embed windows of one length, float32 (n, samples), with the model of this fingerprint.
+    def embed(self, fingerprint: str, clips: Clips) -> NDArray[np.complex64]:
+        """Embed windows with the model of this fingerprint.
 
         Where memory does not suffice the batch is halved, now and from now on.
 
@@ -71,10 +73,11 @@ class Device:
         model = self._model(fingerprint)
         done: list[NDArray[np.complex64]] = []
         start = 0
-        while start < len(windows):
-            part = windows[start : start + self.batch_limit]
+        while start < len(clips):
+            part = clips[start : start + self.batch_limit]
             try:
-                embedding = model.embed(part).cpu().numpy()
+                embed = model.embed_in_beat_time if isinstance(part, BeatClips) else model.embed
+                embedding = embed(part).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(part) == 1:
                     self._require_answer(model, error)

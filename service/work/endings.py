@@ -35,7 +35,7 @@ class Endings:
         """Answer a query: complex64 (windows, dimension), zeros where a window is silent."""
         assert isinstance(work, QueryWork)
         found = np.concatenate(work.embedding)
-        embedding = np.zeros((len(work.starts), found.shape[1]), np.complex64)
+        embedding = np.zeros((len(work.job.laid), found.shape[1]), np.complex64)
         embedding[work.windows] = found
         self._figures.queries += 1
         await self.settle(self._queue.reply(work.job, embedding))
@@ -43,12 +43,15 @@ class Endings:
     async def store(self, work: StemWork) -> None:
         """Store a stem's embeddings; what cannot be stored stays queued."""
         job = work.job
-        starts_s = work.starts[work.windows].astype(np.float64) / SAMPLE_RATE
+        starts = np.concatenate([part.starts for part in work.parts])[work.windows]
+        starts_s, beats = starts.astype(np.float64) / SAMPLE_RATE, work.beats[work.windows]
         embedding = np.concatenate(work.embedding)
         try:
             with self._figures.timed("store"):
                 kept = await self.persist(
-                    lambda: self._catalog.store_embeddings(work.row, job.fingerprint, work.windows, starts_s, embedding)
+                    lambda: self._catalog.store_embeddings(
+                        work.row, job.fingerprint, work.windows, starts_s, embedding, beats, work.music
+                    )
                 )
             self._figures.stems += 1
             if not kept:

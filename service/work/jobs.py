@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.audio import Windows
+
 Kind = Literal["uploads", "queries"]
 
 
@@ -48,16 +50,14 @@ class UploadJob:
 class QueryJob:
     """Embed windows of one waveform and send them back.
 
-    `waveform` float32 (samples,) at 16 kHz; `starts` int64 (q,), samples; `window` samples; `expires` in the
-    seconds of this machine's monotonic clock.
+    `waveform` float32 (samples,) at 16 kHz; `expires` in the seconds of this machine's monotonic clock.
     """
 
     entry: str
     reply_to: str
     fingerprint: str
     waveform: NDArray[np.float32]
-    starts: NDArray[np.int64]
-    window: int
+    laid: Windows
     expires: float
     deliveries: int = 1
 

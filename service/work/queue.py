@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
+from model.audio import Windows
 from service.settings import Settings
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Kind, QueueError
 from service.work.streams import connect
@@ -93,15 +94,14 @@ class Queue(Taking):
         await self._add("uploads", {"stem_id": stem_id, "fingerprint": fingerprint})
 
     async def embed(
-        self, fingerprint: str, waveform: NDArray[np.float32], starts: NDArray[np.int64], window: int, deadline_s: float
+        self, fingerprint: str, waveform: NDArray[np.float32], laid: Windows, deadline_s: float
     ) -> NDArray[np.complex64]:
         """Have a worker embed windows of a waveform, before all uploads.
 
         Args:
             fingerprint: the model that must embed.
             waveform: float32 (samples,), 16 kHz; sent once, however many windows overlap in it.
-            starts: int64 (q,), first samples of the windows.
-            window: samples per window.
+            laid: q windows of it.
             deadline_s: seconds from now after which nobody wants the answer; a worker drops the job then.
 
         Returns:
@@ -115,9 +115,9 @@ class Queue(Taking):
         fields: dict[str, str | int | bytes] = {
             "reply_to": reply_to,
             "fingerprint": fingerprint,
-            "window": window,
             "waveform": np.ascontiguousarray(waveform, dtype="<f4").tobytes(),
-            "starts": np.ascontiguousarray(starts, dtype="<i8").tobytes(),
+            "windows": np.stack([laid.starts, laid.lengths, laid.transpose]).astype("<i8").tobytes(),
+            "frames": laid.frames or 0,
         }
         entry: str | None = None
         try:
@@ -131,7 +131,7 @@ class Queue(Taking):
                 popped = await self._call(self._redis.blpop, [reply_to], timeout=block)
                 if popped is not None:
                     entry = None  # the worker has deleted it together with its reply
-                    return _parse_reply(popped[1], fingerprint, len(starts))
+                    return _parse_reply(popped[1], fingerprint, len(laid))
                 if not await self._call(self._known, keys=[self._streams["queries"], reply_to], args=[entry]):
                     log.warning("the queue lost a query, submitting it again")
                     entry = None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.audio import Windows
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Kind, Poisoned, QueryJob, UploadJob
 from service.work.streams import GROUP, Streams
 
@@ -194,8 +195,7 @@ class Taking(Streams):
                         fields[b"reply_to"].decode(),
                         fields[b"fingerprint"].decode(),
                         np.frombuffer(fields[b"waveform"], "<f4").astype(np.float32),
-                        np.frombuffer(fields[b"starts"], "<i8").astype(np.int64),
-                        int(fields[b"window"]),
+                        _laid(fields),
                         time.monotonic() + (int(fields[b"ttl_ms"]) - age_ms) / 1000,
                         deliveries,
                     )
@@ -241,3 +241,13 @@ class Taking(Streams):
         self._in_hand[job.kind].pop(job.entry, None)
         if self._alone == job.entry:
             self._alone = None
+
+
+def _laid(fields: Mapping[bytes, bytes]) -> Windows:
+    """The windows that `Queue.embed` wrote down."""
+    starts, lengths, transpose = np.frombuffer(fields[b"windows"], "<i8").astype(np.int64).reshape(3, -1)
+    frames = int(fields[b"frames"])
+    laid = Windows(starts, lengths, transpose, frames or None)
+    if frames == 0 and len(np.unique(lengths)) > 1:
+        raise ValueError("windows in clock time are of one length")
+    return laid

@@ -21,17 +21,19 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer import Catalog
-from model.audio import SAMPLE_RATE, AudioError, window_starts
+from indexer import Catalog, StemJob
+from model.audio import SAMPLE_RATE, AudioError
+from model.audio.analysis import analyse
 from model.device import facts_of
 from service.metrics import Figures
 from service.settings import Settings
-from service.work.batches import Batch, QueryWork, StemWork, Work, loud, share_out, upload_limit
+from service.work.batches import Batch, QueryWork, StemWork, Work, joined, loud, share_out, upload_limit
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecodeLimits, DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
 from service.work.endings import Endings
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
+from service.work.laying import lay, said_of, with_sibling
 from service.work.queue import Queue, consumer_name, open_queue
 from service.work.streams import QueueUnavailable
 from service.work.uploads import UPLOAD_NICE, Decoder
@@ -175,7 +177,7 @@ class Worker:
     @property
     def _windows_asked(self) -> int:
         """Windows of queries in hand that the device has not been given."""
-        return sum(len(job.starts) for job in self._checking) + sum(work.left for work in self._queries)
+        return sum(len(job.laid) for job in self._checking) + sum(work.left for work in self._queries)
 
     def _accept(self, job: Job) -> None:
         if isinstance(job, QueryJob):
@@ -221,7 +223,7 @@ class Worker:
                 await self._done(job)
                 return
             await self._in_thread(lambda: self._on_device.require(job.fingerprint))
-            work = await self._decode(job, stem.row, stem.sha256)
+            work = await self._decode(job, stem)
         except (AudioError, BlobMissing) as error:
             await self._fail(job, self._describe(error))
         except UnknownModel as error:
@@ -245,22 +247,33 @@ class Worker:
             return False
         return state != "ready" or await self._persist(lambda: self._catalog.embeddings_exist(row, fingerprint))
 
-    async def _decode(self, job: UploadJob, row: int, sha256: str) -> StemWork:
+    async def _decode(self, job: UploadJob, stem: StemJob) -> StemWork:
         async with self._decoding:
             async with self._samples_freed:
                 # What is decoded and waits may be as much as one longest clip, before another is begun.
                 most = self._settings.max_clip_s * SAMPLE_RATE
                 await self._samples_freed.wait_for(lambda: self._samples_held < most)
             with self.figures.timed("decode"):
-                waveform = await self._queue.handed_over(sha256)
+                waveform = await self._queue.handed_over(stem.sha256)
                 if waveform is None:
-                    waveform = await self._decode_blob(job, sha256)
-            window, stride = (round(s * SAMPLE_RATE) for s in (self._settings.window_s, self._settings.stride_s))
-            length = min(window, len(waveform))
-            starts = window_starts(len(waveform), window, stride)
-            windows = await asyncio.to_thread(loud, waveform, starts, length)
-            self._samples_held += len(waveform)
-        return StemWork(job=job, row=row, waveform=waveform, starts=starts, windows=windows, length=length)
+                    waveform = await self._decode_blob(job, stem.sha256)
+            with self.figures.timed("analyse"):
+                analysis = await asyncio.to_thread(analyse, waveform, said_of(stem))
+                if not analysis.sure.get("tempo_bpm", True):
+                    beats_s = await self._persist(lambda: self._catalog.sibling_grid(stem.row))
+                    analysis = analysis if beats_s is None else with_sibling(analysis, beats_s)
+            laid = await asyncio.to_thread(lay, waveform, analysis, self._settings)
+            windows = await asyncio.to_thread(loud, laid.waveform, laid.parts)
+            self._samples_held += len(laid.waveform)
+        return StemWork(
+            job=job,
+            row=stem.row,
+            waveform=laid.waveform,
+            parts=laid.parts,
+            windows=windows,
+            beats=laid.beats,
+            music=laid.music,
+        )
 
     async def _decode_blob(self, job: UploadJob, sha256: str) -> NDArray[np.float32]:
         async with self._blobs.fetch(sha256) as path:
@@ -273,16 +286,15 @@ class Worker:
     async def _check(self, job: QueryJob) -> None:
         """Place a query's windows; every way out leaves it answered or its windows with the device."""
         try:
-            length = min(job.window, len(job.waveform))
-            windows = await asyncio.to_thread(loud, job.waveform, job.starts, length)
+            windows = await asyncio.to_thread(loud, job.waveform, [job.laid])
             if len(windows):
-                work = QueryWork(job=job, waveform=job.waveform, starts=job.starts, windows=windows, length=length)
+                work = QueryWork(job=job, waveform=job.waveform, parts=(job.laid,), windows=windows)
                 self._queries.append(work)
                 self._wake.set()
             else:
                 dimension = await self._in_thread(lambda: self._on_device.require(job.fingerprint))
                 self.figures.queries += 1
-                await self._settle(self._queue.reply(job, np.zeros((len(job.starts), dimension), np.complex64)))
+                await self._settle(self._queue.reply(job, np.zeros((len(job.laid), dimension), np.complex64)))
         except Exception as error:
             await self._fail_query(job, error)
         finally:
@@ -354,8 +366,8 @@ class Worker:
 
     async def _embed(self, batch: Batch) -> NDArray[np.complex64]:
         def embed() -> NDArray[np.complex64]:
-            cut = np.concatenate([work.cut(start, end) for work, start, end in batch])
-            return self._on_device.embed(batch[0][0].job.fingerprint, cut)
+            clips = joined([work.cut(start, end) for work, start, end in batch])
+            return self._on_device.embed(batch[0][0].job.fingerprint, clips)
 
         with self.figures.timed("embed"):
             embedding = await self._in_thread(embed)
