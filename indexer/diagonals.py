@@ -77,6 +77,8 @@ class Place:
     # (displacement of the mix's windows in seconds, score there) around the place, ascending, itself at 0 included.
     # A neighbour's score is the place's plus the mean change over the pairs that both have.
     curve: tuple[tuple[float, float], ...]
+    speed: float = 1.0  # how many times faster the stem is played
+    transpose: int = 0  # semitones up
 
     @property
     def promise(self) -> float:

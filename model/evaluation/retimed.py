@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio import SAMPLE_RATE, Waveform
+from model.audio import Waveform
 from model.audio.grid import Grid, folded
 from model.audio.harmony import key_name, tonic_of
 from model.evaluation.retrieval import draw_rng
+from model.evaluation.stretch import played
 from model.training.stems import BankedTrack, StemBank
 
 SPEEDS = (1.04, 1.12)
-"""How many times faster a track is played, or how many times slower: nothing for a listener, all for a bare search."""
+"""How many times faster a track is played, or how many times slower."""
 
 SEMITONES = (-2, -1, 1, 2)
 
@@ -83,35 +84,6 @@ class RetimedBank:
     def _semitones(self, track: int) -> list[int]:
         """By stem: how far it is transposed."""
         return [self.transpose[track] if pitched else 0 for pitched in self.tracks[track].pitched]
-
-
-def played(waveform: Waveform, samples: int, semitones: int) -> Waveform:
-    """A waveform as if it were played in another time and key, by Signalsmith's stretch; its beginning stays in place.
-
-    Args:
-        waveform: float32 (n,), 16 kHz.
-        samples: how long it shall be; n / samples is how many times faster it is played.
-        semitones: up, or down where negative.
-
-    Returns:
-        float32 (samples,). Onsets lie within 2 ms of where the speed puts them.
-
-    Raises:
-        ModuleNotFoundError: python-stretch is not installed.
-    """
-    try:
-        from python_stretch import Signalsmith
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "another tempo needs python-stretch: pip install 'phalar-retrieval[evaluation]'"
-        ) from error
-    stretch = Signalsmith.Stretch()
-    stretch.preset(1, SAMPLE_RATE)
-    stretch.setTransposeSemitones(float(semitones))
-    stretch.timeFactor = len(waveform) / samples
-    given = np.ascontiguousarray(waveform, np.float32)[None]  # it reads any other layout as silence
-    answered: NDArray[np.float32] = np.asarray(stretch.process(given))[0, :samples]
-    return np.pad(answered, (0, samples - len(answered)))
 
 
 def _draw(seed: int, name: str) -> tuple[float, int]:
