@@ -32,6 +32,6 @@ def played(waveform: Waveform, samples: int, semitones: float) -> Waveform:
     stretch.preset(1, SAMPLE_RATE)
     stretch.setTransposeSemitones(semitones)
     stretch.timeFactor = len(waveform) / samples
-    given = np.ascontiguousarray(waveform, np.float32)[None]  # it reads any other layout as silence
+    given = np.array(waveform, np.float32, order="C", ndmin=2)  # it misreads views, and refuses what is read-only
     answered: NDArray[np.float32] = np.asarray(stretch.process(given))[0, :samples]
     return np.pad(answered, (0, samples - len(answered)))

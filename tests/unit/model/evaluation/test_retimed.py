@@ -56,9 +56,10 @@ def test_a_retimed_waveform_is_exactly_as_long_as_asked_for(given_samples: int, 
     assert wave.any()
 
 
-def test_a_view_that_is_not_contiguous_is_heard_as_its_copy() -> None:
+def test_a_view_is_heard_as_its_copy() -> None:
     both = np.random.default_rng(0).normal(0, 0.1, (SAMPLE_RATE * 2, 2)).astype(np.float32)
     view = both[:, 0]
+    view.flags.writeable = False
     assert not view.flags.c_contiguous
     heard = played(view, 30_000, 2)
     assert heard.any()
