@@ -6,13 +6,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from model.audio import SAMPLE_RATE
 from model.cqt import BeatClips, ScaledCQT
+from model.evaluation.stretch import played
 from model.phalar import PhalarConfig
 from model.training.variants import load_trained
 
@@ -52,29 +50,16 @@ def embed_in_beat_time(system: System, clips: BeatClips) -> Tensor:
 
 
 def stretched(clips: BeatClips) -> Tensor:
-    """The clips' audio in beat time, by Signalsmith's stretch: float32 (n, samples).
+    """The clips' audio in beat time, see `played`: float32 (n, samples).
 
     Raises:
         ModuleNotFoundError: python-stretch is not installed.
     """
-    try:
-        from python_stretch import Signalsmith
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "beat time needs python-stretch: pip install 'phalar-retrieval[evaluation]'"
-        ) from error
-    hop = PhalarConfig().hop
-    wanted = (clips.places.shape[1] - 1) * hop
-    rows = []
-    for waveform, samples, semitones in zip(clips.waveforms, clips.samples, clips.transpose, strict=True):
-        stretch = Signalsmith.Stretch()
-        stretch.preset(1, SAMPLE_RATE)
-        stretch.setTransposeSemitones(float(semitones))
-        stretch.timeFactor = float(samples) / wanted
-        played: NDArray[np.float32] = np.asarray(stretch.process(waveform[: int(samples)].cpu().numpy()[None].copy()))[
-            0
-        ]
-        rows.append(torch.nn.functional.pad(torch.from_numpy(played[:wanted]), (0, max(0, wanted - len(played)))))
+    wanted = (clips.places.shape[1] - 1) * PhalarConfig().hop
+    rows = [
+        torch.from_numpy(played(waveform[: int(samples)].cpu().numpy(), wanted, float(semitones)))
+        for waveform, samples, semitones in zip(clips.waveforms, clips.samples, clips.transpose, strict=True)
+    ]
     return torch.stack(rows).to(clips.waveforms.device)
 
 

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 class Asked(StrEnum):
     """How the mixes are aligned."""
 
+    beats = "beats"
     search = "search"
     grid = "grid"
-    both = "both"
+    every = "all"
 
 
-ROW_NAMES = {"search": "search", "grid": "grid", "grid_on_grid": "grid, cut on it"}
+ROW_NAMES = {"beats": "beats", "search": "search", "grid": "grid", "grid_on_grid": "grid, cut on it"}
 AMONG_NAMES = {
     "other_tracks": "Rank of the missing stem among the stems of all other tracks",
     "not_in_mix": "The same among all stems that are not in the mix",
@@ -51,9 +52,16 @@ def catalog(
     ] = 8.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
     align: Annotated[
-        Asked, typer.Option(help="search: a mix starts anywhere; grid: where windows do; both: beside each other.")
-    ] = Asked.both,
+        Asked,
+        typer.Option(help="beats: in beat time; search: as recorded, from anywhere; grid: where windows start; or all."),
+    ] = Asked.every,
     submix: Annotated[bool, typer.Option(help="Mix a random part of the other stems, not all.")] = False,
+    retimed: Annotated[
+        bool,
+        typer.Option(
+            help="The catalog holds every track 4 to 12 % faster or slower, 1 or 2 semitones higher or lower."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
@@ -65,22 +73,26 @@ def catalog(
 ) -> None:
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
 
-    Embedding dominates: a query with --align search costs about as much as the windows of ten minutes of stems.
+    Embedding dominates: a query with --align beats or search costs about as much as the windows of ten minutes of stems.
+    With --retimed, mixes are as recorded; stretched stems are kept in the cache. It needs the extra `evaluation`.
 
-    Example: phalar evaluate catalog --stems ~/stems --queries 20
+    Example: phalar evaluate catalog --stems ~/stems --queries 20 --retimed
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
     waiting_threads_sleep()
     from model.checkpoints import CheckpointError
+    from model.evaluation.retimed import RetimedBank
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
 
-    bank = open_bank(stems, cache or default_cache(), jobs)
+    cache = cache or default_cache()
+    bank = open_bank(stems, cache, jobs)
     chosen = choose_tracks(bank, split.value, tracks, seed)
-    rows = tuple(row for row in ROWS if align is Asked.both or row.startswith(align.value))
+    rows = tuple(row for row in ROWS if align is Asked.every or row.startswith(align.value))
     settings = CatalogSettings(queries=queries, seconds=seconds, seed=seed, rows=rows, submix=submix)
+    held = RetimedBank(bank, cache / "retimed") if retimed else None
     with _Progress() as progress:
         try:
-            result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report)
+            result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report, held)
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
@@ -110,17 +122,21 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
         tables[-1].add_row(
             "chance", *chances, f"{first['median_rank']['chance']:g}", f"{first['mean_reciprocal_rank']['chance']:.3f}"
         )
+    judged = ("speed", "key") if answer["retimed"] else ()
     tables.append(
         _table(
             "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too",
-            *("align", "found", "median ms", "in 20 ms", "in 100 ms", "on a beat", "chance", "s a query"),
+            *("align", "found", "median ms", "in 20 ms", "in 100 ms", "on a beat", "chance", *judged, "s a query"),
         )
     )
     for row, measured in answer["rows"].items():
         place, took_s = measured["place"], measured["median_ms"]["total"] / 1000
         cells = [_both(place, "median_ms", "{:.0f}")]
         cells += [_both(place, f"within_{ms}_ms", "{:.0%}") for ms in (20, 100)]
-        cells += ["" if (share := place["in_time"][name]) is None else f"{share:.0%}" for name in ("share", "chance")]
+        shares = [place["in_time"][name] for name in ("share", "chance")]
+        if answer["retimed"]:
+            shares += [measured[name]["right"] for name in ("speed", "transpose")]
+        cells += ["" if share is None else f"{share:.0%}" for share in shares]
         tables[-1].add_row(ROW_NAMES[row], str(place["found"]), *cells, f"{took_s:.2f}")
     return tables
 

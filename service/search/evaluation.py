@@ -1,13 +1,15 @@
 """`phalar evaluate catalog`: one stem is missing from a mix; does the search find it among all stems, and its place?
 
 The product's own measure. Every stem of every track goes into one catalog; a query is the sum of a track's other stems,
-cut where the missing one sounds. Models, catalog, index, search and refinement are the service's own, in a folder that
-is thrown away; only HTTP, the queue and the decoder are left out.
+cut where the missing one sounds. The catalog may hold all of them at another tempo and in another key than that mix.
+Models, catalog, index, search and refinement are the service's own, in a folder that is thrown away; only HTTP, the
+queue and the decoder are left out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,23 +19,29 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer import Place
 from model.audio import MIN_SECONDS, SAMPLE_RATE
 from model.checkpoints import Heard, heard_of, piece_of
 from model.evaluation.beats import heard_beats, off_the_beat_s
+from model.evaluation.retimed import RetimedBank
 from model.evaluation.retrieval import mean_with_interval
 from model.training.stems import StemBank
 from model.training.tracks import split_of
 from service.search.in_process import SearchedCatalog
+from service.search.mix import Align
+from service.search.retrieval import Wish
 from service.settings import Settings
 
 Waveform = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
 
-Row = Literal["search", "grid", "grid_on_grid"]
+Row = Literal["beats", "search", "grid", "grid_on_grid"]
 ROWS: tuple[Row, ...] = get_args(Row)
-"""What is asked: a mix cut anywhere with align=search, and with align=grid; and with align=grid a mix cut where windows
-of the catalog start, for which alone that is meant."""
+"""What is asked: a mix cut anywhere with align=beats, search and grid; and with align=grid a mix cut where windows of
+the catalog start, for which alone that is meant."""
+
+_ALIGN: dict[Row, Align] = {"beats": "beats", "search": "search", "grid": "grid", "grid_on_grid": "grid"}
 
 Among = Literal["other_tracks", "not_in_mix", "all"]
 AMONG: tuple[Among, ...] = get_args(Among)
@@ -44,6 +52,7 @@ TOP = (1, 5, 10)
 FOUND_WITHIN = max(TOP)  # ranks among the stems of other tracks at which the place of a stem is judged
 WITHIN_MS = (20, 100)
 IN_TIME_MS = 40
+SAME_SPEED = 0.005  # as a share; half and double are one
 FEWEST_BEATS = 8  # in fewer no tempo is heard
 TRIES = 10  # places of a track that are tried for one query
 
@@ -96,16 +105,25 @@ class Query:
 
 
 @dataclass(frozen=True)
+class JudgedPlace:
+    """How right the place is at which the missing stem was found."""
+
+    error_ms: float
+    alike_ms: float  # the same, a place where the stem sounds the same being as right
+    off_beat_ms: float | None  # from lying whole beats beside the right place; None: no beat was heard
+    beat_ms: float | None
+    speed_right: bool
+    transpose_right: bool | None  # None: it plays no notes
+
+
+@dataclass(frozen=True)
 class Answer:
     """What came of one query in one row."""
 
     ranks: dict[Among, int]
     candidates: dict[Among, int]  # how many stems were ranked, the missing one among them
     ranked: bool  # False: the search did not name the stem at all, and it counts as the last
-    error_ms: float | None  # of the place; None: not found
-    alike_ms: float | None  # the same, a place where the stem sounds the same being as right
-    off_beat_ms: float | None  # from lying whole beats beside the right place; None: not found, or no beat was heard
-    beat_ms: float | None
+    place: JudgedPlace | None  # None: not found
     took_ms: dict[str, float]  # by stage
 
 
@@ -117,6 +135,7 @@ class CatalogResult:
     model: dict[str, Any]
     heard: Heard
     catalog: dict[str, int]
+    retimed: bool
     tracks_asked: int
     rows: dict[Row, dict[str, Any]]
 
@@ -126,6 +145,7 @@ class CatalogResult:
             "model": self.model,
             "heard": self.heard.tracks,
             "catalog": self.catalog,
+            "retimed": self.retimed,
             "tracks_asked": self.tracks_asked,
             **{name: value for name, value in asdict(self.settings).items() if name != "rows"},
             "rows": self.rows,
@@ -139,6 +159,7 @@ def evaluate_catalog(
     checkpoint: Path | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    retimed: RetimedBank | None = None,
 ) -> CatalogResult:
     """Put the tracks into a catalog, take stems out of mixes, and ask for them.
 
@@ -148,6 +169,9 @@ def evaluate_catalog(
         settings: None: the defaults.
         checkpoint: None: the one that the service would load.
         device: a torch device.
+        progress: see `Progress`.
+        retimed: the bank at other tempi and in other keys; then the catalog holds these, and mixes are as recorded.
+            None: it holds what is asked for as it was recorded.
 
     Returns:
         Ranks and places, with the chance of each; shares and the mean reciprocal rank have 95 % intervals, by a
@@ -165,11 +189,17 @@ def evaluate_catalog(
         given |= {"database_url": None, "blob_url": None, "redis_url": None, "checkpoints": None}
         if checkpoint is None:
             del given["checkpoint"]
-        return asyncio.run(_evaluate(bank, tracks, settings or CatalogSettings(), Settings(**given), progress))
+        wanted = settings or CatalogSettings()
+        return asyncio.run(_evaluate(bank, tracks, retimed or bank, wanted, Settings(**given), progress))
 
 
 async def _evaluate(
-    bank: StemBank, tracks: Sequence[int], settings: CatalogSettings, service: Settings, progress: Progress | None
+    bank: StemBank,
+    tracks: Sequence[int],
+    held: StemBank | RetimedBank,
+    settings: CatalogSettings,
+    service: Settings,
+    progress: Progress | None,
 ) -> CatalogResult:
     def report(what: str, done: int, total: int) -> None:
         if progress is not None:
@@ -178,7 +208,7 @@ async def _evaluate(
     async with SearchedCatalog.open(service) as installed:
         rows: dict[int, tuple[int, ...]] = {}
         for done, track in enumerate(tracks, start=1):
-            rows[track] = await installed.add(bank, track)
+            rows[track] = await installed.add(held, track)
             report("tracks embedded", done, len(tracks))
         index = await installed.go_live()
         queries = draw_queries(bank, rows, settings, round(service.stride_s * SAMPLE_RATE))
@@ -186,13 +216,14 @@ async def _evaluate(
         answers: dict[Row, list[Answer]] = {row: [] for row in settings.rows}
         for done, query in enumerate(queries, start=1):
             for row in settings.rows:
-                answers[row].append(await _ask(installed, bank, rows, query, row, settings.seconds))
+                answers[row].append(await _ask(installed, bank, held, rows, query, row, settings.seconds))
             report("queries asked", done, len(queries))
         return CatalogResult(
             settings=settings,
             model=installed.model,
             heard=heard_of(installed.notes, (bank.tracks[track].name for track in tracks)),
             catalog={"tracks": len(tracks), "stems": index.stems, "windows": index.windows},
+            retimed=held is not bank,
             tracks_asked=len({query.track for query in queries}),
             rows={row: figures(answers[row], pieces, settings.seed) for row in settings.rows},
         )
@@ -259,6 +290,7 @@ def _draw_query(
 async def _ask(
     installed: SearchedCatalog,
     bank: StemBank,
+    held: StemBank | RetimedBank,
     rows: Mapping[int, tuple[int, ...]],
     query: Query,
     row: Row,
@@ -280,25 +312,17 @@ async def _ask(
         "not_in_mix": {own[stem] for stem in query.mixed},
         "all": set(),
     }
-    places, took_ms = await installed.find(
-        mix, "search" if row == "search" else "grid", limit=FOUND_WITHIN + len(of_piece)
-    )
+    wish = Wish(limit=FOUND_WITHIN + len(of_piece), align=_ALIGN[row])
+    places, took_ms = await installed.find(mix, wish)
     ranks = {among: rank_among(list(places), missing, left_out[among], installed.stems) for among in AMONG}
-    error_ms = alike_ms = off_beat_ms = beat_ms = None
+    place = None
     if missing in places and ranks["other_tracks"] <= FOUND_WITHIN:
-        found_s = places[missing].start_s
-        error_ms, alike_ms = place_errors_ms(stems[query.missing], start, length, found_s)
-        beats_s = await asyncio.to_thread(heard_beats, stems.sum(axis=0))
-        if len(beats_s) >= FEWEST_BEATS:
-            off_beat_ms, beat_ms = (1000 * s for s in off_the_beat_s(beats_s, start / SAMPLE_RATE, found_s))
+        place = await asyncio.to_thread(judge_place, bank, held, query, start, length, places[missing])
     return Answer(
         ranks=ranks,
         candidates={among: installed.stems - len(left_out[among]) for among in AMONG},
         ranked=missing in places,
-        error_ms=error_ms,
-        alike_ms=alike_ms,
-        off_beat_ms=off_beat_ms,
-        beat_ms=beat_ms,
+        place=place,
         took_ms=took_ms,
     )
 
@@ -307,6 +331,44 @@ def rank_among(order: Sequence[int], row: int, left_out: set[int], stems: int) -
     """The rank of a stem, counted from 1 and without those left out; the last one where the order lacks it."""
     ahead = [other for other in order if other not in left_out]
     return ahead.index(row) + 1 if row in ahead else stems - len(left_out)
+
+
+def judge_place(
+    bank: StemBank, held: StemBank | RetimedBank, query: Query, start: int, length: int, place: Place
+) -> JudgedPlace:
+    """How right a place is that a search found for the missing stem of a query.
+
+    Args:
+        bank: that the mix was cut from.
+        held: that the catalog holds, with the same tracks.
+        query: the track, and the stem.
+        start, length: of the mix, samples of the bank's track.
+        place: in the stem as the catalog holds it, whose seconds all figures are told in.
+    """
+    speed, transpose = 1.0, 0
+    if isinstance(held, RetimedBank):
+        speed, transpose = held.speed[query.track], held.transpose[query.track]
+    stem, right = held.waveforms(query.track)[query.missing], start / speed
+    error_ms, alike_ms = place_errors_ms(stem, round(right), round(length / speed), place.start_s)
+    off_beat_ms = beat_ms = None
+    beats_s = heard_beats(bank.waveforms(query.track).sum(axis=0)) / speed
+    if len(beats_s) >= FEWEST_BEATS:
+        off_beat_ms, beat_ms = (1000 * s for s in off_the_beat_s(beats_s, right / SAMPLE_RATE, place.start_s))
+    pitched = bank.tracks[query.track].pitched[query.missing]
+    return JudgedPlace(
+        error_ms=error_ms,
+        alike_ms=alike_ms,
+        off_beat_ms=off_beat_ms,
+        beat_ms=beat_ms,
+        speed_right=same_speed(place.speed, 1 / speed),
+        transpose_right=place.transpose == -transpose if pitched else None,
+    )
+
+
+def same_speed(one: float, other: float) -> bool:
+    """Whether two speeds are within SAME_SPEED of each other, octaves apart or not."""
+    octaves = math.log2(one / other)
+    return abs(octaves - round(octaves)) <= math.log2(1 + SAME_SPEED)
 
 
 def place_errors_ms(stem: Waveform, start: int, length: int, found_s: float) -> tuple[float, float]:
@@ -348,7 +410,7 @@ def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> d
         pieces: (n,), the track of each; a bootstrap draws whole tracks.
         seed: of the bootstrap.
     """
-    found = [answer for answer in answers if answer.error_ms is not None]
+    found = [answer.place for answer in answers if answer.place is not None]
     return {
         "among": {
             among: _rank_figures(
@@ -362,10 +424,12 @@ def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> d
         "unranked": sum(not answer.ranked for answer in answers),
         "place": {
             "found": len(found),
-            "exact": _place_figures([answer.error_ms for answer in found if answer.error_ms is not None]),
-            "or_alike": _place_figures([answer.alike_ms for answer in found if answer.alike_ms is not None]),
+            "exact": _place_figures([place.error_ms for place in found]),
+            "or_alike": _place_figures([place.alike_ms for place in found]),
             "in_time": _in_time(found),
         },
+        "speed": _right([place.speed_right for place in found]),
+        "transpose": _right([place.transpose_right for place in found]),
         "median_ms": {
             stage: round(float(np.median([answer.took_ms[stage] for answer in answers])), 1)
             for stage in answers[0].took_ms
@@ -400,14 +464,20 @@ def _place_figures(errors_ms: Sequence[float]) -> dict[str, float | None]:
     return {"median_ms": float(np.median(errors)) if len(errors) else None, **shares}
 
 
-def _in_time(found: Sequence[Answer]) -> dict[str, float | None]:
+def _in_time(found: Sequence[JudgedPlace]) -> dict[str, float | None]:
     """How many places lie whole beats beside the right one, and how many of random ones would."""
-    heard = [(a.off_beat_ms, a.beat_ms) for a in found if a.off_beat_ms is not None and a.beat_ms is not None]
+    heard = [(p.off_beat_ms, p.beat_ms) for p in found if p.off_beat_ms is not None and p.beat_ms is not None]
     if not heard:
         return {"share": None, "chance": None, "of": 0}
     off, beat = np.array(heard).T
     chance = np.minimum(1.0, 2 * IN_TIME_MS / beat)
     return {"share": float((off <= IN_TIME_MS).mean()), "chance": float(chance.mean()), "of": len(heard)}
+
+
+def _right(answers: Sequence[bool | None]) -> dict[str, float | None]:
+    """How many are right, of those that can be."""
+    judged = [answer for answer in answers if answer is not None]
+    return {"right": sum(judged) / len(judged) if judged else None, "of": len(judged)}
 
 
 def choose_tracks(bank: StemBank, split: str, most: int | None, seed: int) -> list[int]:

@@ -26,6 +26,7 @@ from indexer import (
 )
 from model.audio import SAMPLE_RATE, Windows
 from model.audio.analysis import analyse
+from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
 from service.search.retrieval import Finder, Wish
@@ -109,7 +110,7 @@ class SearchedCatalog:
         model = self._models.of(self._fingerprint)
         return {"fingerprint": self._fingerprint, "trained": model.trained, "note": note_of(model)}
 
-    async def add(self, bank: StemBank, track: int) -> tuple[int, ...]:
+    async def add(self, bank: StemBank | RetimedBank, track: int) -> tuple[int, ...]:
         """Put a track's stems in, embedded as a worker embeds them; the row of each, one for the same audio."""
         banked, waveforms = bank.tracks[track], bank.waveforms(track)
         facts = ClipFacts("wav", banked.samples / SAMPLE_RATE, SAMPLE_RATE, channels=1)

@@ -22,6 +22,7 @@ DOORS = {
         "model.device",
         "model.evaluation.beats",
         "model.evaluation.commands",
+        "model.evaluation.retimed",
         "model.evaluation.retrieval",
         "model.phalar",
         "model.training.commands",

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,27 @@ import typer
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from indexer import Place
 from model.audio import SAMPLE_RATE
-from model.demo import compose_track
+from model.demo import compose_track, write_track
+from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank, load_bank
 from service.commands.evaluate import catalog
 from service.search.evaluation import (
     Answer,
     CatalogResult,
     CatalogSettings,
+    JudgedPlace,
     NothingToAsk,
+    Query,
     choose_tracks,
     draw_queries,
     evaluate_catalog,
     figures,
+    judge_place,
     place_errors_ms,
     rank_among,
+    same_speed,
 )
 from tests.installation import noise_bursts
 
@@ -223,18 +230,16 @@ def answer_of(
     rank: int,
     candidates: int,
     error_ms: float | None = None,
-    alike_ms: float | None = None,
+    alike_ms: float = 0.0,
     beat: tuple[float | None, float | None] = (None, None),
+    played: tuple[bool, bool | None] = (True, None),
 ) -> Answer:
     same = ("other_tracks", "not_in_mix", "all")
     return Answer(
         dict.fromkeys(same, rank),  # type: ignore[arg-type]
         dict.fromkeys(same, candidates),  # type: ignore[arg-type]
         ranked=True,
-        error_ms=error_ms,
-        alike_ms=alike_ms,
-        off_beat_ms=beat[0],
-        beat_ms=beat[1],
+        place=None if error_ms is None else JudgedPlace(error_ms, alike_ms, *beat, *played),
         took_ms={"total": 1.0},
     )
 
@@ -275,6 +280,74 @@ def test_places_whole_beats_beside_the_right_one_are_in_time() -> None:
     assert nothing == {"share": None, "chance": None, "of": 0}
 
 
+def test_speeds_are_right_within_half_a_per_cent_whatever_the_octave() -> None:
+    assert same_speed(1.0, 1.004)
+    assert same_speed(2.08, 1.04)
+    assert same_speed(0.45, 0.9)
+    assert not same_speed(1.0, 1.006)
+    assert not same_speed(1.5, 1.0)
+
+
+def test_speed_and_transposition_are_judged_where_the_stem_was_found_and_plays_notes() -> None:
+    played = [(True, True), (True, None), (False, False), (True, False)]
+    answers = [answer_of(1, 40, 1.0, played=either) for either in played] + [answer_of(30, 40)]
+    measured = figures(answers, np.array(list("abcde")), seed=0)
+    assert measured["speed"] == {"right": 0.75, "of": 4}
+    assert measured["transpose"] == {"right": pytest.approx(1 / 3), "of": 3}
+    nothing = figures([answer_of(30, 40)], np.array(["a"]), seed=0)
+    assert nothing["speed"] == nothing["transpose"] == {"right": None, "of": 0}
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
+    folder = tmp_path_factory.mktemp("composed") / "stems"
+    for seed in range(TRACKS):
+        write_track(compose_track(seed, TRACK_S, SAMPLE_RATE), folder / f"{seed}")
+    return bank_of(folder)
+
+
+@pytest.mark.parametrize("stem", ["drums", "keys"])
+def test_the_right_place_of_a_retimed_stem_undoes_what_was_done_to_it(
+    composed: StemBank, tmp_path: Path, stem: str
+) -> None:
+    held = RetimedBank(composed, tmp_path)
+    start, length, whole = 3 * SAMPLE_RATE, 4 * SAMPLE_RATE, Place(1.0, 3.0, (), ())
+    for track, banked in enumerate(composed.tracks):
+        query = Query(track, banked.stems.index(stem), (), start, start)
+        speed, transpose = held.speed[track], held.transpose[track]
+        right = replace(whole, start_s=3.0 / speed, speed=1 / speed, transpose=-transpose)
+        judged = judge_place(composed, held, query, start, length, right)
+        assert max(judged.error_ms, judged.alike_ms) <= ONE_SAMPLE_MS
+        assert judged.off_beat_ms == pytest.approx(0.0, abs=1e-6)
+        assert judged.speed_right
+        assert judged.transpose_right is (None if stem == "drums" else True)
+        as_it_lies = judge_place(composed, held, query, start, length, whole)
+        assert as_it_lies.error_ms == pytest.approx(3000 * abs(1 - 1 / speed), abs=ONE_SAMPLE_MS)
+        assert not as_it_lies.speed_right
+        assert not as_it_lies.transpose_right
+        unchanged = judge_place(composed, composed, query, start, length, whole)
+        assert (unchanged.error_ms, unchanged.off_beat_ms, unchanged.speed_right) == (0.0, 0.0, True)
+
+
+def test_a_retimed_catalog_is_asked_by_the_mixes_as_recorded(
+    composed: StemBank, tmp_path: Path, small_checkpoint: Path
+) -> None:
+    """The model hears what is alike, and nothing else: a mix is most like the stems of its own track, as recorded."""
+    asked = CatalogSettings(queries=QUERIES, seconds=SECONDS, rows=("grid",))
+    tracks, held = range(TRACKS), RetimedBank(composed, tmp_path)
+    recorded, retimed = (
+        evaluate_catalog(composed, tracks, asked, small_checkpoint, retimed=bank).as_dict() for bank in (None, held)
+    )
+    assert (recorded["retimed"], retimed["retimed"]) == (False, True)
+    assert recorded["catalog"]["stems"] == retimed["catalog"]["stems"] == 5 * TRACKS
+    for result in (recorded, retimed):
+        assert result["rows"]["grid"]["unranked"] == 0
+    assert recorded["rows"]["grid"]["speed"] == {"right": 1.0, "of": recorded["rows"]["grid"]["place"]["found"]}
+    found = retimed["rows"]["grid"]["speed"]["of"]
+    assert retimed["rows"]["grid"]["speed"] == {"right": 0.0, "of": found}, "today's search plays stems as they are"
+    assert found
+
+
 def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
     tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +375,10 @@ def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
     assert not users.exists()
     assert not list(tmp_path.glob("phalar-evaluation-*")), "its folder is thrown away"
 
-    shown = CliRunner().invoke(app, words)
+    assert not (tmp_path / "banks" / "retimed").exists()
+
+    shown = CliRunner().invoke(app, [*words, "--retimed"])
     assert "grid, cut on it" in shown.stdout
+    assert "speed" in shown.stdout
+    assert len(list((tmp_path / "banks" / "retimed").iterdir())) == 2, "a file a track, kept"
     assert "chance" in shown.stdout
