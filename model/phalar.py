@@ -174,9 +174,7 @@ class Phalar(nn.Module):
         return self.head(self._inferred(cqt))
 
     @torch.no_grad()
-    def embed(
-        self, waveforms: Tensor | NDArray[np.floating[Any]], speed: float = 1.0, transpose: int = 0
-    ) -> Tensor:
+    def embed(self, waveforms: Tensor | NDArray[np.floating[Any]], speed: float = 1.0, transpose: int = 0) -> Tensor:
         """The embeddings of clips of one length. An embedding never depends on the rest of its batch.
 
         Args:
@@ -213,7 +211,9 @@ class Phalar(nn.Module):
         clips = clips.to(torch.float32)
         if speed == 1 and transpose == 0:
             return self._embedded(upload(clips, self.device), samples)
-        places = (torch.arange(1 + int(samples / speed) // self.config.hop) * speed).clamp_max(samples // self.config.hop)
+        places = (torch.arange(1 + int(samples / speed) // self.config.hop) * speed).clamp_max(
+            samples // self.config.hop
+        )
         return self.embed_in_beat_time(
             BeatClips(
                 clips,

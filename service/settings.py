@@ -134,8 +134,14 @@ class Settings(BaseSettings):
     stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
 
     # A query.
-    shift_s: float = Field(0.04, description="step of the shifts at which a mix is compared with stems as they were recorded, seconds", gt=0)
-    query_s: float = Field(8.0, description="longest stretch of a mix that is looked at, seconds; align=grid: see the next", gt=1.024)
+    shift_s: float = Field(
+        0.04,
+        description="step of the shifts at which a mix is compared with stems as they were recorded, seconds",
+        gt=0,
+    )
+    query_s: float = Field(
+        8.0, description="longest stretch of a mix that is looked at, seconds; align=grid: see the next", gt=1.024
+    )
     grid_query_s: float = Field(
         60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024
     )

@@ -10,12 +10,10 @@ import numpy.typing as npt
 from indexer.catalog.records import StemEmbeddings
 from indexer.diagonals import Place, QueryWindows, best_places
 from indexer.index.fold import HermitianFold
-from indexer.search import refine_offsets, refined
 from tests.embeddings import random_fold, random_rows
 
 DIMENSION = 16
-WINDOW_S, STRIDE_S, SHIFT_S, FINE_S = 5.0, 2.5, 0.04, 0.01
-SLOW, COARSE_S = 2.0, 0.16  # see SmoothMusic
+WINDOW_S, STRIDE_S, SHIFT_S = 5.0, 2.5, 0.04
 # Means over float64 products, summed in another order.
 SCORE_TOLERANCE = 1e-9
 
@@ -60,10 +58,10 @@ def make_queries(
     for shift in range(math.ceil(STRIDE_S / shift_s - 1e-9)):
         window = 0
         while shift * shift_s + window * STRIDE_S + WINDOW_S <= seconds + 1e-9:
-            rows.append((begin_s + shift * shift_s + window * STRIDE_S, shift, window))
+            rows.append((begin_s + shift * shift_s + window * STRIDE_S, shift))
             window += 1
-    offset_s, shift_of, window_of = (np.array(column) for column in zip(*rows, strict=True))
-    return QueryWindows(unit_rows(rng, len(rows)), offset_s, shift_of, window_of)
+    offset_s, shift_of = (np.array(column) for column in zip(*rows, strict=True))
+    return QueryWindows(unit_rows(rng, len(rows)), offset_s, shift_of)
 
 
 def plant(queries: QueryWindows, stem: StemEmbeddings, start_s: float, fold: HermitianFold, shift: int) -> int:
@@ -103,7 +101,7 @@ class SmoothMusic:
 
     def __init__(self, seed: int, lean: float = 0.0, speed: float = 22.0) -> None:
         rng = np.random.default_rng(seed)
-        # Half of the score is gone at a delay of 40 ms, like the short-trained model's; at SLOW, a twentieth at 160 ms.
+        # Half of the score is gone at a delay of 40 ms, like the short-trained model's.
         self.speed = rng.normal(lean, speed, DIMENSION)
         self.fold = HermitianFold(np.eye(DIMENSION, dtype=complex))
         self.scenes = unit_rows(rng, 400)
@@ -117,43 +115,14 @@ class SmoothMusic:
         rows = mixed * np.exp(1j * times[:, None] * self.speed)
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
 
-    def search(
-        self,
-        true_start_s: float,
-        mix_s: float,
-        searched: float | None = None,
-        shift_s: float = SHIFT_S,
-        drawn: bool = False,
-    ) -> tuple[Place, Place, int]:
-        """The mix is the stem from `true_start_s` on; the coarse place, the refined one, and the windows it took."""
+    def search(self, true_start_s: float, mix_s: float) -> tuple[Place, Place]:
+        """The mix is the stem from `true_start_s` on; the place on the grid of shifts, and the one between them."""
         stem_start_s = stem_starts(30.0)
         stem = StemEmbeddings.in_clock_time(np.arange(len(stem_start_s)), stem_start_s, self.embed(stem_start_s))
-        queries = self.queries(true_start_s, mix_s if searched is None else searched, shift_s)
-        coarse = places = align_all(self.fold, queries, {5: stem})
-        windows, last_s = 0, mix_s - WINDOW_S
-        for _ in range(2 if drawn else 1):
-            offsets = refine_offsets(
-                places.values(), shift_s=shift_s, fine_shift_s=FINE_S, first_s=0.0, last_s=last_s, drawn=drawn
-            )
-            fine = self.embed(offsets + true_start_s)
-            places = refined(self.fold, places, {5: stem}, fine, offsets, shift_s=shift_s)
-            windows += len(offsets)
-        return coarse[5], places[5], windows
+        found = best_places(self.fold, self.queries(true_start_s, mix_s, SHIFT_S), {5: stem})
+        return found.place(5), found.place(5, between=True)
 
     def queries(self, true_start_s: float, mix_s: float, shift_s: float) -> QueryWindows:
         queries = make_queries(np.random.default_rng(0), mix_s, shift_s=shift_s)
         queries.embedding[:] = self.embed(queries.offset_s + true_start_s)
         return queries
-
-
-def longer_mix(
-    rng: np.random.Generator, stem: StemEmbeddings, start_s: float, at_s: npt.NDArray[np.float64]
-) -> QueryWindows:
-    """Windows of a mix that is the stem itself from `start_s` on, where its grid lies; noise where it has none."""
-    embedding = unit_rows(rng, len(at_s))
-    for row, offset_s in enumerate(at_s):
-        (windows,) = np.nonzero(np.abs(stem.starts_s - start_s - offset_s) < 1e-6)
-        if len(windows):
-            embedding[row] = stem.embedding[windows[0]]
-    none = np.zeros(len(at_s), np.int64)
-    return QueryWindows(embedding, at_s, none, none)

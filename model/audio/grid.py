@@ -100,7 +100,9 @@ def folded(beats_s: NDArray[np.float64]) -> NDArray[np.float64]:
     return beats_s
 
 
-def beat_windows(grid: Grid, samples: int, places: NDArray[np.float64] | None = None) -> tuple[Windows, NDArray[np.float64]] | None:
+def beat_windows(
+    grid: Grid, samples: int, places: NDArray[np.float64] | None = None
+) -> tuple[Windows, NDArray[np.float64]] | None:
     """Lay windows of WINDOW_BEATS over a clip.
 
     Args:

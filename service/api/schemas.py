@@ -178,7 +178,6 @@ class RetrieveIn(Filters):
             super().as_filter(), exclude=(*self.exclude, *self.stem_id), exclude_tracks=tuple(self.exclude_track)
         )
 
-
     def as_wish(self) -> Wish:
         """What is asked beside the stems that may be answered."""
         return Wish(

@@ -53,7 +53,9 @@ def catalog(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
     align: Annotated[
         Asked,
-        typer.Option(help="beats: in beat time; search: as recorded, from anywhere; grid: where windows start; or all."),
+        typer.Option(
+            help="beats: in beat time; search: as recorded, from anywhere; grid: where windows start; or all."
+        ),
     ] = Asked.every,
     submix: Annotated[bool, typer.Option(help="Mix a random part of the other stems, not all.")] = False,
     retimed: Annotated[
@@ -73,7 +75,7 @@ def catalog(
 ) -> None:
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
 
-    Embedding dominates: a query with --align beats or search costs about as much as the windows of ten minutes of stems.
+    Embedding dominates: a query costs about as much as the windows of ten minutes of stems, with --align grid less.
     With --retimed, mixes are as recorded; stretched stems are kept in the cache. It needs the extra `evaluation`.
 
     Example: phalar evaluate catalog --stems ~/stems --queries 20 --retimed

@@ -128,7 +128,11 @@ class SearchedCatalog:
             rows.append(stem.row)
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
-                if not analysis.sure.get("tempo_bpm", True) and surest.sure.get("tempo_bpm") and surest.grid is not None:
+                if (
+                    not analysis.sure.get("tempo_bpm", True)
+                    and surest.sure.get("tempo_bpm")
+                    and surest.grid is not None
+                ):
                     analysis = with_sibling(analysis, surest.grid.beats_s)
                 laid = lay(waveform, analysis, self._settings)
                 audible, embedding = await self.embedder.stem(self._fingerprint, laid.waveform, laid.parts)

@@ -41,7 +41,8 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
         key: its key, such as "F# minor"; None: heard.
     """
     heard = waveform[: HEARD_S * SAMPLE_RATE]
-    sources, sure = {}, {}
+    sources: dict[str, str] = {}
+    sure: dict[str, bool] = {}
     audible = len(heard) > MIN_SECONDS * SAMPLE_RATE and bool(np.any(heard))
     grid = hear_grid(heard, tempo_bpm) if audible else None
     if grid is not None and tempo_bpm is not None:

@@ -78,7 +78,9 @@ class _Asked:
     @property
     def all_queries(self) -> QueryWindows:
         parts = self.queries.values()
-        return QueryWindows(*(np.concatenate(fields) for fields in zip(*(vars(q).values() for q in parts), strict=True)))
+        return QueryWindows(
+            *(np.concatenate(fields) for fields in zip(*(vars(q).values() for q in parts), strict=True))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +163,8 @@ class Finder:
         hits = ordered[: wish.limit]
         spare = ordered[wish.limit : wish.limit + SPARE]
         others = ordered[wish.limit : wish.ranked]
-        places = [{one.row: one.place for one in some} for some in (hits, spare, others)]
-        return Found(index, plans[0][0], heard, *places, exact=exact)
+        placed = [{one.row: one.place for one in some} for some in (hits, spare, others)]
+        return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], exact)
 
     async def _plans(
         self, waveform: NDArray[np.float32], wanted: StemFilter, wish: Wish, heard: HeardMix
@@ -217,9 +219,7 @@ class Finder:
         queries = {key: plan.queries(embedding, audible & (laid.transpose == -key)) for key in keys}
         return _Asked(plan, keys, queries, allowed)
 
-    async def _search(
-        self, index: Index, asked: _Asked, wish: Wish, watch: Stopwatch
-    ) -> tuple[list[_Scored], bool]:
+    async def _search(self, index: Index, asked: _Asked, wish: Wish, watch: Stopwatch) -> tuple[list[_Scored], bool]:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
         queries = asked.all_queries
         wanted = max(wish.limit, wish.ranked)

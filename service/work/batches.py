@@ -60,9 +60,9 @@ class Work:
         begin = 0
         for number, part in enumerate(self.parts):
             if self.windows[at] < begin + len(part):
-                break
+                return number, begin
             begin += len(part)
-        return number, begin
+        raise IndexError(f"there is no window {at}")
 
 
 Clips = NDArray[np.float32] | BeatClips
@@ -79,7 +79,11 @@ def cut(waveform: NDArray[np.float32], laid: Windows) -> Clips:
 def joined(clips: Sequence[Clips]) -> Clips:
     """All of them; all of one kind."""
     in_beat_time = [some for some in clips if isinstance(some, BeatClips)]
-    return BeatClips.joined(in_beat_time) if in_beat_time else np.concatenate([c for c in clips if isinstance(c, np.ndarray)])
+    return (
+        BeatClips.joined(in_beat_time)
+        if in_beat_time
+        else np.concatenate([c for c in clips if isinstance(c, np.ndarray)])
+    )
 
 
 @dataclass(eq=False, kw_only=True)

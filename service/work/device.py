@@ -76,8 +76,8 @@ class Device:
         while start < len(clips):
             part = clips[start : start + self.batch_limit]
             try:
-                embed = model.embed_in_beat_time if isinstance(part, BeatClips) else model.embed
-                embedding = embed(part).cpu().numpy()
+                found = model.embed_in_beat_time(part) if isinstance(part, BeatClips) else model.embed(part)
+                embedding = found.cpu().numpy()
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(part) == 1:
                     self._require_answer(model, error)

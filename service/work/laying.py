@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from indexer import StemJob, StemMusic
 from model.audio import SAMPLE_RATE, Windows, window_starts
 from model.audio.analysis import Analysis
 from model.audio.grid import STRIDE_BEATS, WINDOW_BEATS, Grid, beat_windows
-from model.audio.said import Said
+from model.audio.said import Said, key_of_text
 from service.settings import Settings
 
 
@@ -49,10 +50,22 @@ def lay(waveform: NDArray[np.float32], analysis: Analysis, settings: Settings) -
 
 def said_of(stem: StemJob) -> Said:
     """What was said of a stem, by whomever; what was heard before is heard again."""
-    known = {name: getattr(stem, name) for name in ("tempo_bpm", "key", "kind")}
-    sources = {name: source for name, source in stem.sources.items() if source != "heard"}
-    facts = {name: value if name in sources else None for name, value in known.items()}
-    return Said(**facts, beats=stem.said_beats, sources=sources)
+    sources: dict[str, Any] = {name: source for name, source in stem.sources.items() if source != "heard"}
+    return Said(
+        tempo_bpm=stem.tempo_bpm if "tempo_bpm" in sources else None,
+        key=_key(stem.key) if "key" in sources else None,
+        kind=cast(Any, stem.kind) if "kind" in sources else None,
+        beats=stem.said_beats,
+        sources=sources,
+    )
+
+
+def _key(text: str | None) -> str | None:
+    """A key that somebody wrote, as it is compared with what is heard; None: it says none."""
+    try:
+        return key_of_text(text or "")
+    except ValueError:
+        return None
 
 
 def _repeated(waveform: NDArray[np.float32], analysis: Analysis, grid: Grid) -> NDArray[np.float32]:

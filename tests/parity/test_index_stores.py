@@ -270,7 +270,7 @@ async def test_the_same_stems_come_up_as_candidates(world: World) -> None:
     await world.add(100)
     index = await world.live.current()
     embedding = unit_rows(5, 4)
-    queries = QueryWindows(embedding, np.arange(4) * 0.04, np.arange(4), np.zeros(4, np.int64))
+    queries = QueryWindows(embedding, np.arange(4) * 0.04, np.arange(4))
     found = candidates(index, queries, limit=3)
     best = {
         row: float(index.fold.scores(embedding, stem.embedding).max()) for row, stem in world.stems.items()

@@ -8,22 +8,13 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from model.audio import SAMPLE_RATE, Waveform
+from model.audio import SAMPLE_RATE
 from model.audio.analysis import analyse
 from model.audio.harmony import is_relative
 from model.audio.said import Said
 from model.demo import compose_track
 from service.commands.__main__ import app
-
-
-def clicks(tempo_bpm: float, seconds: float, first_s: float = 0.0) -> Waveform:
-    rng = np.random.default_rng(0)
-    out = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-    burst = rng.normal(0, 0.3, 800).astype(np.float32) * np.linspace(1, 0, 800, dtype=np.float32)
-    for at in np.arange(first_s, seconds - 0.05, 60 / tempo_bpm):
-        begin = round(at * SAMPLE_RATE)
-        out[begin : begin + 800] += burst
-    return out
+from tests.clips import clicks
 
 
 def test_a_loop_of_a_said_tempo_has_that_tempo_exactly_and_a_grid_from_its_first_sample() -> None:

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from service.search.mix import plan_windows
+from model.audio.grid import STRIDE_BEATS, WINDOW_BEATS, Grid
+from service.search.mix import hear_mix, plan_beats, plan_windows
+from tests.clips import clicks
 
 SECOND = 16_000
 WINDOW, STRIDE, STEP = 5 * SECOND, 5 * SECOND // 2, SECOND // 25
@@ -21,34 +23,23 @@ def test_a_mix_of_eight_seconds_is_tried_at_every_step_of_one_stride() -> None:
     laid = plan(8.0)
     assert laid.shifts == 63
     assert laid.range_s == 2.48
-    assert (laid.window == 0).sum() == 63
-    assert (laid.window == 1).sum() == 13  # a second window fits while the delay is 0.5 s or less
-    np.testing.assert_array_equal(laid.starts, laid.begin + laid.shift * STEP + laid.window * STRIDE)
-    assert (laid.starts + laid.length <= laid.end).all()
+    assert np.bincount(laid.shift).tolist() == 13 * [2] + 50 * [1]  # a second window fits up to a delay of 0.5 s
+    later = laid.laid.starts - laid.begin - laid.shift * STEP
+    assert set(later) == {0, STRIDE}
+    assert laid.laid.fit(laid.end)
+    np.testing.assert_array_equal(laid.offset * SECOND, laid.laid.starts)
 
 
 def test_a_short_mix_is_searched_as_far_as_it_goes() -> None:
     laid = plan(6.0)
     assert laid.shifts == 26
     assert laid.range_s == 1.0
-    assert set(laid.window) == {0}
-
-
-def test_a_coarser_plan_is_every_so_manieth_shift_of_the_same_stretch() -> None:
-    fine = plan(8.0)
-    coarse = fine.coarser(4)
-    assert (coarse.shifts, coarse.step, coarse.range_s) == (16, 4 * STEP, 2.4)
-    assert (coarse.begin, coarse.end, coarse.length) == (fine.begin, fine.end, fine.length)
-    assert set(coarse.starts) < set(fine.starts)
-    np.testing.assert_array_equal(coarse.starts, coarse.begin + coarse.shift * coarse.step + coarse.window * STRIDE)
-    assert (coarse.window == 1).sum() == 4
-    np.testing.assert_array_equal(fine.coarser(1).starts, fine.starts)
+    assert np.bincount(laid.shift).max() == 1
 
 
 def test_a_mix_shorter_than_a_window_is_one_window() -> None:
     laid = plan(3.0)
-    assert (laid.shifts, laid.length) == (1, 3 * SECOND)
-    np.testing.assert_array_equal(laid.starts, [0])
+    assert (laid.shifts, laid.laid.lengths.tolist(), laid.laid.starts.tolist()) == (1, [3 * SECOND], [0])
 
 
 def test_the_loudest_stretch_of_a_long_mix_is_searched() -> None:
@@ -62,7 +53,7 @@ def test_the_loudest_stretch_of_a_long_mix_is_searched() -> None:
 def test_on_the_grid_windows_are_laid_once_from_the_start() -> None:
     laid = plan(20.0, search=False, longest=60.0, loud_at=12.0)
     assert laid.shifts == 1
-    np.testing.assert_array_equal(laid.starts, np.arange(7) * STRIDE)
+    np.testing.assert_array_equal(laid.laid.starts, np.arange(7) * STRIDE)
 
 
 def test_the_loudest_stretch_is_the_same_however_long_the_mix() -> None:
@@ -71,3 +62,63 @@ def test_the_loudest_stretch_is_the_same_however_long_the_mix() -> None:
     energy = np.concatenate([[0.0], np.cumsum(waveform.astype(np.float64) ** 2)])
     begins = np.arange(0, len(waveform) - 8 * SECOND + 1, 160)
     assert laid.begin == begins[np.argmax(energy[begins + 8 * SECOND] - energy[begins])]
+
+
+def grid_of(bpm: float, first_s: float = 0.0, seconds: float = 30.0) -> Grid:
+    return Grid(first_s + np.arange(int(seconds * bpm / 60)) * 60 / bpm)
+
+
+def test_a_mix_is_laid_on_every_half_beat_of_a_stride() -> None:
+    laid = plan_beats(np.full(8 * SECOND, 0.1, np.float32), grid_of(120, first_s=0.1))
+    assert laid is not None
+    assert laid.offset.min() == 0.0
+    assert (laid.shifts, laid.step) == (10, SECOND // 4)
+    assert sorted(laid.offset) == [half / 2 for half in range(12)]  # 15.8 beats, of which a window takes ten
+    assert set(laid.laid.lengths) == {WINDOW_BEATS * SECOND // 2}
+    assert laid.laid.frames == 1 + WINDOW_BEATS * 50
+    np.testing.assert_allclose(laid.laid.starts / SECOND, 0.1 + laid.offset / 2, atol=1 / SECOND)
+    assert laid.laid.fit(8 * SECOND)
+    for shift in range(laid.shifts):  # windows of one shift lie whole strides apart
+        assert set(np.diff(np.sort(laid.offset[laid.shift == shift]))) <= {STRIDE_BEATS}
+
+
+def test_a_mix_of_a_few_beats_is_laid_in_shorter_windows_and_a_shorter_one_not_at_all() -> None:
+    grid = grid_of(120)
+    few = plan_beats(np.full(3 * SECOND, 0.1, np.float32), grid)
+    assert few is not None
+    assert set(few.laid.lengths) == {3 * SECOND}
+    assert few.laid.frames == 1 + 6 * 50
+    assert plan_beats(np.full(SECOND, 0.1, np.float32), grid) is None
+
+
+def test_the_loudest_beats_of_a_long_mix_are_laid_on_its_own_grid() -> None:
+    waveform = np.full(60 * SECOND, 0.01, np.float32)
+    waveform[30 * SECOND : 31 * SECOND] = 0.9
+    laid = plan_beats(waveform, grid_of(100, first_s=0.25, seconds=60))
+    assert laid is not None
+    assert laid.begin <= 30 * SECOND <= laid.end
+    on_grid = (laid.laid.starts / SECOND - 0.25) / 0.3  # halves of a beat
+    np.testing.assert_allclose(on_grid, np.round(on_grid), atol=1e-3)
+
+
+def test_in_other_keys_the_same_windows_are_asked_about_again() -> None:
+    laid = plan_beats(np.full(8 * SECOND, 0.1, np.float32), grid_of(120))
+    assert laid is not None
+    moved = laid.in_keys((-1, 0, 1))
+    assert len(moved.laid) == 3 * len(laid.laid)
+    for semitones in (-1, 0, 1):
+        chosen = moved.laid.transpose == semitones
+        np.testing.assert_array_equal(moved.offset[chosen], laid.offset)
+        np.testing.assert_array_equal(moved.laid.starts[chosen], laid.laid.starts)
+
+
+def test_what_is_said_of_a_mix_is_believed_and_the_rest_is_heard() -> None:
+    waveform = clicks(110.0, 12.0)
+    heard = hear_mix(waveform)
+    assert heard.sources["tempo_bpm"] == "heard"
+    assert abs(heard.grids[0].tempo_bpm - 110) < 0.3
+    said = hear_mix(waveform, tempo_bpm=55.0, key="F# minor")
+    assert said.sources == {"tempo_bpm": "said", "key": "said"}
+    assert said.sure == {}
+    assert abs(said.grids[0].tempo_bpm - 110) < 1e-9, "half and double are one"
+    assert hear_mix(np.zeros(12 * SECOND, np.float32)).grids == ()

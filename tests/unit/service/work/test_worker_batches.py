@@ -2,15 +2,22 @@
 
 import numpy as np
 
+from indexer import StemMusic
+from model.audio import Windows
 from service.work.batches import StemWork, Work, share_out
 from service.work.jobs import UploadJob
 
 
 def stem(name: str, windows: int, length: int = 80_000, fingerprint: str = "f") -> StemWork:
     job = UploadJob("1-0", name, fingerprint)
+    return work_of(job, Windows.in_clock_time(np.arange(windows), length))
+
+
+def work_of(job: UploadJob, *parts: Windows) -> StemWork:
+    count = np.arange(sum(map(len, parts)))
+    music = StemMusic("piece", False, None, None, {}, {}, None, None)
     empty = np.empty(0, np.float32)
-    count = np.arange(windows)
-    return StemWork(job=job, row=1, waveform=empty, starts=count, windows=count, length=length)
+    return StemWork(job=job, row=1, waveform=empty, parts=parts, windows=count, beats=count / 1.0, music=music)
 
 
 def shares(works: list[StemWork], limit: int) -> dict[str, tuple[int, int]]:
@@ -44,3 +51,15 @@ def test_more_stems_than_places_get_one_window_each() -> None:
 def test_only_windows_of_one_length_and_one_model_share_a_batch() -> None:
     works = [stem("a", 2), stem("short", 1, length=30_000), stem("b", 2), stem("next", 2, fingerprint="e")]
     assert shares(works, 16) == {"a": (0, 2), "b": (0, 2)}
+
+
+def test_windows_by_the_clock_and_on_beats_go_apart_and_those_on_beats_together() -> None:
+    def both(name: str, clock: int, beats: int) -> StemWork:
+        none = np.zeros(beats, np.int64)
+        on_beats = Windows(np.arange(beats), np.full(beats, 90_000), none, frames=501)
+        return work_of(UploadJob("1-0", name, "f"), Windows.in_clock_time(np.arange(clock), 80_000), on_beats)
+
+    works = [both("a", 3, 2), both("b", 1, 4)]
+    assert shares(works, 16) == {"a": (0, 3), "b": (0, 1)}
+    assert shares(works, 4) == {"a": (3, 5), "b": (1, 3)}
+    assert shares(works[1:], 16) == {"b": (3, 5)}
