@@ -90,6 +90,21 @@ def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation
     assert "from 0:00.00" in shown.stdout
 
 
+def test_retrieve_filters_as_the_service_does(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(4)))
+
+    def titles(*filters: str) -> set[str]:
+        told = phalar("retrieve", mix, "--url", installation.url, "--align", "grid", "--json", *filters)
+        assert told.exit_code == 0, told.stderr
+        return {hit["stem"]["title"] for hit in json.loads(told.stdout)["hits"]}
+
+    twice = ("--tempo-min", "203.9", "--tempo-max", "204.1", "--collection", "shared")  # of 102
+    assert titles(*twice) == set()
+    assert titles(*twice, "--tempo-octaves") == {"2"}
+    assert titles("--musical-key", "8A", "--key-match", "compatible", "--kind", "one-shot") == set()
+
+
 def test_embed_writes_what_the_service_would_index(small_checkpoint: Path, tmp_path: Path) -> None:
     clip = noise_bursts(7)
     clip[5 * SAMPLE_RATE :] = 0
@@ -168,6 +183,8 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("retrieve", "--stem-id", "x", "--tag", ""),
     ("retrieve", "--stem-id", "x", "--track", "a\x1b[2J"),
     ("retrieve", "--stem-id", "x", "--tempo-min", "-1"),
+    ("retrieve", "--stem-id", "x", "--kind", "song"),
+    ("retrieve", "--stem-id", "x", "--key-match", "near"),
     ("ingest",),
     ("ingest", "missing.wav"),
     ("ingest", ".", "--collection", "x" * 300),
