@@ -15,9 +15,12 @@ DOORS = {
     "model": {
         "model.audio",
         "model.audio.analysis",
+        "model.audio.grid",
+        "model.audio.hearing",
         "model.audio.said",
         "model.axial_kernel",
         "model.checkpoints",
+        "model.cqt",
         "model.demo",
         "model.device",
         "model.evaluation.beats",
