@@ -1,7 +1,7 @@
 """Ingest real stems over HTTP, then find random cuts of them again: does the service tell which stem, and where?
 
 With H set to the identity a stem's own audio scores highest, so the right answer is known for every cut. Weights are
-the seeded ones: what is measured is the machinery (decoding, windows, fold, index, diagonals, refinement), not a model.
+the seeded ones: what is measured is the machinery (decoding, windows, fold, index, diagonals), not a model.
 
     python -m benchmarks.alignment --stems DIR [--cuts 200] [--seconds 8]
 

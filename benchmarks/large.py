@@ -29,7 +29,7 @@ from service.work.models import configured_model
 
 SECTION = "large-catalog"
 READY_S = 600.0
-STAGES = ("decode", "embed", "index", "rescore", "refine")
+STAGES = ("decode", "hear", "embed", "index", "rescore")
 
 
 async def fill(settings: Settings, fingerprint: str, embedding: Complex64, windows: int) -> None:

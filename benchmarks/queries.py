@@ -93,7 +93,7 @@ def _medians(answers: Sequence[tuple[float, dict[str, float]]]) -> dict[str, flo
 
 def measure(client: httpx.Client, bare: BareEncoder, tracks: Sequence[Sequence[Path]], queries: int) -> tuple[str, str]:
     """The table of latencies, and that of a lone client's stages."""
-    rows, stage_rows, stages = [], [], ["decode", "embed", "index", "rescore", "refine", "total"]
+    rows, stage_rows, stages = [], [], ["decode", "hear", "embed", "index", "rescore", "total"]
     for align, length_s in ASKED:
         cuts = mixes(tracks, 4 * queries, length_s)
         ask(client, cuts[0], align)  # the first one loads what is loaded once

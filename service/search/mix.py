@@ -15,7 +15,7 @@ from model.audio.hearing import hear_grid, hear_key, is_pitched
 
 HOP = SAMPLE_RATE // 100  # 10 ms, the grid on which places are told
 ENERGY_HOPS = 6000  # whose energy is summed at once: a minute
-QUERY_BEATS = 16  # of a mix that are looked at: two windows at most of its places
+STRIDES = 3  # windows of a mix for each place on its beats, spread over it
 BEAT_PARTS = 2  # places on a beat's grid: halves
 HEARD_S = 60  # of a mix, from which its tempo and its key are heard
 
@@ -126,7 +126,7 @@ def plan_windows(
 
 
 def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
-    """Lay windows over the loudest QUERY_BEATS of a mix, one on every half beat.
+    """Lay windows over a mix, beginning on every half beat of a stride; of a longer mix some strides, over all of it.
 
     Args:
         waveform: float32 (samples,), 16 kHz.
@@ -135,24 +135,28 @@ def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
     Returns:
         None: the mix is too short for a window.
     """
-    beat_s = 60 / grid.tempo_bpm
-    stretch = round(QUERY_BEATS * beat_s * SAMPLE_RATE) + HOP
-    begin = _loudest(waveform, stretch)
-    end = min(len(waveform), begin + stretch)
-    step = 1 / BEAT_PARTS
-    first = np.ceil(((begin / SAMPLE_RATE - grid.beats_s[0]) / beat_s - 1e-6) / step) * step  # beats
-    room = (end / SAMPLE_RATE - float(grid.seconds_at(first))) / beat_s + 1e-3
+    beat_s, step = 60 / grid.tempo_bpm, 1 / BEAT_PARTS
+    first = float(np.ceil((-grid.beats_s[0] / beat_s - 1e-6) / step)) * step  # beats
+    room = (len(waveform) / SAMPLE_RATE - float(grid.seconds_at(np.array(first)))) / beat_s + 1e-3
     beats = min(WINDOW_BEATS, int(room))
     if beats < FEWEST_BEATS:
         return None
-    layings = [np.arange(at, room - beats, STRIDE_BEATS) for at in np.arange(0, min(STRIDE_BEATS, room - beats), step)]
+    shifts = np.arange(0, min(STRIDE_BEATS, room - beats), step)
+    layings = [_spread(np.arange(at, room - beats, STRIDE_BEATS), STRIDES) for at in shifts]
     places = first + np.concatenate(layings)
     starts = np.maximum(0, np.round(grid.seconds_at(places) * SAMPLE_RATE)).astype(np.int64)
     length = min(round(beats * beat_s * SAMPLE_RATE), len(waveform) - int(starts.max()))
     lengths, none = np.full(len(starts), length, np.int64), np.zeros(len(starts), np.int64)
     shift = np.repeat(np.arange(len(layings)), [len(laying) for laying in layings])
     laid = Windows(starts, lengths, none, 1 + beats * FRAMES_A_BEAT)
-    return Plan(begin, end, laid, places, shift, round(step * beat_s * SAMPLE_RATE), len(layings), grid)
+    return Plan(0, len(waveform), laid, places, shift, round(step * beat_s * SAMPLE_RATE), len(layings), grid)
+
+
+def _spread(values: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """So many of them at most, from the first to the last."""
+    if len(values) <= most:
+        return values
+    return values[np.round(np.linspace(0, len(values) - 1, most)).astype(int)]
 
 
 def _loudest(waveform: NDArray[np.float32], longest: int) -> int:

@@ -37,7 +37,7 @@ def test_a_cut_finds_its_stem_and_the_second_it_was_cut_at(client: httpx.Client)
     assert abs(first["start_s"] - start / SAMPLE_RATE) <= PLACE_TOLERANCE_S
     assert answer["exact"]
     assert answer["model"]["trained"]
-    assert {"decode", "embed", "index", "rescore", "refine", "total"} <= answer["timing_ms"].keys()
+    assert {"decode", "hear", "embed", "index", "rescore", "total"} <= answer["timing_ms"].keys()
 
 
 def test_stems_that_begin_alike_are_told_apart_by_the_rest_of_a_longer_mix(client: httpx.Client) -> None:
@@ -249,7 +249,7 @@ def test_every_problem_type_is_explained(client: httpx.Client) -> None:
 def test_metrics_tell_the_time_of_every_stage(client: httpx.Client) -> None:
     retrieve(client, encode(noise_bursts(0)), limit=1)
     text = client.get("/metrics").text
-    for stage in ("decode", "embed", "index", "rescore", "refine", "total"):
+    for stage in ("decode", "hear", "embed", "index", "rescore", "total"):
         assert f'phalar_retrieval_stage_seconds_count{{stage="{stage}"}}' in text
     assert "phalar_worker" in text
     assert 'phalar_queue_depth{kind="uploads"} 0.0' in text

@@ -91,14 +91,17 @@ def test_a_mix_of_a_few_beats_is_laid_in_shorter_windows_and_a_shorter_one_not_a
     assert plan_beats(np.full(SECOND, 0.1, np.float32), grid) is None
 
 
-def test_the_loudest_beats_of_a_long_mix_are_laid_on_its_own_grid() -> None:
-    waveform = np.full(60 * SECOND, 0.01, np.float32)
-    waveform[30 * SECOND : 31 * SECOND] = 0.9
-    laid = plan_beats(waveform, grid_of(100, first_s=0.25, seconds=60))
+def test_windows_are_spread_over_all_of_a_long_mix_on_its_own_grid() -> None:
+    laid = plan_beats(np.full(60 * SECOND, 0.1, np.float32), grid_of(100, first_s=0.25, seconds=60))
     assert laid is not None
-    assert laid.begin <= 30 * SECOND <= laid.end
+    assert np.bincount(laid.shift).tolist() == [3] * 10
+    assert laid.laid.starts.min() < 3 * SECOND
+    assert laid.laid.starts.max() > 48 * SECOND
     on_grid = (laid.laid.starts / SECOND - 0.25) / 0.3  # halves of a beat
     np.testing.assert_allclose(on_grid, np.round(on_grid), atol=1e-3)
+    for shift in range(10):
+        apart = np.diff(laid.offset[laid.shift == shift]) / STRIDE_BEATS
+        np.testing.assert_allclose(apart, np.round(apart), atol=1e-9)
 
 
 def test_in_other_keys_the_same_windows_are_asked_about_again() -> None:
