@@ -156,7 +156,8 @@ def _spread(values: NDArray[np.float64], most: int) -> NDArray[np.float64]:
     """So many of them at most, from the first to the last."""
     if len(values) <= most:
         return values
-    return values[np.round(np.linspace(0, len(values) - 1, most)).astype(int)]
+    chosen: NDArray[np.float64] = values[np.round(np.linspace(0, len(values) - 1, most)).astype(int)]
+    return chosen
 
 
 def _loudest(waveform: NDArray[np.float32], longest: int) -> int:

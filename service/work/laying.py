@@ -83,7 +83,7 @@ def music_of(analysis: Analysis, grid: Grid | None) -> StemMusic:
         pitched=analysis.pitched,
         tempo_bpm=analysis.tempo_bpm,
         key=analysis.key,
-        sources=analysis.sources,
+        sources={fact: source for fact, source in analysis.sources.items() if fact in ("tempo_bpm", "key", "kind")},
         sure=analysis.sure,
         beats_s=None if grid is None else grid.beats_s,
         beat_bpm=None if grid is None else grid.tempo_bpm,

@@ -128,7 +128,7 @@ def worker(chosen: dict[str, Any]) -> Iterator[None]:
             for job in await queue.take(1, 200, uploads=False):
                 assert isinstance(job, QueryJob)
                 await asyncio.sleep(EMBED_S)
-                embedding = rng.standard_normal((len(job.starts), 128, 2)) @ [1, 1j]
+                embedding = rng.standard_normal((len(job.laid), 128, 2)) @ [1, 1j]
                 embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
                 await queue.reply(job, embedding.astype(np.complex64))
         await queue.aclose()

@@ -311,7 +311,7 @@ def test_the_right_place_of_a_retimed_stem_undoes_what_was_done_to_it(
     composed: StemBank, tmp_path: Path, stem: str
 ) -> None:
     held = RetimedBank(composed, tmp_path)
-    start, length, whole = 3 * SAMPLE_RATE, 4 * SAMPLE_RATE, Place(1.0, 3.0, (), ())
+    start, length, whole = 3 * SAMPLE_RATE, 4 * SAMPLE_RATE, Place(1.0, 3.0, ())
     for track, banked in enumerate(composed.tracks):
         query = Query(track, banked.stems.index(stem), (), start, start)
         speed, transpose = held.speed[track], held.transpose[track]

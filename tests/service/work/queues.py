@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from model.audio import Windows
 from service.work.jobs import Poisoned, QueryJob, UploadJob
 from service.work.queue import Queue
 
@@ -13,7 +14,7 @@ SOON_MS = 2000
 CLAIM_AFTER_S = 0.5  # a busy machine must get a beat in between
 MODEL = "f" * 64
 WAVEFORM = np.sin(np.arange(32_000, dtype=np.float32))
-STARTS = np.array([0, 640, 1280], np.int64)
+WINDOWS = Windows(np.array([0, 640, 1280]), np.array([16_000, 15_000, 14_000]), np.array([0, -2, 2]), frames=501)
 Open = Callable[..., Queue]
 
 

@@ -15,8 +15,8 @@ from tests.service.work.queues import (
     CLAIM_AFTER_S,
     MODEL,
     SOON_MS,
-    STARTS,
     WAVEFORM,
+    WINDOWS,
     Open,
     drain,
     forget_everything,
@@ -233,11 +233,12 @@ async def test_dead_consumers_are_forgotten_but_not_what_they_owe(
 
 async def test_query_comes_back_as_it_was_sent_and_its_answer_too(opened: Open) -> None:
     api, worker = opened(), opened("a")
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
     job = await take_query(worker)
     np.testing.assert_array_equal(job.waveform, WAVEFORM)
-    np.testing.assert_array_equal(job.starts, STARTS)
-    assert (job.window, job.fingerprint) == (16_000, MODEL)
+    for name in ("starts", "lengths", "transpose"):
+        np.testing.assert_array_equal(getattr(job.laid, name), getattr(WINDOWS, name))
+    assert (job.laid.frames, job.fingerprint) == (501, MODEL)
     assert 5 < job.expires - time.monotonic() <= 10
     answer = (np.arange(3 * 512) * (1 + 2j)).astype(np.complex64).reshape(3, 512)
     await worker.reply(job, answer)
@@ -249,7 +250,7 @@ async def test_a_query_stays_out_of_the_journal_taken_or_not(opened: Open, tmp_p
     server = EmbeddedValkey(tmp_path)
     with server:
         api, worker = opened(url=server.url), opened("a", url=server.url)
-        asking = [asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10)) for _ in range(2)]
+        asking = [asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10)) for _ in range(2)]
         await query_waits(api)
         await take_query(worker)
         for task in asking:
@@ -268,7 +269,7 @@ async def test_a_query_stays_out_of_the_journal_taken_or_not(opened: Open, tmp_p
 async def test_queries_go_before_uploads(opened: Open) -> None:
     api, worker = opened(), opened("a")
     await api.submit_upload("s1", MODEL)
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
     await query_waits(api)
     first, second = await worker.take(8, 0)
     assert isinstance(first, QueryJob)
@@ -280,7 +281,7 @@ async def test_queries_go_before_uploads(opened: Open) -> None:
 async def test_worker_with_full_hands_still_takes_queries(opened: Open) -> None:
     api, worker = opened(), opened("a")
     await api.submit_upload("s1", MODEL)
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
     (job,) = await worker.take(8, SOON_MS, uploads=False)
     assert isinstance(job, QueryJob)
     await worker.fail(job, EmbedFailed("it snowed"))
@@ -290,7 +291,7 @@ async def test_worker_with_full_hands_still_takes_queries(opened: Open) -> None:
 
 async def test_mismatch_names_both_models(opened: Open) -> None:
     api, worker = opened(), opened("a")
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
     await worker.fail(await take_query(worker), FingerprintMismatch(MODEL, ["e" * 64]))
     with pytest.raises(FingerprintMismatch) as mismatch:
         await asking
@@ -300,13 +301,13 @@ async def test_mismatch_names_both_models(opened: Open) -> None:
 async def test_query_without_a_worker_times_out_and_leaves_nothing(opened: Open) -> None:
     api = opened()
     with pytest.raises(EmbedTimeout):
-        await api.embed(MODEL, WAVEFORM, STARTS, 16_000, 0.1)
+        await api.embed(MODEL, WAVEFORM, WINDOWS, 0.1)
     await query_goes(api)
 
 
 async def test_cancelled_query_is_removed(opened: Open) -> None:
     api = opened()
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 60))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 60))
     await query_waits(api)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -315,7 +316,7 @@ async def test_cancelled_query_is_removed(opened: Open) -> None:
 
 async def test_worker_is_told_of_a_query_that_nobody_waits_for_any_more(opened: Open) -> None:
     api, worker = opened(), opened("a")
-    asking = [asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 60)) for _ in range(2)]
+    asking = [asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 60)) for _ in range(2)]
     jobs = [await take_query(worker) for _ in asking]
     assert await worker.abandoned(jobs) == []
     asking[0].cancel()
@@ -333,7 +334,7 @@ async def test_query_past_its_deadline_is_not_handed_out(opened: Open) -> None:
     api, worker = opened(), opened("a")
     entry = await api._add(
         "queries",
-        {"reply_to": "nobody", "fingerprint": MODEL, "window": 16_000, "waveform": b"", "starts": b"", "ttl_ms": 50},
+        {"reply_to": "nobody", "fingerprint": MODEL, "frames": 0, "waveform": b"", "windows": b"", "ttl_ms": 50},
     )
     assert entry
     await asyncio.sleep(0.1)
@@ -343,10 +344,10 @@ async def test_query_past_its_deadline_is_not_handed_out(opened: Open) -> None:
 
 async def test_full_query_stream_refuses(opened: Open) -> None:
     api = opened(max_queries=1)
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 60))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 60))
     await query_waits(api)
     with pytest.raises(QueueFull) as full:
-        await api.embed(MODEL, WAVEFORM, STARTS, 16_000, 60)
+        await api.embed(MODEL, WAVEFORM, WINDOWS, 60)
     assert full.value.kind == "queries"
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -355,7 +356,7 @@ async def test_full_query_stream_refuses(opened: Open) -> None:
 async def test_query_survives_a_flush(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.work.queue.BLOCK_S", 0.1)
     api, worker = opened(), opened("a")
-    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10))
+    asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
     await take_query(worker)
     await forget_everything(api)
     job = await take_query(worker)

@@ -12,7 +12,7 @@ from service.local.valkey import EmbeddedValkey
 from service.work.jobs import UploadJob
 from service.work.streams import QueueUnavailable, connect
 from tests.servers import Authority, RedisServer
-from tests.service.work.queues import MODEL, SOON_MS, STARTS, WAVEFORM, Open, drain, query_waits, take_query
+from tests.service.work.queues import MODEL, SOON_MS, WAVEFORM, WINDOWS, Open, drain, query_waits, take_query
 
 pytestmark = pytest.mark.anyio
 
@@ -24,13 +24,13 @@ async def test_unreachable_redis_is_named_after_a_short_while(opened: Open, tmp_
         await api.submit_upload("s1", MODEL)
     assert 0.1 < time.monotonic() - begun < 2.0
     with pytest.raises(QueueUnavailable):
-        await api.embed(MODEL, WAVEFORM, STARTS, 16_000, 10)
+        await api.embed(MODEL, WAVEFORM, WINDOWS, 10)
 
 
 async def test_redis_that_cannot_write_to_its_disk_is_unavailable_until_it_can(opened: Open, tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as own:
         api, worker = opened(url=own.url, retry_s=0.2), opened("a", url=own.url, retry_s=0.2)
-        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 20))
+        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 20))
         job = await take_query(worker)
         answer = np.ones((3, 512), np.complex64)
         redis = connect(own.url)
@@ -67,7 +67,7 @@ async def test_killed_redis_keeps_uploads_and_answers_the_query_that_waited(open
         await api.submit_upload("s1", MODEL)
         (upload,) = await worker.take(8, 0)
         await api.submit_upload("s2", MODEL)
-        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, STARTS, 16_000, 20))
+        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 20))
         await query_waits(api)
         own.kill()
         taking = asyncio.create_task(take_query(worker))

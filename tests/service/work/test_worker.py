@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio import SAMPLE_RATE
+from model.audio import SAMPLE_RATE, Windows
 from model.checkpoints import save_phalar
 from model.phalar import Phalar, untrained_phalar
 from service.api.errors import problem
@@ -193,7 +193,7 @@ async def test_query_is_embedded_and_its_silent_windows_are_zero(house: House, s
     length = int(1.1 * SAMPLE_RATE)
     waveform = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), noise(1, 2.0)])
     starts = np.array([0, 2 * SAMPLE_RATE, 2 * SAMPLE_RATE + 640], np.int64)
-    answer = await house.queue.embed(house.fingerprint, waveform, starts, length, SOON_S)
+    answer = await house.queue.embed(house.fingerprint, waveform, Windows.in_clock_time(starts, length), SOON_S)
     assert not answer[0].any()
     expected = phalar.embed(np.stack([waveform[at : at + length] for at in starts[1:]])).numpy()
     np.testing.assert_allclose(answer[1:], expected, atol=EMBEDDING_TOLERANCE)
@@ -216,7 +216,7 @@ async def test_uploads_take_smaller_batches_while_queries_come(
     await eventually(house.settled)
     assert max(sizes) == house.settings.most_windows
     sizes.clear()
-    await house.queue.embed(house.fingerprint, noise(2), np.array([0]), len(noise(2)), SOON_S)
+    await house.queue.embed(house.fingerprint, noise(2), Windows.in_clock_time(np.array([0]), len(noise(2))), SOON_S)
     await house.submit(wav(noise(3, seconds=12.5)))
     await eventually(house.settled)
     assert max(sizes) == house.settings.most_windows // batches.LATELY_SHARE
@@ -225,9 +225,9 @@ async def test_uploads_take_smaller_batches_while_queries_come(
 async def test_query_that_makes_no_sense_is_answered_with_its_reason(house: House, start: Start) -> None:
     await start()
     with pytest.raises(EmbedFailed, match="leave"):
-        await house.queue.embed(house.fingerprint, noise(1), np.array([10**6]), 19_000, SOON_S)
+        await house.queue.embed(house.fingerprint, noise(1), Windows.in_clock_time(np.array([10**6]), 19_000), SOON_S)
     with pytest.raises(EmbedFailed, match=r"1\.024"):
-        await house.queue.embed(house.fingerprint, noise(1), np.array([0]), 1_000, SOON_S)
+        await house.queue.embed(house.fingerprint, noise(1), Windows.in_clock_time(np.array([0]), 1_000), SOON_S)
 
 
 async def test_other_model_is_loaded_from_the_checkpoints_and_an_unknown_one_refused(
@@ -238,10 +238,10 @@ async def test_other_model_is_loaded_from_the_checkpoints_and_an_unknown_one_ref
     save_phalar(other, house.settings.checkpoint_folder / f"{other.fingerprint}.safetensors", trained=False)
     await start()
     waveform, starts = noise(1), np.array([0])
-    answer = await house.queue.embed(other.fingerprint, waveform, starts, len(waveform), SOON_S)
+    answer = await house.queue.embed(other.fingerprint, waveform, Windows.in_clock_time(starts, len(waveform)), SOON_S)
     np.testing.assert_allclose(answer, other.embed(waveform[None]).numpy(), atol=EMBEDDING_TOLERANCE)
     with pytest.raises(FingerprintMismatch) as mismatch:
-        await house.queue.embed("0" * 64, waveform, starts, len(waveform), SOON_S)
+        await house.queue.embed("0" * 64, waveform, Windows.in_clock_time(starts, len(waveform)), SOON_S)
     assert set(mismatch.value.held) == {house.fingerprint, other.fingerprint}
     stem_id = await house.upload(wav(noise(2)))
     await house.queue.submit_upload(stem_id, "0" * 64)
@@ -273,7 +273,7 @@ async def test_query_does_not_wait_for_the_uploads_before_it(
 
     await eventually(begun)
     before = len(order)
-    await house.queue.embed(house.fingerprint, noise(2), np.array([0]), 17_000, SOON_S)
+    await house.queue.embed(house.fingerprint, noise(2), Windows.in_clock_time(np.array([0]), 17_000), SOON_S)
     answered = order.index("query")
     # The one on the device when it was sent, and one that may begin while it is on its way.
     assert answered - before <= 2
@@ -299,7 +299,9 @@ async def test_queries_that_wait_together_are_embedded_in_one_batch(
     waveforms = [noise(seed) for seed in range(3)]
     asked = [
         asyncio.create_task(
-            house.queue.embed(house.fingerprint, waveform, np.array([0], np.int64), len(waveform), SOON_S)
+            house.queue.embed(
+                house.fingerprint, waveform, Windows.in_clock_time(np.array([0], np.int64), len(waveform)), SOON_S
+            )
         )
         for waveform in waveforms
     ]
@@ -329,7 +331,9 @@ async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
     monkeypatch.setattr(Phalar, "embed", breaks)
     waveforms = [noise(1), noise(2, peak=POISON), noise(3)]
     asked = [
-        house.queue.embed(house.fingerprint, waveform, np.array([0], np.int64), len(waveform), SOON_S)
+        house.queue.embed(
+            house.fingerprint, waveform, Windows.in_clock_time(np.array([0], np.int64), len(waveform)), SOON_S
+        )
         for waveform in waveforms
     ]
     await start()
@@ -347,7 +351,7 @@ async def test_uploads_get_their_turn_among_queries_without_end(house: House, st
 
     async def ask_for_ever() -> None:
         while True:
-            await house.queue.embed(house.fingerprint, waveform, starts, 19_200, SOON_S)
+            await house.queue.embed(house.fingerprint, waveform, Windows.in_clock_time(starts, 19_200), SOON_S)
 
     asking = [asyncio.create_task(ask_for_ever()) for _ in range(3)]
     try:
