@@ -19,10 +19,12 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
+from typing import Any, BinaryIO, Self, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from indexer import ClipFacts
 from model.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
 from service.text import shown
 from service.work.decoding import (
@@ -42,9 +44,6 @@ from service.work.decoding import (
 )
 from service.work.sandbox import Confinement
 from service.work.turns import Budget
-
-if TYPE_CHECKING:
-    pass  # the server has no use for it
 
 log = logging.getLogger("phalar.uploads")
 _SERVER = "from service.work.decoding import serve_children; serve_children()"
@@ -110,6 +109,26 @@ class Decoder:
             AudioError: what is wrong with the file, as from `load_clip`; or a DecoderError.
             OSError: the path cannot be read.
         """
+        fields, waveform = await self._decoded(source, nice, budget, math.inf)
+        assert waveform is not None
+        del fields["samples"]
+        return Clip(waveform, **fields)
+
+    async def look(
+        self, source: Path | bytes, *, keep_s: float, nice: int = 0, budget: Budget | None = None
+    ) -> tuple[ClipFacts, NDArray[np.float32] | None]:
+        """What decoding a file shows, with its waveform if that is no longer than `keep_s` seconds.
+
+        Else its samples never leave the child: those of a long clip take longer to receive than all else that an upload
+        costs us. Arguments and errors as of `decode`.
+        """
+        fields, waveform = await self._decoded(source, nice, budget, keep_s)
+        duration_s = fields.pop("samples") / SAMPLE_RATE
+        return ClipFacts(duration_s=duration_s, **fields), waveform
+
+    async def _decoded(
+        self, source: Path | bytes, nice: int, budget: Budget | None, keep_s: float
+    ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
         opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
         with opened as file:
             await self._slots.acquire()
@@ -124,7 +143,7 @@ class Decoder:
         try:
             async with asyncio.timeout(self.limits.timeout_s) as patience:
                 try:
-                    return await _receive(ours, self.limits, budget, patience)
+                    return await _receive(ours, self.limits, budget, patience, keep_s)
                 except EOFError:
                     raise _post_mortem(await asyncio.shield(ended), self.limits) from None
         except TimeoutError:
@@ -185,8 +204,11 @@ _SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclass
 _KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
 
 
-async def _receive(sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout) -> Clip:
-    """Read an answer that may come from a process somebody else has taken over.
+async def _receive(
+    sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout, keep_s: float
+) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+    """Read an answer that may come from a process somebody else has taken over: its fields, and its samples unless they
+    last longer than `keep_s`.
 
     `patience` is with the child: it stands still while there is no room in the budget.
 
@@ -213,7 +235,9 @@ async def _receive(sock: socket.socket, limits: DecodeLimits, budget: Budget | N
         raise DecoderCrashed("its answer makes no sense") from error
     if problem is not None:
         raise problem
-    samples = fields.pop("samples")
+    samples = fields["samples"]
+    if samples > keep_s * SAMPLE_RATE:
+        return fields, None
     if budget is not None:
         patience.reschedule(None)
         taken = await budget.take(samples)
@@ -224,7 +248,7 @@ async def _receive(sock: socket.socket, limits: DecodeLimits, budget: Budget | N
     await _fill(sock, waveform.data)
     if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
         raise DecoderCrashed("its samples are not finite")
-    return Clip(waveform, **fields)
+    return fields, waveform
 
 
 def _shown(fact: Any) -> Any:
