@@ -13,6 +13,7 @@ from service.api.door import Door
 from service.api.errors import add_error_handlers
 from service.api.methods import Methods
 from service.api.routes import admin, health, jobs, page, retrieve, stems
+from service.api.routes.problems import problems_anywhere
 from service.settings import Settings
 
 
@@ -40,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     for resource in (stems, retrieve, jobs, admin, health, page):
-        app.include_router(resource.router)
+        app.include_router(resource.router, responses=problems_anywhere())
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     add_error_handlers(app)
     app.add_middleware(Methods, routes=app.routes, root_path=settings.root_path)

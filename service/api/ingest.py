@@ -37,7 +37,7 @@ from service.work.jobs import QueueError
 from service.work.queue import Queue
 from service.work.streams import QueueFull
 from service.work.turns import Budget, Turns
-from service.work.uploads import UPLOAD_NICE, Decoder, UploadedClip
+from service.work.uploads import UPLOAD_NICE, Decoder
 from service.work.worker import Describe
 
 log = logging.getLogger("phalar.ingest")
@@ -61,12 +61,14 @@ async def on_disk(upload: UploadFile) -> AsyncIterator[Path]:
         yield Path(file.name)
 
 
-async def decode_upload(decoder: Decoder, upload: UploadFile, budget: Budget, *, nice: int = 0) -> UploadedClip:
-    """Decode an upload, a small one without touching a disk. Raises BlobStoreUnavailable, AudioError."""
+@asynccontextmanager
+async def for_decoder(upload: UploadFile) -> AsyncIterator[Path | bytes]:
+    """An upload as a decoder takes it, a small one without touching a disk. Raises BlobStoreUnavailable."""
     if upload.size is not None and upload.size <= COPY_BYTES:
-        return await decoder.decode(await upload.read(), nice=nice, budget=budget)
-    async with on_disk(upload) as path:
-        return await decoder.decode(path, nice=nice, budget=budget)
+        yield await upload.read()
+    else:
+        async with on_disk(upload) as path:
+            yield path
 
 
 Shown = tuple[ClipFacts, Said]
@@ -232,18 +234,22 @@ class Ingest:
 
     async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> Shown | AudioError:
         """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it."""
+        keep_s = HANDED_OVER_S if hand_over else 0.0
         try:
             async with self._turns.turn(who):
                 await asyncio.to_thread(file.file.seek, 0)
-                clip = await decode_upload(self.decoder, file, self.budget, nice=UPLOAD_NICE)
+                async with for_decoder(file) as audio:
+                    facts, said, waveform = await self.decoder.look(
+                        audio, keep_s=keep_s, nice=UPLOAD_NICE, budget=self.budget
+                    )
         except AudioError as error:
             return error.with_traceback(None)  # whose frames hold what was decoded
-        if hand_over and clip.duration_s <= HANDED_OVER_S:
+        if waveform is not None:
             try:
-                await self.queue.hand_over(sha256, clip.waveform)
+                await self.queue.hand_over(sha256, waveform)
             except QueueError as error:
                 log.warning("a worker will decode what could not be handed over: %s", error)
-        return ClipFacts(clip.format, clip.duration_s, clip.sample_rate, clip.channels, clip.warnings), clip.said
+        return facts, said
 
     async def _enqueue(self, stem_ids: Sequence[str], fingerprint: str) -> None:
         try:

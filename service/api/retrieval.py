@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from indexer import Catalog, LiveIndex, Stem
 from model.audio import SAMPLE_RATE
-from service.api.ingest import decode_upload
+from service.api.ingest import for_decoder
 from service.api.schemas import (
     AlignOut,
     HitOut,
@@ -160,7 +160,8 @@ class Retrieval:
     async def _mix(self, query: RetrieveIn, watch: Stopwatch) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         with watch.stage("decode"):
             if query.file is not None:
-                clip = await decode_upload(self.decoder, query.file, self.budget)
+                async with for_decoder(query.file) as audio:
+                    clip = await self.decoder.decode(audio, budget=self.budget)
                 return clip.waveform, clip.warnings
             stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(query.stem_id)]
             for stem in stems:

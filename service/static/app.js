@@ -8,6 +8,7 @@ import { byId, make } from "./elements.js";
 import { countFilters, showFilters } from "./filters.js";
 import * as format from "./format.js";
 import { Ingest } from "./ingest.js";
+import { forget, keep, kept } from "./kept.js";
 import { askKey } from "./key.js";
 import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
@@ -27,11 +28,13 @@ const ingest = new Ingest(() => {
   refreshCatalog();
 });
 
-let mix = null; // the one to search with: { name, file | stemIds, track, audio(), peaks, undecodable }
+let mix = null; // the one to search with: { name, file | stemIds, track, audio(), peaks, undecodable, gone }
 let fileMix = null; // the last file, kept while a demo mix is tried
 let demoStems = []; // of the chosen demo track
 let search = null; // AbortController of the search under way
 let again = null; // what the retry button does
+let shown = null; // { answer, fields, mix } of the hits on the page
+let unticked = kept()?.fields ?? []; // filters of an answer that was kept; they are there when the catalog has been read
 
 // The catalog: filters and demo tracks -------------------------------------------------------------------------
 
@@ -44,7 +47,8 @@ async function refreshCatalog() {
     return;
   }
   ingest.offer(offered);
-  showFilters(form, offered);
+  showFilters(form, offered, unticked);
+  unticked = [];
   showTracks(offered.tracks);
 }
 
@@ -60,19 +64,25 @@ function showTracks(tracks) {
   const select = byId("demo-track");
   const before = select.value;
   select.replaceChildren(...tracks.map((name) => make("option", { value: name }, name)));
-  if (tracks.includes(before)) select.value = before;
-  else showDemoStems();
+  if (tracks.includes(before)) {
+    select.value = before;
+  } else if (tracks.includes(shown?.mix.track)) {
+    select.value = shown.mix.track;
+    showDemoStems(undefined, shown.mix.stemIds);
+  } else {
+    showDemoStems();
+  }
 }
 
-/** Offer the stems of the chosen track; `pick(n)` says which of n is left out of the mix. */
-async function showDemoStems(pick = (n) => n - 1) {
+/** Offer the stems of the chosen track; the mix is those of `ticked`, or all but the one of n that `pick(n)` leaves out. */
+async function showDemoStems(pick = (n) => n - 1, ticked = null) {
   const track = byId("demo-track").value;
   if (!track) return;
   let stems;
   try {
     stems = await stemsOfTrack(track);
   } catch (problem) {
-    showProblem(problem, () => showDemoStems(pick));
+    showProblem(problem, () => showDemoStems(pick, ticked));
     return;
   }
   if (track !== byId("demo-track").value) return; // another one was chosen meanwhile
@@ -83,7 +93,7 @@ async function showDemoStems(pick = (n) => n - 1) {
       make(
         "label",
         { title: stem.title },
-        make("input", { type: "checkbox", name: "demo-stem", value: stem.id, checked: i !== leftOut }),
+        make("input", { type: "checkbox", name: "demo-stem", value: stem.id, checked: ticked ? ticked.includes(stem.id) : i !== leftOut }),
         make("span", {}, stem.instrument || stem.title),
       ),
     ),
@@ -118,22 +128,22 @@ function takeDemo() {
     return;
   }
   const { track } = stems[0];
-  const stemIds = stems.map((stem) => stem.id);
+  choose(demoMix({ name: track, track, stemIds: stems.map((stem) => stem.id), facts: stems.map((stem) => stem.instrument || stem.title).join(" + ") }));
+}
+
+function demoMix(of) {
   let audio = null;
-  choose({
-    name: track,
-    stemIds,
-    track,
-    facts: stems.map((stem) => stem.instrument || stem.title).join(" + "),
+  return {
+    ...of,
     peaks: null,
     undecodable: false,
     audio: () =>
-      (audio ??= sumOfStems(stemIds).catch((error) => {
+      (audio ??= sumOfStems(of.stemIds).catch((error) => {
         if (error instanceof Undecodable) return null;
         audio = null; // could not be fetched now; the next press of play tries again
         throw error;
       })),
-  });
+  };
 }
 
 function choose(next) {
@@ -181,12 +191,17 @@ async function hear(heard) {
     if (heard.file) heard.facts = `${format.clock(buffer.duration)} · ${format.bytes(heard.file.size)}`;
   }
   if (heard === mix) showMix();
+  if (heard === shown?.mix) keep(shown);
   results.mixDecoded(heard, heard.peaks);
 }
 
 // The search ---------------------------------------------------------------------------------------------------
 
 async function runSearch() {
+  if (mix?.gone) {
+    showProblem({ title: "The mix has to be dropped again", detail: "Its hits were kept with this page, its file was not." });
+    return;
+  }
   if (!mix) {
     showProblem({ title: "There is no mix yet", detail: form.elements.source.value === "demo" ? "Tick at least one stem." : "Drop a file on this page, or choose one." });
     return;
@@ -198,6 +213,8 @@ async function runSearch() {
   player.forget();
   clearProblem();
   results.clear();
+  forget();
+  shown = null;
   byId("welcome").hidden = true;
   byId("busy").hidden = false;
   const ticking = countSeconds(form.elements.align.value);
@@ -208,12 +225,10 @@ async function runSearch() {
   hear(asked);
   try {
     const answer = await getJson("retrieve", { method: "POST", body: formData(fields, asked.file), signal: mine.signal });
-    results.show(answer, asked);
     asked.searched = { from: answer.mix.searched_from_s, to: answer.mix.searched_to_s };
-    drawMix();
-    if (asked.peaks || asked.undecodable) results.mixDecoded(asked, asked.peaks);
-    showTrained({ trained: answer.model.trained, note: byId("untrained-note").textContent });
-    document.body.dataset.search = "done";
+    shown = { answer, fields, mix: asked };
+    showAnswer();
+    keep(shown);
     const [first] = answer.hits;
     byId("announce").textContent = first
       ? `${format.count(answer.hits.length, "hit")}. Best: ${first.stem.title}, ${format.place(first.start_s)}.`
@@ -234,6 +249,26 @@ async function runSearch() {
       byId("welcome").hidden = document.body.dataset.search !== "idle";
     }
   }
+}
+
+function showAnswer() {
+  const { answer, mix: asked } = shown;
+  results.show(answer, asked);
+  drawMix();
+  if (asked.peaks || asked.undecodable) results.mixDecoded(asked, asked.peaks);
+  showTrained({ trained: answer.model.trained, note: byId("untrained-note").textContent });
+  document.body.dataset.search = "done";
+}
+
+/** The answer that this page showed before it was left or loaded again. A demo mix is fetched anew; a file can only be dropped again. */
+function showKept({ answer, fields, mix: was }) {
+  if (was.stemIds) choose(demoMix(was));
+  else choose((fileMix = { ...was, gone: true, undecodable: true, audio: async () => null }));
+  form.elements.source.value = was.stemIds ? "demo" : "file";
+  showMix();
+  shown = { answer, fields, mix };
+  byId("welcome").hidden = true;
+  showAnswer();
 }
 
 /** Say how long it has taken, and after a while what would be faster. */
@@ -387,6 +422,7 @@ onKeyNeeded(async (wrong) => {
   return given;
 });
 mountDrop({ mix: takeFile, stems: (files) => ingest.add(files) });
-showMix();
+if (kept()) showKept(kept());
+else showMix();
 showKey();
 watchStatus(refreshCatalog);

@@ -10,9 +10,9 @@ const FILTERS = [
   ["key", "Key"],
 ];
 
-/** Offer the values that the catalog holds; what was ticked stays ticked. */
-export function showFilters(form, offered) {
-  const chosen = new Set(filterFields(form).map(([name, value]) => `${name}=${value}`));
+/** Offer the values that the catalog holds; what was ticked stays ticked, and `also`, [name, value] pairs, is. */
+export function showFilters(form, offered, also = []) {
+  const chosen = new Set([...filterFields(form), ...also].map(([name, value]) => `${name}=${value}`));
   const groups = FILTERS.filter(([name]) => offered[name].length).map(([name, label]) =>
     make(
       "fieldset",

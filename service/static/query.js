@@ -41,7 +41,7 @@ export function curlLine(fields, mix) {
   const lines = [`curl -s ${quoted(address("retrieve"))}`];
   if (key.get()) lines.push(`-H "Authorization: Bearer $PHALAR_KEY"`);
   if (!mix?.stemIds) {
-    const name = (mix?.file?.name ?? "mix.wav").replaceAll("\\", "\\\\").replaceAll('"', '\\"');
+    const name = (mix?.name ?? "mix.wav").replaceAll("\\", "\\\\").replaceAll('"', '\\"');
     lines.push(`-F ${quoted(`file=@"${name}"`)}`);
   }
   // --form-string: curl reads nothing into a leading @ or < of a value.

@@ -66,9 +66,8 @@ export class Results {
       play.setAttribute("aria-label", `Play ${hit.stem.title} alone`);
     }
     if (mix.undecodable && !byId("no-playback")) {
-      byId("warnings").append(
-        make("li", { id: "no-playback" }, "Playback of this mix’s format is not possible in this browser. The hits are right all the same; each stem can be heard alone."),
-      );
+      const why = mix.gone ? "Drop the mix again to hear the hits with it: the page kept its hits, not its file." : "Playback of this mix’s format is not possible in this browser. The hits are right all the same.";
+      byId("warnings").append(make("li", { id: "no-playback" }, `${why} Each stem can be heard alone.`));
     }
     this.redraw();
   }

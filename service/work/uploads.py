@@ -19,10 +19,12 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from indexer import ClipFacts
 from model.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
 from model.audio.said import MOST_BEATS, Kind, Said, is_tempo, joined, key_of_text, said_by
 from service.text import shown
@@ -44,9 +46,6 @@ from service.work.decoding import (
 )
 from service.work.sandbox import Confinement
 from service.work.turns import Budget
-
-if TYPE_CHECKING:
-    pass  # the server has no use for it
 
 log = logging.getLogger("phalar.uploads")
 _SERVER = "from service.work.decoding import serve_children; serve_children()"
@@ -119,6 +118,27 @@ class Decoder:
             AudioError: what is wrong with the file, as from `load_clip`; or a DecoderError.
             OSError: the path cannot be read.
         """
+        fields, waveform = await self._decoded(source, nice, budget, math.inf)
+        assert waveform is not None
+        del fields["samples"]
+        return UploadedClip(waveform, **fields)
+
+    async def look(
+        self, source: Path | bytes, *, keep_s: float, nice: int = 0, budget: Budget | None = None
+    ) -> tuple[ClipFacts, Said, NDArray[np.float32] | None]:
+        """What decoding a file shows and what it says of its music, with its waveform if that is no longer than
+        `keep_s` seconds.
+
+        Else its samples never leave the child: those of a long clip take longer to receive than all else that an upload
+        costs us. Arguments and errors as of `decode`.
+        """
+        fields, waveform = await self._decoded(source, nice, budget, keep_s)
+        duration_s, said = fields.pop("samples") / SAMPLE_RATE, fields.pop("said")
+        return ClipFacts(duration_s=duration_s, **fields), said, waveform
+
+    async def _decoded(
+        self, source: Path | bytes, nice: int, budget: Budget | None, keep_s: float
+    ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
         opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
         with opened as file:
             await self._slots.acquire()
@@ -133,7 +153,7 @@ class Decoder:
         try:
             async with asyncio.timeout(self.limits.timeout_s) as patience:
                 try:
-                    return await _receive(ours, self.limits, budget, patience)
+                    return await _receive(ours, self.limits, budget, patience, keep_s)
                 except EOFError:
                     raise _post_mortem(await asyncio.shield(ended), self.limits) from None
         except TimeoutError:
@@ -195,9 +215,10 @@ _KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
 
 
 async def _receive(
-    sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout
-) -> UploadedClip:
-    """Read an answer that may come from a process somebody else has taken over.
+    sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout, keep_s: float
+) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+    """Read an answer that may come from a process somebody else has taken over: its fields, and its samples unless they
+    last longer than `keep_s`.
 
     `patience` is with the child: it stands still while there is no room in the budget.
 
@@ -224,7 +245,9 @@ async def _receive(
         raise DecoderCrashed("its answer makes no sense") from error
     if problem is not None:
         raise problem
-    samples = fields.pop("samples")
+    samples = fields["samples"]
+    if samples > keep_s * SAMPLE_RATE:
+        return fields, None
     if budget is not None:
         patience.reschedule(None)
         taken = await budget.take(samples)
@@ -235,7 +258,7 @@ async def _receive(
     await _fill(sock, waveform.data)
     if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
         raise DecoderCrashed("its samples are not finite")
-    return UploadedClip(waveform, **fields)
+    return fields, waveform
 
 
 def _shown(fact: Any) -> Any:

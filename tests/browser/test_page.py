@@ -302,6 +302,58 @@ def test_mix_the_browser_cannot_decode_still_gets_hits(page, make_clip):
     assert json.loads(heard["schedule"])["mix"] is None
 
 
+def shown_stems(page) -> list[str]:
+    return page.eval_on_selector_all(".hit", "hits => hits.map((hit) => hit.dataset.stem)")
+
+
+def test_going_back_or_reloading_shows_the_last_answer_without_another_upload(page, watch, live_service, make_clip):
+    on_the_grid(page)
+    drop(page, make_clip("first.wav"))
+    wait_for_hits(page)
+    asked, hits = len([url for url in watch.requests if url.endswith("/retrieve")]), shown_stems(page)
+
+    page.get_by_role("link", name="API docs").click()
+    page.wait_for_url("**/docs")
+    page.go_back()
+    wait_for_hits(page)
+    page.reload()
+    wait_for_hits(page)
+    assert shown_stems(page) == hits
+    assert "first.wav" in page.locator("#answer-title").inner_text()
+    assert "Drop the mix again" in page.locator("#warnings").inner_text()
+    page.locator(".hit .play").first.click()
+    assert wait_until_heard(page)["listen"] == "stem"
+    page.click("#find")
+    page.get_by_text("has to be dropped again").wait_for()
+    assert len([url for url in watch.requests if url.endswith("/retrieve")]) == asked
+
+    drop(page, make_clip("second.wav", seed=1))
+    page.get_by_text("for second.wav").wait_for()
+    assert "Drop the mix again" not in page.locator("#warnings").inner_text()
+    page.get_by_role("link", name="API docs").click()
+    page.wait_for_url("**/docs")
+    page.goto(live_service)  # a new visit, not a return
+    page.wait_for_selector('body[data-service="ready"]')
+    assert page.locator(".hit").count() == 0
+
+
+def test_a_demo_mix_still_plays_with_its_hits_after_a_reload(page):
+    on_the_grid(page)
+    page.get_by_label("Try a demo mix").check()
+    page.locator("#demo-stems input").first.uncheck()
+    page.click("#find")
+    wait_for_hits(page)
+    hits, ticked = shown_stems(page), "[...document.querySelectorAll('#demo-stems input')].map((box) => box.checked)"
+    mix = page.evaluate(ticked)
+    page.reload()
+    wait_for_hits(page)
+    assert shown_stems(page) == hits
+    page.wait_for_selector("#demo-stems input")
+    assert page.evaluate(ticked) == mix
+    page.locator(".hit .play").first.click()
+    assert wait_until_heard(page)["listen"] == "both"
+
+
 def test_added_stems_report_each_its_own_state(page, live_service, make_clip, tmp_path):
     liar = tmp_path / "notes.wav"
     liar.write_text("not a sound")

@@ -13,7 +13,7 @@ from service.api.waiting import while_client_waits
 router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 
 
-@router.post("/retrieve", responses=problems(404, 409, 413, 415, 422, 503))
+@router.post("/retrieve", responses=problems(404, 409, 415, 422))
 async def retrieve(
     services: TheBackend,
     caller: Annotated[Caller, Depends(require("read"))],

@@ -36,7 +36,7 @@ MEDIA_TYPES = {
 }
 
 
-@router.post("/stems", status_code=202, responses=problems(413, 415, 422, 429, 503))
+@router.post("/stems", status_code=202, responses=problems(415, 422))
 async def add_stems(
     services: TheBackend,
     caller: Annotated[Caller, Depends(require("ingest"))],
@@ -107,7 +107,8 @@ async def delete_stem(services: TheBackend, stem_id: str) -> None:
     responses={
         200: {"content": {"audio/*": {}}, "description": "The bytes as they were uploaded"},
         206: {"content": {"audio/*": {}}, "description": "The asked range of them"},
-        **problems(404, 416, 503),
+        304: {"description": "They are what `If-None-Match` names"},
+        **problems(404, 416),
     },
 )
 async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Response:

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from indexer import ClipFacts
 from model.audio import Clip
 from service.settings import Settings
 from service.work.jobs import QueryJob
@@ -37,6 +39,11 @@ class Decoded:
         self.alive = 0
         self.most_alive = 0
 
+    def hold(self, waveform: NDArray[np.float32]) -> None:
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        weakref.finalize(waveform, self.forget)
+
     def forget(self) -> None:
         self.alive -= 1
 
@@ -44,17 +51,23 @@ class Decoded:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     """Counts how often a file is decoded, and how many waveforms are held at a time; it decodes all the same."""
-    seen, decode = Decoded(), Decoder.decode
+    seen, decode, look = Decoded(), Decoder.decode, Decoder.look
 
     async def counted(self: Decoder, source: Any, **options: Any) -> Clip:
         seen.times += 1
         clip = await decode(self, source, **options)
-        seen.alive += 1
-        seen.most_alive = max(seen.most_alive, seen.alive)
-        weakref.finalize(clip.waveform, seen.forget)
+        seen.hold(clip.waveform)
         return clip
 
+    async def looked(self: Decoder, source: Any, **options: Any) -> tuple[ClipFacts, NDArray[np.float32] | None]:
+        seen.times += 1
+        facts, waveform = await look(self, source, **options)
+        if waveform is not None:
+            seen.hold(waveform)
+        return facts, waveform
+
     monkeypatch.setattr(Decoder, "decode", counted)
+    monkeypatch.setattr(Decoder, "look", looked)
     return seen
 
 
@@ -85,16 +98,24 @@ def test_equal_bytes_are_decoded_once_and_known_ones_never(chosen: dict[str, Any
 
 
 def test_memory_of_an_upload_does_not_grow_with_its_files(chosen: dict[str, Any], decoded: Decoded) -> None:
-    files = [("files", (f"{n}.flac", constant(0.1 + n / 100))) for n in range(12)]
+    files = [("files", (f"{n}.flac", constant(0.1 + n / 100, 59.0))) for n in range(12)]
     with serving(Settings(**chosen)) as url, client(url) as sender:
         assert sender.post("/stems", files=files).status_code == 202
         assert decoded.times == 12
-        assert decoded.most_alive <= 2 * chosen.get("decoders", 2)
+        assert 1 <= decoded.most_alive <= 2 * chosen.get("decoders", 2)
+
+
+def test_samples_of_a_long_upload_stay_with_its_decoder(chosen: dict[str, Any], decoded: Decoded) -> None:
+    with serving(Settings(**chosen)) as url, client(url) as sender:
+        long = sender.post("/stems", files={"files": ("long.flac", constant(0.5, 61.0))}).json()["items"][0]
+        assert decoded.times == 1
+        assert decoded.most_alive == 0
+        assert sender.get(f"/stems/{long['stem_id']}").json()["duration_s"] == pytest.approx(61.0)
 
 
 def test_decoded_audio_waits_for_room_in_the_budget(chosen: dict[str, Any], decoded: Decoded) -> None:
-    one = 4 * 300 * 16_000
-    files = [("files", (f"{n}.flac", constant(0.1 + n / 100))) for n in range(5)]
+    one = 4 * 59 * 16_000
+    files = [("files", (f"{n}.flac", constant(0.1 + n / 100, 59.0))) for n in range(5)]
     with serving(Settings(**chosen, decoders=4, decoded_bytes=one * 3 // 2)) as url, client(url) as sender:
         assert sender.post("/stems", files=files).status_code == 202
         assert decoded.most_alive == 1

@@ -1,15 +1,20 @@
-"""What a catalog on a PostgreSQL server lives through: cut connections, a restart, holders and writers that vanish."""
+"""What a catalog on a PostgreSQL server lives through: cut connections, a restart, holders and writers that vanish, an
+upgrade."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import select
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from indexer.catalog.catalog import Catalog
 from indexer.catalog.database import GIVE_UP
 from indexer.catalog.records import StemFilter
+from indexer.catalog.schema import MIGRATIONS, VERSION_TABLE
 from tests import servers
 from tests.unit.indexer.catalog.test_catalog import make_live, make_ready, upload
 
@@ -83,3 +88,37 @@ async def test_a_writer_that_falls_silent_does_not_stop_the_others_for_ever(
         await fall_silent()
     assert (await catalog.counts())["queued"] == 1
     await silent.close()
+
+
+def before_0003(sql: Connection) -> None:
+    """The tables of revision 0002, with text that a decoder said and UTF-8 does not have."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes |= {"connection": sql, "version_table": VERSION_TABLE}
+    command.upgrade(config, "0002")
+    stem = """INSERT INTO stems (row, id, sha256, file_name, title, track, format, duration_s, sample_rate, channels,
+        warnings, state, problem, windows, created_at, seq)
+        VALUES (1, 'b1', :sha, 'b.flac', 'Bass', :track, 'FLAC', 9, 44100, 2, :said, 'failed', :problem, 0, 1.5e9, 1)"""
+    problem = r'{"type": "/problems/x", "title": "odd \udfff", "status": 422}'
+    said = {"said": r'["odd: \ud800 \ud83d\ude00", "caf\u00e9"]', "problem": problem}
+    sql.execute(text(stem), said | {"sha": "a" * 64, "track": "Cafe\u0301"})
+    job = "INSERT INTO jobs (id, kind, state, created_at, request) VALUES ('j1', 'ingest', 'running', 1.5e9, '{}')"
+    sql.execute(text(job))
+    item = "INSERT INTO job_items (job_id, position, file_name, created, problem) VALUES ('j1', 0, 'c', 0, :problem)"
+    sql.execute(text(item), {"problem": problem})
+
+
+async def test_an_upgrade_mends_text_that_no_answer_can_hold_on_postgres_too() -> None:
+    url = servers.emptied_database()
+    engine = create_async_engine(url)
+    async with engine.begin() as sql:
+        await sql.run_sync(before_0003)
+    await engine.dispose()
+    catalog = await Catalog.open(url)
+    (stem,), _ = await catalog.list_stems(StemFilter(tracks=("CAF\u00c9",)))
+    assert stem.warnings == ("odd: ? \U0001f600", "caf\u00e9")
+    assert stem.problem is not None
+    (item,) = (await catalog.job("j1")).items
+    assert item.problem is not None
+    assert stem.problem["title"] == item.problem["title"] == "odd ?"
+    await catalog.close()

@@ -12,7 +12,10 @@ from fastapi.testclient import TestClient
 from indexer import CatalogUnavailable, IndexUnavailable, StemNotFound
 from model.audio import AudioError
 from model.checkpoints import CheckpointError
+from service.api import bodies, keys, origins, rates
+from service.api.app import create_app
 from service.api.errors import TABLE, add_error_handlers, problem
+from service.settings import Settings
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.decoding import DecoderCrashed
 from service.work.jobs import EmbedFailed, FingerprintMismatch
@@ -81,3 +84,12 @@ def test_facts_of_a_problem_are_those_of_its_public_sentence() -> None:
         names = [name for _, name, _, _ in Formatter().parse(getattr(kind, "public", "")) if name is not None]
         assert all(name.isidentifier() for name in names), kind
         assert not issubclass(kind, AudioError) or not names
+
+
+def test_every_operation_names_what_the_door_and_the_access_layer_may_answer() -> None:
+    before_any_endpoint = {module.__name__ for module in (bodies, origins, keys, rates)}
+    statuses = {str(row.status) for kind, row in TABLE.items() if kind.__module__ in before_any_endpoint}
+    assert statuses >= {"401", "403", "408", "413", "421", "429"}
+    for path, operations in create_app(Settings()).openapi()["paths"].items():
+        for method, operation in operations.items():
+            assert statuses | {"400", "500", "503"} <= operation["responses"].keys(), f"{method} {path}"
