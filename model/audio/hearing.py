@@ -38,6 +38,9 @@ LEAST_STEADY = 0.05
 ANOTHER_TEMPO = 0.04
 """Candidates that differ by less, as a share and octaves folded, are one."""
 
+RANGE_DB = 60.0
+"""What lies further under a clip's loudest counts as silence: quieter rises tell no beat."""
+
 RISE_FRAMES = 2
 """An onset is a rise over so many frames: one alone misses half of a slow attack."""
 
@@ -96,7 +99,7 @@ class Hearing:
         if frames <= RISE_FRAMES:
             return np.zeros(frames)
         with torch.inference_mode():
-            decibels = scale_decibels(self.magnitude[None], PhalarConfig().dynamic_range_db)[:, LOWEST_RISING_BIN:]
+            decibels = scale_decibels(self.magnitude[None], RANGE_DB)[:, LOWEST_RISING_BIN:]
             before = functional.max_pool2d(decibels[..., :-RISE_FRAMES], (3, 1), stride=1, padding=(1, 0))
             rise = torch.clamp(decibels[..., RISE_FRAMES:] - before, min=0)[0].mean(dim=0).double().numpy()
         rise = np.concatenate([np.zeros(RISE_FRAMES), rise])
@@ -153,7 +156,7 @@ class Hearing:
         if magnitude.shape[1] < HELD_FRAMES:
             return False
         decibels = 20 * torch.log10(magnitude.clamp_min(1e-10))
-        decibels = torch.maximum(decibels, decibels.max() - 60.0)
+        decibels = torch.maximum(decibels, decibels.max() - RANGE_DB)
         around = functional.pad(decibels.T[:, None], (NEIGHBOURS, NEIGHBOURS), mode="replicate")[:, 0]
         middle = around.unfold(1, 2 * NEIGHBOURS + 1, 1).median(dim=2).values.T  # (bins, frames)
         held = -functional.max_pool1d(middle - decibels, HELD_FRAMES, stride=1)  # the least over so many frames

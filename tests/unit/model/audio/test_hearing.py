@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
-from model.audio.grid import LOWEST_BPM
 from model.audio.analysis import is_sure
+from model.audio.grid import LOWEST_BPM
 from model.audio.hearing import ANOTHER_TEMPO, Hearing, hear_grid, hear_grids, hear_key, is_pitched
 from model.demo import compose_track
 
