@@ -33,7 +33,7 @@ TEMPO_STEP = 2.5e-4
 """Candidates lie so far apart, as a share: over 16 beats that is two milliseconds."""
 
 LEAST_STEADY = 0.05
-"""The mean correlation at a tempo's multiples that counts as steady: noise reaches 0.02, songs 0.06 to 0.87."""
+"""The mean correlation at a tempo's multiples that counts as steady: 24 s of noise reach 0.03, 8 s of it 0.05."""
 
 ANOTHER_TEMPO = 0.04
 """Candidates that differ by less, as a share and octaves folded, are one."""
@@ -45,7 +45,7 @@ RISE_FRAMES = 2
 """An onset is a rise over so many frames: one alone misses half of a slow attack."""
 
 LOWEST_RISING_BIN = 36
-"""From 131 Hz on: the kernels below are longer than half a beat, and tell no moment."""
+"""From 131 Hz on: the kernels below last over an eighth of a second, and put onsets too early."""
 
 PHASE_STEP_S = 1e-3
 
@@ -59,7 +59,8 @@ HELD_FRAMES = 5
 """A note stands out for so long in one bin; a drum's sweep does not."""
 
 LEAST_CONTRAST_DB = 10.0
-"""How far the bin that does so most stands above its neighbours, usually, where notes are played."""
+"""How far the bin that does so most stands above its neighbours, usually, where notes are played: so 96 % of 446
+rendered stems were told right, and all drums of 100 composed tracks."""
 
 PITCHED_SECONDS = 20.0
 """Whether a clip plays notes is heard in its loudest so many."""
