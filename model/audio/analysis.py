@@ -12,13 +12,13 @@ import numpy as np
 
 from model.audio.grid import Grid, folded
 from model.audio.harmony import is_relative
-from model.audio.hearing import hear_grid, hear_key, is_pitched
+from model.audio.hearing import Hearing
 from model.audio.said import Said, exact_tempo
 from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform
 
 Kind = Literal["loop", "one-shot", "piece"]
 
-SURE_STEADINESS = 0.2
+SURE_STEADINESS = 0.25
 """From here on a heard tempo is called sure, and a said one that contradicts it is warned of."""
 
 SURE_KEY = 0.1
@@ -73,18 +73,19 @@ def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
     sources: dict[str, str] = dict(said.sources)
     warnings, sure = list(said.warnings), {}
     audible = seconds > MIN_SECONDS and bool(np.any(waveform))
-    heard = hear_grid(waveform) if audible else None
+    hearing = Hearing(waveform if audible else waveform[:0])
+    heard = next(iter(hearing.grids()), None)
     tempo, grid = said.tempo_bpm, heard
     if tempo is None and heard is not None:
         tempo, sources["tempo_bpm"] = heard.tempo_bpm, "heard"
-        sure["tempo_bpm"] = heard.steadiness >= SURE_STEADINESS
+        sure["tempo_bpm"] = is_sure(heard)
     elif tempo is not None:
-        grid = _said_grid(waveform, said, seconds) if audible else None
-        if heard is not None and heard.steadiness >= SURE_STEADINESS and not _same_tempo(tempo, heard.tempo_bpm):
+        grid = _said_grid(hearing, said, seconds) if audible else None
+        if heard is not None and is_sure(heard) and not _same_tempo(tempo, heard.tempo_bpm):
             warnings.append(f"its {sources['tempo_bpm']} says {tempo:.5g} BPM, but {heard.tempo_bpm:.4g} is heard")
-    pitched = audible and is_pitched(waveform)
+    pitched = hearing.is_pitched()
     key = said.key
-    if pitched and (told := hear_key(waveform)):
+    if pitched and (told := hearing.key()):
         name, ahead = told
         if key is None:
             key, sources["key"], sure["key"] = name, "heard", ahead >= SURE_KEY
@@ -96,12 +97,17 @@ def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
     return Analysis(seconds, tempo, grid, key, pitched, kind, sources, sure, tuple(warnings))
 
 
-def _said_grid(waveform: Waveform, said: Said, seconds: float) -> Grid | None:
+def is_sure(heard: Grid | None) -> bool:
+    """Whether a heard tempo is so far ahead of the next that it is called sure."""
+    return heard is not None and heard.steadiness >= SURE_STEADINESS
+
+
+def _said_grid(hearing: Hearing, said: Said, seconds: float) -> Grid | None:
     """From the first sample where the clip is whole beats long; else where the beats of that tempo are heard."""
     assert said.tempo_bpm is not None
     if said.beats is not None and said.beats >= 2 and abs(said.beats * 60 / said.tempo_bpm - seconds) < 1e-3:
         return Grid(folded(np.arange(round(said.beats) + 1) * 60 / said.tempo_bpm))
-    grid = hear_grid(waveform, said.tempo_bpm)
+    grid = next(iter(hearing.grids(said.tempo_bpm)), None)
     return None if grid is None else replace(grid, source="said")
 
 

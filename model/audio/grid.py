@@ -39,7 +39,7 @@ class Grid:
 
     beats_s: NDArray[np.float64]
     source: Source = "said"
-    steadiness: float = 1.0  # of a heard one: how well onsets meet again after whole beats, 0 to 1
+    steadiness: float = 1.0  # of a heard one: how far its tempo is ahead of the next likeliest, 0 to 1
 
     @property
     def tempo_bpm(self) -> float:

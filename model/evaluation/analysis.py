@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.audio import SAMPLE_RATE, Waveform
-from model.audio.analysis import SURE_STEADINESS
+from model.audio.analysis import is_sure
 from model.audio.grid import Grid
 from model.audio.harmony import is_relative
-from model.audio.hearing import LEAST_BEATS, hear_grid, hear_key, onset_strength
+from model.audio.hearing import LEAST_BEATS, Hearing, hear_grid, hear_grids, hear_key
 from model.evaluation.retrieval import draw_rng
 from model.training.stems import StemBank
 
@@ -29,6 +29,12 @@ ON_THE_GRID_S = 0.02
 FEWEST_ONSETS = 8
 """Of a single stem that may be expected to tell a tempo."""
 
+PIECE_S = 8.0
+"""Length of a mix's piece, drawn at random, that is heard alone."""
+
+_MEASURES = ("tempo", "grid", "key", "stem_tempo", "submixes_tempo", "submixes_grid", "mix_8s_tempo", "mix_8s_either")
+_CALLED_SURE = ("tempo_called_sure", "stem_called_sure", "mix_8s_called_sure")
+
 
 def evaluate_analysis(
     bank: StemBank,
@@ -38,16 +44,16 @@ def evaluate_analysis(
 ) -> dict[str, Any]:
     """Shares that are right, for JSON: each {"share", "of"}.
 
+    Where no truth is known, two submixes must agree, a single stem with all others of its track, and PIECE_S of the
+    mix with the whole of it. Of what is called sure, "of" is how often that happens.
+
     Args:
         bank: of the stems.
         tracks: to measure on, by their place in the bank.
-        seed: of the two submixes, and of the stem that is heard alone.
+        seed: of the submixes, and of the stem and the piece that are heard alone.
         progress: called with tracks done and in all.
     """
-    right: dict[str, list[bool]] = {
-        name: []
-        for name in ("tempo", "grid", "tempo_called_sure", "key", "stem_tempo", "submixes_tempo", "submixes_grid")
-    }
+    right: dict[str, list[bool]] = {name: [] for name in _MEASURES + _CALLED_SURE}
     for done, track in enumerate(tracks, start=1):
         _measure(bank, track, draw_rng(seed, bank.tracks[track].name), right)
         if progress is not None:
@@ -59,31 +65,43 @@ def evaluate_analysis(
 def _measure(bank: StemBank, track: int, rng: np.random.Generator, right: dict[str, list[bool]]) -> None:
     banked, stems = bank.tracks[track], bank.waveforms(track)
     mix = stems.sum(axis=0)
+    seconds = len(mix) / SAMPLE_RATE
     known = banked.grid if banked.grid is not None and banked.grid.source == "said" else None
     heard = hear_grid(mix)
     if known is not None:
-        right["tempo"].append(heard is not None and same_tempo(heard, known))
-        right["grid"].append(heard is not None and same_grid(heard, known, len(mix) / SAMPLE_RATE))
-        if heard is not None and heard.steadiness >= SURE_STEADINESS:
-            right["tempo_called_sure"].append(same_tempo(heard, known))
-        stem = stems[int(rng.integers(len(stems)))]
-        if _onsets(stem) >= FEWEST_ONSETS:
-            alone = hear_grid(stem)
-            right["stem_tempo"].append(alone is not None and same_tempo(alone, known))
+        right["tempo"].append(_agree(heard, known))
+        right["grid"].append(heard is not None and same_grid(heard, known, seconds))
+        if is_sure(heard):
+            right["tempo_called_sure"].append(_agree(heard, known))
+        alone = int(rng.integers(len(stems)))
+    else:
+        one, other = (hear_grid(stems[some].sum(axis=0)) for some in np.array_split(rng.permutation(len(stems)), 2))
+        right["submixes_tempo"].append(_agree(one, other))
+        right["submixes_grid"].append(one is not None and other is not None and same_grid(one, other, seconds))
+        if is_sure(one) and is_sure(other):
+            right["tempo_called_sure"].append(_agree(one, other))
+        alone = int(rng.integers(len(stems)))
+    if _onsets(stems[alone]) >= FEWEST_ONSETS:
+        stem = hear_grid(stems[alone])
+        against = known or hear_grid(np.delete(stems, alone, axis=0).sum(axis=0))
+        right["stem_tempo"].append(_agree(stem, against))
+        if is_sure(stem):
+            right["stem_called_sure"].append(_agree(stem, against))
+    if len(mix) >= PIECE_S * SAMPLE_RATE:
+        start = int(rng.integers(len(mix) - round(PIECE_S * SAMPLE_RATE) + 1))
+        pieces: list[Grid | None] = [*hear_grids(mix[start : start + round(PIECE_S * SAMPLE_RATE)], most=2), None]
+        told = [_agree(piece, known or heard) for piece in pieces]
+        right["mix_8s_tempo"].append(told[0])
+        right["mix_8s_either"].append(any(told))
+        if is_sure(pieces[0]):
+            right["mix_8s_called_sure"].append(told[0])
     if banked.key is not None and any(banked.pitched):
-        told = hear_key(stems[np.array(banked.pitched)].sum(axis=0))
-        right["key"].append(told is not None and (told[0] == banked.key or is_relative(told[0], banked.key)))
-    if known is not None:
-        return
-    one, other = (hear_grid(stems[some].sum(axis=0)) for some in np.array_split(rng.permutation(len(stems)), 2))
-    if one is None or other is None:
-        right["submixes_tempo"].append(False)
-        right["submixes_grid"].append(False)
-        return
-    right["submixes_tempo"].append(same_tempo(one, other))
-    right["submixes_grid"].append(same_grid(one, other, len(mix) / SAMPLE_RATE))
-    if min(one.steadiness, other.steadiness) >= SURE_STEADINESS:
-        right["tempo_called_sure"].append(same_tempo(one, other))
+        key = hear_key(stems[np.array(banked.pitched)].sum(axis=0))
+        right["key"].append(key is not None and (key[0] == banked.key or is_relative(key[0], banked.key)))
+
+
+def _agree(one: Grid | None, other: Grid | None) -> bool:
+    return one is not None and other is not None and same_tempo(one, other)
 
 
 def same_tempo(heard: Grid, known: Grid) -> bool:
@@ -106,6 +124,6 @@ def _onsets(stem: Waveform) -> int:
     """Frames in which the sound rises more than before and after, and by a fifth of the most."""
     if len(stem) < LEAST_BEATS * SAMPLE_RATE // 4:
         return 0
-    rise = onset_strength(stem)
+    rise = Hearing(stem).onset_strength()
     peaks = (rise[1:-1] > rise[:-2]) & (rise[1:-1] >= rise[2:]) & (rise[1:-1] > 0.2 * rise.max())
     return int(np.count_nonzero(peaks))

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
+from model.audio.analysis import is_sure
 from model.audio.grid import LOWEST_BPM
-from model.audio.hearing import hear_grid, is_pitched
+from model.audio.hearing import ANOTHER_TEMPO, Hearing, hear_grid, hear_grids, hear_key, is_pitched
 from model.demo import compose_track
 
 SECONDS = 24.0
-SAME_TEMPO = 1e-3  # the share of all tempi by which candidates and frames may miss one
+SAME_TEMPO = 2e-4  # the share by which frames may miss a tempo over the clip
 SAME_BEAT_S = 0.012  # a frame is 10 ms
 
 
@@ -46,6 +47,50 @@ def test_half_and_double_tempo_are_one(tempo_bpm: float, heard_bpm: float) -> No
     assert grid.tempo_bpm == pytest.approx(heard_bpm, rel=SAME_TEMPO)
 
 
+def shuffle_of(tempo_bpm: float, seconds: float = SECONDS) -> np.ndarray:
+    """Beats in bars of four, and between them the third third, as in swing: a rhythm of two likely tempi."""
+    rng = np.random.default_rng(0)
+    out = rng.normal(0, 1e-4, round(seconds * SAMPLE_RATE)).astype(np.float32)
+    click = (rng.normal(0, 0.3, 400) * np.exp(-np.arange(400) / 80)).astype(np.float32)
+    for third in range(int(seconds / 20 * tempo_bpm) - 3):
+        if third % 3 != 1:
+            begin = round(third * 20 / tempo_bpm * SAMPLE_RATE)
+            out[begin : begin + 400] += click * (1.0 if third % 12 == 0 else 0.5)
+    return out
+
+
+@pytest.mark.parametrize("seconds", [8.0, 24.0])
+def test_swing_is_heard_by_its_beat_and_its_thirds_come_second(seconds: float) -> None:
+    first, second = hear_grids(shuffle_of(120.0, seconds), most=2)
+    assert first.tempo_bpm == pytest.approx(120.0, rel=1e-3)
+    assert abs(np.log2(second.tempo_bpm / first.tempo_bpm)) > np.log2(1 + ANOTHER_TEMPO)
+    assert second.tempo_bpm == pytest.approx(90.0, rel=1e-3)
+    assert (first.source, second.source, second.steadiness) == ("heard", "heard", 0.0)
+    assert hear_grid(shuffle_of(120.0, seconds)).steadiness == first.steadiness
+
+
+def test_of_two_tempi_at_once_both_are_heard_and_neither_is_sure() -> None:
+    assert is_sure(hear_grid(clicks(110.0)))
+    both = hear_grids(clicks(110.0) + clicks(97.0), most=2)
+    assert sorted(grid.tempo_bpm for grid in both) == pytest.approx([97.0, 110.0], rel=SAME_TEMPO)
+    assert not is_sure(both[0])
+    assert not is_sure(None)
+
+
+def test_one_hearing_tells_what_each_question_tells_alone() -> None:
+    track = compose_track(5, 12.0, SAMPLE_RATE)
+    mix = sum(stem.waveform for stem in track.stems)
+    hearing = Hearing(mix)
+    assert hearing.key() == hear_key(mix)
+    assert hearing.is_pitched() == is_pitched(mix)
+    assert [grid.tempo_bpm for grid in hearing.grids(most=2)] == [grid.tempo_bpm for grid in hear_grids(mix)]
+
+
+def test_of_a_blink_nothing_is_heard() -> None:
+    blink = Hearing(np.ones(100, np.float32))
+    assert (blink.grids(), blink.key(), blink.is_pitched()) == ([], None, False)
+
+
 @pytest.mark.parametrize(
     "waveform",
     [
@@ -61,8 +106,9 @@ def test_without_a_steady_tempo_there_is_no_grid(waveform: np.ndarray) -> None:
     assert hear_grid(waveform) is None
 
 
-def test_drums_are_told_from_notes() -> None:
-    track = compose_track(3, 6.0, SAMPLE_RATE)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_drums_are_told_from_notes(seed: int) -> None:
+    track = compose_track(seed, 6.0, SAMPLE_RATE)
     assert {stem.instrument: is_pitched(stem.waveform) for stem in track.stems} == {
         "drums": False, "bass": True, "pads": True, "keys": True, "lead": True,
     }  # fmt: skip
