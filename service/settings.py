@@ -139,9 +139,6 @@ class Settings(BaseSettings):
         description="step of the shifts at which a mix is compared with stems as they were recorded, seconds",
         gt=0,
     )
-    query_s: float = Field(
-        8.0, description="longest stretch of a mix that is looked at, seconds; align=grid: see the next", gt=1.024
-    )
     grid_query_s: float = Field(
         60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024
     )

@@ -365,9 +365,10 @@ def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
         octaves = (0.5, 1.0, 2.0) if wanted.tempo_octaves else (1.0,)
         where.append(or_(*(stems.c.tempo_bpm.between(slowest * by, fastest * by) for by in octaves)))
     if wanted.beat_bpm is not None:
-        first, last = wanted.beat_bpm
-        both = and_ if first <= last else or_
-        where.append(both(stems.c.beat_bpm >= first, stems.c.beat_bpm <= last))
+        where.append(_within(wanted.beat_bpm))
+    if wanted.as_recorded_bpm is not None:
+        unsure = stems.c.sure["tempo_bpm"].as_boolean().is_(False)
+        where.append(or_(stems.c.beat_bpm.is_(None), unsure, _within(wanted.as_recorded_bpm)))
     if wanted.in_beat_time is not None:
         where.append(stems.c.beat_bpm.is_not(None) if wanted.in_beat_time else stems.c.beat_bpm.is_(None))
     if wanted.exclude:
@@ -376,6 +377,12 @@ def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
         unwanted = [caseless(track) for track in wanted.exclude_tracks]
         where.append(or_(stems.c.track_caseless.is_(None), stems.c.track_caseless.not_in(unwanted)))
     return where
+
+
+def _within(tempi: tuple[float, float]) -> ColumnElement[bool]:
+    first, last = tempi
+    both = and_ if first <= last else or_
+    return both(stems.c.beat_bpm >= first, stems.c.beat_bpm <= last)
 
 
 def _parse_cursor(cursor: str | None) -> int:

@@ -8,16 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import QueryWindows
-from model.audio import MIN_SECONDS, SAMPLE_RATE, Windows
-from model.audio.analysis import SURE_KEY, SURE_STEADINESS
+from model.audio import SAMPLE_RATE, Windows
+from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
-from model.audio.hearing import hear_grid, hear_key, is_pitched
+from model.audio.hearing import Hearing
 
-HOP = SAMPLE_RATE // 100  # 10 ms, the grid on which places are told
-ENERGY_HOPS = 6000  # whose energy is summed at once: a minute
-STRIDES = 3  # windows of a mix for each place on its beats, spread over it
+STRIDES = 2  # of a long mix that are looked at: a place that is right fits in both of its halves
 BEAT_PARTS = 2  # places on a beat's grid: halves
 HEARD_S = 60  # of a mix, from which its tempo and its key are heard
+LIKELIEST = 2  # tempi of a mix that are tried where the first is not sure
 
 Align = Literal["beats", "search", "grid"]
 
@@ -40,43 +39,51 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
         tempo_bpm: its tempo, half and double being the same; None: heard.
         key: its key, such as "F# minor"; None: heard.
     """
-    heard = waveform[: HEARD_S * SAMPLE_RATE]
     sources: dict[str, str] = {}
     sure: dict[str, bool] = {}
-    audible = len(heard) > MIN_SECONDS * SAMPLE_RATE and bool(np.any(heard))
-    grid = hear_grid(heard, tempo_bpm) if audible else None
-    if grid is not None and tempo_bpm is not None:
-        beats = folded(np.arange(len(grid.beats_s) + 1) * 60 / tempo_bpm)  # as fast as was said, from a heard beat on
-        grid = replace(grid, beats_s=grid.beats_s[0] + beats, source="said")
-    if grid is not None:
-        sources["tempo_bpm"] = grid.source
+    hearing = Hearing(waveform[: HEARD_S * SAMPLE_RATE])
+    audible = bool(np.any(waveform[: HEARD_S * SAMPLE_RATE]))
+    grids = hearing.grids(tempo_bpm, most=LIKELIEST) if audible else []
+    if grids and tempo_bpm is not None:
+        beats = folded(np.arange(len(grids[0].beats_s) + 1) * 60 / tempo_bpm)  # as fast as said, from a heard beat on
+        grids = [Grid(grids[0].beats_s[0] + beats)]
+    if grids:
+        sources["tempo_bpm"] = grids[0].source
         if tempo_bpm is None:
-            sure["tempo_bpm"] = grid.steadiness >= SURE_STEADINESS
+            sure["tempo_bpm"] = is_sure(grids[0])
+            grids = grids[:1] if is_sure(grids[0]) else grids
     if key is not None:
         sources["key"] = "said"
-    elif audible and is_pitched(heard) and (told := hear_key(heard)):
+    elif audible and hearing.is_pitched() and (told := hearing.key()):
         key, ahead = told
         sources["key"], sure["key"] = "heard", ahead >= SURE_KEY
-    return HeardMix(() if grid is None else (grid,), key, sources, sure)
+    return HeardMix(tuple(grids), key, sources, sure)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
-    `begin` and `end`: the stretch that is looked at, samples. `laid`: the windows. `offset`, float64 (q,): where each
-    begins, seconds or beats. `shift`, int64 (q,): windows of one number lie a stride apart. `step`, `shifts`: how far
+    `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of one number lie a stride apart. `step`, `shifts`: how far
     apart the tried delays lie, samples, and how many there are. `grid`: None in clock time.
     """
 
-    begin: int
-    end: int
     laid: Windows
     offset: NDArray[np.float64]
     shift: NDArray[np.int64]
     step: int
     shifts: int
     grid: Grid | None = None
+
+    @property
+    def begin(self) -> int:
+        """The first sample that is looked at."""
+        return int(self.laid.starts.min())
+
+    @property
+    def end(self) -> int:
+        """The one after the last."""
+        return int((self.laid.starts + self.laid.lengths).max())
 
     @property
     def range_s(self) -> float:
@@ -99,34 +106,33 @@ class Plan:
         return QueryWindows(embedding[chosen], self.offset[chosen], self.shift[chosen])
 
 
-def plan_windows(
-    waveform: NDArray[np.float32], *, window: int, stride: int, step: int, longest: int, search: bool
-) -> Plan:
+def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, step: int, search: bool) -> Plan:
     """Lay windows over a mix in clock time.
 
-    The catalog's windows start on a grid, one stride apart; a mix may start anywhere beside it. With `search` the
-    windows are laid once for each `step` of a stride, so that one laying meets the grid to within half a step; a mix
-    shorter than window + stride allows fewer. Without, they are laid once, from the mix's start.
+    The catalog's windows start on a grid, one stride apart; a mix may start anywhere beside it. With `search` windows
+    are laid for each `step` of a stride, so that one laying meets the grid to within half a step; a mix shorter than
+    window + stride allows fewer, and of a longer one only some strides are looked at. Without, all are laid once, from
+    the mix's start.
 
     Args:
         waveform: float32 (samples,), 16 kHz.
         window, stride, step: samples.
-        longest: samples of the mix that are looked at: its loudest stretch where there is a choice, its beginning
-            when not searching, since the grid is counted from there.
+        search: see above.
     """
-    begin = _loudest(waveform, longest) if search else 0
-    end = min(len(waveform), begin + longest)
-    length = min(window, end - begin)
-    room = end - begin - length  # how far the first window can move
+    length = min(window, len(waveform))
+    room = len(waveform) - length  # how far the first window can move
     shifts = min(-(-stride // step), room // step + 1) if search else 1
-    layings = [np.arange(d * step, room + 1, stride) for d in range(shifts)]
-    starts = begin + np.concatenate(layings)
+    first = np.arange(0, room + 1, stride)
+    if search:
+        first = _loudest(waveform, first, length, last=room - (shifts - 1) * step)
+    layings = [at[at <= room] for at in (first + shift * step for shift in range(shifts))]
+    starts = np.concatenate(layings)
     shift = np.repeat(np.arange(shifts), [len(laying) for laying in layings])
-    return Plan(begin, end, Windows.in_clock_time(starts, length), starts / SAMPLE_RATE, shift, step, shifts)
+    return Plan(Windows.in_clock_time(starts, length), starts / SAMPLE_RATE, shift, step, shifts)
 
 
 def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
-    """Lay windows over a mix, beginning on every half beat of a stride; of a longer mix some strides, over all of it.
+    """Lay windows over a mix, beginning on every half beat of a stride; of a longer mix some strides are looked at.
 
     Args:
         waveform: float32 (samples,), 16 kHz.
@@ -136,41 +142,38 @@ def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
         None: the mix is too short for a window.
     """
     beat_s, step = 60 / grid.tempo_bpm, 1 / BEAT_PARTS
-    first = float(np.ceil((-grid.beats_s[0] / beat_s - 1e-6) / step)) * step  # beats
-    room = (len(waveform) / SAMPLE_RATE - float(grid.seconds_at(np.array(first)))) / beat_s + 1e-3
+    begin = float(np.ceil((-grid.beats_s[0] / beat_s - 1e-6) / step)) * step  # beats
+    room = (len(waveform) / SAMPLE_RATE - float(grid.seconds_at(np.array(begin)))) / beat_s + 1e-3
     beats = min(WINDOW_BEATS, int(room))
     if beats < FEWEST_BEATS:
         return None
-    shifts = np.arange(0, min(STRIDE_BEATS, room - beats), step)
-    layings = [_spread(np.arange(at, room - beats, STRIDE_BEATS), STRIDES) for at in shifts]
-    places = first + np.concatenate(layings)
-    starts = np.maximum(0, np.round(grid.seconds_at(places) * SAMPLE_RATE)).astype(np.int64)
-    length = min(round(beats * beat_s * SAMPLE_RATE), len(waveform) - int(starts.max()))
-    lengths, none = np.full(len(starts), length, np.int64), np.zeros(len(starts), np.int64)
-    shift = np.repeat(np.arange(len(layings)), [len(laying) for laying in layings])
-    laid = Windows(starts, lengths, none, 1 + beats * FRAMES_A_BEAT)
-    return Plan(0, len(waveform), laid, places, shift, round(step * beat_s * SAMPLE_RATE), len(layings), grid)
+    room -= beats
+    shifts = min(STRIDE_BEATS * BEAT_PARTS, int(room / step) + 1)
+    length = round(beats * beat_s * SAMPLE_RATE)
+
+    def samples_at(places: NDArray[np.float64]) -> NDArray[np.int64]:
+        at = np.round(grid.seconds_at(begin + places) * SAMPLE_RATE).astype(np.int64)
+        return np.clip(at, 0, max(0, len(waveform) - length))
+
+    first = np.arange(0.0, room, STRIDE_BEATS)
+    last = samples_at(np.array([room - (shifts - 1) * step]))[0]
+    kept = _loudest(waveform, samples_at(first), length, last=int(last))
+    first = first[np.isin(samples_at(first), kept)]
+    layings = [at[at <= room] for at in (first + shift * step for shift in range(shifts))]
+    places = np.concatenate(layings)
+    starts = samples_at(places)
+    lengths = np.full(len(starts), min(length, len(waveform)), np.int64)
+    shift = np.repeat(np.arange(shifts), [len(laying) for laying in layings])
+    laid = Windows(starts, lengths, np.zeros(len(starts), np.int64), 1 + beats * FRAMES_A_BEAT)
+    return Plan(laid, begin + places, shift, round(step * beat_s * SAMPLE_RATE), shifts, grid)
 
 
-def _spread(values: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """So many of them at most, from the first to the last."""
-    if len(values) <= most:
-        return values
-    chosen: NDArray[np.float64] = values[np.round(np.linspace(0, len(values) - 1, most)).astype(int)]
-    return chosen
-
-
-def _loudest(waveform: NDArray[np.float32], longest: int) -> int:
-    """Where the stretch of most energy begins, on the 10 ms grid."""
-    if len(waveform) <= longest:
-        return 0
-    of_hop = [  # a long mix at once, in float64, would take five times its own memory
-        np.square(waveform[at : at + ENERGY_HOPS * HOP][: len(waveform) // HOP * HOP - at], dtype=np.float64)
-        .reshape(-1, HOP)
-        .sum(axis=1)
-        for at in range(0, len(waveform) // HOP * HOP, ENERGY_HOPS * HOP)
-    ]
-    energy = np.concatenate([[0.0], np.cumsum(np.concatenate(of_hop))])
-    hops = longest // HOP
-    begins = np.arange(0, (len(waveform) - longest) // HOP + 1)
-    return int(begins[np.argmax(energy[begins + hops] - energy[begins])]) * HOP
+def _loudest(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int, last: int) -> NDArray[np.int64]:
+    """Of windows, STRIDES at most: the loudest of as many equal parts of the mix. Where there is a choice, none that
+    starts after `last`."""
+    if len(starts) <= STRIDES:
+        return starts
+    fitting = starts[starts <= last]
+    loudness = np.array([np.square(waveform[at : at + length]).sum(dtype=np.float64) for at in fitting])
+    parts = np.array_split(np.arange(len(fitting)), STRIDES)
+    return fitting[[part[np.argmax(loudness[part])] for part in parts if len(part)]]

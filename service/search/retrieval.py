@@ -31,8 +31,10 @@ from service.work.jobs import FingerprintMismatch
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
-STRETCH_COST = 2.0  # of a stem's score, for each factor e of speed: 0.2 for ten per cent
-TRANSPOSE_COST = 0.1  # for each semitone
+OTHERWISE_COST = 0.5  # of a stem's score, for not being played as it was recorded
+STRETCH_COST = 1.0  # and for each factor e of speed: 0.1 for ten per cent
+TRANSPOSE_COST = 0.1  # and for each semitone
+SAME_TEMPO = 0.01  # tempi that differ by less are one, as far as hearing them goes
 
 Complex64 = NDArray[np.complex64]
 
@@ -131,8 +133,8 @@ class Finder:
     ) -> Found:
         """The stems that fit a mix, where, and how they are to be played.
 
-        Every stem is compared as it was recorded. Where the mix has a tempo, stems with a beat grid are compared in
-        beat time too, in keys nearby; the better of both counts.
+        Where the mix has a tempo, stems with a beat grid are compared in beat time, in keys nearby. As recorded all are
+        compared that may have its tempo, or none. The better of both counts.
 
         Args:
             index: live when the question came.
@@ -178,15 +180,19 @@ class Finder:
             allowed = await self._catalog.rows_allowed(near)
             if plan is not None and (allowed is None or len(allowed)):
                 plans.append((plan.in_keys(_keys(wish.max_transpose)), allowed))
+        longest = _samples(settings.grid_query_s) if wish.align == "grid" else None
         clock = plan_windows(
-            waveform,
+            waveform[:longest],
             window=_samples(settings.window_s),
             stride=_samples(settings.stride_s),
             step=_samples(settings.shift_s),
-            longest=_samples(settings.grid_query_s if wish.align == "grid" else settings.query_s),
             search=wish.align != "grid",
         )
-        return [*plans, (clock, await self._catalog.rows_allowed(wanted))]
+        if plans and heard.sure.get("tempo_bpm", True):
+            # As recorded, no stem of another tempo locks in.
+            wanted = replace(wanted, as_recorded_bpm=_tempi(heard.grids[0].tempo_bpm, SAME_TEMPO))
+        allowed = await self._catalog.rows_allowed(wanted)
+        return plans if plans and allowed is not None and not len(allowed) else [*plans, (clock, allowed)]
 
     async def _embed_mix(
         self, index: Index, waveform: NDArray[np.float32], plans: list[tuple[Plan, NDArray[np.int64] | None]]
@@ -207,10 +213,8 @@ class Finder:
         self, index: Index, waveform: NDArray[np.float32], plan: Plan, allowed: NDArray[np.int64] | None
     ) -> _Asked:
         laid = plan.laid
-        begin, end = int(laid.starts.min()), int((laid.starts + laid.lengths).max())
-        moved = replace(laid, starts=laid.starts - begin)
         embedding = await self._embedder.embed(
-            index.fingerprint, waveform[begin:end], moved, self._settings.query_timeout_s
+            index.fingerprint, *_only(waveform, laid), self._settings.query_timeout_s
         )
         audible = np.abs(embedding).any(axis=1)  # a worker answers a silent window with zeros
         if not audible.any():
@@ -308,7 +312,10 @@ def _speed(grid: Grid, music: StemMusic) -> float:
 
 
 def _cost(speed: float, semitones: int) -> float:
-    return STRETCH_COST * abs(float(np.log(speed))) + TRANSPOSE_COST * abs(semitones)
+    stretch = abs(float(np.log(speed)))
+    if stretch < SAME_TEMPO and semitones == 0:
+        return 0.0
+    return OTHERWISE_COST + STRETCH_COST * stretch + TRANSPOSE_COST * abs(semitones)
 
 
 def _keys(most: int) -> tuple[int, ...]:
@@ -324,6 +331,18 @@ def _tempi(tempo_bpm: float, max_stretch: float) -> tuple[float, float] | None:
         return None
     slow, fast = (LOWEST_BPM * 2 ** (float(np.log2(bpm / LOWEST_BPM)) % 1) for bpm in (low, high))
     return slow, fast
+
+
+def _only(waveform: NDArray[np.float32], laid: Windows) -> tuple[NDArray[np.float32], Windows]:
+    """What of a waveform its windows need, end to end, and the windows in that."""
+    order = np.argsort(laid.starts, kind="stable")
+    starts, ends = laid.starts[order], np.maximum.accumulate((laid.starts + laid.lengths)[order])
+    gaps = np.concatenate([[starts[0]], np.maximum(0, starts[1:] - ends[:-1])])  # that nobody needs, before each
+    begins = np.flatnonzero(gaps[1:]) + 1
+    spans = zip(starts[np.concatenate([[0], begins])], ends[np.concatenate([begins - 1, [-1]])], strict=True)
+    moved = np.empty_like(starts)
+    moved[order] = starts - np.cumsum(gaps)
+    return np.concatenate([waveform[start:end] for start, end in spans]), replace(laid, starts=moved)
 
 
 def _samples(seconds: float) -> int:

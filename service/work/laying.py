@@ -39,7 +39,7 @@ def lay(waveform: NDArray[np.float32], analysis: Analysis, settings: Settings) -
     starts = window_starts(len(waveform), window, stride)
     clock = Windows.in_clock_time(starts, min(window, len(waveform)))
     by_clock = np.full(len(clock), np.nan)
-    grid = analysis.grid if analysis.sure.get("tempo_bpm", True) else None
+    grid = analysis.grid
     if grid is not None:
         longer = _repeated(waveform, analysis, grid)
         found = beat_windows(grid, len(longer))

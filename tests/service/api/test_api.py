@@ -14,7 +14,7 @@ from model.audio import SAMPLE_RATE
 from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
 
 CLEARLY = 0.1  # a stem scores 1 against itself, in this model
-PLACE_TOLERANCE_S = 0.015  # places are told on a 10 ms grid, and a cut may begin half a step beside it
+PLACE_TOLERANCE_S = 0.04  # delays are tried every 40 ms, and this stand-in's score is gone before the next
 
 
 def problem_of(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_a_cut_finds_its_stem_and_the_second_it_was_cut_at(client: httpx.Client)
 
 
 def test_stems_that_begin_alike_are_told_apart_by_the_rest_of_a_longer_mix(client: httpx.Client) -> None:
-    """Only the loudest 8 s are searched, which fit both."""
+    """The first half fits both."""
     alike = noise_bursts(200)
     rests = [0.4 * noise_bursts(seed) for seed in (201, 202)]
     other, wanted = (
@@ -56,7 +56,7 @@ def test_stems_that_begin_alike_are_told_apart_by_the_rest_of_a_longer_mix(clien
     assert first["score"] > second["score"] + CLEARLY
     for hit in (first, second):
         assert abs(hit["start_s"] - start / SAMPLE_RATE) <= PLACE_TOLERANCE_S
-        assert max(pair["mix_s"] for pair in hit["windows"]) > 8, "beyond what was searched"
+        assert max(pair["mix_s"] for pair in hit["windows"]) > 8, "in the other half"
         assert hit["score"] == pytest.approx(np.mean([pair["score"] for pair in hit["windows"]]), abs=1e-6)
     for stem_id in (other, wanted):
         client.delete(f"/stems/{stem_id}")

@@ -128,6 +128,7 @@ async def test_beat_times_are_asked_for_around_the_octaves_end(catalog: Catalog)
     assert await found(in_beat_time=True) == [slow, middle, fast]
     assert await found(in_beat_time=False) == [none]
     assert await found(kinds=("one-shot", "piece")) == [none]
+    assert await found(as_recorded_bpm=(100.0, 140.0)) == [middle, none], "what has no tempo may have any"
 
 
 async def test_half_and_double_tempo_are_found_where_they_are_meant(catalog: Catalog) -> None:
