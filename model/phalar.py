@@ -211,7 +211,7 @@ class Phalar(nn.Module):
         clips = clips.to(torch.float32)
         if speed == 1 and transpose == 0:
             return self._embedded(upload(clips, self.device), samples)
-        places = (torch.arange(1 + int(samples / speed) // self.config.hop) * speed).clamp_max(
+        places = (torch.arange(1 + round(samples / speed) // self.config.hop) * speed).clamp_max(
             samples // self.config.hop
         )
         return self.embed_in_beat_time(

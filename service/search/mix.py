@@ -64,8 +64,9 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
 class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
-    `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of one number lie a stride apart. `step`, `shifts`: how far
-    apart the tried delays lie, samples, and how many there are. `grid`: None in clock time.
+    `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of one
+    number lie strides apart. `step`, `shifts`: how far apart the tried delays lie, samples, and how many there are.
+    `grid`: None in clock time.
     """
 
     laid: Windows

@@ -382,3 +382,15 @@ def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
     assert "speed" in shown.stdout
     assert len(list((tmp_path / "banks" / "retimed").iterdir())) == 2, "a file a track, kept"
     assert "chance" in shown.stdout
+
+
+def test_what_is_stored_at_another_tempo_and_in_another_key_is_found_on_beats_alone(tmp_path: Path) -> None:
+    """With the model that ships: the stand-in's score is gone within the few milliseconds that a heard beat is off."""
+    bank = doubles(tmp_path / "stems")
+    asked = CatalogSettings(queries=QUERIES, seconds=SECONDS, rows=("beats", "search"))
+    held = RetimedBank(bank, tmp_path)
+    rows = evaluate_catalog(bank, range(TRACKS), asked, retimed=held).as_dict()["rows"]
+    assert rows["beats"]["among"]["other_tracks"]["top1"]["value"] == 1.0
+    assert rows["beats"]["speed"] == rows["beats"]["transpose"] == {"right": 1.0, "of": QUERIES}
+    assert rows["beats"]["place"]["in_time"]["share"] > 0.5
+    assert rows["search"]["speed"]["right"] == 0.0
