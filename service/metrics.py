@@ -101,6 +101,7 @@ class Figures:
     """What a worker has done since it started; reported with each beat and shown by /metrics."""
 
     decode_seconds: float = 0.0
+    analyse_seconds: float = 0.0
     embed_seconds: float = 0.0
     store_seconds: float = 0.0
     batches: int = 0
