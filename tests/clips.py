@@ -14,3 +14,17 @@ def clicks(tempo_bpm: float, seconds: float, first_s: float = 0.0) -> Waveform:
         begin = round(at * SAMPLE_RATE)
         out[begin : begin + 800] += burst
     return out
+
+
+def riff(seed: int, tempo_bpm: float, beats: int = 32) -> Waveform:
+    """Clicks on the beats and a bar of notes over and over, the same of one seed at any tempo."""
+    rng = np.random.default_rng(seed)
+    out = clicks(tempo_bpm, beats * 60 / tempo_bpm)
+    time_s = np.arange(round(0.4 * SAMPLE_RATE)) / SAMPLE_RATE
+    for sixteenth in rng.choice(16, 8, replace=False):
+        note = 0.2 * np.exp(-10 * time_s) * np.sin(2 * np.pi * 110 * 2 ** (rng.integers(0, 36) / 12) * time_s)
+        for beat in np.arange(sixteenth / 4, beats, 4):
+            at = round(beat * 60 / tempo_bpm * SAMPLE_RATE)
+            part = out[at : at + len(note)]
+            part += note[: len(part)].astype(np.float32)
+    return out

@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from indexer.catalog.caseless import caseless
 from indexer.catalog.database import OnDatabase, chunks, retried, tick
-from indexer.catalog.generations import lacks, live_fingerprint
+from indexer.catalog.generations import lacks, laid, live_fingerprint
 from indexer.catalog.music import analysed
 from indexer.catalog.records import Changes, Problem, StemEmbeddings, StemJob, StemMusic
-from indexer.catalog.tables import clock, embeddings, stems
+from indexer.catalog.tables import WINDOW_BYTES, clock, embeddings, stems
 
 
 class Embeddings(OnDatabase):
@@ -34,10 +34,8 @@ class Embeddings(OnDatabase):
 
     @retried
     async def embeddings_exist(self, row: int, fingerprint: str) -> bool:
-        query = select(embeddings.c.stem_row).where(
-            embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint
-        )
-        return bool(await self._database.rows(query))
+        """Whether a stem has been analysed and embedded by this model; what a release without beats did is not all."""
+        return bool(await self._database.rows(select(stems.c.row).where(stems.c.row == row, laid(fingerprint))))
 
     @retried
     async def store_embeddings(
@@ -75,7 +73,7 @@ class Embeddings(OnDatabase):
             "starts_s": starts_s.tobytes(),
             "embedding": np.ascontiguousarray(embedding).tobytes(),
             "problem": None,
-            "beats": None if beats is None else beats.tobytes(),
+            "beats": (np.full(len(windows), np.nan) if beats is None else beats).tobytes(),
         }
         async with self._database.write() as sql:
             seq = await tick(sql)
@@ -102,12 +100,15 @@ class Embeddings(OnDatabase):
         """A stem cannot be embedded; `problem` says why.
 
         If the fingerprint is not the live one (a reindex with a new model runs), the stem is still found, and fails
-        when that model goes live.
+        when that model goes live. One that this model has embedded before stays as it is, with a warning: it could not
+        be embedded again.
         """
         async with self._database.write() as sql:
             seq = await tick(sql)
             found = (await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.id == stem_id))).first()
             if found is None or found.state == "deleted":
+                return
+            if fingerprint is not None and found.state == "ready" and await _kept(sql, found.row, fingerprint, problem):
                 return
             if fingerprint is None or fingerprint == await live_fingerprint(sql):
                 await sql.execute(
@@ -130,7 +131,7 @@ class Embeddings(OnDatabase):
 
     @retried
     async def lacking(self, fingerprint: str) -> list[str]:
-        """Ids of the ready stems that a model other than the live one has not seen yet, oldest first."""
+        """Ids of the ready stems that this model is to embed before its next generation goes live, oldest first."""
         async with self._database.read() as sql:
             query = select(stems.c.id).where(lacks(fingerprint)).order_by(stems.c.row)
             return list((await sql.execute(query)).scalars())
@@ -214,6 +215,20 @@ async def _put_embeddings(sql: AsyncConnection, row: int, fingerprint: str, valu
     this = and_(embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint)
     await sql.execute(delete(embeddings).where(this))
     await sql.execute(insert(embeddings).values(stem_row=row, fingerprint=fingerprint, **values))
+
+
+async def _kept(sql: AsyncConnection, row: int, fingerprint: str, problem: Problem) -> bool:
+    """Whether a stem has embeddings already; they stay, and are not asked for again."""
+    this = and_(embeddings.c.stem_row == row, embeddings.c.fingerprint == fingerprint, embeddings.c.problem.is_(None))
+    found = (await sql.execute(select(embeddings.c.windows, embeddings.c.beats).where(this))).first()
+    if found is None:
+        return False
+    if found.beats is None:
+        in_clock_time = np.full(len(found.windows) // WINDOW_BYTES, np.nan).tobytes()
+        warning = f"It is found as an earlier release embedded it: {problem.get('detail', problem.get('type'))}"
+        await sql.execute(update(embeddings).where(this).values(beats=in_clock_time))
+        await sql.execute(update(stems).where(stems.c.row == row).values(music_warnings=[warning]))
+    return True
 
 
 def _unpack(record: Row[Any]) -> StemEmbeddings:

@@ -2,13 +2,13 @@
 
 import time
 
-from sqlalchemy import and_, exists, insert, select, update
+from sqlalchemy import and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from indexer.catalog.database import OnDatabase, retried, tick
 from indexer.catalog.records import Alias, NothingToRollBackTo
-from indexer.catalog.tables import aliases, clock, embeddings, generations, stems
+from indexer.catalog.tables import WINDOW_BYTES, aliases, clock, embeddings, generations, stems
 
 LIVE = "live"
 
@@ -39,7 +39,7 @@ class Generations(OnDatabase):
 
     @retried
     async def go_live(self, generation: int, configured: str) -> bool:
-        """Point `live` at a generation, if every ready stem has been embedded by its model.
+        """Point `live` at a generation, if every ready stem has been embedded by its model, as `lacks` means it.
 
         Check and switch are one transaction: no stem can become ready in between. Stems that its model could not embed
         become failed; queued ones stay queued. Returns False when some ready stem is not embedded yet.
@@ -51,6 +51,7 @@ class Generations(OnDatabase):
             if (await sql.execute(select(stems.c.row).where(lacks(fingerprint)).limit(1))).first():
                 return False
             await _fail_unembeddable(sql, fingerprint, seq)
+            await _count_windows(sql, fingerprint)
             if before is None:
                 await sql.execute(insert(aliases).values(name=LIVE, generation=generation, configured=configured))
             else:
@@ -65,7 +66,8 @@ class Generations(OnDatabase):
     async def roll_back(self) -> Alias:
         """Point `live` at the previous generation; a second call points it back.
 
-        Stems that only the present model has embedded are queued again. Raises NothingToRollBackTo.
+        Stems that only the present model has embedded are queued again; what an earlier release embedded answers as it
+        did. Raises NothingToRollBackTo.
         """
         async with self._database.write() as sql:
             seq = await tick(sql)
@@ -73,8 +75,10 @@ class Generations(OnDatabase):
             if before is None or before.previous is None or before.previous_fingerprint is None:
                 raise NothingToRollBackTo
             fingerprint = before.previous_fingerprint
-            await sql.execute(update(stems).where(lacks(fingerprint)).values(state="queued", seq=seq))
+            unseen = and_(stems.c.state == "ready", ~seen(fingerprint))
+            await sql.execute(update(stems).where(unseen).values(state="queued", seq=seq))
             await _fail_unembeddable(sql, fingerprint, seq)
+            await _count_windows(sql, fingerprint)
             await sql.execute(
                 update(aliases)
                 .where(aliases.c.name == LIVE)
@@ -85,9 +89,30 @@ class Generations(OnDatabase):
             return after
 
 
+def seen(fingerprint: str) -> ColumnElement[bool]:
+    """A stem that a model has embedded, or could not."""
+    return exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+
+
+def laid(fingerprint: str) -> ColumnElement[bool]:
+    """A stem that was analysed for it too: a release that knew no beats stored none."""
+    done = or_(embeddings.c.beats.is_not(None), embeddings.c.problem.is_not(None))
+    return exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint, done)
+
+
 def lacks(fingerprint: str) -> ColumnElement[bool]:
-    seen = exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
-    return and_(stems.c.state == "ready", ~seen)
+    """A ready stem that is to be embedded before this model's next generation: never seen by it, or by an earlier
+    release only, whose embeddings answer until then."""
+    return and_(stems.c.state == "ready", ~laid(fingerprint))
+
+
+async def _count_windows(sql: AsyncConnection, fingerprint: str) -> None:
+    """Let stems show what this model has of them: where a release cuts windows otherwise, models differ."""
+    of_stem = and_(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+    count = select(func.length(embeddings.c.windows) // WINDOW_BYTES).where(of_stem).scalar_subquery()
+    await sql.execute(
+        update(stems).where(stems.c.state == "ready", seen(fingerprint), stems.c.windows != count).values(windows=count)
+    )
 
 
 async def _fail_unembeddable(sql: AsyncConnection, fingerprint: str, seq: int) -> None:

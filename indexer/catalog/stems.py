@@ -32,7 +32,7 @@ from indexer.catalog.records import (
     StemState,
     Upload,
 )
-from indexer.catalog.tables import embeddings, job_items, jobs, stem_tags, stems
+from indexer.catalog.tables import WINDOW_BYTES, embeddings, job_items, jobs, stem_tags, stems
 
 LARGEST_ROW = 2**31 - 1
 WRITTEN_BPM = 0.005  # tempi are written to two decimals, and a loop's length tells more of them
@@ -105,6 +105,14 @@ class Stems(Jobs):
         for chunk in chunks(list(rows)):
             some = await self._stems(_READY_STEMS, rows=chunk)
             found |= {stem.row: stem for stem in some}
+        return found
+
+    @retried
+    async def durations(self, rows: Collection[int]) -> dict[int, float]:
+        """How long these stems are, seconds; those that were deleted are left out."""
+        found: dict[int, float] = {}
+        for chunk in chunks(list(rows)):
+            found |= {row: duration_s for row, duration_s in await self._database.rows(_DURATIONS, rows=chunk)}
         return found
 
     @retried
@@ -238,11 +246,12 @@ class Stems(Jobs):
         return np.array([row for (row,) in await self._database.rows(query)], dtype=np.int64)
 
     @retried
-    async def window_count(self) -> int:
-        """How many windows the ready stems have under the live model; another one cuts them the same."""
+    async def window_count(self, fingerprint: str) -> int:
+        """How many windows the ready stems have under one model."""
+        size = func.coalesce(func.sum(func.length(embeddings.c.windows)), 0)
+        query = select(size).join(stems).where(stems.c.state == "ready", embeddings.c.fingerprint == fingerprint)
         async with self._database.read() as sql:
-            query = select(func.coalesce(func.sum(stems.c.windows), 0)).where(stems.c.state == "ready")
-            return int((await sql.execute(query)).scalar_one())
+            return int((await sql.execute(query)).scalar_one()) // WINDOW_BYTES
 
     @retried
     async def waiting(self) -> int:
@@ -398,4 +407,5 @@ def _parse_cursor(cursor: str | None) -> int:
 _SHOWN = [stems.c[name] for name in (*sorted(STEM_FIELDS), "music_warnings")]
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
 _STEM = _tagged(stems.c.id == bindparam("id"))
+_DURATIONS = select(stems.c.row, stems.c.duration_s).where(stems.c.row.in_(_ROWS), stems.c.state != "deleted")
 _READY_STEMS = _tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))

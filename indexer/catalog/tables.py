@@ -86,6 +86,8 @@ stem_tags = Table(
     Index("ix_stem_tags_caseless", "caseless"),
 )
 
+WINDOW_BYTES = 8  # of `windows`, for each
+
 embeddings = Table(
     "embeddings",
     metadata,
@@ -95,7 +97,7 @@ embeddings = Table(
     Column("starts_s", LargeBinary, nullable=False),  # float64 (n,)
     Column("embedding", LargeBinary, nullable=False),  # complex64 (n, D)
     Column("problem", JSON(none_as_null=True)),  # why this model could not; the three above are empty
-    Column("beats", LargeBinary),  # float64 (n,): the beat that a window begins on; NULL: all in clock time
+    Column("beats", LargeBinary),  # float64 (n,): the beat that a window begins on, NaN in clock time; NULL: see `laid`
 )
 
 jobs = Table(

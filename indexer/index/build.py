@@ -54,7 +54,9 @@ async def build_snapshot(
     Args:
         report: called with the number of stems folded so far.
     """
-    choice = choose(await catalog.window_count(), wanted.fold.rank, limits, index_type=wanted.index_type)
+    choice = choose(
+        await catalog.window_count(wanted.fingerprint), wanted.fold.rank, limits, index_type=wanted.index_type
+    )
     snapshot = await _write(catalog, index_folder, wanted, choice, report)
     if choice.index_type == "ivf" and wanted.index_type is None and not _worthwhile(snapshot, limits):
         manifest = snapshot.manifest

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
+from indexer.catalog import tables
 from indexer.catalog.catalog import Catalog
 from indexer.catalog.records import SaidMusic, StemFilter, StemMusic
 from tests.unit.indexer.catalog.test_catalog import embeddings, make_live, make_ready, upload
@@ -272,3 +274,60 @@ async def test_a_tempo_said_while_a_worker_analyses_wins(catalog: Catalog) -> No
     at_96 = replace(HEARD, tempo_bpm=96.0, beat_bpm=96.0, sources={"tempo_bpm": "said", "kind": "heard"}, key=None)
     assert await store(catalog, row, at_96)
     assert (await catalog.stem(stem_id)).state == "ready"
+
+
+async def forget_beats(catalog: Catalog, fingerprint: str) -> None:
+    """Leave embeddings as a release stored them that knew no beats."""
+    async with catalog._database.write() as sql:
+        await sql.execute(
+            update(tables.embeddings).where(tables.embeddings.c.fingerprint == fingerprint).values(beats=None)
+        )
+
+
+async def test_stems_of_an_earlier_release_are_embedded_by_a_reindex_and_answer_meanwhile(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    stem_id, done = await make_ready(catalog, "a", "f"), await make_ready(catalog, "b", "f")
+    assert await catalog.lacking("f") == []
+    row = (await catalog.stem(stem_id)).row
+    before = (await catalog.embeddings_of([row], "f"))[row].embedding
+    await forget_beats(catalog, "f")
+    assert await catalog.lacking("f") == [stem_id, done]
+    assert not await catalog.embeddings_exist(row, "f")
+    generation = await catalog.new_generation("f")
+    assert not await catalog.go_live(generation, configured="f")
+    stem = (await catalog.stems_by_row([row]))[row]
+    assert (stem.state, stem.windows) == ("ready", 3)
+    np.testing.assert_array_equal((await catalog.embeddings_of([row], "f"))[row].embedding, before)
+    seq = await catalog.clock_value()
+    assert await catalog.store_embeddings(row, "f", *embeddings(5, seed=9), beats=np.arange(5.0), music=HEARD)
+    assert list((await catalog.changes_since(seq, "f")).upserted) == [row]
+    assert await catalog.embeddings_exist(row, "f")
+    assert await catalog.lacking("f") == [done]
+    assert (await catalog.stem(stem_id)).windows == 5
+
+
+async def test_a_stem_that_cannot_be_embedded_again_is_found_as_before_and_says_so(catalog: Catalog) -> None:
+    await make_live(catalog, "f")
+    stem_id = await make_ready(catalog, "a", "f")
+    await forget_beats(catalog, "f")
+    await catalog.mark_failed(stem_id, {"type": "x", "detail": "It killed its worker."}, fingerprint="f")
+    stem = await catalog.stem(stem_id)
+    assert (stem.state, stem.problem, stem.windows) == ("ready", None, 3)
+    assert stem.warnings == ("It is found as an earlier release embedded it: It killed its worker.",)
+    assert await catalog.lacking("f") == []
+    assert (await catalog.embeddings_of([stem.row], "f"))[stem.row].embedding.shape == (3, 4)
+
+
+async def test_a_roll_back_to_an_earlier_releases_embeddings_keeps_every_stem(catalog: Catalog) -> None:
+    old = await make_live(catalog, "f")
+    stem_id = await make_ready(catalog, "a", "f")
+    row = (await catalog.stem(stem_id)).row
+    await forget_beats(catalog, "f")
+    assert await catalog.store_embeddings(row, "next", *embeddings(5), beats=np.arange(5.0), music=HEARD)
+    assert [await catalog.window_count(model) for model in ("f", "next", "none")] == [3, 5, 0]
+    assert (await catalog.stem(stem_id)).windows == 3
+    assert await catalog.go_live(await catalog.new_generation("next"), configured="next")
+    assert (await catalog.stem(stem_id)).windows == 5
+    assert (await catalog.roll_back()).generation == old
+    stem = await catalog.stem(stem_id)
+    assert (stem.state, stem.windows) == ("ready", 3)
