@@ -5,8 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Row, bindparam, or_, select
+from sqlalchemy import BindParameter, Row, bindparam, select
 
 from indexer.catalog.database import OnDatabase, chunks, retried
 from indexer.catalog.records import StemMusic
@@ -15,6 +14,8 @@ from indexer.catalog.tables import stems
 FACTS = ("tempo_bpm", "key", "kind")
 SAME_LENGTH_S = 0.05
 """Stems of one track that differ by less in length were cut together, so their beats are the same."""
+MOST_SIBLINGS = 15
+"""That are heard together with a stem: each is decoded for it."""
 SAME_TEMPO = 1e-4
 """An analysis works with seconds of its own; what it makes of a said tempo may be off in the last digits."""
 
@@ -31,26 +32,23 @@ class Music(OnDatabase):
         return found
 
     @retried
-    async def sibling_grid(self, row: int) -> NDArray[np.float64] | None:
-        """The beats (s) of another ready stem of the same track and length, if its tempo was said, or heard surely."""
+    async def siblings(self, row: int) -> list[str]:
+        """The SHA-256 of the other stems of the same track and length, which begin with this one; MOST_SIBLINGS at
+        most."""
         this = stems.alias("this")
-        source = stems.c.sources["tempo_bpm"].as_string()
         query = (
-            select(stems.c.beats_s)
+            select(stems.c.sha256)
             .join(this, this.c.track_caseless == stems.c.track_caseless)
             .where(
                 this.c.row == row,
                 stems.c.row != row,
-                stems.c.state == "ready",
-                stems.c.beats_s.is_not(None),
+                stems.c.state.in_(("queued", "ready")),
                 stems.c.duration_s.between(this.c.duration_s - SAME_LENGTH_S, this.c.duration_s + SAME_LENGTH_S),
-                or_(source != "heard", stems.c.sure["tempo_bpm"].as_boolean()),
             )
-            .order_by(source == "heard", stems.c.row)
-            .limit(1)
+            .order_by(stems.c.row)
+            .limit(MOST_SIBLINGS)
         )
-        found = await self._database.rows(query)
-        return np.frombuffer(found[0].beats_s, dtype=np.float64) if found else None
+        return [found.sha256 for found in await self._database.rows(query)]
 
 
 def analysed(stem: Row[Any], music: StemMusic) -> dict[str, Any] | None:

@@ -61,12 +61,13 @@ class Analysis:
         }
 
 
-def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
+def analyse(waveform: Waveform, said: Said | None = None, together: Hearing | None = None) -> Analysis:
     """Join what is said of a clip with what is heard in it.
 
     Args:
         waveform: float32 (samples,) at 16 kHz.
         said: as from `said_of_file`; None: nothing.
+        together: of the sum of all stems that begin and end with this one, whose beats are its own; None: it is alone.
     """
     seconds = len(waveform) / SAMPLE_RATE
     said = exact_tempo(seconds, said or Said())
@@ -74,15 +75,16 @@ def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
     warnings, sure = list(said.warnings), {}
     audible = seconds > MIN_SECONDS and bool(np.any(waveform))
     hearing = Hearing(waveform if audible else waveform[:0])
-    heard = next(iter(hearing.grids()), None)
+    beats = together or hearing
+    heard = next(iter(beats.grids()), None) if audible else None
     tempo, grid = said.tempo_bpm, heard
     if tempo is None and heard is not None:
         tempo, sources["tempo_bpm"] = heard.tempo_bpm, "heard"
         sure["tempo_bpm"] = is_sure(heard)
     elif tempo is not None:
-        grid = _said_grid(hearing, said, seconds) if audible else None
+        grid = _said_grid(beats, said, seconds) if audible else None
         if heard is not None and is_sure(heard) and not _same_tempo(tempo, heard.tempo_bpm):
-            warnings.append(f"its {sources['tempo_bpm']} says {tempo:.5g} BPM, but {heard.tempo_bpm:.4g} is heard")
+            warnings.append(f"{_told(sources['tempo_bpm'], f'{tempo:.5g} BPM')}, but {heard.tempo_bpm:.4g} is heard")
     pitched = hearing.is_pitched()
     key = said.key
     if pitched and (told := hearing.key()):
@@ -90,7 +92,7 @@ def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
         if key is None:
             key, sources["key"], sure["key"] = name, "heard", ahead >= SURE_KEY
         elif ahead >= SURE_KEY and name != key and not is_relative(name, key):
-            warnings.append(f"its {sources['key']} says {key}, but {name} is heard")
+            warnings.append(f"{_told(sources['key'], key)}, but {name} is heard")
     kind: Kind | None = said.kind
     if kind is None:
         kind, sources["kind"] = _kind(waveform, seconds, said, grid), "heard"
@@ -100,6 +102,10 @@ def analyse(waveform: Waveform, said: Said | None = None) -> Analysis:
 def is_sure(heard: Grid | None) -> bool:
     """Whether a heard tempo is so far ahead of the next that it is called sure."""
     return heard is not None and heard.steadiness >= SURE_STEADINESS
+
+
+def _told(source: str, what: str) -> str:
+    return f"{what} was said" if source == "said" else f"its {source} says {what}"
 
 
 def _said_grid(hearing: Hearing, said: Said, seconds: float) -> Grid | None:

@@ -293,7 +293,10 @@ class HitOut(BaseModel):
     """One answer: this stem, from this second, this well."""
 
     rank: int
-    score: float = Field(description="mean score of the windows below, less `cost`; higher is better")
+    score: float = Field(
+        description="mean score of the windows below, less `cost`; of a stem in the mix's own tempo and key, the "
+        "better of that and of its best place as recorded. Higher is better"
+    )
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
     transpose: int = Field(description="semitones that it is to be moved up")
@@ -323,7 +326,7 @@ class AlignOut(BaseModel):
     """Which delays of the mix against the stems' windows were tried."""
 
     mode: Literal["beats", "search", "grid"] = Field(description="search, where beats were asked and the mix has none")
-    shift_s: Seconds = Field(description="step between the tried delays; with beats half a beat")
+    shift_s: Seconds = Field(description="step between the tried delays; with beats a beat")
     shifts: int = Field(description="how many were tried")
     range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
 

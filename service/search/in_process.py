@@ -26,6 +26,7 @@ from indexer import (
 )
 from model.audio import SAMPLE_RATE, Windows
 from model.audio.analysis import analyse
+from model.audio.hearing import Hearing
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
@@ -33,7 +34,7 @@ from service.search.retrieval import Finder, Wish
 from service.settings import Settings
 from service.work.batches import cut, loud
 from service.work.device import Device
-from service.work.laying import lay, with_sibling
+from service.work.laying import lay
 from service.work.models import Models, note_of
 
 Waveform = NDArray[np.float32]
@@ -119,21 +120,15 @@ class SearchedCatalog:
             for name, waveform in zip(banked.stems, waveforms, strict=True)
         ]
         job, waiting = await self._catalog.add(uploads)
-        analyses = [await asyncio.to_thread(analyse, waveform) for waveform in waveforms]
-        surest = max(analyses, key=lambda one: one.grid.steadiness if one.grid is not None else 0.0)
+        together = await asyncio.to_thread(Hearing, waveforms.sum(axis=0))
         rows: list[int] = []
-        for item, waveform, analysis in zip(job.items, waveforms, analyses, strict=True):
+        for item, waveform in zip(job.items, waveforms, strict=True):
             assert item.stem_id is not None, "nothing was rejected"
             stem = await self._catalog.stem(item.stem_id)
             rows.append(stem.row)
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
-                if (
-                    not analysis.sure.get("tempo_bpm", True)
-                    and surest.sure.get("tempo_bpm")
-                    and surest.grid is not None
-                ):
-                    analysis = with_sibling(analysis, surest.grid.beats_s)
+                analysis = await asyncio.to_thread(analyse, waveform, None, together)
                 laid = lay(waveform, analysis, self._settings)
                 audible, embedding = await self.embedder.stem(self._fingerprint, laid.waveform, laid.parts)
                 starts_s = np.concatenate([part.starts for part in laid.parts])[audible] / SAMPLE_RATE

@@ -1,5 +1,6 @@
 """A mix -> what is heard of it, and the windows that are asked about: which stretch of it, at which places."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +15,6 @@ from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_B
 from model.audio.hearing import Hearing
 
 STRIDES = 2  # of a long mix that are looked at: a place that is right fits in both of its halves
-BEAT_PARTS = 2  # places on a beat's grid: halves
 HEARD_S = 60  # of a mix, from which its tempo and its key are heard
 LIKELIEST = 2  # tempi of a mix that are tried where the first is not sure
 
@@ -64,9 +64,9 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
 class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
-    `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of one
-    number lie strides apart. `step`, `shifts`: how far apart the tried delays lie, samples, and how many there are.
-    `grid`: None in clock time.
+    `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of
+    one number lie strides apart. `step`, `shifts`: how far apart the tried delays lie, samples, and how many there
+    are. `grid`: None in clock time.
     """
 
     laid: Windows
@@ -133,7 +133,7 @@ def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, ste
 
 
 def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
-    """Lay windows over a mix, beginning on every half beat of a stride; of a longer mix some strides are looked at.
+    """Lay windows over a mix, beginning on every beat of a stride; of a longer mix some strides are looked at.
 
     Args:
         waveform: float32 (samples,), 16 kHz.
@@ -142,31 +142,28 @@ def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
     Returns:
         None: the mix is too short for a window.
     """
-    beat_s, step = 60 / grid.tempo_bpm, 1 / BEAT_PARTS
-    begin = float(np.ceil((-grid.beats_s[0] / beat_s - 1e-6) / step)) * step  # beats
-    room = (len(waveform) / SAMPLE_RATE - float(grid.seconds_at(np.array(begin)))) / beat_s + 1e-3
-    beats = min(WINDOW_BEATS, int(room))
+    beat_s = 60 / grid.tempo_bpm
+    begin = math.ceil(-grid.beats_s[0] / beat_s - 1e-6)  # the first beat within the mix
+    room = int((len(waveform) / SAMPLE_RATE - float(grid.seconds_at(np.array(begin)))) / beat_s + 1e-3)
+    beats = min(WINDOW_BEATS, room)
     if beats < FEWEST_BEATS:
         return None
-    room -= beats
-    shifts = min(STRIDE_BEATS * BEAT_PARTS, int(room / step) + 1)
-    length = round(beats * beat_s * SAMPLE_RATE)
+    shifts = min(STRIDE_BEATS, room - beats + 1)
+    length = min(round(beats * beat_s * SAMPLE_RATE), len(waveform))
 
-    def samples_at(places: NDArray[np.float64]) -> NDArray[np.int64]:
+    def samples_at(places: NDArray[np.int64]) -> NDArray[np.int64]:
         at = np.round(grid.seconds_at(begin + places) * SAMPLE_RATE).astype(np.int64)
-        return np.clip(at, 0, max(0, len(waveform) - length))
+        return np.clip(at, 0, len(waveform) - length)
 
-    first = np.arange(0.0, room, STRIDE_BEATS)
-    last = samples_at(np.array([room - (shifts - 1) * step]))[0]
-    kept = _loudest(waveform, samples_at(first), length, last=int(last))
-    first = first[np.isin(samples_at(first), kept)]
-    layings = [at[at <= room] for at in (first + shift * step for shift in range(shifts))]
+    first = np.arange(0, room - beats + 1, STRIDE_BEATS)
+    last = samples_at(np.array([room - beats - shifts + 1]))
+    first = first[np.isin(samples_at(first), _loudest(waveform, samples_at(first), length, last=int(last[0])))]
+    layings = [at[at <= room - beats] for at in (first + shift for shift in range(shifts))]
     places = np.concatenate(layings)
-    starts = samples_at(places)
-    lengths = np.full(len(starts), min(length, len(waveform)), np.int64)
+    lengths, none = np.full(len(places), length, np.int64), np.zeros(len(places), np.int64)
     shift = np.repeat(np.arange(shifts), [len(laying) for laying in layings])
-    laid = Windows(starts, lengths, np.zeros(len(starts), np.int64), 1 + beats * FRAMES_A_BEAT)
-    return Plan(laid, begin + places, shift, round(step * beat_s * SAMPLE_RATE), shifts, grid)
+    laid = Windows(samples_at(places), lengths, none, 1 + beats * FRAMES_A_BEAT)
+    return Plan(laid, (begin + places).astype(np.float64), shift, round(beat_s * SAMPLE_RATE), shifts, grid)
 
 
 def _loudest(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int, last: int) -> NDArray[np.int64]:

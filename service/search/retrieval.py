@@ -31,9 +31,9 @@ from service.work.jobs import FingerprintMismatch
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
-OTHERWISE_COST = 0.5  # of a stem's score, for not being played as it was recorded
-STRETCH_COST = 1.0  # and for each factor e of speed: 0.1 for ten per cent
-TRANSPOSE_COST = 0.1  # and for each semitone
+OTHERWISE_COST = 0.25  # of a stem's score, for not being played as it was recorded
+STRETCH_COST = 0.5  # and for each factor e of speed: 0.05 for ten per cent
+TRANSPOSE_COST = 0.05  # and for each semitone
 SAME_TEMPO = 0.01  # tempi that differ by less are one, as far as hearing them goes
 
 Complex64 = NDArray[np.complex64]
@@ -98,12 +98,18 @@ class _Scored:
 
     @property
     def place(self) -> Place:
-        place = self.found.place(self.row, between=self.asked.plan.grid is None)
         grid = self.asked.plan.grid
+        place = self.found.place(self.row, between=grid is None)
         if grid is None:
             return place
         assert self.music is not None
-        return _in_seconds(place, grid, self.music, self.key)
+        return replace(_in_seconds(place, grid, self.music, self.key), score=self.score)
+
+    @property
+    def as_recorded(self) -> bool:
+        """Whether it was found on its beats, and at its own tempo and in its own key."""
+        grid = self.asked.plan.grid
+        return grid is not None and self.music is not None and _cost(_speed(grid, self.music), self.key) == 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,11 @@ class Finder:
             exact = exact and proven
         best: dict[int, _Scored] = {}
         for one in sorted(scored, key=lambda one: (-one.score, one.row)):
-            best.setdefault(one.row, one)  # of a mix with two tempi, the better
+            best.setdefault(one.row, one)
+        for one in scored:
+            if one.as_recorded and best[one.row].asked.plan.grid is None:
+                # The score tells which stem, and repeats of a loop alike; its beats tell where.
+                best[one.row] = replace(one, score=best[one.row].score)
         ordered = [*best.values()]
         hits = ordered[: wish.limit]
         spare = ordered[wish.limit : wish.limit + SPARE]
@@ -293,14 +303,13 @@ def _in_seconds(place: Place, grid: Grid, music: StemMusic, key: int) -> Place:
     ]
     begins = place.start_s - float(grid.beats_s[0]) * grid.tempo_bpm / 60  # the stem's beat at the mix's second 0
     speed = _speed(grid, music)
-    cost = _cost(speed, key)
     return Place(
-        score=place.score - cost,
+        score=place.score,
         start_s=round(float(stem.seconds_at(np.array(begins))), 6),
         pairs=tuple(pairs),
         speed=speed,
         transpose=key,
-        cost=cost,
+        cost=_cost(speed, key),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -89,10 +89,3 @@ def music_of(analysis: Analysis, grid: Grid | None) -> StemMusic:
         beat_bpm=None if grid is None else grid.tempo_bpm,
         warnings=analysis.warnings,
     )
-
-
-def with_sibling(analysis: Analysis, beats_s: NDArray[np.float64]) -> Analysis:
-    """The same with the beats of another stem of its track, whose tempo is surer: stems that begin together share
-    them."""
-    grid = Grid(beats_s, "heard")
-    return replace(analysis, tempo_bpm=grid.tempo_bpm, grid=grid, sure={**analysis.sure, "tempo_bpm": True})

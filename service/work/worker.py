@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from indexer import Catalog, StemJob
 from model.audio import SAMPLE_RATE, AudioError
 from model.audio.analysis import analyse
+from model.audio.hearing import Hearing
 from model.device import facts_of
 from service.metrics import Figures
 from service.settings import Settings
@@ -33,7 +34,7 @@ from service.work.decoding import DecodeLimits, DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
 from service.work.endings import Endings
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
-from service.work.laying import lay, said_of, with_sibling
+from service.work.laying import lay, said_of
 from service.work.queue import Queue, consumer_name, open_queue
 from service.work.streams import QueueUnavailable
 from service.work.uploads import UPLOAD_NICE, Decoder
@@ -109,6 +110,7 @@ class Worker:
         self._ending: set[asyncio.Task[None]] = set()
         self._decoding = asyncio.Semaphore(settings.decoders)
         self._samples_held = 0
+        self._together: tuple[frozenset[str], Hearing] | None = None  # of the track that was heard last
         self._samples_freed = asyncio.Condition()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()  # set when the device has taken windows of queries
@@ -256,12 +258,10 @@ class Worker:
             with self.figures.timed("decode"):
                 waveform = await self._queue.handed_over(stem.sha256)
                 if waveform is None:
-                    waveform = await self._decode_blob(job, stem.sha256)
+                    waveform = await self._decode_blob(stem.sha256)
             with self.figures.timed("analyse"):
-                analysis = await asyncio.to_thread(analyse, waveform, said_of(stem))
-                if not analysis.sure.get("tempo_bpm", True):
-                    beats_s = await self._persist(lambda: self._catalog.sibling_grid(stem.row))
-                    analysis = analysis if beats_s is None else with_sibling(analysis, beats_s)
+                together = await self._heard_together(stem, waveform)
+                analysis = await asyncio.to_thread(analyse, waveform, said_of(stem), together)
             laid = await asyncio.to_thread(lay, waveform, analysis, self._settings)
             windows = await asyncio.to_thread(loud, laid.waveform, laid.parts)
             self._samples_held += len(laid.waveform)
@@ -275,12 +275,30 @@ class Worker:
             music=laid.music,
         )
 
-    async def _decode_blob(self, job: UploadJob, sha256: str) -> NDArray[np.float32]:
+    async def _heard_together(self, stem: StemJob, waveform: NDArray[np.float32]) -> Hearing | None:
+        """What is heard of all stems that begin and end with this one; None: it is alone."""
+        others = await self._persist(lambda: self._catalog.siblings(stem.row)) if stem.track else []
+        if not others:
+            return None
+        all_of_them = frozenset([stem.sha256, *others])
+        if self._together is None or self._together[0] != all_of_them:
+            mix = waveform.copy()
+            for sha256 in others:
+                try:
+                    other = await self._decode_blob(sha256)
+                except (AudioError, BlobMissing):  # its own job says so
+                    continue
+                length = min(len(mix), len(other))
+                mix[:length] += other[:length]
+            self._together = all_of_them, await asyncio.to_thread(Hearing, mix)
+        return self._together[1]
+
+    async def _decode_blob(self, sha256: str) -> NDArray[np.float32]:
         async with self._blobs.fetch(sha256) as path:
             try:
                 return (await self._decoder.decode(path, nice=UPLOAD_NICE)).waveform
             except DecoderError as error:
-                log.warning("decoding stem %s once more: %s", job.stem_id, error)
+                log.warning("decoding %s once more: %s", sha256, error)
                 return (await self._decoder.decode(path, nice=UPLOAD_NICE)).waveform
 
     async def _check(self, job: QueryJob) -> None:

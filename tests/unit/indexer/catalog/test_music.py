@@ -148,45 +148,17 @@ async def test_half_and_double_tempo_are_found_where_they_are_meant(catalog: Cat
     assert await found(tempo_max=100.0) == [half, other]
 
 
-@pytest.mark.parametrize(
-    ("changed", "track", "lends"),
-    [
-        ({}, "ONE", True),
-        ({"sure": {}}, "one", False),
-        ({"sure": {"tempo_bpm": False}}, "one", False),
-        ({"beats_s": None, "beat_bpm": None}, "one", False),
-        ({}, "two", False),
-    ],
-)
-async def test_a_sibling_lends_its_grid_where_it_is_sure(
-    catalog: Catalog, changed: dict[str, object], track: str, lends: bool
-) -> None:
+async def test_siblings_are_the_stems_that_begin_and_end_together(catalog: Catalog) -> None:
     await make_live(catalog, "f")
     row = await waiting(catalog, "drums", track="one")
-    await analysed(catalog, "bass", replace(HEARD, **changed), track=track)  # type: ignore[arg-type]
-    grid = await catalog.sibling_grid(row)
-    assert (grid is not None) == lends
-    if grid is not None:
-        np.testing.assert_array_equal(grid, GRID)
-
-
-async def test_a_siblings_said_tempo_comes_before_a_heard_one(catalog: Catalog) -> None:
-    await make_live(catalog, "f")
-    row = await waiting(catalog, "drums", track="one")
-    await analysed(catalog, "bass", HEARD, track="one")
-    await analysed(catalog, "keys", replace(AT_100, beats_s=GRID * 1.2, sure={}), track="one", tempo_bpm=100.0)
-    np.testing.assert_array_equal(await catalog.sibling_grid(row), GRID * 1.2)
-
-
-async def test_a_stem_of_another_length_or_none_of_a_track_lends_nothing(catalog: Catalog) -> None:
-    await make_live(catalog, "f")
-    await analysed(catalog, "bass", HEARD, track="one")
-    await analysed(catalog, "keys", HEARD)
-    longer = upload("drums", track="one")
+    await analysed(catalog, "bass", HEARD, track="ONE")
+    await waiting(catalog, "keys", track="one")
+    await waiting(catalog, "other", track="two")
+    await waiting(catalog, "loop")
+    longer = upload("pads", track="one")
     assert longer.facts is not None
-    _, (stem_id,) = await catalog.add([replace(longer, facts=replace(longer.facts, duration_s=10.06))])
-    assert await catalog.sibling_grid((await catalog.stem(stem_id)).row) is None
-    assert await catalog.sibling_grid(await waiting(catalog, "loop")) is None
+    await catalog.add([replace(longer, facts=replace(longer.facts, duration_s=10.06))])
+    assert await catalog.siblings(row) == [upload(name).sha256 for name in ("bass", "keys")]
 
 
 async def test_what_a_file_says_is_kept_with_its_sources(catalog: Catalog) -> None:

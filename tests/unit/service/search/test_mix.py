@@ -59,12 +59,12 @@ def grid_of(bpm: float, first_s: float = 0.0, seconds: float = 30.0) -> Grid:
     return Grid(first_s + np.arange(int(seconds * bpm / 60)) * 60 / bpm)
 
 
-def test_a_mix_is_laid_on_every_half_beat_of_a_stride() -> None:
+def test_a_mix_is_laid_on_every_beat_of_a_stride() -> None:
     laid = plan_beats(np.full(8 * SECOND, 0.1, np.float32), grid_of(120, first_s=0.1))
     assert laid is not None
     assert laid.offset.min() == 0.0
-    assert (laid.shifts, laid.step) == (10, SECOND // 4)
-    assert sorted(laid.offset) == [half / 2 for half in range(12)]  # 15.8 beats, of which a window takes ten
+    assert (laid.shifts, laid.step) == (5, SECOND // 2)
+    assert sorted(laid.offset) == list(range(6))  # 15.8 beats, of which a window takes ten
     assert set(laid.laid.lengths) == {WINDOW_BEATS * SECOND // 2}
     assert laid.laid.frames == 1 + WINDOW_BEATS * 50
     np.testing.assert_allclose(laid.laid.starts / SECOND, 0.1 + laid.offset / 2, atol=1 / SECOND)
@@ -85,13 +85,13 @@ def test_a_mix_of_a_few_beats_is_laid_in_shorter_windows_and_a_shorter_one_not_a
 def test_windows_are_spread_over_all_of_a_long_mix_on_its_own_grid() -> None:
     laid = plan_beats(np.full(60 * SECOND, 0.1, np.float32), grid_of(100, first_s=0.25, seconds=60))
     assert laid is not None
-    assert np.bincount(laid.shift).tolist() == [2] * 10
+    assert np.bincount(laid.shift).tolist() == [2] * 5
     assert laid.laid.starts.min() < 5 * SECOND
     assert laid.laid.starts.max() > 27 * SECOND, "in the second half"
     assert laid.laid.fit(60 * SECOND)
-    on_grid = (laid.laid.starts / SECOND - 0.25) / 0.3  # halves of a beat
+    on_grid = (laid.laid.starts / SECOND - 0.25) / 0.6  # beats
     np.testing.assert_allclose(on_grid, np.round(on_grid), atol=1e-3)
-    for shift in range(10):
+    for shift in range(5):
         apart = np.diff(laid.offset[laid.shift == shift]) / STRIDE_BEATS
         np.testing.assert_allclose(apart, np.round(apart), atol=1e-9)
 
