@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from model.audio import SAMPLE_RATE
 from service.api.ingest import for_decoder
 from service.api.schemas import (
     AlignOut,
+    CopyOut,
     HitOut,
     IndexOut,
     MixOut,
@@ -108,12 +110,13 @@ class Retrieval:
         self.turns.resize(max(FEWEST_SEARCHES, sum(2 * max(1, round(limit) // 16) for limit in batch_limits)))
 
     async def _answer(self, query: RetrieveIn, watch: Stopwatch) -> RetrieveOut:
-        index, (waveform, warnings) = await asyncio.gather(self.live.current(), self._mix(query, watch))
+        index, (waveform, warnings, mixed) = await asyncio.gather(self.live.current(), self._mix(query, watch))
         for _ in range(SEARCHES):
-            found = await self._finder.find(index, waveform, query.as_filter(), query.as_wish(), watch)
-            stems = await self.catalog.stems_by_row([*found.places, *found.spare])
-            places = {row: place for row, place in (found.places | found.spare).items() if row in stems}
-            if len(places) >= query.limit or len(stems) == len(found.places) + len(found.spare):
+            found = await self._finder.find(index, waveform, query.as_filter(), query.as_wish(mixed), watch)
+            ranked = found.places | found.spare
+            stems = await self.catalog.stems_by_row([*ranked, *chain(*(found.copies[row] for row in ranked))])
+            places = {row: place for row, place in ranked.items() if row in stems}
+            if len(places) >= query.limit or len(places) == len(ranked):
                 break
             index = await self.live.current()  # more stems were deleted meanwhile than were to spare
         hits = [
@@ -125,6 +128,9 @@ class Retrieval:
                 transpose=place.transpose,
                 start_s=place.start_s,
                 stem=StemOut.of(stems[row], self.settings.root_path),
+                copies=[
+                    CopyOut.of(stems[copy], self.settings.root_path) for copy in found.copies[row] if copy in stems
+                ],
                 windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
             )
             for rank, (row, place) in enumerate([*places.items()][: query.limit], start=1)
@@ -157,17 +163,20 @@ class Retrieval:
             timing_ms=watch.done(),
         )
 
-    async def _mix(self, query: RetrieveIn, watch: Stopwatch) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    async def _mix(
+        self, query: RetrieveIn, watch: Stopwatch
+    ) -> tuple[NDArray[np.float32], tuple[str, ...], tuple[int, ...]]:
+        """The mix, warnings of its files, and the rows of the stems that make it up."""
         with watch.stage("decode"):
             if query.file is not None:
                 async with for_decoder(query.file) as audio:
                     clip = await self.decoder.decode(audio, budget=self.budget)
-                return clip.waveform, clip.warnings
+                return clip.waveform, clip.warnings, ()
             stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(query.stem_id)]
             for stem in stems:
                 if stem.state == "failed":
                     raise MixNotReady(stem.id)
-            return await self._sum(stems)
+            return *(await self._sum(stems)), tuple(stem.row for stem in stems)
 
     async def _sum(self, stems: Sequence[Stem]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
         """The mix of some stems that start together, as long as the longest; the score ignores its loudness.

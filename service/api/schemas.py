@@ -169,6 +169,11 @@ class RetrieveIn(Filters):
     max_transpose: int = Field(
         2, ge=0, le=6, description="semitones that a stem may be moved, up or down; drums never are"
     )
+    group_duplicates: bool = Field(
+        True,
+        description="of stems that are the same audio (at another rate or level, in another container) one is a hit, "
+        "with its `copies`; false: each is one",
+    )
     exclude: list[ShortText] = Field(default_factory=list, max_length=1000, description="ids of stems not wanted")
     exclude_track: list[ShortText] = Field(default_factory=list, max_length=1000, description="tracks not wanted")
 
@@ -178,8 +183,8 @@ class RetrieveIn(Filters):
             super().as_filter(), exclude=(*self.exclude, *self.stem_id), exclude_tracks=tuple(self.exclude_track)
         )
 
-    def as_wish(self) -> Wish:
-        """What is asked beside the stems that may be answered."""
+    def as_wish(self, mixed: tuple[int, ...] = ()) -> Wish:
+        """What is asked beside the stems that may be answered. `mixed`: rows of those that make up the mix."""
         return Wish(
             limit=self.limit,
             align=self.align,
@@ -187,6 +192,8 @@ class RetrieveIn(Filters):
             key=self.mix_key,
             max_stretch=self.max_stretch,
             max_transpose=self.max_transpose,
+            group_copies=self.group_duplicates,
+            mixed=mixed,
         )
 
 
@@ -289,6 +296,24 @@ class WindowPair(BaseModel):
     score: float
 
 
+class CopyOut(BaseModel):
+    """A stem that is the same audio as a hit's."""
+
+    id: str
+    title: str
+    file_name: str
+    track: str | None
+    collection: str | None
+    format: str
+    sample_rate: int
+    channels: int
+    audio_url: str
+
+    @classmethod
+    def of(cls, stem: Stem, root_path: str) -> Self:
+        return cls.model_validate({**vars(stem), "audio_url": f"{root_path}/stems/{stem.id}/audio"})
+
+
 class HitOut(BaseModel):
     """One answer: this stem, from this second, this well."""
 
@@ -305,6 +330,7 @@ class HitOut(BaseModel):
         "negative: the stem enters that long after the mix has begun"
     )
     stem: StemOut
+    copies: list[CopyOut] = Field(description="stems that pass the filters and are the same audio, best first")
     windows: list[WindowPair]
 
 

@@ -56,6 +56,10 @@ def retrieve(
     kind: Annotated[list[Kind] | None, typer.Option(help="Any of these.")] = None,
     tempo_min: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
     tempo_max: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
+    group_duplicates: Annotated[
+        bool,
+        typer.Option("--group-duplicates/--all-duplicates", help="One hit of stems that are the same audio, or all."),
+    ] = True,
     tempo_octaves: Annotated[bool, typer.Option("--tempo-octaves", help="Half and double of these tempi too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as it is.")] = False,
     url: Url = LOCAL,
@@ -81,6 +85,7 @@ def retrieve(
         "key_match": key_match.value,
         "kind": [one.value for one in kind or ()],
         "tempo_octaves": tempo_octaves,
+        "group_duplicates": group_duplicates,
     }
     with service(url, key) as client:
         answer = client.retrieve(mix, {name: value for name, value in form.items() if value not in (None, [])})
@@ -104,6 +109,8 @@ def _table(answer: dict[str, Any]) -> Any:
         stem, start_s = hit["stem"], hit["start_s"]
         minutes, seconds = divmod(abs(start_s), 60)
         place = f"from {minutes:.0f}:{seconds:05.2f}" if start_s >= 0 else f"enters at {minutes:.0f}:{seconds:05.2f}"
-        cells = (stem["title"], stem["instrument"], stem["track"], place, stem["id"])
+        copies = len(hit["copies"])
+        title = stem["title"] + (f" +{copies} {'copy' if copies == 1 else 'copies'}" if copies else "")
+        cells = (title, stem["instrument"], stem["track"], place, stem["id"])
         table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", *map(cell, cells))
     return table

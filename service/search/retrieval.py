@@ -24,6 +24,7 @@ from indexer import (
 from model.audio import SAMPLE_RATE, SilentClip, Windows
 from model.audio.grid import LOWEST_BPM, Grid
 from service.metrics import Stopwatch
+from service.search.copies import Groups, grouped
 from service.search.mix import Align, HeardMix, Plan, hear_mix, plan_beats, plan_windows
 from service.settings import Settings
 from service.work.jobs import FingerprintMismatch
@@ -52,7 +53,8 @@ class Wish:
     """What a search is asked beside the stems that it may answer.
 
     `tempo_bpm` and `key`: of the mix; None: heard. `max_stretch`: stems may be played at most so much faster or slower,
-    as a share. `max_transpose`: semitones, either way.
+    as a share. `max_transpose`: semitones, either way. `group_copies`: of stems that are the same audio one is a
+    hit, and none that is the same as one of `mixed`, the rows of stems that make up the mix.
     """
 
     limit: int = 10
@@ -61,6 +63,8 @@ class Wish:
     key: str | None = None
     max_stretch: float = 0.12
     max_transpose: int = 2
+    group_copies: bool = False
+    mixed: tuple[int, ...] = ()
     ranked: int = 0
     """Stems to be scored exactly at least, for whoever wants to know the order below the hits."""
 
@@ -122,6 +126,7 @@ class Found:
     places: dict[int, Place]  # of the hits
     spare: dict[int, Place]  # of the next ones, for hits that are deleted meanwhile
     others: dict[int, Place]  # of further stems to be ranked
+    copies: dict[int, list[int]]  # of hits and spare ones, where they were grouped
     exact: bool
 
 
@@ -158,12 +163,38 @@ class Finder:
         plans = await self._plans(waveform, wanted, wish, heard)
         with watch.stage("embed"):
             index, asked = await self._embed_mix(index, waveform, plans)
+        looked_at = wish.limit
+        while True:
+            best, searched = await self._ranked(index, asked, replace(wish, limit=looked_at), watch)
+            groups = Groups({row: [] for row in best})
+            if wish.group_copies:
+                with watch.stage("group"):
+                    wanted = max(wish.limit + SPARE, wish.ranked)
+                    groups = await grouped(self._catalog, index.fingerprint, [*best], wanted, wish.mixed)
+            ordered = [best[row] for row in groups.copies]
+            scores = [one.score for one in ordered]
+            exact = all(search.proven(scores, some, wish.limit) for some in searched)
+            # Copies may have taken the places of stems that were not looked at.
+            missed = len(ordered) < wish.limit or groups.looked_at.get(ordered[wish.limit - 1].row, 0) > looked_at
+            if exact or not missed or len(best) < looked_at or looked_at >= SCORED_MOST:
+                break
+            looked_at = min(4 * looked_at, SCORED_MOST)
+        hits = ordered[: wish.limit]
+        spare = ordered[wish.limit : wish.limit + SPARE]
+        others = ordered[wish.limit : wish.ranked]
+        placed = [{one.row: one.place for one in some} for some in (hits, spare, others)]
+        return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], groups.copies, exact)
+
+    async def _ranked(
+        self, index: Index, asked: list[_Asked], wish: Wish, watch: Stopwatch
+    ) -> tuple[dict[int, _Scored], list[search.Candidates]]:
+        """Every stem that was scored, by row, best first; and the candidates of each time base that they were."""
         scored: list[_Scored] = []
-        exact = True
+        searched: list[search.Candidates] = []
         for each in asked:
-            some, proven = await self._search(index, each, wish, watch)
+            some, candidates = await self._search(index, each, wish, watch)
             scored += some
-            exact = exact and proven
+            searched.append(candidates)
         best: dict[int, _Scored] = {}
         for one in sorted(scored, key=lambda one: (-one.score, one.row)):
             best.setdefault(one.row, one)
@@ -171,12 +202,7 @@ class Finder:
             if one.as_recorded and best[one.row].asked.plan.grid is None:
                 # The score tells which stem, and repeats of a loop alike; its beats tell where.
                 best[one.row] = replace(one, score=best[one.row].score)
-        ordered = [*best.values()]
-        hits = ordered[: wish.limit]
-        spare = ordered[wish.limit : wish.limit + SPARE]
-        others = ordered[wish.limit : wish.ranked]
-        placed = [{one.row: one.place for one in some} for some in (hits, spare, others)]
-        return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], exact)
+        return best, searched
 
     async def _plans(
         self, waveform: NDArray[np.float32], wanted: StemFilter, wish: Wish, heard: HeardMix
@@ -233,7 +259,9 @@ class Finder:
         queries = {key: plan.queries(embedding, audible & (laid.transpose == -key)) for key in keys}
         return _Asked(plan, keys, queries, allowed)
 
-    async def _search(self, index: Index, asked: _Asked, wish: Wish, watch: Stopwatch) -> tuple[list[_Scored], bool]:
+    async def _search(
+        self, index: Index, asked: _Asked, wish: Wish, watch: Stopwatch
+    ) -> tuple[list[_Scored], search.Candidates]:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
         queries = asked.all_queries
         wanted = max(wish.limit, wish.ranked)
@@ -252,10 +280,10 @@ class Finder:
                 seen.update(unseen)
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
             if exact or len(seen) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
-                return [*best.values()], exact
+                return [*best.values()], some
             if enough >= len(found.rows):
                 if found.k >= search.LARGEST_K:
-                    return [*best.values()], exact
+                    return [*best.values()], some
                 with watch.stage("index"):
                     found = await asyncio.to_thread(
                         search.candidates, index, queries, wish.limit, asked.allowed, k=2 * found.k
