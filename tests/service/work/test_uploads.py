@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -399,7 +400,10 @@ async def received(message: bytes) -> UploadedClip:
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, message))
         try:
             async with asyncio.timeout(60) as patience:
-                return await uploads._receive(ours, LIMITS, None, patience)
+                fields, waveform = await uploads._receive(ours, LIMITS, None, patience, math.inf)
+                assert waveform is not None
+                del fields["samples"]
+                return UploadedClip(waveform, **fields)
         finally:
             sending.cancel()
 
