@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer import ClipFacts
 from model.audio import Clip
 from service.settings import Settings
 from service.work.jobs import QueryJob
@@ -59,12 +58,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
         seen.hold(clip.waveform)
         return clip
 
-    async def looked(self: Decoder, source: Any, **options: Any) -> tuple[ClipFacts, NDArray[np.float32] | None]:
+    async def looked(self: Decoder, source: Any, **options: Any) -> tuple[Any, Any, NDArray[np.float32] | None]:
         seen.times += 1
-        facts, waveform = await look(self, source, **options)
+        facts, said, waveform = await look(self, source, **options)
         if waveform is not None:
             seen.hold(waveform)
-        return facts, waveform
+        return facts, said, waveform
 
     monkeypatch.setattr(Decoder, "decode", counted)
     monkeypatch.setattr(Decoder, "look", looked)
