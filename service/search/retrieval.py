@@ -161,8 +161,8 @@ class Finder:
             groups = Groups({row: [] for row in best})
             if wish.group_copies:
                 with watch.stage("group"):
-                    wanted = max(wish.limit + SPARE, wish.ranked)
-                    groups = await grouped(self._catalog, index.fingerprint, [*best], wanted, wish.mixed)
+                    kept = max(wish.limit + SPARE, wish.ranked)
+                    groups = await grouped(self._catalog, index.fingerprint, [*best], kept, wish.mixed)
             ordered = [best[row] for row in groups.copies]
             scores = [one.score for one in ordered]
             exact = all(search.proven(scores, some, wish.limit) for some in searched)
