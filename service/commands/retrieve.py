@@ -26,8 +26,9 @@ class KeyMatch(StrEnum):
 
 
 class Align(StrEnum):
-    """Where a mix starts in relation to the catalog's windows."""
+    """How stems are compared with a mix, and where it starts in relation to the catalog's windows."""
 
+    beats = "beats"
     search = "search"
     grid = "grid"
 
@@ -41,8 +42,22 @@ def retrieve(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Hits wanted.")] = 10,
     align: Annotated[
-        Align, typer.Option(help="search: it starts anywhere; grid: on the windows' grid.")
-    ] = Align.search,
+        Align,
+        typer.Option(
+            help="beats: stems may be played at the mix's tempo and in keys nearby; search: as recorded, the mix "
+            "starting anywhere; grid: as recorded, on the windows' grid."
+        ),
+    ] = Align.beats,
+    tempo: Annotated[float | None, typer.Option(help="Of the mix, beats a minute; else it is heard.")] = None,
+    mix_key: Annotated[
+        str | None, typer.Option(help="Of the mix, such as 'F# minor'; else it is heard.", callback=words)
+    ] = None,
+    max_stretch: Annotated[
+        float, typer.Option(min=0, max=0.5, help="How much faster or slower stems may be played, as a share.")
+    ] = 0.12,
+    max_transpose: Annotated[
+        int, typer.Option(min=0, max=6, help="Semitones that stems may be moved, up or down.")
+    ] = 2,
     instrument: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
     tag: Tags = None,
     track: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
@@ -65,7 +80,7 @@ def retrieve(
     url: Url = LOCAL,
     key: Key = None,
 ) -> None:
-    """Find the stems that fit a mix, best first, each with the second where it fits.
+    """Find the stems that fit a mix, best first, each with the second where it fits and how it is to be played.
 
     Example: phalar retrieve half-a-song.wav --instrument bass
     """
@@ -75,6 +90,10 @@ def retrieve(
         "stem_id": stem_id,
         "limit": limit,
         "align": align.value,
+        "tempo_bpm": tempo,
+        "mix_key": mix_key,
+        "max_stretch": max_stretch,
+        "max_transpose": max_transpose,
         "instrument": instrument,
         "tag": tag,
         "track": track,
@@ -96,21 +115,44 @@ def retrieve(
     if as_json:
         print(json.dumps(answer, indent=2))
     else:
+        out.print(_heard(answer["mix"]))
         out.print(_table(answer))
+
+
+def _heard(mix: dict[str, Any]) -> str:
+    """Tempo and key of a mix, each with its source."""
+    said = []
+    for name, unit, none in (("tempo_bpm", " BPM", "no steady tempo"), ("key", "", "no key")):
+        value = mix[name]
+        sure = "" if mix["sure"].get(name, True) else ", not sure"
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        said.append(none if value is None else f"{cell(shown)}{unit} ({cell(mix['sources'][name])}{sure})")
+    return f"mix: {', '.join(said)}"
+
+
+def _way(hit: dict[str, Any]) -> str:
+    """How a stem is to be played: "+4.0 % +2 st"."""
+    percent = round(100 * (hit["speed"] - 1), 1)
+    parts = [f"{percent:+.1f} %" if percent else "", f"{hit['transpose']:+d} st" if hit["transpose"] else ""]
+    return " ".join(filter(None, parts)) or "as recorded"
 
 
 def _table(answer: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for name in ("", "score", "title", "instrument", "track", "place", "id"):
-        table.add_column(name, justify="right" if name in ("", "score") else "left", no_wrap=name == "id")
+    for name in ("", "score", "title", "instrument", "track", "place", "play", "id"):
+        table.add_column(
+            name, justify="right" if name in ("", "score") else "left", no_wrap=name in ("place", "play", "id")
+        )
     for hit in answer["hits"]:
         stem, start_s = hit["stem"], hit["start_s"]
+        if start_s < 0:
+            start_s /= hit["speed"]  # it enters so long after, in the mix's seconds
         minutes, seconds = divmod(abs(start_s), 60)
         place = f"from {minutes:.0f}:{seconds:05.2f}" if start_s >= 0 else f"enters at {minutes:.0f}:{seconds:05.2f}"
         copies = len(hit["copies"])
         title = stem["title"] + (f" +{copies} {'copy' if copies == 1 else 'copies'}" if copies else "")
-        cells = (title, stem["instrument"], stem["track"], place, stem["id"])
+        cells = (title, stem["instrument"], stem["track"], place, _way(hit), stem["id"])
         table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", *map(cell, cells))
     return table

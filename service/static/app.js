@@ -7,13 +7,14 @@ import { mountDrop } from "./drop.js";
 import { byId, make } from "./elements.js";
 import { countFilters, showFilters } from "./filters.js";
 import * as format from "./format.js";
+import { Heard, beatsOf } from "./heard.js";
 import { Ingest } from "./ingest.js";
 import { forget, keep, kept } from "./kept.js";
 import { askKey } from "./key.js";
 import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
 import { curlLine, formData, queryFields } from "./query.js";
-import { Results } from "./results.js";
+import { Results, secondOf } from "./results.js";
 import { refreshStatus, showTrained, watchStatus } from "./status.js";
 import { mountTransport } from "./transport.js";
 import { drawLane, peaksOf } from "./waveform.js";
@@ -23,6 +24,7 @@ const SLOW_S = 4;
 const form = byId("query");
 const player = new Player();
 const results = new Results(player);
+const panel = new Heard();
 const ingest = new Ingest(() => {
   refreshStatus();
   refreshCatalog();
@@ -149,6 +151,7 @@ function demoMix(of) {
 function choose(next) {
   if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
   mix = next;
+  panel.about(mix);
   showMix();
 }
 
@@ -170,7 +173,7 @@ function showMix() {
 function drawMix() {
   if (!mix) return;
   const durationS = mix.durationS ?? 1;
-  drawLane(byId("mix-canvas"), { from: 0, to: durationS, mix: { startS: 0, durationS, peaks: mix.peaks }, mark: mix.searched ?? null });
+  drawLane(byId("mix-canvas"), { from: 0, to: durationS, mix: { startS: 0, durationS, peaks: mix.peaks }, mark: mix.searched ?? null, beats: mix.beats ?? null });
 }
 
 /** Decode the mix for its waveform and for playback; the search does not wait for it. */
@@ -210,6 +213,7 @@ async function runSearch() {
   const mine = (search = new AbortController());
   const asked = mix;
   const fields = queryFields(form, asked);
+  panel.about(asked);
   player.forget();
   clearProblem();
   results.clear();
@@ -231,7 +235,7 @@ async function runSearch() {
     keep(shown);
     const [first] = answer.hits;
     byId("announce").textContent = first
-      ? `${format.count(answer.hits.length, "hit")}. Best: ${first.stem.title}, ${format.place(first.start_s)}.`
+      ? `${format.count(answer.hits.length, "hit")}. Best: ${first.stem.title}, ${format.place(secondOf(first))}, ${format.way(first.speed, first.transpose)}.`
       : "No stem passed the filters.";
   } catch (problem) {
     if (problem.name === "AbortError") {
@@ -252,8 +256,11 @@ async function runSearch() {
 }
 
 function showAnswer() {
-  const { answer, mix: asked } = shown;
+  const { answer, fields, mix: asked } = shown;
   results.show(answer, asked);
+  panel.show(answer.mix, asked, Object.fromEntries(fields).align === "beats");
+  panel.about(mix);
+  asked.beats = beatsOf(answer.mix, asked);
   drawMix();
   if (asked.peaks || asked.undecodable) results.mixDecoded(asked, asked.peaks);
   showTrained({ trained: answer.model.trained, note: byId("untrained-note").textContent });
@@ -276,7 +283,7 @@ function countSeconds(align) {
   const began = performance.now();
   const say = () => {
     const seconds = Math.floor((performance.now() - began) / 1000);
-    const slow = seconds >= SLOW_S && align === "search" ? " Trying every shift takes its time without a GPU; a mix on the catalog’s grid is answered much faster." : "";
+    const slow = seconds >= SLOW_S && align !== "grid" ? " Trying every shift takes its time without a GPU; a mix on the catalog’s grid is answered much faster." : "";
     byId("busy-text").textContent = `Listening to your mix…${seconds >= 2 ? ` ${seconds} s.` : ""}${slow}`;
   };
   say();
@@ -383,6 +390,8 @@ byId("filters-clear").addEventListener("click", () => {
   countFilters(form);
   showCurl();
 });
+panel.addEventListener("change", showCurl);
+panel.addEventListener("settled", runSearch);
 byId("mix-play").addEventListener("click", () => {
   if (player.state.id === "mix") player.stop();
   else player.play({ id: "mix", mix: mix.audio(), stem: null, lengthS: 0, listen: "mix" });

@@ -9,12 +9,13 @@ const inOrder = (values) => [...values].sort((a, b) => a.localeCompare(b, "en", 
 
 /** The values each filter can take, by the API's name of the filter, and the tracks. */
 export async function readChoices() {
-  const { instruments, tags, collections, keys, tracks, tempo_min, tempo_max } = await getJson("catalog");
+  const { instruments, tags, collections, keys, kinds, tracks, tempo_min, tempo_max } = await getJson("catalog");
   return {
     instrument: inOrder(instruments),
     tag: inOrder(tags),
     collection: inOrder(collections),
     key: inOrder(keys),
+    kind: inOrder(kinds),
     tracks: inOrder(tracks).slice(0, MOST_TRACKS),
     tempi: [tempo_min, tempo_max],
   };

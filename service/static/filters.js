@@ -8,11 +8,14 @@ const FILTERS = [
   ["tag", "Tag"],
   ["collection", "Collection"],
   ["key", "Key"],
+  ["kind", "Kind"],
 ];
+const MODES = ["key_match", "tempo_octaves"]; // of filters, and none themselves
 
 /** Offer the values that the catalog holds; what was ticked stays ticked, and `also`, [name, value] pairs, is. */
 export function showFilters(form, offered, also = []) {
   const chosen = new Set([...filterFields(form), ...also].map(([name, value]) => `${name}=${value}`));
+  const compatible = form.elements.key_match?.checked ?? false;
   const groups = FILTERS.filter(([name]) => offered[name].length).map(([name, label]) =>
     make(
       "fieldset",
@@ -25,6 +28,7 @@ export function showFilters(form, offered, also = []) {
           make("label", {}, make("input", { type: "checkbox", name, value, checked: chosen.has(`${name}=${value}`) }), make("span", {}, value)),
         ),
       ),
+      name === "key" && make("label", { className: "check" }, make("input", { type: "checkbox", name: "key_match", checked: compatible }), "Compatible keys too"),
     ),
   );
   byId("filter-groups").replaceChildren(...groups);
@@ -35,7 +39,7 @@ export function showFilters(form, offered, also = []) {
 }
 
 export function countFilters(form) {
-  const n = filterFields(form).length;
+  const n = filterFields(form).filter(([name]) => !MODES.includes(name)).length;
   byId("filter-count").hidden = !n;
   byId("filter-count").textContent = String(n);
 }

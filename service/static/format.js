@@ -14,9 +14,23 @@ export function clock(seconds, digits = 2) {
   return `${seconds < 0 && whole > 0 ? "−" : ""}${minutes}:${padded}`;
 }
 
-/** Where a stem fits: the second of the stem that sounds with the mix's second 0. */
+/** Where a stem fits: the second of the stem that sounds with the mix's second 0; negative: it enters so much later. */
 export const place = (startS) =>
   startS < 0 ? `enters ${(-startS).toFixed(2)} s into your mix` : `from ${clock(startS)}`;
+
+/** How a stem is to be played: "4 % faster, 2 semitones up", or "as recorded". */
+export function way(speed, transpose) {
+  const percent = Number((100 * Math.abs(speed - 1)).toFixed(1));
+  const said = [];
+  if (percent) said.push(`${percent} % ${speed > 1 ? "faster" : "slower"}`);
+  if (transpose) said.push(`${count(Math.abs(transpose), "semitone")} ${transpose > 0 ? "up" : "down"}`);
+  return said.join(", ") || "as recorded";
+}
+
+const SOURCES = { said: "said", tags: "from its tags", chunk: "from a chunk of the file", name: "from the file’s name", heard: "heard" };
+
+/** Where a tempo, a key or a kind is from. */
+export const source = (from, sure = true) => `${SOURCES[from] ?? "said"}${sure ? "" : ", not sure"}`;
 
 export const score = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
 

@@ -2,7 +2,7 @@
 
 import { address, key } from "./api.js";
 
-const REPEATED = ["instrument", "tag", "collection", "key"];
+const REPEATED = ["instrument", "tag", "collection", "key", "kind"];
 
 /** The filter fields of the form, as [name, value] pairs in the API's own names. */
 export function filterFields(form) {
@@ -14,6 +14,9 @@ export function filterFields(form) {
     const value = form.querySelector(`#${id}`).value.trim();
     if (value) fields.push([name, value]);
   }
+  const given = new Set(fields.map(([name]) => name));
+  if (given.has("key") && form.elements.key_match?.checked) fields.push(["key_match", "compatible"]);
+  if ((given.has("tempo_min") || given.has("tempo_max")) && form.elements.tempo_octaves.checked) fields.push(["tempo_octaves", "true"]);
   return fields;
 }
 
@@ -21,7 +24,10 @@ export function filterFields(form) {
 export function queryFields(form, mix) {
   const fields = (mix?.stemIds ?? []).map((id) => ["stem_id", id]);
   fields.push(["limit", form.querySelector("#limit").value || "10"]);
-  fields.push(["align", form.querySelector('input[name="align"]:checked').value]);
+  const { align, max_stretch: stretch, max_transpose: transpose } = form.elements;
+  fields.push(["align", align.value]);
+  if (align.value === "beats") fields.push(["max_stretch", String(stretch.value / 100)], ["max_transpose", transpose.value]);
+  fields.push(...Object.entries(mix?.said ?? {}).map(([name, value]) => [name, String(value)]));
   fields.push(...filterFields(form));
   for (const id of mix?.stemIds ?? []) fields.push(["exclude", id]);
   return fields;

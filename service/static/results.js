@@ -9,6 +9,11 @@ import { drawLane, laneSpan } from "./waveform.js";
 const EAGER_S = 60; // stems up to this long are drawn as they scroll into view, longer ones when played
 const STAGES = ["decode", "queue", "embed", "index", "rescore", "refine"];
 
+/** The second of the stem that sounds with the mix's second 0; negative: it enters so long after that, in the mix's seconds. */
+export const secondOf = ({ start_s: startS, speed }) => (startS < 0 ? startS / speed : startS);
+
+const asRecorded = (hit) => format.way(hit.speed, hit.transpose) === "as recorded";
+
 export class Results {
   #player;
   #rows = new Map(); // stem id -> { hit, row, lane, playhead, span, play, alone }
@@ -74,7 +79,7 @@ export class Results {
 
   describe(id) {
     const { hit } = this.#rows.get(id);
-    return { title: hit.stem.title, place: format.place(hit.start_s) };
+    return { title: hit.stem.title, place: `${format.place(secondOf(hit))}${asRecorded(hit) ? "" : " · heard as recorded"}` };
   }
 
   redraw() {
@@ -85,17 +90,18 @@ export class Results {
   tick(position) {
     const entry = this.#rows.get(this.#player.state.id);
     if (!entry) return;
-    const at = position + entry.hit.start_s;
+    const at = position + secondOf(entry.hit);
     entry.playhead.style.setProperty("--at", String((at - entry.span.from) / (entry.span.to - entry.span.from)));
   }
 
   #add(hit, best) {
     const { stem } = hit;
     const title = stem.title;
+    const startS = secondOf(hit);
     const play = make("button", { type: "button", className: "play", "aria-label": `Play the mix with ${title}`, onclick: () => this.#toggle(hit, "both") }, make("span", { className: "glyph" }));
     const alone = make("button", { type: "button", className: "link", "aria-label": `Play ${title} alone`, onclick: () => this.#toggle(hit, "stem") }, "Stem alone");
     const windows = make("div", { className: "windows", hidden: true });
-    const canvas = make("canvas", { role: "img", "aria-label": `Waveform of ${title}; it ${hit.start_s < 0 ? "" : "fits "}${format.place(hit.start_s)}` });
+    const canvas = make("canvas", { role: "img", "aria-label": `Waveform of ${title}; it ${startS < 0 ? "" : "fits "}${format.place(startS)}` });
     const playhead = make("div", { className: "playhead" });
     const lane = make("div", { className: "lane", onclick: (event) => this.#seek(hit, event) }, canvas, playhead);
     const share = best > 0 ? Math.max(0, hit.score / best) : 0;
@@ -103,7 +109,7 @@ export class Results {
     bar.firstChild.style.setProperty("--share", share.toFixed(4));
     const row = make(
       "li",
-      { className: "hit", "data-stem": stem.id, "data-start": String(hit.start_s) },
+      { className: "hit", "data-stem": stem.id, "data-start": String(startS) },
       make("span", { className: "rank", "aria-label": `Rank ${hit.rank}` }, String(hit.rank)),
       play,
       make(
@@ -114,9 +120,10 @@ export class Results {
           "p",
           { className: "chips" },
           stem.instrument && make("span", { className: "chip" }, stem.instrument),
+          ["loop", "one-shot"].includes(stem.kind) && make("span", { className: "chip", title: from(stem, "kind") }, stem.kind),
           stem.track && make("span", { className: "quiet" }, stem.track),
         ),
-        make("p", { className: "quiet meta" }, about(stem)),
+        make("p", { className: "quiet meta" }, ...about(stem)),
         this.#mix.track && stem.track === this.#mix.track && make("p", { className: "own" }, "From your mix’s own track"),
       ),
       make(
@@ -126,7 +133,14 @@ export class Results {
         make(
           "p",
           { className: "under" },
-          make("strong", { className: "place" }, format.place(hit.start_s)),
+          make(
+            "span",
+            {},
+            make("strong", { className: "place" }, format.place(startS)),
+            " ",
+            make("span", { className: "way" }, format.way(hit.speed, hit.transpose)),
+            asRecorded(hit) ? null : make("span", { className: "quiet" }, " · heard as recorded"),
+          ),
           make(
             "span",
             { className: "actions" },
@@ -139,7 +153,7 @@ export class Results {
       ),
       make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score, best < 1 ? 3 : 2)), bar),
     );
-    const span = laneSpan(stem.duration_s, hit.start_s, this.#mixS);
+    const span = laneSpan(stem.duration_s, startS, this.#mixS);
     this.#rows.set(stem.id, { hit, row, canvas, playhead, span, play, alone });
     byId("hits").append(row);
   }
@@ -154,7 +168,7 @@ export class Results {
     }
     const stem = stemAudio(hit.stem.id);
     stem.then(() => this.#paint(this.#rows.get(hit.stem.id)), () => {});
-    this.#player.play({ id: hit.stem.id, mix: this.#mix.audio(), stem, startS: hit.start_s, lengthS: this.#mixS, listen: wanted });
+    this.#player.play({ id: hit.stem.id, mix: this.#mix.audio(), stem, startS: secondOf(hit), lengthS: this.#mixS, listen: wanted });
   }
 
   #seek(hit, event) {
@@ -162,7 +176,7 @@ export class Results {
     if (state.id !== hit.stem.id) return;
     const { span } = this.#rows.get(hit.stem.id);
     const box = event.currentTarget.getBoundingClientRect();
-    this.#player.seek(span.from + ((event.clientX - box.left) / box.width) * (span.to - span.from) - hit.start_s);
+    this.#player.seek(span.from + ((event.clientX - box.left) / box.width) * (span.to - span.from) - secondOf(hit));
   }
 
   #mark() {
@@ -186,7 +200,7 @@ export class Results {
     drawLane(canvas, {
       ...span,
       stem: { startS: 0, durationS: hit.stem.duration_s, peaks: knownPeaks(hit.stem.id) },
-      mix: { startS: hit.start_s, durationS: this.#mixS, peaks: this.#mixPeaks },
+      mix: { startS: secondOf(hit), durationS: this.#mixS, peaks: this.#mixPeaks },
     });
   }
 
@@ -217,14 +231,16 @@ export class Results {
   }
 }
 
+/** Where a fact of a stem is from, for a title. */
+const from = (stem, name) => format.source(stem.sources[name], stem.sure[name]);
+
 function about(stem) {
-  return [
-    stem.tempo_bpm ? format.tempo(stem.tempo_bpm) : null,
-    stem.key,
-    format.clock(stem.duration_s, 0),
-  ]
-    .filter(Boolean)
-    .join(" · ");
+  const unsure = (name) => stem.sure[name] === false && make("span", {}, "?", make("span", { className: "sr" }, " (not sure)"));
+  const facts = [];
+  if (stem.tempo_bpm) facts.push(make("span", { className: "fact", title: from(stem, "tempo_bpm") }, format.tempo(stem.tempo_bpm), unsure("tempo_bpm")));
+  if (stem.key) facts.push(make("span", { className: "fact", title: from(stem, "key") }, stem.key, unsure("key")));
+  facts.push(format.clock(stem.duration_s, 0));
+  return facts.flatMap((fact, n) => (n ? [" · ", fact] : [fact]));
 }
 
 /** How far the search looked, in one sentence. */
@@ -235,6 +251,7 @@ function looked({ mix, align }) {
   const stretch = whole ? `Looked at all ${mix.duration_s.toFixed(2)} s of your mix` : `Looked at ${from} to ${to} s of your ${mix.duration_s.toFixed(2)} s mix`;
   if (align.mode === "grid") return `${stretch}, starting on the catalog’s grid.`;
   const step = Math.round(align.shift_s * 1000);
+  if (align.mode === "beats") return `${stretch}, at ${format.count(align.shifts, "start")} half a beat or ${step} ms apart, and as recorded.`;
   return `${stretch}, at ${format.count(align.shifts, "start")} ${step} ms apart over ${align.range_s.toFixed(2)} s.`;
 }
 
@@ -285,6 +302,8 @@ function unfold(button, panel, hit) {
         make("tbody", {}, ...hit.windows.map((pair) => cells("td", format.clock(pair.mix_s), format.clock(pair.stem_s), format.score(pair.score)))),
       ),
     );
+    const [score, cost] = [hit.score, hit.cost].map((value) => Math.round(100 * value));
+    if (cost) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost) / 100)} − ${format.score(cost / 100)} for playing it otherwise`));
   }
   panel.hidden = !panel.hidden;
   button.setAttribute("aria-expanded", String(!panel.hidden));

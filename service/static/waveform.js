@@ -3,6 +3,7 @@
 const COLUMNS = 1024;
 const BAR = 2;
 const GAP = 1;
+const CLOSEST_BEATS = 3; // px: beats nearer to each other than this are no lines any more
 
 /** Peaks of an AudioBuffer, all channels together: Float32Array of COLUMNS values in 0..1, loudest 1. */
 export function peaksOf(buffer) {
@@ -46,9 +47,9 @@ export function laneSpan(stemS, startS, mixS) {
  * Draw a lane.
  *
  * `stem` and `mix` are { startS, durationS, peaks } on the lane's clock, peaks null until decoded, or null where there is none.
- * `mark` ({ from, to }) is the stretch of a lone clip to stand out. With both, the mix stands on the middle line and the stem hangs from it; the stretch where both sound is marked.
+ * `mark` ({ from, to }) is the stretch of a lone clip to stand out, `beats` ({ firstS, everyS }) are lines behind it. With both, the mix stands on the middle line and the stem hangs from it; the stretch where both sound is marked.
  */
-export function drawLane(canvas, { from, to, stem = null, mix = null, mark = null }) {
+export function drawLane(canvas, { from, to, stem = null, mix = null, mark = null, beats = null }) {
   const { clientWidth: width, clientHeight: height } = canvas;
   if (!width || !height) return;
   const ratio = window.devicePixelRatio || 1;
@@ -74,6 +75,13 @@ export function drawLane(canvas, { from, to, stem = null, mix = null, mark = nul
     pen.fillStyle = colour("--accent");
     pen.fillRect(left, 0, 1.5, height);
     pen.fillRect(left + across - 1.5, 0, 1.5, height);
+  }
+
+  if (beats && (beats.everyS / (to - from)) * width >= CLOSEST_BEATS) {
+    pen.fillStyle = colour("--lane-beat");
+    for (let n = Math.ceil((from - beats.firstS) / beats.everyS); beats.firstS + n * beats.everyS < to; n++) {
+      pen.fillRect(Math.round(x(beats.firstS + n * beats.everyS)), 0, 1, height);
+    }
   }
 
   const middle = both ? Math.round(height * 0.46) : height / 2;

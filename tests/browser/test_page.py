@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model.audio.harmony import key_name
+
 pytestmark = pytest.mark.browser
 
 WIDTHS = (320, 390, 820, 1280)
@@ -160,6 +162,152 @@ def test_demo_mix_leaves_its_own_stems_out(page):
     assert not set(shown) & set(chosen)
 
 
+def note_searches(page) -> None:
+    """Keep the fields of each search in `asked`, without its file: Chromium tells nobody a body that holds one."""
+    page.evaluate(
+        """() => {
+            const { fetch } = window;
+            window.asked = [];
+            window.fetch = (url, options) => {
+                const words = [...(options?.body ?? [])].filter(([, value]) => typeof value === "string");
+                if (url.endsWith("/retrieve")) window.asked.push(Object.fromEntries(words));
+                return fetch(url, options);
+            };
+        }"""
+    )
+
+
+def test_tempo_and_key_that_were_heard_can_be_corrected_by_keyboard(page, make_clip):
+    note_searches(page)
+    drop(page, make_clip())  # on every half second something begins
+    wait_for_hits(page)
+    default = {"limit": "10", "align": "beats", "max_stretch": "0.12", "max_transpose": "2"}
+    assert page.evaluate("asked") == [default]
+    assert float(page.locator("#heard-tempo").input_value()) == pytest.approx(120, rel=0.005)
+    assert page.locator("#heard-tempo-source").inner_text().startswith("heard")
+    assert "Hear it" in page.locator("#heard-key option").first.inner_text()
+
+    tab_to(page, "#heard-tempo")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("63")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#heard-tempo-source:has-text("said; heard as 1")')
+    tab_to(page, "#heard-double")
+    page.keyboard.press("Space")
+    assert page.locator("#heard-tempo").input_value() == "126"
+    tab_to(page, "#heard-key")
+    page.keyboard.type("A minor")
+    tab_to(page, "#max-stretch")
+    page.keyboard.press("Home")
+    assert page.locator("#max-stretch-value").inner_text() == "not at all"
+    tab_to(page, "#max-transpose")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#max-transpose-value").inner_text() == "1 semitone"
+    until(page, "asked.at(-1).max_transpose === '1'")
+    said = {"tempo_bpm": "126", "mix_key": "A minor", "max_stretch": "0", "max_transpose": "1"}
+    assert page.evaluate("asked.at(-1)") == default | said
+    wait_for_hits(page)
+    assert page.locator("#heard").is_visible()
+    assert page.locator("#heard-tempo").input_value() == "126"
+    assert page.locator("#heard-key").input_value() == "A minor"
+    assert page.locator("#heard-key-source").inner_text() == "said"
+    assert "126" in page.evaluate("document.querySelector('#curl').textContent")
+
+
+def test_keys_are_spelt_as_the_service_spells_them(page):
+    assert page.eval_on_selector_all("#heard-key option", "options => options.slice(1).map(({ value }) => value)") == [
+        key_name(tonic, mode) for mode in ("major", "minor") for tonic in range(12)
+    ]
+
+
+def test_taps_choose_among_what_may_have_been_heard(page):
+    tempo = "async ([taps, heard]) => (await import('./static/tap.js')).tempoOf(taps, heard)"
+    assert page.evaluate(tempo, [[0, 490, 1010], None]) is None
+    taps = [0, 490, 1010, 1485, 2020]  # 118.8 a minute
+    assert page.evaluate(tempo, [taps, None]) == 119
+    assert page.evaluate(tempo, [taps, 119.53]) == 119.53
+    assert page.evaluate(tempo, [taps, 59.61]) == pytest.approx(119.22)
+    assert page.evaluate(tempo, [taps, 178.8]) == pytest.approx(119.2)
+    assert page.evaluate(tempo, [taps, 132]) == 119
+    tapped = "async ([taps, now]) => (await import('./static/tap.js')).tapped(taps, now)"
+    assert page.evaluate(tapped, [[0, 500], 530]) == [0, 500]
+    assert page.evaluate(tapped, [[0, 500], 9_000]) == [9_000]
+
+
+def test_beats_are_drawn_where_the_tempo_is_sure_or_said(page):
+    beats = "async ([told, mix]) => (await import('./static/heard.js')).beatsOf(told, mix)"
+    told = {"tempo_bpm": 120, "first_beat_s": 0.25, "sources": {"tempo_bpm": "heard"}, "sure": {"tempo_bpm": True}}
+    assert page.evaluate(beats, [told, {}]) == {"firstS": 0.25, "everyS": 0.5}
+    assert page.evaluate(beats, [told | {"sure": {"tempo_bpm": False}}, {}]) is None
+    none = {"tempo_bpm": None, "first_beat_s": None, "sources": {}, "sure": {}}
+    assert page.evaluate(beats, [none, {}]) is None
+    said = told | {"sources": {"tempo_bpm": "said"}, "sure": {}}
+    assert page.evaluate(beats, [said, {"said": {"tempo_bpm": 60}}]) == {"firstS": 0.25, "everyS": 1}
+    painted = """async (beats) => {
+        const { drawLane } = await import("./static/waveform.js");
+        const canvas = document.body.appendChild(document.createElement("canvas"));
+        canvas.style = "display: block; width: 400px; height: 40px";
+        drawLane(canvas, { from: 0, to: 4, mix: null, stem: null, beats });
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, 1);
+        return [...Array(canvas.width).keys()].filter((x) => data[4 * x + 3]);
+    }"""
+    assert page.evaluate(painted, {"firstS": 1.25, "everyS": 0.5}) == [25, 75, 125, 175, 225, 275, 325, 375]
+    assert page.evaluate(painted, {"firstS": 0, "everyS": 0.01}) == []
+    assert page.evaluate(painted, None) == []
+
+
+def test_hit_says_how_it_is_to_be_played_and_that_it_is_heard_as_recorded(page):
+    way = "async ([speed, transpose]) => (await import('./static/format.js')).way(speed, transpose)"
+    assert page.evaluate(way, [1, 0]) == page.evaluate(way, [1.0002, 0]) == "as recorded"
+    assert page.evaluate(way, [0.985, 0]) == "1.5 % slower"
+    assert page.evaluate(way, [1, -1]) == "1 semitone down"
+
+    def fit(route):
+        """What untrained weights seldom prefer: the first hit, as if it fitted otherwise."""
+        answer = route.fetch().json()
+        first = answer["hits"][0]
+        first |= {"speed": 1.04, "transpose": 2, "cost": 0.28, "score": 3.2, "start_s": -2.08}
+        first["stem"] |= {"kind": "loop", "tempo_bpm": 96, "sources": {"tempo_bpm": "name", "kind": "heard"}}
+        first["stem"]["sure"] = {}
+        route.fulfill(json=answer)
+
+    page.route("**/retrieve", fit)
+    start_demo(page)
+    first, second = page.locator(".hit").nth(0), page.locator(".hit").nth(1)
+    assert first.locator(".way").inner_text() == "4 % faster, 2 semitones up"
+    assert first.locator(".place").inner_text() == "enters 2.00 s into your mix"
+    assert "heard as recorded" in first.inner_text()
+    assert first.locator(".chip").all_inner_texts()[-1] == "loop"
+    assert first.locator(".meta .fact").first.get_attribute("title").startswith("from the file")
+    assert second.locator(".way").inner_text() == "as recorded"
+    assert "heard as recorded" not in second.inner_text()
+    first.get_by_text("Windows").click()
+    assert "Score 3.20 = 3.48 \N{MINUS SIGN} 0.28 for playing it otherwise" in first.inner_text()
+    second.get_by_text("Windows").click()
+    assert "otherwise" not in second.inner_text()
+    first.locator(".play").click()
+    schedule = json.loads(wait_until_heard(page)["schedule"])
+    assert schedule["stem"]["delayS"] - schedule["mix"]["delayS"] == pytest.approx(2.0, abs=START_TOLERANCE_S)
+    assert "heard as recorded" in page.locator("#now-place").inner_text()
+
+
+def test_filters_widen_to_compatible_keys_and_half_and_double_tempi(page):
+    page.locator("#filters summary").click()
+    page.get_by_label("Compatible keys too").check()
+    page.get_by_label("Half and double too").check()
+    asked = "document.querySelector('#curl').textContent"
+    assert "key_match" not in page.evaluate(asked)
+    assert "tempo_octaves" not in page.evaluate(asked)
+    page.locator('#filters input[name="key"]').first.check()
+    page.locator('#filters input[name="kind"]').first.check()
+    page.fill("#tempo-max", "100")
+    line = page.evaluate(asked)
+    for field in ("key_match=compatible", "tempo_octaves=true", "tempo_max=100", "kind="):
+        assert f"'{field}" in line
+    assert page.locator("#filter-count").inner_text() == "3"
+
+
 def test_untrained_weights_are_announced(page, live_service):
     if httpx.get(f"{live_service.rstrip('/')}/readyz").json()["model"]["trained"]:
         assert page.locator("#untrained").is_hidden()
@@ -203,7 +351,9 @@ def test_keyboard_alone_finds_and_plays(page):
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("#demo-stems input")
     tab_to(page, 'input[name="align"]')
-    page.keyboard.press("ArrowDown")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    assert page.locator('input[value="grid"]').is_checked()
     tab_to(page, "#find")
     page.keyboard.press("Enter")
     wait_for_hits(page)

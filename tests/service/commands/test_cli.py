@@ -13,6 +13,7 @@ from threading import Thread
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from model.audio import SAMPLE_RATE
@@ -20,7 +21,7 @@ from service.commands.__main__ import app
 from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests import servers
-from tests.installation import Installation, encode, eventually, free_port, noise_bursts, serving
+from tests.installation import Installation, add_stem, encode, eventually, free_port, noise_bursts, serving, wait_ready
 
 
 def phalar(*arguments: str | Path, **environment: str) -> Result:
@@ -88,6 +89,37 @@ def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation
     shown = phalar("retrieve", mix, "--url", installation.url, "--limit", "1", "--align", "grid")
     assert "track 2" in shown.stdout
     assert "from 0:00.00" in shown.stdout
+    assert "as recorded" in shown.stdout
+
+
+def eighths(tempo_bpm: float, beats: int = 20) -> NDArray[np.float32]:
+    """A tune in eighths, the same notes at any tempo."""
+    rng = np.random.default_rng(7)
+    note = round(30 / tempo_bpm * SAMPLE_RATE)
+    share = np.arange(note) / note
+    tune = [np.exp(-5 * share) * np.sin(2 * np.pi * hertz / SAMPLE_RATE * np.arange(note))
+            for hertz in 220 * 2 ** (rng.integers(0, 24, 2 * beats) / 12)]  # fmt: skip
+    return (0.5 * np.concatenate(tune)).astype(np.float32)
+
+
+def test_retrieve_says_the_mix_and_how_a_hit_is_played(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(eighths(124.8)))
+    with installation.client() as client:
+        stem = add_stem(client, encode(eighths(120)), collection="played", tempo_bpm=120)
+        wait_ready(client, stem)
+    try:
+        asked = ("retrieve", mix, "--url", installation.url, "--collection", "played", "--tempo", "124.8")
+        shown = phalar(*asked, "--mix-key", "F# minor", COLUMNS="300")
+        assert shown.exit_code == 0, shown.stderr
+        assert shown.stdout.startswith("mix: 124.8 BPM (said), F# minor (said)\n")
+        assert "+4.0 %" in shown.stdout
+        close = phalar(*asked, "--max-stretch", "0.01", "--max-transpose", "0", COLUMNS="300")
+        assert "as recorded" in close.stdout
+        assert "+4.0 %" not in close.stdout
+    finally:
+        with installation.client() as client:
+            client.delete(f"/stems/{stem}")
 
 
 def test_retrieve_filters_as_the_service_does(installation: Installation, tmp_path: Path) -> None:
@@ -185,6 +217,9 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("retrieve", "--stem-id", "x", "--tempo-min", "-1"),
     ("retrieve", "--stem-id", "x", "--kind", "song"),
     ("retrieve", "--stem-id", "x", "--key-match", "near"),
+    ("retrieve", "--stem-id", "x", "--tempo", "5"),
+    ("retrieve", "--stem-id", "x", "--max-stretch", "4"),
+    ("retrieve", "--stem-id", "x", "--max-transpose", "7"),
     ("ingest",),
     ("ingest", "missing.wav"),
     ("ingest", ".", "--collection", "x" * 300),
@@ -214,9 +249,10 @@ def test_a_wrong_setting_is_one_line_and_code_2() -> None:
 def test_what_others_wrote_never_reaches_a_terminal_as_commands() -> None:
     """A service of an earlier release, or one that was taken over, may send anything."""
     evil = "bass\x1b]52;c;YQ==\x07\x1b[2J\x9b31m[red]"
-    place = {"rank": 1, "score": 1.0, "start_s": 0.0, "windows": []}
+    place = {"rank": 1, "score": 1.0, "start_s": 0.0, "speed": 1.0, "transpose": 0, "windows": []}
     stem = {"title": evil, "instrument": evil, "track": evil, "id": "x"}
-    answer = {"hits": [place | {"stem": stem}], "mix": {"warnings": [evil]}, "model": {"note": evil}}
+    mix = {"tempo_bpm": None, "key": evil, "sources": {"key": evil}, "sure": {}}
+    answer = {"hits": [place | {"stem": stem}], "mix": mix | {"warnings": [evil]}, "model": {"note": evil}}
     with answering(200, answer) as url:
         shown = phalar("retrieve", "--stem-id", "x", "--url", url, COLUMNS="300")
     assert "bass\\x1b]52" in shown.stdout
