@@ -299,9 +299,9 @@ def test_filters_widen_to_compatible_keys_and_half_and_double_tempi(page):
     asked = "document.querySelector('#curl').textContent"
     assert "key_match" not in page.evaluate(asked)
     assert "tempo_octaves" not in page.evaluate(asked)
+    page.fill("#tempo-max", "100")
     page.locator('#filters input[name="key"]').first.check()
     page.locator('#filters input[name="kind"]').first.check()
-    page.fill("#tempo-max", "100")
     line = page.evaluate(asked)
     for field in ("key_match=compatible", "tempo_octaves=true", "tempo_max=100", "kind="):
         assert f"'{field}" in line
