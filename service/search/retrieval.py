@@ -81,6 +81,12 @@ class _Asked:
     queries: dict[int, QueryWindows]  # by key
     allowed: NDArray[np.int64] | None
 
+    def cost(self, music: StemMusic, key: int) -> float | None:
+        """Of playing a stem at the mix's tempo and in a key; None where either has no beats."""
+        if self.plan.grid is None or music.beats_s is None:
+            return None
+        return _cost(_speed(self.plan.grid, music), key)
+
     @property
     def all_queries(self) -> QueryWindows:
         parts = self.queries.values()
@@ -108,12 +114,6 @@ class _Scored:
             return place
         assert self.music is not None
         return replace(_in_seconds(place, grid, self.music, self.key), score=self.score)
-
-    @property
-    def as_recorded(self) -> bool:
-        """Whether it was found on its beats, and at its own tempo and in its own key."""
-        grid = self.asked.plan.grid
-        return grid is not None and self.music is not None and _cost(_speed(grid, self.music), self.key) == 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,9 @@ class Finder:
         hits = ordered[: wish.limit]
         spare = ordered[wish.limit : wish.limit + SPARE]
         others = ordered[wish.limit : wish.ranked]
-        placed = [{one.row: one.place for one in some} for some in (hits, spare, others)]
+        placed = [
+            {one.row: one.place for one in await self._on_beats(index, asked, some)} for some in (hits, spare, others)
+        ]
         return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], groups.copies, exact)
 
     async def _ranked(
@@ -198,11 +200,28 @@ class Finder:
         best: dict[int, _Scored] = {}
         for one in sorted(scored, key=lambda one: (-one.score, one.row)):
             best.setdefault(one.row, one)
-        for one in scored:
-            if one.as_recorded and best[one.row].asked.plan.grid is None:
-                # The score tells which stem, and repeats of a loop alike; its beats tell where.
-                best[one.row] = replace(one, score=best[one.row].score)
         return best, searched
+
+    async def _on_beats(self, index: Index, asked: list[_Asked], found: list[_Scored]) -> list[_Scored]:
+        """The same; of stems in the mix's own tempo that the clock found, the place is the best on their beats.
+
+        The score tells which stem, and tells repeats and halves of a beat badly apart; the beats tell where.
+        """
+        rows = [one.row for one in found if one.asked.plan.grid is None]
+        in_beats = next((each for each in asked if each.plan.grid is not None), None)
+        if in_beats is None or not rows:
+            return found
+        music = await self._catalog.music_of(rows)
+        alike = [row for row in rows if row in music and in_beats.cost(music[row], 0) == 0]
+        stems = await self._catalog.embeddings_of(alike, index.fingerprint)
+        timed = {row: _timed(stem, in_beats=True) for row, stem in stems.items()}
+        places = await asyncio.to_thread(best_places, index.fold, in_beats.queries[0], timed)
+        return [
+            replace(one, asked=in_beats, key=0, found=places, music=music[one.row])
+            if one.asked.plan.grid is None and one.row in places.scores
+            else one
+            for one in found
+        ]
 
     async def _plans(
         self, waveform: NDArray[np.float32], wanted: StemFilter, wish: Wish, heard: HeardMix
