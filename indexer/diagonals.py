@@ -26,6 +26,8 @@ TIE_DECIMALS = 9
 # bit and tear a diagonal apart. This threshold is 0.01 ms away from every multiple of a sample.
 _HALF_MS = 0.49
 SAME_TIME_S = 1e-5
+# The shifts before and after one lie no further apart; between a laying and the next there may be seconds.
+NEIGHBOURS_WITHIN_S = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +82,11 @@ class BestPlaces:
 def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> BestPlaces:
     """Stage 2: each stem's best diagonal, by the exact complex score.
 
-    A diagonal counts if it has at least half as many pairs as the shorter of mix (at that shift) and stem has windows,
-    rounded up; its score is the mean over its pairs. Of equal ones the one with more pairs wins, then the place nearest
-    to 0, then the smaller place, then the earlier shift. The last window of a stem ends with the clip and so begins off
-    the stride's grid; it makes diagonals of its own, since only places are compared.
+    A diagonal counts if it has pairs for more than half of the windows of the shorter of mix (at that shift) and stem,
+    or for half of them where the stem has no such diagonal; its score is the mean over its pairs. Of equal ones the one
+    with more pairs wins, then the place nearest to 0, then the smaller place, then the earlier shift. The last window
+    of a stem ends with the clip and so begins off the stride's grid; it makes diagonals of its own, since only places
+    are compared.
 
     Args:
         fold: its full form scores, whatever its rank.
@@ -146,8 +149,11 @@ class _Diagonals:
         counts = np.diff(begin, append=len(ordered))
         mean = np.round(np.add.reduceat(scores.ravel()[order], begin) / counts, TIE_DECIMALS)
         owner, at_shift = np.divmod(ordered[begin] // width, len(shifts))
-        needed = (np.minimum(mix_windows[at_shift], sizes[owner]) + 1) // 2
-        mean[counts < needed] = -np.inf
+        fewer = np.minimum(mix_windows[at_shift], sizes[owner])
+        most = counts > fewer // 2
+        has_one = np.zeros(len(numbers), np.bool_)
+        has_one[owner[most]] = True
+        mean[np.where(has_one[owner], ~most, 2 * counts < fewer)] = -np.inf
         diagonal_place = ordered[begin] % width + lowest
         return cls(
             queries=queries,
@@ -189,12 +195,13 @@ class _Diagonals:
         """How much later in the mix than these windows the score peaks, by the parabola through it and its
         neighbours; 0 where a neighbour is missing."""
         before, after = self._around
+        offset_s = self.queries.offset_s
         both = (before[rows] >= 0) & (after[rows] >= 0)
+        both &= offset_s[after[rows]] - offset_s[before[rows]] <= NEIGHBOURS_WITHIN_S
         rows, columns = rows[both], columns[both]
         if not len(rows):
             return 0.0
         before, after = before[rows], after[rows]
-        offset_s = self.queries.offset_s
         left_s, right_s = (float((offset_s[beside] - offset_s[rows]).mean()) for beside in (before, after))
         fall, rise = (float((self.scores[at, columns] - self.scores[rows, columns]).mean()) for at in (before, after))
         slope_before, slope_after = fall / left_s, rise / right_s

@@ -86,13 +86,16 @@ def exhaustive(fold: HermitianFold, queries: QueryWindows, stem: StemEmbeddings)
             score = (x.conj() @ form @ stem.embedding[j].astype(np.complex128)).real
             diagonals[int(queries.shift[q]), place].append(float(score))
     best: tuple[float, float, int] | None = None
-    for (shift, place), scores in diagonals.items():
-        mix_windows = int((queries.shift == shift).sum())
-        if len(scores) < math.ceil(min(mix_windows, len(stem.starts_s)) / 2):
-            continue
-        found = (sum(scores) / len(scores), place / 1000, len(scores))
-        if best is None or found[0] > best[0]:
-            best = found
+    for share in (0.501, 0.5):  # more than half, or, where there is no such diagonal, half
+        for (shift, place), scores in diagonals.items():
+            mix_windows = int((queries.shift == shift).sum())
+            if len(scores) < share * min(mix_windows, len(stem.starts_s)):
+                continue
+            found = (sum(scores) / len(scores), place / 1000, len(scores))
+            if best is None or found[0] > best[0]:
+                best = found
+        if best is not None:
+            break
     return best
 
 

@@ -265,7 +265,7 @@ class StemFilter:
     tempo_octaves: bool = False  # half and double tempo are meant too
     kinds: tuple[str, ...] = ()
     beat_bpm: tuple[float, float] | None = None  # from, to; around the octave's end where `to` is the lower
-    as_recorded_bpm: tuple[float, float] | None = None  # the same, of stems whose tempo is sure
+    as_recorded_bpm: tuple[float, float] | None = None  # the same, of stems that have one
     in_beat_time: bool | None = None  # whether it has a beat grid
     exclude: tuple[str, ...] = ()
     exclude_tracks: tuple[str, ...] = ()

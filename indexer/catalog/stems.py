@@ -376,8 +376,7 @@ def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
     if wanted.beat_bpm is not None:
         where.append(_within(wanted.beat_bpm))
     if wanted.as_recorded_bpm is not None:
-        unsure = stems.c.sure["tempo_bpm"].as_boolean().is_(False)
-        where.append(or_(stems.c.beat_bpm.is_(None), unsure, _within(wanted.as_recorded_bpm)))
+        where.append(or_(stems.c.beat_bpm.is_(None), _within(wanted.as_recorded_bpm)))
     if wanted.in_beat_time is not None:
         where.append(stems.c.beat_bpm.is_not(None) if wanted.in_beat_time else stems.c.beat_bpm.is_(None))
     if wanted.exclude:

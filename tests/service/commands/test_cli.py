@@ -249,7 +249,7 @@ def test_a_wrong_setting_is_one_line_and_code_2() -> None:
 def test_what_others_wrote_never_reaches_a_terminal_as_commands() -> None:
     """A service of an earlier release, or one that was taken over, may send anything."""
     evil = "bass\x1b]52;c;YQ==\x07\x1b[2J\x9b31m[red]"
-    place = {"rank": 1, "score": 1.0, "start_s": 0.0, "speed": 1.0, "transpose": 0, "windows": []}
+    place = {"rank": 1, "score": 1.0, "start_s": 0.0, "speed": 1.0, "transpose": 0, "windows": [], "copies": []}
     stem = {"title": evil, "instrument": evil, "track": evil, "id": "x"}
     mix = {"tempo_bpm": None, "key": evil, "sources": {"key": evil}, "sure": {}}
     answer = {"hits": [place | {"stem": stem}], "mix": mix | {"warnings": [evil]}, "model": {"note": evil}}
