@@ -27,17 +27,18 @@ from model.audio import AudioError, SilentClip, UnknownFormat
 from model.checkpoints import CheckpointError
 from service.api.bodies import BodyTooLarge, BodyTooSlow
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
+from service.api.metadata import BadMetadata
 from service.api.origins import CrossSite, UnknownHost
+from service.api.ranges import RangeNotSatisfiable
 from service.api.rates import TooManyRequests
 from service.api.reindex import NoIndexTypes, RecallTooLow
 from service.api.retrieval import MixNotReady, NoMix, QueryTimeout
-from service.api.schemas import PROBLEM_TYPE, BadMetadata, RangeNotSatisfiable, faults_of
+from service.api.schemas import PROBLEM_TYPE, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
-from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.jobs import EmbedFailed, FingerprintMismatch, KilledItsWorker, StemNotEmbedded
 from service.work.models import UnknownCheckpoint
 from service.work.queue import EmbedTimeout
 from service.work.streams import QueueFull, QueueUnavailable
-from service.work.worker import KilledItsWorker, StemNotEmbedded
 
 log = logging.getLogger("phalar.http")
 

@@ -1,7 +1,5 @@
 """What goes over the wire, and how what comes in is read."""
 
-import json
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from indexer import FactSource, IndexType, Job, Kind, Stem, StemFilter, StemMetadata
@@ -35,49 +33,6 @@ Milliseconds = float
 ProblemBody = dict[str, Any]
 PROBLEM_TYPE = "application/problem+json"
 MOST_FAULTS, LONGEST_PLACE = 20, 200  # of one request that are told, and letters that say where
-METADATA_BYTES, METADATA_BYTES_EACH = 2**16, 2**10  # of JSON: in all, and more for each file
-
-
-class BadMetadata(Exception):
-    """`metadata` is not the JSON that POST /stems takes; `wrong` says how."""
-
-    public = "`metadata` cannot be read: {wrong}."
-
-    def __init__(self, wrong: str) -> None:
-        super().__init__(wrong)
-        self.wrong = wrong
-
-
-class MetadataTooLong(BadMetadata):
-    """More text than so many files need."""
-
-    public = "`metadata` may have {maximum_bytes} bytes for so many files."
-
-    def __init__(self, maximum_bytes: int) -> None:
-        super().__init__("it is too long")
-        self.maximum_bytes = maximum_bytes
-
-
-class MetadataMiscounted(BadMetadata):
-    """One object for each file was meant, and there are more or fewer."""
-
-    public = "`metadata` has {objects} objects for {files} files."
-
-    def __init__(self, objects: int, files: int) -> None:
-        super().__init__("there are not as many objects as files")
-        self.objects = objects
-        self.files = files
-
-
-class RangeNotSatisfiable(Exception):
-    """A byte range that the audio does not have."""
-
-    public = "The audio has {size} bytes."
-
-    def __init__(self, size: int) -> None:
-        super().__init__(f"The audio has {size} bytes.")
-        self.size = size
-        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class Metadata(BaseModel):
@@ -443,58 +398,6 @@ class ProblemOut(BaseModel):
     detail: str | None = None
 
 
-_ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
-
-
 def faults_of(errors: Sequence[Any]) -> list[tuple[str, str]]:
     """The first of pydantic's errors, as where and what: a client that sends thousands need not read them all."""
     return [(".".join(map(str, e["loc"]))[:LONGEST_PLACE], e["msg"]) for e in errors[:MOST_FAULTS]]
-
-
-def metadata_of(text: str | None, files: int) -> list[Metadata]:
-    """What the form field `metadata` of POST /stems says of each of so many files. Raises BadMetadata."""
-    if text is None or not text.strip():
-        return [Metadata()] * files
-    if len(text.encode(errors="replace")) > (most := METADATA_BYTES + files * METADATA_BYTES_EACH):
-        raise MetadataTooLong(most)
-    try:
-        read = _ONE_OR_MANY.validate_python(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        wrong = "it is not JSON"
-        if isinstance(error, ValidationError):
-            said = error.errors(include_url=False, include_context=False, include_input=False)
-            wrong = "; ".join(f"{at.partition('.')[2]}: {what}" for at, what in faults_of(said))
-        raise BadMetadata(wrong) from None
-    if isinstance(read, Metadata):
-        return [read] * files
-    if len(read) != files:
-        raise MetadataMiscounted(len(read), files)
-    return read
-
-
-def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The range of a Range header as [start, end); None where all is to be sent: there is none, it cannot be read, or
-    there are several, which a server may answer so (RFC 9110, 14.2).
-
-    Raises:
-        RangeNotSatisfiable.
-    """
-    found = re.fullmatch(r"bytes=[ \t]*(\d{0,99})-(\d{0,99})", (header or "").strip(), re.ASCII | re.IGNORECASE)
-    if found is None or not any(found.groups()):
-        return None
-    first, last = (int(part) if part else None for part in found.groups())
-    if first is not None and last is not None and last < first:
-        return None
-    start = first if first is not None else max(0, size - (last or 0))
-    end = min(size, last + 1) if first is not None and last is not None else size
-    if start >= end:
-        raise RangeNotSatisfiable(size)
-    return start, end
-
-
-def names_tag(header: str | None, tag: str, *, weak: bool) -> bool:
-    """Whether an If-None-Match (`weak`: W/"..." means the same) or If-Range header names this entity tag."""
-    if header is None:
-        return False
-    named = {part.strip() for part in header.split(",")}
-    return tag in named or (weak and (f"W/{tag}" in named or named == {"*"}))

@@ -9,7 +9,6 @@ queue and the decoder are left out.
 from __future__ import annotations
 
 import asyncio
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,15 +18,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer import Place
 from model.audio import MIN_SECONDS, SAMPLE_RATE
 from model.checkpoints import Heard, heard_of, piece_of
-from model.evaluation.beats import heard_beats, off_the_beat_s
 from model.evaluation.retimed import RetimedBank
 from model.evaluation.retrieval import mean_with_interval
 from model.training.stems import StemBank
 from model.training.tracks import split_of
 from service.search.in_process import SearchedCatalog
+from service.search.judging import JudgedPlace, Query, judge_place
 from service.search.mix import Align
 from service.search.retrieval import Wish
 from service.settings import Settings
@@ -52,15 +50,7 @@ TOP = (1, 5, 10)
 FOUND_WITHIN = max(TOP)  # ranks among the stems of other tracks at which the place of a stem is judged
 WITHIN_MS = (20, 100)
 IN_TIME_MS = 40
-SAME_SPEED = 0.005  # as a share; half and double are one
-FEWEST_BEATS = 8  # in fewer no tempo is heard
 TRIES = 10  # places of a track that are tried for one query
-
-ALIKE = 0.999
-"""Normalised correlation from which two stretches of a stem are the same audio."""
-
-ALIKE_REACH_S = 0.1
-"""How far around a hit's place the same audio is looked for."""
 
 
 class NothingToAsk(ValueError):
@@ -91,29 +81,6 @@ class CatalogSettings:
             raise ValueError(f"seed must not be negative, not {self.seed}")
         if not self.rows:
             raise ValueError("one row at least must be asked for")
-
-
-@dataclass(frozen=True)
-class Query:
-    """A track, the stem that is missing, those that are mixed, and where the mix is cut."""
-
-    track: int
-    missing: int  # stems, by their row in the bank
-    mixed: tuple[int, ...]
-    start: int  # sample, anywhere
-    on_grid: int  # sample, where a window of the catalog starts, as near as can be
-
-
-@dataclass(frozen=True)
-class JudgedPlace:
-    """How right the place is at which the missing stem was found."""
-
-    error_ms: float
-    alike_ms: float  # the same, a place where the stem sounds the same being as right
-    off_beat_ms: float | None  # from lying whole beats beside the right place; None: no beat was heard
-    beat_ms: float | None
-    speed_right: bool
-    transpose_right: bool | None  # None: it plays no notes
 
 
 @dataclass(frozen=True)
@@ -331,75 +298,6 @@ def rank_among(order: Sequence[int], row: int, left_out: set[int], stems: int) -
     """The rank of a stem, counted from 1 and without those left out; the last one where the order lacks it."""
     ahead = [other for other in order if other not in left_out]
     return ahead.index(row) + 1 if row in ahead else stems - len(left_out)
-
-
-def judge_place(
-    bank: StemBank, held: StemBank | RetimedBank, query: Query, start: int, length: int, place: Place
-) -> JudgedPlace:
-    """How right a place is that a search found for the missing stem of a query.
-
-    Args:
-        bank: that the mix was cut from.
-        held: that the catalog holds, with the same tracks.
-        query: the track, and the stem.
-        start, length: of the mix, samples of the bank's track.
-        place: in the stem as the catalog holds it, whose seconds all figures are told in.
-    """
-    speed, transpose = 1.0, 0
-    if isinstance(held, RetimedBank):
-        speed, transpose = held.speed[query.track], held.transpose[query.track]
-    stem, right = held.waveforms(query.track)[query.missing], start / speed
-    error_ms, alike_ms = place_errors_ms(stem, round(right), round(length / speed), place.start_s)
-    off_beat_ms = beat_ms = None
-    beats_s = heard_beats(bank.waveforms(query.track).sum(axis=0)) / speed
-    if len(beats_s) >= FEWEST_BEATS:
-        off_beat_ms, beat_ms = (1000 * s for s in off_the_beat_s(beats_s, right / SAMPLE_RATE, place.start_s))
-    pitched = bank.tracks[query.track].pitched[query.missing]
-    return JudgedPlace(
-        error_ms=error_ms,
-        alike_ms=alike_ms,
-        off_beat_ms=off_beat_ms,
-        beat_ms=beat_ms,
-        speed_right=same_speed(place.speed, 1 / speed),
-        transpose_right=place.transpose == -transpose if pitched else None,
-    )
-
-
-def same_speed(one: float, other: float) -> bool:
-    """Whether two speeds are within SAME_SPEED of each other, octaves apart or not."""
-    octaves = math.log2(one / other)
-    return abs(octaves - round(octaves)) <= math.log2(1 + SAME_SPEED)
-
-
-def place_errors_ms(stem: Waveform, start: int, length: int, found_s: float) -> tuple[float, float]:
-    """How far a place is from the right one, and from the nearest place that sounds the same.
-
-    Music repeats: where the stem brings the very audio that is missing (correlation 0.999 over the whole mix), a user
-    has nothing to complain of.
-
-    Args:
-        stem: float32 (samples,), 16 kHz.
-        start: first sample of the cut.
-        length: samples of the cut.
-        found_s: second of the stem that a hit lays under the mix's beginning; may be negative.
-
-    Returns:
-        Milliseconds, both; the second is the first where nothing alike sounds within 100 ms.
-    """
-    error_ms = abs(found_s - start / SAMPLE_RATE) * 1000
-    reach, first = round(ALIKE_REACH_S * SAMPLE_RATE), round(found_s * SAMPLE_RATE)
-    wanted = stem[start : start + length].astype(np.float64)
-    begin, end = first - reach, first + length + reach
-    inside = stem[max(0, begin) : max(0, end)]
-    around = np.zeros(length + 2 * reach)  # silence beyond the stem's ends
-    around[max(0, -begin) :][: len(inside)] = inside
-    size = len(around) + length
-    products = np.fft.irfft(np.fft.rfft(around, size) * np.conj(np.fft.rfft(wanted, size)), size)[: 2 * reach + 1]
-    energy = np.concatenate([[0.0], np.cumsum(around**2)])
-    norms = np.sqrt(np.maximum(0.0, energy[length:] - energy[:-length])) * np.linalg.norm(wanted)
-    lags = np.flatnonzero(products >= ALIKE * np.maximum(norms, 1e-9)) - reach
-    alike_ms = float(np.abs(lags).min()) / SAMPLE_RATE * 1000 if len(lags) else error_ms
-    return error_ms, min(error_ms, alike_ms)
 
 
 def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> dict[str, Any]:

@@ -34,6 +34,28 @@ class FingerprintMismatch(QueueError):
         super().__init__(f"the job asks for model {wanted[:16]}, the worker holds {[h[:16] for h in self.held]}")
 
 
+class KilledItsWorker(Exception):
+    """A stem ended the process that embedded it as often as it may."""
+
+    public = "Embedding this stem {reason}."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"embedding a stem {reason}")
+        self.reason = reason
+
+
+class StemNotEmbedded(Exception):
+    """A stem that decodes, and that the model could make nothing of; the log says why."""
+
+    public = "The model could make nothing of this stem."
+
+
+class AllWindowsSilent(StemNotEmbedded):
+    """There is nothing to be embedded."""
+
+    public = "All of its windows are silent."
+
+
 @dataclass(frozen=True)
 class UploadJob:
     """Embed a stem's windows with the model of this fingerprint."""

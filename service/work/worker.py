@@ -33,7 +33,17 @@ from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecodeLimits, DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
 from service.work.endings import Endings
-from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Poisoned, QueryJob, UploadJob
+from service.work.jobs import (
+    AllWindowsSilent,
+    EmbedFailed,
+    FingerprintMismatch,
+    Job,
+    KilledItsWorker,
+    Poisoned,
+    QueryJob,
+    StemNotEmbedded,
+    UploadJob,
+)
 from service.work.laying import lay, said_of
 from service.work.queue import Queue, consumer_name, open_queue
 from service.work.streams import QueueUnavailable
@@ -45,34 +55,12 @@ T = TypeVar("T")
 FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come back one at a time, so not many
 TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
 POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
-QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait: queries without end must not starve them
+QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait, so that these do not starve
 LOOK_S = 0.5  # how often it is looked whether the queries in hand are still wanted
 BEAT_S = 5.0
 
 Describe = Callable[[Exception], dict[str, Any]]
 """How a failure is written down for whoever uploaded the stem: the API's problem, which this room knows nothing of."""
-
-
-class KilledItsWorker(Exception):
-    """A stem ended the process that embedded it as often as it may."""
-
-    public = "Embedding this stem {reason}."
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"embedding a stem {reason}")
-        self.reason = reason
-
-
-class StemNotEmbedded(Exception):
-    """A stem that decodes, and that the model could make nothing of; the log says why."""
-
-    public = "The model could make nothing of this stem."
-
-
-class AllWindowsSilent(StemNotEmbedded):
-    """There is nothing to be embedded."""
-
-    public = "All of its windows are silent."
 
 
 class Worker:
@@ -284,12 +272,9 @@ class Worker:
         if self._together is None or self._together[0] != all_of_them:
             mix = waveform.copy()
             for sha256 in others:
-                try:
+                with suppress(AudioError, BlobMissing):  # its own job says so
                     other = await self._decode_blob(sha256)
-                except (AudioError, BlobMissing):  # its own job says so
-                    continue
-                length = min(len(mix), len(other))
-                mix[:length] += other[:length]
+                    mix[: len(other)] += other[: len(mix)]
             self._together = all_of_them, await asyncio.to_thread(Hearing, mix)
         return self._together[1]
 

@@ -8,6 +8,8 @@ from fastapi.responses import StreamingResponse
 
 from service.api.access import GuardedRoute, TheBackend, require
 from service.api.keys import Caller
+from service.api.metadata import metadata_of
+from service.api.ranges import byte_range, names_tag
 from service.api.routes.problems import problems
 from service.api.schemas import (
     CatalogValues,
@@ -16,9 +18,6 @@ from service.api.schemas import (
     Metadata,
     StemOut,
     StemPage,
-    byte_range,
-    metadata_of,
-    names_tag,
 )
 from service.api.waiting import while_client_waits
 

@@ -23,18 +23,14 @@ from service.search.evaluation import (
     Answer,
     CatalogResult,
     CatalogSettings,
-    JudgedPlace,
     NothingToAsk,
-    Query,
     choose_tracks,
     draw_queries,
     evaluate_catalog,
     figures,
-    judge_place,
-    place_errors_ms,
     rank_among,
-    same_speed,
 )
+from service.search.judging import JudgedPlace, Query, judge_place, place_errors_ms, same_speed
 from tests.installation import noise_bursts
 
 TRACKS, TRACK_S = 3, 16.0

@@ -18,9 +18,8 @@ from service.api.errors import TABLE, add_error_handlers, problem
 from service.settings import Settings
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.decoding import DecoderCrashed
-from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.jobs import EmbedFailed, FingerprintMismatch, KilledItsWorker, StemNotEmbedded
 from service.work.streams import QueueUnavailable
-from service.work.worker import KilledItsWorker, StemNotEmbedded
 
 SECRET = "/home/someone/redis.sock and redis://:sesame@10.0.0.7:6379"
 SPOOLED_TO_DISK = b"\0" * (2 * 2**20)

@@ -1,0 +1,42 @@
+"""Which bytes of a stem's audio a request asks for, and whether it has them already."""
+
+import re
+
+
+class RangeNotSatisfiable(Exception):
+    """A byte range that the audio does not have."""
+
+    public = "The audio has {size} bytes."
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The audio has {size} bytes.")
+        self.size = size
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The range of a Range header as [start, end); None where all is to be sent: there is none, it cannot be read, or
+    there are several, which a server may answer so (RFC 9110, 14.2).
+
+    Raises:
+        RangeNotSatisfiable.
+    """
+    found = re.fullmatch(r"bytes=[ \t]*(\d{0,99})-(\d{0,99})", (header or "").strip(), re.ASCII | re.IGNORECASE)
+    if found is None or not any(found.groups()):
+        return None
+    first, last = (int(part) if part else None for part in found.groups())
+    if first is not None and last is not None and last < first:
+        return None
+    start = first if first is not None else max(0, size - (last or 0))
+    end = min(size, last + 1) if first is not None and last is not None else size
+    if start >= end:
+        raise RangeNotSatisfiable(size)
+    return start, end
+
+
+def names_tag(header: str | None, tag: str, *, weak: bool) -> bool:
+    """Whether an If-None-Match (`weak`: W/"..." means the same) or If-Range header names this entity tag."""
+    if header is None:
+        return False
+    named = {part.strip() for part in header.split(",")}
+    return tag in named or (weak and (f"W/{tag}" in named or named == {"*"}))
