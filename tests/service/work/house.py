@@ -41,16 +41,16 @@ class House:
         self.settings, self.catalog, self.blobs, self.queue = settings, catalog, blobs, queue
         self.fingerprint = fingerprint
 
-    async def upload(self, data: bytes) -> str:
+    async def upload(self, data: bytes, track: str | None = None) -> str:
         """What POST /stems does after its checks."""
         sha256 = hashlib.sha256(data).hexdigest()
         await self.blobs.put(sha256, io.BytesIO(data))
         facts = ClipFacts("wav", STEM_S, SAMPLE_RATE, 1)
-        _, (stem_id,) = await self.catalog.add([Upload(sha256, "stem.wav", StemMetadata(), facts)])
+        _, (stem_id,) = await self.catalog.add([Upload(sha256, "stem.wav", StemMetadata(track=track), facts)])
         return stem_id
 
-    async def submit(self, *stems: bytes) -> list[str]:
-        ids = [await self.upload(data) for data in stems]
+    async def submit(self, *stems: bytes, track: str | None = None) -> list[str]:
+        ids = [await self.upload(data, track) for data in stems]
         for stem_id in ids:
             await self.queue.submit_upload(stem_id, self.fingerprint)
         return ids

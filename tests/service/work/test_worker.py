@@ -21,6 +21,7 @@ from service.work.jobs import EmbedFailed, FingerprintMismatch
 from service.work.queue import open_queue
 from service.work.uploads import Decoder
 from service.work.worker import Worker
+from tests.clips import clicks
 from tests.service.work.house import POISON, SOON_S, House, Start, eventually, noise, wav
 
 pytestmark = pytest.mark.anyio
@@ -56,6 +57,26 @@ async def test_stem_becomes_ready_with_the_embeddings_that_the_model_gives(
     starts = (stored.starts_s * SAMPLE_RATE).round().astype(int)
     cut = np.stack([waveform[start : start + int(1.2 * SAMPLE_RATE)] for start in starts])
     np.testing.assert_allclose(stored.embedding, phalar.embed(cut).numpy(), atol=EMBEDDING_TOLERANCE)
+
+
+async def test_stems_of_a_track_are_heard_together_and_share_its_beats(house: House, start: Start) -> None:
+    on_beats, between = clicks(110.0, 16.0), clicks(110.0, 16.0, first_s=0.2)
+    await start()
+    together = await house.submit(wav(on_beats), wav(0.3 * between), track="one")
+    alone = await house.submit(wav(between))
+    await eventually(house.settled)
+    rows = [(await house.catalog.stem(stem_id)).row for stem_id in (*together, *alone)]
+    music = await house.catalog.music_of(rows)
+    first, second, third = (music[row].beats_s for row in rows)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    np.testing.assert_array_equal(first, second)
+    apart_s = abs(third[0] - first[0]) % (60 / 110)
+    assert apart_s == pytest.approx(0.2, abs=0.02)
+    embedded = (await house.catalog.embeddings_of(rows, house.fingerprint))[rows[0]]
+    assert np.isnan(embedded.beats).any()
+    assert np.isfinite(embedded.beats).any()
 
 
 async def test_one_bad_file_fails_alone(house: House, start: Start) -> None:
