@@ -251,7 +251,7 @@ function looked({ mix, align }) {
   const stretch = whole ? `Looked at all ${mix.duration_s.toFixed(2)} s of your mix` : `Looked at ${from} to ${to} s of your ${mix.duration_s.toFixed(2)} s mix`;
   if (align.mode === "grid") return `${stretch}, starting on the catalog’s grid.`;
   const step = Math.round(align.shift_s * 1000);
-  if (align.mode === "beats") return `${stretch}, at ${format.count(align.shifts, "start")} half a beat or ${step} ms apart, and as recorded.`;
+  if (align.mode === "beats") return `${stretch}, at ${format.count(align.shifts, "start")} a beat or ${step} ms apart, and as recorded.`;
   return `${stretch}, at ${format.count(align.shifts, "start")} ${step} ms apart over ${align.range_s.toFixed(2)} s.`;
 }
 
