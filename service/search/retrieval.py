@@ -85,7 +85,8 @@ class _Asked:
         """Of playing a stem at the mix's tempo and in a key; None where either has no beats."""
         if self.plan.grid is None or music.beats_s is None:
             return None
-        return _cost(_speed(self.plan.grid, music), key)
+        speed = _speed(self.plan.grid, music)
+        return _cost(speed, key) if 0.7 < speed < 1.43 else None
 
     @property
     def all_queries(self) -> QueryWindows:
@@ -229,9 +230,10 @@ class Finder:
         """How the mix is laid for each time base that stems are in, and the stems that may be answered in it."""
         settings = self._settings
         plans: list[tuple[Plan, NDArray[np.int64] | None]] = []
-        for grid in heard.grids if wish.align == "beats" else ():
+        across = [each for grid in heard.grids for each in _octaves(grid, wish.max_stretch) if wish.align == "beats"]
+        for grid, tempi in across:
             plan = plan_beats(waveform, grid)
-            near = replace(wanted, in_beat_time=True, beat_bpm=_tempi(grid.tempo_bpm, wish.max_stretch))
+            near = replace(wanted, in_beat_time=True, beat_bpm=tempi)
             allowed = await self._catalog.rows_allowed(near)
             if plan is not None and (allowed is None or len(allowed)):
                 plans.append((plan.in_keys(_keys(wish.max_transpose)), allowed))
@@ -361,10 +363,9 @@ def _in_seconds(place: Place, grid: Grid, music: StemMusic, key: int) -> Place:
 
 
 def _speed(grid: Grid, music: StemMusic) -> float:
-    """How many times faster a stem is played to be as fast as a mix, half and double tempo being the same."""
+    """How many times faster a stem is played so that its beats fall on those of a grid."""
     assert music.beats_s is not None
-    octaves = float(np.log2(grid.tempo_bpm / Grid(music.beats_s).tempo_bpm))
-    return float(2 ** (octaves - round(octaves)))
+    return grid.tempo_bpm / Grid(music.beats_s).tempo_bpm
 
 
 def _cost(speed: float, semitones: int) -> float:
@@ -377,6 +378,24 @@ def _cost(speed: float, semitones: int) -> float:
 def _keys(most: int) -> tuple[int, ...]:
     """Semitones that the mix is moved by: a stem that is to go up is met by a mix that goes down."""
     return tuple(range(-most, most + 1))
+
+
+def _octaves(grid: Grid, max_stretch: float) -> list[tuple[Grid, tuple[float, float]]]:
+    """A mix's grid with the tempi of the stems that may be played on it; and, where such stems lie beyond an end of the
+    octave that tempi are told in, the grid at double or half tempo with theirs. At half, either beat may be the first.
+    """
+    bpm, widest = grid.tempo_bpm, float(np.sqrt(2))
+    low = max(bpm * (1 - max_stretch), bpm / widest)
+    high = min(bpm / (1 - max_stretch), bpm * widest)
+    highest = 2 * LOWEST_BPM
+    found = [(grid, (max(low, LOWEST_BPM), min(high, highest)))]
+    if low < LOWEST_BPM:
+        between = (grid.beats_s[1:] + grid.beats_s[:-1]) / 2
+        double = Grid(np.sort(np.concatenate([grid.beats_s, between])), grid.source)
+        found.append((double, (2 * low, highest)))
+    if high >= highest and len(grid.beats_s) > 3:
+        found += [(Grid(grid.beats_s[first::2], grid.source), (LOWEST_BPM, high / 2)) for first in (0, 1)]
+    return found
 
 
 def _tempi(tempo_bpm: float, max_stretch: float) -> tuple[float, float] | None:
