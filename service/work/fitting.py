@@ -8,6 +8,8 @@ import soxr
 from numpy.typing import NDArray
 from python_stretch import Signalsmith
 
+from model.audio import AudioError
+
 Samples = NDArray[np.float32]
 
 SPEEDS = (0.5, 2.0)
@@ -19,6 +21,10 @@ TRANSPOSITIONS = (-12.0, 12.0)
 BLOCK_S = 0.12
 """What the stretcher looks at around each instant, seconds; it is given so much before the start and after the end."""
 
+STEP_S = 0.04
+"""From one look to the next. Its preset takes 30 ms and a third more time, and sounds no nearer to music that is played
+at the other tempo (1.73 dB from it over bands and frames; with this 1.74)."""
+
 JOIN_S = 0.003
 """How long before a loop's end its last samples lean towards its first."""
 
@@ -26,15 +32,17 @@ SEED = 1
 """The stretcher draws phases at random where it slows down much; the same request gives the same samples."""
 
 
-class StartBeyondEnd(Exception):
+class StartBeyondEnd(AudioError):
     """Audio was asked for from a second that the recording does not have."""
 
-    public = "The stem is {seconds} s long; it has nothing from second {start_s} on."
+    code = "start-beyond-end"
 
     def __init__(self, start_s: float, seconds: float) -> None:
-        super().__init__(f"a stem of {seconds:g} s has nothing from second {start_s:g} on")
-        self.start_s = start_s
-        self.seconds = round(seconds, 3)
+        super().__init__(
+            f"The recording is {seconds:g} s long; it has nothing from second {start_s:g} on.",
+            start_s=start_s,
+            seconds=seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def fit(samples: Samples, rate: int, fitting: Fitting, *, first: int = 0) -> Sam
     """
     start, end = round(fitting.start_s * rate), first + samples.shape[1]
     if start >= end:
-        raise StartBeyondEnd(fitting.start_s, end / rate)
+        raise StartBeyondEnd(fitting.start_s, round(end / rate, 3))
     out_rate = fitting.rate or rate
     seconds = (end - start) / rate / fitting.speed if fitting.duration_s is None else fitting.duration_s
     wanted, margin = round(seconds * out_rate), round(_margin(fitting, rate) * out_rate)
@@ -142,7 +150,7 @@ def _stretched(samples: Samples, rate: int, count: int) -> Samples:
     for at in range(0, len(samples), 2):
         pair = np.array(samples[at : at + 2], np.float32, order="C")  # it misreads views, and refuses what is read-only
         stretch = Signalsmith.Stretch(SEED)
-        stretch.preset(len(pair), rate)
+        stretch.configure(len(pair), round(BLOCK_S * rate), round(STEP_S * rate))
         stretch.timeFactor = pair.shape[1] / count
         pairs.append(_cut(np.asarray(stretch.process(pair)), 0, count))
     return np.concatenate(pairs)
