@@ -171,6 +171,8 @@ class Mixes:
         return Mix(mix[:length], tuple(warnings), tuple(stem.id for stem in stems), tuple(stem.row for stem in stems))
 
     async def _keep(self, mix: Mix, owner: str | None) -> Mix:
+        if mix.waveform.nbytes > self.shelf.largest:
+            return mix
         mix_id = secrets.token_hex(16)
         about = {"warnings": mix.warnings, "stem_ids": mix.stem_ids, "rows": mix.rows}
         samples = np.ascontiguousarray(mix.waveform, "<f4").tobytes()
