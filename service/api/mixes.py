@@ -138,11 +138,13 @@ class Mixes:
         wav = io.BytesIO()
         async with self.blobs.fetch(stem.sha256) as path:
             told = await self.decoder.fit(path, Order(fitting, "wav"), wav)
-        samples = told.frames * told.channels  # the last thing in the file; no header of a stranger's is read
-        found = np.frombuffer(wav.getbuffer()[-SAMPLE_BYTES * samples :], "<f4")
-        if fitting.duration_s != told.frames / SAMPLE_RATE or len(found) != samples or not np.isfinite(found).all():
-            raise DecoderCrashed("its samples make no sense")
-        return found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
+        size = SAMPLE_BYTES * told.frames * told.channels
+        samples = wav.getbuffer()[-size:]  # the last thing in the file: no header of a stranger's is read
+        if told.frames / SAMPLE_RATE == fitting.duration_s and len(samples) == size:
+            found = np.frombuffer(samples, "<f4")
+            if np.isfinite(found).all():
+                return found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
+        raise DecoderCrashed("its samples make no sense")
 
     async def _stems(self, stem_ids: Sequence[str]) -> list[Stem]:
         stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(stem_ids)]
