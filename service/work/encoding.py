@@ -33,6 +33,16 @@ class FormatCannotHold(AudioError):
         )
 
 
+class FittedTooLong(AudioError):
+    """More seconds of fitted audio were asked for than a clip may have."""
+
+    code = "fitted-too-long"
+
+    def __init__(self, seconds: float, maximum: float) -> None:
+        sentence = f"The fitted audio would last {seconds:g} s, of {maximum:g} s at most."
+        super().__init__(sentence, seconds=seconds, maximum=maximum)
+
+
 @dataclass(frozen=True)
 class Order:
     """A fitted file: how its audio is to sound, in which format, and how much silence is to stand before it."""
