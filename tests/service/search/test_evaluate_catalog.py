@@ -360,7 +360,8 @@ def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
     }
     options |= {"--queries": 2, "--tracks": 2, "--align": "grid", "--jobs": 1}
     words = [str(word) for pair in options.items() for word in pair]
-    ended = CliRunner().invoke(app, [*words, "--json"])
+    taught = tmp_path / "taught.safetensors"
+    ended = CliRunner().invoke(app, [*words, "--json", "--learn-sureness", str(taught)])
     assert ended.exit_code == 0, ended.output
     answer = json.loads(ended.stdout)
     assert answer["catalog"]["tracks"] == 2
@@ -373,7 +374,10 @@ def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
 
     assert not (tmp_path / "banks" / "retimed").exists()
 
-    shown = CliRunner().invoke(app, [*words, "--retimed"])
+    assert answer["rows"]["grid"]["sureness"] is None, "the model was not taught it"
+
+    shown = CliRunner().invoke(app, [*words, "--retimed", "--checkpoint", str(taught)])
+    assert "How sure, grid" in shown.stdout
     assert "grid, cut on it" in shown.stdout
     assert "speed" in shown.stdout
     assert len(list((tmp_path / "banks" / "retimed").iterdir())) == 2, "a file a track, kept"
