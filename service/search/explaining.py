@@ -78,7 +78,8 @@ async def explain(
     around = np.pad(stem, reach)[start : start + length + 2 * reach]  # so that the window begins at `reach`
     window = around[reach : reach + length]
     octaves = [
-        PhalarConfig().lowest_hz * 2.0**octave for octave in range(PhalarConfig().bins // PhalarConfig().bins_per_octave)
+        PhalarConfig().lowest_hz * 2.0**octave
+        for octave in range(PhalarConfig().bins // PhalarConfig().bins_per_octave)
     ]
     cuts = np.linspace(0, length, beats + 1).round().astype(int)
     changed = [_without_band(window, low, 2 * low) for low in octaves]
