@@ -25,8 +25,8 @@ from model.audio.said.facts import (
     key_parts,
     note_name,
     said_by,
-    written_alike,
     tempo_of_text,
+    written_alike,
 )
 from model.audio.said.name import said_of_name
 from model.audio.said.ogg import ogg_comments

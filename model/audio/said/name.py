@@ -18,8 +18,8 @@ from model.audio.said.facts import (
     pitch_class,
     plain_accidentals,
     said_by,
-    written_alike,
     wheel_key,
+    written_alike,
 )
 
 
