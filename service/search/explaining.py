@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ async def explain(
     ]
     cuts = np.linspace(0, length, beats + 1).round().astype(int)
     changed = [_without_band(window, low, 2 * low) for low in octaves]
-    changed += [_without(window, begin, end) for begin, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    changed += [_without(window, begin, end) for begin, end in pairwise(cuts)]
 
     whole = np.concatenate([mix[start : start + length], around, *changed])
     shifted = [length + reach - round(shift * beat) for shift in SHIFTS]
