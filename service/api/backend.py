@@ -11,10 +11,12 @@ from service.api.counts import Counts
 from service.api.errors import problem
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
+from service.api.mixes import Mixes
+from service.api.operating import ReadyOut, WorkerOut
 from service.api.rates import RateLimiter
 from service.api.reindex import Reindexer
 from service.api.retrieval import Retrieval
-from service.api.schemas import IndexOut, ModelOut, ReadyOut, WorkerOut
+from service.api.schemas import IndexOut, ModelOut
 from service.metrics import Metrics
 from service.settings import Settings
 from service.work.blobs import Blobs
@@ -22,6 +24,7 @@ from service.work.decoding import DecodeLimits
 from service.work.jobs import QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
+from service.work.shelf import Shelf
 from service.work.streams import connect
 from service.work.turns import Budget
 from service.work.uploads import Decoder
@@ -74,6 +77,9 @@ class Backend:
             budget = Budget(settings.decoded_bytes // SAMPLE_BYTES)
             counts = Counts(catalog)
             blobs = Blobs(settings.resolved_blob_url)
+            shelf = Shelf.of(settings)
+            stack.push_async_callback(shelf.aclose)
+            mixes = Mixes(catalog, blobs, decoder, budget, shelf)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
 
@@ -97,7 +103,7 @@ class Backend:
                 live,
                 counts,
                 Ingest(settings, catalog, blobs, queue, decoder, budget, counts, problem),
-                Retrieval(settings, catalog, blobs, queue, decoder, budget, models, live, metrics),
+                Retrieval(settings, catalog, mixes, queue, models, live, metrics),
                 reindexer,
                 metrics,
             )
