@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.api.counts import Counts
 from service.api.errors import problem
+from service.api.export import Export
+from service.api.fitted import Fitted
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
 from service.api.mixes import Mixes
@@ -21,6 +23,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.decoding import DecodeLimits
+from service.work.fitted import FittedFiles
 from service.work.jobs import QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
@@ -52,6 +55,8 @@ class Backend:
     live: LiveIndex
     counts: Counts
     ingest: Ingest
+    fitted: Fitted
+    export: Export
     retrieval: Retrieval
     reindexer: Reindexer
     metrics: Metrics
@@ -80,6 +85,7 @@ class Backend:
             shelf = Shelf.of(settings)
             stack.push_async_callback(shelf.aclose)
             mixes = Mixes(catalog, blobs, decoder, budget, shelf)
+            fitted = Fitted(catalog, blobs, decoder, FittedFiles(settings.fitted_folder, settings.fitted_bytes))
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
 
@@ -102,7 +108,9 @@ class Backend:
                 models,
                 live,
                 counts,
-                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, problem),
+                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, fitted.files, problem),
+                fitted,
+                Export(settings, decoder, fitted),
                 Retrieval(settings, catalog, mixes, queue, models, live, metrics),
                 reindexer,
                 metrics,

@@ -15,7 +15,7 @@ from model.audio import MIN_SECONDS, SAMPLE_RATE, SAMPLE_RATES, AudioError, Audi
 from model.audio.said import MOST_BEATS, Kind, Said, is_tempo, joined, key_of_text, said_by
 from service.text import shown
 from service.work.decoding import LENGTH, MAX_JSON, MAX_SAID, MAX_WARNING, DecodeLimits, DecoderCrashed, DecoderError
-from service.work.encoding import FormatCannotHold
+from service.work.encoding import FittedTooLong, FormatCannotHold
 from service.work.fitting import StartBeyondEnd
 from service.work.turns import Budget
 
@@ -36,7 +36,7 @@ class FittedAudio:
 # What is wrong with a file, as a child may say it; of its own end it can say nothing.
 _SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclasses__())
 _KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
-assert {StartBeyondEnd, FormatCannotHold} <= {*_SAYABLE}
+assert {StartBeyondEnd, FittedTooLong, FormatCannotHold} <= {*_SAYABLE}
 
 
 async def receive_clip(
@@ -171,7 +171,10 @@ def _checked_warnings(warnings: Any, most: int) -> tuple[str, ...]:
 async def _fill(sock: socket.socket, buffer: bytearray | memoryview) -> None:
     loop, rest = asyncio.get_running_loop(), memoryview(buffer).cast("B")
     while rest:
-        count = await loop.sock_recv_into(sock, rest)
+        try:
+            count = await loop.sock_recv_into(sock, rest)
+        except ConnectionResetError:  # it ended before it read what we asked
+            count = 0
         if count == 0:
             raise EOFError
         rest = rest[count:]

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, get_args
 
 import numpy as np
 
-from model.audio import AudioError, ClipTooLong, load_clip, load_part
+from model.audio import AudioError, load_clip, load_part
 from model.audio.said import Said, said_of_chunks, said_of_tags
-from service.work.encoding import FittedFormat, Order, encode
+from service.work.encoding import FittedFormat, FittedTooLong, Order, encode
 from service.work.fitting import Fitting, fit, frames_needed
 from service.work.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
 
@@ -283,23 +283,30 @@ def _clip(audio: BinaryIO, limits: DecodeLimits) -> tuple[dict[str, object], mem
 
 def _fitted(audio: BinaryIO, limits: DecodeLimits, order: Order) -> tuple[dict[str, object], bytes]:
     fitting = order.fitting
+    _refuse_long(order.lead_s + (fitting.duration_s or 0.0), limits)
     part = load_part(
         audio,
         lambda rate: frames_needed(fitting, rate),
         max_seconds=limits.max_seconds,
         max_channels=limits.max_channels,
     )
-    end_s = (part.first + part.samples.shape[1]) / part.sample_rate
-    lasts = order.lead_s + (fitting.duration_s or (end_s - fitting.start_s) / fitting.speed)
-    if lasts > limits.max_seconds:
-        raise ClipTooLong(seconds=lasts, maximum=limits.max_seconds)
+    if fitting.duration_s is None:
+        end_s = (part.first + part.samples.shape[1]) / part.sample_rate
+        _refuse_long(order.lead_s + (end_s - fitting.start_s) / fitting.speed, limits)
     rate = fitting.rate or part.sample_rate
     fitted = fit(part.samples, part.sample_rate, fitting, first=part.first)
     if order.lead_s:
         fitted = np.pad(fitted, ((0, 0), (round(order.lead_s * rate), 0)))
+    if order.gain_db:
+        fitted *= np.float32(10 ** (order.gain_db / 20))
     channels, frames = fitted.shape
     data = encode(fitted, rate, order.format)
     return {"sample_rate": rate, "channels": channels, "frames": frames, "bytes": len(data)}, data
+
+
+def _refuse_long(seconds: float, limits: DecodeLimits) -> None:
+    if seconds > limits.max_seconds:
+        raise FittedTooLong(seconds=round(seconds, 3), maximum=limits.max_seconds)
 
 
 def _said(audio: BinaryIO) -> dict[str, dict[str, object]]:
