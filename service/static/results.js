@@ -271,7 +271,7 @@ function facts(answer) {
     make(
       "p",
       { className: answer.exact ? "exact" : "exact not" },
-      answer.exact ? "Proven exact on the shift grid" : "Not proven exact",
+      answer.exact ? "Proven exact at the starts that were tried" : "Not proven exact",
       make("span", { className: "quiet" }, answer.exact ? "No stem the index passed over could have ranked among these." : "A stem that the index passed over might belong here."),
     ),
     make(
