@@ -7,11 +7,24 @@ import httpx
 import pytest
 
 from model.audio.harmony import key_name
-from tests.browser.person import drop, note_searches, on_the_grid, shown_stems, start_demo, state, tab_to, until, wait_for_hits, wait_until_heard
+from tests.browser.person import (
+    drop,
+    note_searches,
+    on_the_grid,
+    shown_stems,
+    start_demo,
+    state,
+    tab_to,
+    until,
+    wait_for_hits,
+    wait_until_heard,
+)
 
 pytestmark = pytest.mark.browser
 
 WIDTHS = (320, 390, 820, 1280)
+
+
 def test_dropping_a_clip_shows_hits_that_play(page, make_clip):
     drop(page, make_clip())
     wait_for_hits(page)

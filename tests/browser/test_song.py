@@ -114,7 +114,11 @@ def no_serious_faults(page) -> None:
     """axe finds nothing serious."""
     page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
     found = page.evaluate("async () => (await axe.run()).violations")
-    faults = [(one["id"], [node["html"][:150] for node in one["nodes"]]) for one in found if one["impact"] in ("serious", "critical")]
+    faults = [
+        (one["id"], [node["html"][:150] for node in one["nodes"]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
     assert faults == []
 
 
@@ -153,7 +157,9 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
         until(page, f"document.body.dataset.playing === {json.dumps(hits[n])}")
         plan = json.loads(state(page)["schedule"])
         assert plan["mix"] == began
-        beats = (plan["stem"]["offsetS"] + loop["fromS"] - answer["mix"]["first_beat_s"]) * answer["mix"]["tempo_bpm"] / 60
+        beats = (
+            (plan["stem"]["offsetS"] + loop["fromS"] - answer["mix"]["first_beat_s"]) * answer["mix"]["tempo_bpm"] / 60
+        )
         assert beats == pytest.approx(round(beats), abs=BEAT_S)
         since = plan["stem"]["atS"] - began["atS"] - plan["stem"]["offsetS"]
         assert since / loop["lengthS"] == pytest.approx(round(since / loop["lengthS"]), abs=BEAT_S)
