@@ -3,7 +3,8 @@
     make run                                   # in another window
     python -m benchmarks.pictures http://127.0.0.1:8000
 
-writes `docs/page.png` and `docs/tour-*.png`, and prints what the tour's export holds. It needs Playwright and a Chromium.
+writes `docs/page.png` and `docs/tour-*.png`, and prints what the tour's export holds. It needs Playwright and a
+Chromium.
 """
 
 import argparse

@@ -314,7 +314,7 @@ def test_keyboard_alone_finds_and_plays(page):
 def test_keyboard_alone_chooses_a_file(page, make_clip):
     on_the_grid(page)
     with page.expect_file_chooser() as chooser:
-        # It is asked for before the way there: a press can overtake the interception, but nothing that is evaluated can.
+        # Asked for before the way there: a press can overtake the interception, but nothing that is evaluated can.
         tab_to(page, "#mix-file")
         page.keyboard.press("Space")
     chooser.value.set_files(make_clip())

@@ -130,7 +130,6 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
     answer = response.value.json()
 
     # Each hit in time with the mix, over the seam as well.
-    once, twice = None, None
     for n, hit in enumerate(answer["hits"][:4]):
         loop, gain, stem = rendered(page, answer, n, mix, "stem")
         own = recorded(httpx.get(live_service.rstrip("/") + hit["stem"]["audio_url"]).content)
@@ -216,7 +215,8 @@ def test_a_hit_is_dragged_out_as_it_is_heard(page, make_clip):
     kind, name, url = page.evaluate(
         """() => {
             const dataTransfer = new DataTransfer();
-            document.querySelector(".hit").dispatchEvent(new DragEvent("dragstart", { dataTransfer, cancelable: true, bubbles: true }));
+            const drag = new DragEvent("dragstart", { dataTransfer, cancelable: true, bubbles: true });
+            document.querySelector(".hit").dispatchEvent(drag);
             const [kind, name, ...url] = dataTransfer.getData("DownloadURL").split(":");
             return [kind, name, url.join(":")];
         }"""
