@@ -156,6 +156,10 @@ class Settings(BaseSettings):
         384 * 2**20, description="decoded audio that the API holds at a time, bytes; what is more waits", gt=0
     )
 
+    fitted_bytes: int = Field(
+        2**30, description="disk that fitted audio may take; what nobody asked for longest goes first", ge=0
+    )
+
     # The queue and the worker.
     workers: int = Field(1, description="worker processes that `phalar serve` starts", ge=0)
     batch_windows: int = Field(
@@ -232,6 +236,10 @@ class Settings(BaseSettings):
         """What a FAISS index may take."""
         limits = Limits.of_this_machine()
         return Limits(self.index_memory_bytes or limits.memory_bytes, self.exact_windows, self.minimum_recall)
+
+    @property
+    def fitted_folder(self) -> Path:
+        return self.data_folder / "fitted"
 
     @property
     def checkpoint_folder(self) -> Path:

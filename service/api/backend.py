@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.api.counts import Counts
 from service.api.errors import problem
+from service.api.fitted import Fitted
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
 from service.api.rates import RateLimiter
@@ -19,6 +20,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.decoding import DecodeLimits
+from service.work.fitted import FittedFiles
 from service.work.jobs import QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
@@ -49,6 +51,7 @@ class Backend:
     live: LiveIndex
     counts: Counts
     ingest: Ingest
+    fitted: Fitted
     retrieval: Retrieval
     reindexer: Reindexer
     metrics: Metrics
@@ -74,6 +77,7 @@ class Backend:
             budget = Budget(settings.decoded_bytes // SAMPLE_BYTES)
             counts = Counts(catalog)
             blobs = Blobs(settings.resolved_blob_url)
+            fitted = Fitted(catalog, blobs, decoder, FittedFiles(settings.fitted_folder, settings.fitted_bytes))
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
 
@@ -96,7 +100,8 @@ class Backend:
                 models,
                 live,
                 counts,
-                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, problem),
+                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, fitted.files, problem),
+                fitted,
                 Retrieval(settings, catalog, blobs, queue, decoder, budget, models, live, metrics),
                 reindexer,
                 metrics,

@@ -35,6 +35,7 @@ from service.api.reindex import NoIndexTypes, RecallTooLow
 from service.api.retrieval import MixNotReady, NoMix, QueryTimeout
 from service.api.schemas import PROBLEM_TYPE, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
+from service.work.fitted import NoRoom
 from service.work.jobs import EmbedFailed, FingerprintMismatch, KilledItsWorker, StemNotEmbedded
 from service.work.models import UnknownCheckpoint
 from service.work.queue import EmbedTimeout
@@ -65,6 +66,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     IndexUnavailable: ProblemType(503, "index-unavailable", "The index is not ready"),
     BlobMissing: ProblemType(503, "audio-missing", "The audio store does not hold this stem"),
     BlobStoreUnavailable: ProblemType(503, "audio-store-unavailable", "The audio store cannot be used now"),
+    NoRoom: ProblemType(507, "no-room", "No room on the disk"),
     QueueFull: ProblemType(429, "queue-full", "Too much is waiting"),
     QueueUnavailable: ProblemType(503, "queue-unavailable", "The queue cannot be reached"),
     EmbedTimeout: ProblemType(503, "embedding-timed-out", "No worker answered in time"),

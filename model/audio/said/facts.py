@@ -127,3 +127,14 @@ def key_of_text(text: str) -> str | None:
     """The name of a key that a tag writes, as `key_parts` reads it; a letter alone is major, as ID3 has it for TKEY."""
     parts = key_parts(text)
     return None if parts is None else key_name(parts[0], parts[1] or "major")
+
+
+def transposed_key(text: str, semitones: float) -> str | None:
+    """The name of a key that was moved up; None: what was said is no key, or it is moved into none."""
+    try:
+        parts = key_parts(text)
+    except ValueError:
+        return None
+    if parts is None or semitones != round(semitones):
+        return None
+    return key_name((parts[0] + round(semitones)) % 12, parts[1] or "major")
