@@ -84,7 +84,7 @@ function choose(next) {
   if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
   mix = next;
   panel.about(mix);
-  song.show(mix !== null && mix === shown?.mix ? mix : null);
+  song.show(groundNow() && mix, shown?.answer.mix);
   showMix();
 }
 
@@ -112,7 +112,7 @@ function drawMix() {
 }
 
 /** What hits are heard with, once the mix has been searched with. */
-const groundNow = () => (shown?.mix === mix ? shown.ground : null);
+const groundNow = () => (mix && shown?.mix === mix ? shown.ground : null);
 
 /** Decode the mix for its waveform and for playback; the search does not wait for it. */
 async function hear(heard) {
@@ -225,7 +225,7 @@ function forgetAnswer() {
 function showAnswer() {
   const { answer, fields, mix: asked, ground } = shown;
   results.show(answer, asked, ground);
-  song.show(asked === mix ? asked : null);
+  song.show(asked === mix ? asked : null, answer.mix);
   panel.show(answer.mix, asked, Object.fromEntries(fields).align === "beats");
   panel.about(mix);
   drawMix();

@@ -11,8 +11,14 @@ const UNDER_LU = 3; // a stem is so much softer than the mix it joins
 const ALONE_LUFS = -18; // a stem whose mix cannot be played
 const CEILING = 2; // the greatest sample of mix and stem together; the player halves it
 
+/** The second of a hit's stem where the mix begins; negative: it enters later. A loop goes round from the mix's start on. */
+export function startOf({ stem, start_s: startS }) {
+  if (stem.kind !== "loop") return startS;
+  return startS - Math.floor(startS / stem.duration_s) * stem.duration_s;
+}
+
 /** The second of the stem that sounds with the mix's second 0; negative: it enters so long after that, in the mix's seconds. */
-export const secondOf = ({ start_s: startS, speed }) => (startS < 0 ? startS / speed : startS);
+export const secondOf = (hit) => (startOf(hit) < 0 ? startOf(hit) / hit.speed : startOf(hit));
 
 /**
  * The stretch of a mix that goes round, { fromS, lengthS } in its seconds: all of a short one, a part of what was searched
@@ -29,22 +35,25 @@ export function loopOf({ duration_s: mixS, searched_from_s: searchedS }, beats =
   return whole ? { fromS: begin, lengthS: whole * everyS } : { fromS, lengthS: toS - fromS };
 }
 
-/** Where the stem's audio is, rendered as a hit says, from second `fromS` of the mix on; and how long after that it enters. */
-export function renderingOf({ stem, start_s: startS, speed, transpose }, { fromS, lengthS }) {
+/**
+ * The address of a hit's stem as it is played, from second `fromS` of the mix on, `lengthS` of it: silence before it enters
+ * and after it has ended; null where that is all. `more`: of the file.
+ */
+export function renderingOf(hit, { fromS, lengthS }, more = {}) {
+  const { stem, speed, transpose } = hit;
   const loop = stem.kind === "loop";
-  const at = startS + fromS * speed; // the stem's second that sounds at the mix's second fromS
-  const delayS = Math.max(0, -at / speed);
-  const wanted = { speed, transpose, start_s: loop ? Math.max(0, at) % stem.duration_s : Math.max(0, at), duration_s: lengthS - delayS };
-  const silent = wanted.duration_s <= 0 || wanted.start_s >= stem.duration_s;
-  const query = new URLSearchParams({ ...wanted, format: "wav", rate: RATE, ...(loop && { loop }) });
-  return { path: silent ? null : `stems/${encodeURIComponent(stem.id)}/audio?${query}`, delayS };
+  const startS = startOf(hit) + fromS * speed;
+  const start_s = loop ? startS % stem.duration_s : startS;
+  if (start_s >= stem.duration_s) return null;
+  const query = new URLSearchParams({ speed, transpose, start_s, duration_s: lengthS, format: "wav", loop, ...more });
+  return `stems/${encodeURIComponent(stem.id)}/audio?${query}`;
 }
 
 /** A hit's stem over the loop: an AudioBuffer as long as the loop. */
 export async function stemOver(hit, loop) {
-  const { path, delayS } = renderingOf(hit, loop);
-  if (!path) return sum([{ buffer: silence(), gain: 0 }], lengthOf(loop));
-  return cut(await audioAt(path), -Math.round(delayS * RATE), lengthOf(loop));
+  const path = renderingOf(hit, loop, { rate: RATE });
+  const buffer = path ? await audioAt(path) : new AudioBuffer({ numberOfChannels: 1, length: 1, sampleRate: RATE });
+  return cut(buffer, 0, lengthOf(loop));
 }
 
 /** The mix over the loop with the stems in it that were `kept` ({ hit, gain_db }); null: the mix cannot be decoded. */
@@ -74,17 +83,14 @@ export async function levelOf(stem, mix) {
 export const amplitude = (db) => 10 ** (db / 20);
 
 const lengthOf = ({ lengthS }) => Math.round(lengthS * RATE);
-const silence = () => new AudioBuffer({ numberOfChannels: 1, length: 1, sampleRate: RATE });
 
-/** `length` samples of a buffer from sample `from` on, which may be negative; silence where it has none. */
+/** `length` samples of a buffer from sample `from` on, silence where it has none; led to silence at the end. */
 function cut(buffer, from, length) {
   const out = new AudioBuffer({ numberOfChannels: buffer.numberOfChannels, length, sampleRate: RATE });
   for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
-    const samples = buffer.getChannelData(channel).slice(Math.max(0, from), Math.max(0, from + length));
-    const at = Math.max(0, -from);
     const to = out.getChannelData(channel);
-    to.set(samples, at);
-    for (let i = 0; i < FADE; i++) to[length - 1 - i] *= i / FADE;
+    to.set(buffer.getChannelData(channel).subarray(from, from + length));
+    for (let i = 0; i < FADE && i < length; i++) to[length - 1 - i] *= i / FADE;
   }
   return out;
 }

@@ -9,8 +9,8 @@ import * as format from "./format.js";
 const fileName = ({ stem, speed, transpose }, type) =>
   `${stem.title} (${format.way(speed, transpose)})`.replaceAll(/[/\\:*?"<>|\u0000-\u001f]/g, "_") + type;
 
-/** The address of the whole stem as the hit says, from where the mix begins (or it enters) to where the mix ends. */
-const wholeOf = (hit, mixS) => renderingOf(hit, { fromS: 0, lengthS: mixS }).path;
+/** The address of the stem as the hit says, as long as the mix, at the stem's own rate. */
+const wholeOf = (hit, mixS) => renderingOf(hit, { fromS: 0, lengthS: mixS });
 
 /**
  * The elements of a hit: { row, play, solo, canvas, playhead }.

@@ -2,17 +2,24 @@
 
 import { request } from "./api.js";
 import { byId, make } from "./elements.js";
+import { startOf } from "./fitted.js";
 import * as format from "./format.js";
 import { save } from "./hit.js";
 import { wavOf } from "./wav.js";
 
 /** The stems that were kept, as the service takes them. */
 export const placedField = (placed) =>
-  JSON.stringify(placed.map(({ hit, gain_db }) => ({ stem_id: hit.stem.id, start_s: hit.start_s, speed: hit.speed, transpose: hit.transpose, gain_db })));
+  JSON.stringify(
+    placed.map(({ hit, gain_db }) => {
+      const { stem, speed, transpose } = hit;
+      return { stem_id: stem.id, start_s: startOf(hit), speed, transpose, gain_db, loop: stem.kind === "loop" };
+    }),
+  );
 
 /** Fires "change" when a stem is taken out, and "complete" (detail: instruments) when a band is asked for. */
 export class Song extends EventTarget {
   #mix = null;
+  #told = null; // what was said or heard of it
 
   constructor() {
     super();
@@ -31,13 +38,14 @@ export class Song extends EventTarget {
     byId("band").hidden = !instruments.length;
   }
 
-  /** Of this mix, which has been searched with. */
-  show(mix) {
+  /** Of this mix, of which the service `told` so much; null: none has been searched with. */
+  show(mix, told = this.#told) {
     this.#mix = mix;
+    this.#told = told;
     byId("song").hidden = !mix;
     if (!mix) return;
     byId("song-problem").textContent = "";
-    byId("export").disabled = !mix.placed.length || mix.undecodable && !mix.file;
+    byId("export").disabled = !mix.placed.length || (mix.gone && !mix.stemIds);
     byId("export").title = mix.placed.length ? "" : "Keep a hit first";
     byId("placed").replaceChildren(...mix.placed.map((one) => this.#row(one)));
   }
@@ -69,6 +77,8 @@ export class Song extends EventTarget {
       const body = new FormData();
       body.append("file", file, file.name);
       body.append("placed", placedField(mix.placed));
+      const said = { tempo_bpm: this.#told.tempo_bpm, mix_key: this.#told.key, ...mix.said };
+      for (const [name, value] of Object.entries(said)) if (value) body.append(name, value);
       const response = await request("export", { method: "POST", body });
       save(await response.blob(), `${mix.name.replace(/\.\w+$/, "")}.zip`);
     } catch (problem) {

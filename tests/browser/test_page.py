@@ -55,22 +55,21 @@ def test_loop_is_whole_bars_of_the_mix(page):
 
 
 def test_stem_is_asked_for_where_the_loop_begins(page):
-    """A stem that has begun is asked for at its second; one that enters late is waited for; a loop goes round."""
+    """At the second of it that sounds there, which is negative where it enters later; what goes round always sounds."""
     rendering = """async ([hit, loop]) => {
-        const { path, delayS } = (await import("./static/fitted.js")).renderingOf(hit, loop);
-        return [delayS, Object.fromEntries(new URL(path ?? "?", location.href).searchParams)];
+        const path = (await import("./static/fitted.js")).renderingOf(hit, loop, { rate: 48000 });
+        return path && Object.fromEntries(new URL(path, location.href).searchParams);
     }"""
-    stem = {"id": "a", "kind": "piece", "duration_s": 20}
     loop = {"fromS": 2, "lengthS": 8}
-    begun = {"stem": stem, "start_s": 3, "speed": 1.25, "transpose": -2}
-    delay, asked = page.evaluate(rendering, [begun, loop])
-    shape = {"format": "wav", "rate": "48000"}
-    assert (delay, asked) == (0, shape | {"start_s": "5.5", "duration_s": "8", "speed": "1.25", "transpose": "-2"})
-    delay, asked = page.evaluate(rendering, [begun | {"start_s": -5}, loop])
-    assert (delay, asked["start_s"], asked["duration_s"]) == (2, "0", "6")
-    goes_round = begun | {"stem": stem | {"kind": "loop", "duration_s": 4}}
-    assert page.evaluate(rendering, [goes_round, loop])[1].items() >= {"loop": "true", "start_s": "1.5"}.items()
-    assert page.evaluate(rendering, [begun | {"start_s": 19}, loop]) == [0, {}]
+    begun = {"stem": {"id": "a", "kind": "piece", "duration_s": 20}, "start_s": 3, "speed": 1.25, "transpose": -2}
+    shape = {"format": "wav", "rate": "48000", "loop": "false"}
+    place = {"start_s": "5.5", "duration_s": "8", "speed": "1.25", "transpose": "-2"}
+    assert page.evaluate(rendering, [begun, loop]) == shape | place
+    assert page.evaluate(rendering, [begun | {"start_s": -5}, loop])["start_s"] == "-2.5"
+    assert page.evaluate(rendering, [begun | {"start_s": 19}, loop]) is None
+    goes_round = begun | {"stem": begun["stem"] | {"kind": "loop", "duration_s": 4}}
+    assert page.evaluate(rendering, [goes_round, loop]).items() >= {"loop": "true", "start_s": "1.5"}.items()
+    assert page.evaluate(rendering, [goes_round | {"start_s": -5}, loop])["start_s"] == "1.5"
 
 
 def test_another_stem_takes_over_on_the_next_beat(page):
@@ -212,7 +211,7 @@ def test_hit_says_how_it_is_played(page):
         answer = route.fetch().json()
         first = answer["hits"][0]
         first |= {"speed": 1.04, "transpose": 2, "cost": 0.28, "score": 3.2, "start_s": -2.08}
-        first["stem"] |= {"kind": "loop", "tempo_bpm": 96, "sources": {"tempo_bpm": "name", "kind": "heard"}}
+        first["stem"] |= {"kind": "one-shot", "tempo_bpm": 96, "sources": {"tempo_bpm": "name", "kind": "heard"}}
         first["stem"]["sure"] = {}
         route.fulfill(json=answer)
 
@@ -221,7 +220,7 @@ def test_hit_says_how_it_is_played(page):
     first, second = page.locator(".hit").nth(0), page.locator(".hit").nth(1)
     assert first.locator(".way").inner_text() == "4 % faster, 2 semitones up"
     assert first.locator(".place").inner_text() == "enters 2.00 s into your mix"
-    assert first.locator(".chip").all_inner_texts()[-1] == "loop"
+    assert first.locator(".chip").all_inner_texts()[-1] == "one-shot"
     assert first.locator(".meta .fact").first.get_attribute("title").startswith("from the file")
     assert second.locator(".way").inner_text() == "as recorded"
     first.get_by_text("More").click()
