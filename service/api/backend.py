@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.api.counts import Counts
 from service.api.errors import problem
+from service.api.export import Export
 from service.api.fitted import Fitted
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
@@ -55,6 +56,7 @@ class Backend:
     counts: Counts
     ingest: Ingest
     fitted: Fitted
+    export: Export
     retrieval: Retrieval
     reindexer: Reindexer
     metrics: Metrics
@@ -108,6 +110,7 @@ class Backend:
                 counts,
                 Ingest(settings, catalog, blobs, queue, decoder, budget, counts, fitted.files, problem),
                 fitted,
+                Export(settings, decoder, fitted),
                 Retrieval(settings, catalog, mixes, queue, models, live, metrics),
                 reindexer,
                 metrics,

@@ -29,6 +29,7 @@ from service.api.bodies import BodyTooLarge, BodyTooSlow
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
 from service.api.metadata import BadMetadata
 from service.api.mixes import MixNotFound, MixNotReady, NoMix
+from service.api.orders import BadPlaced
 from service.api.origins import CrossSite, UnknownHost
 from service.api.placing import PlacedBeyondEnd
 from service.api.ranges import RangeNotSatisfiable
@@ -86,6 +87,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     PlacedBeyondEnd: ProblemType(422, "placed-beyond-end", "Nothing is left there"),
     QueryTimeout: ProblemType(503, "query-timed-out", "The search took too long"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
+    BadPlaced: ProblemType(422, "bad-placed", "The placed stems cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
     RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
     KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from indexer import Catalog, Stem, StemNotFound
+from service.work.answers import FittedAudio
 from service.work.blobs import BlobMissing, Blobs
 from service.work.encoding import Order
 from service.work.fitted import FittedFiles, KeptFile
@@ -34,6 +35,13 @@ class Fitted:
             await self._refuse_deleted(stem)
         return kept
 
+    async def write(self, stem: Stem, order: Order, into: BinaryIO) -> FittedAudio:
+        """A stem's audio as ordered, into a file that is not kept. Raises as `file` does, and OSError: no room."""
+        try:
+            return await self._write(stem, order, into)
+        finally:
+            await self._refuse_deleted(stem)
+
     async def _refuse_deleted(self, stem: Stem) -> None:
         try:
             await self.catalog.stem(stem.id)
@@ -42,9 +50,9 @@ class Fitted:
                 await self.files.forget(stem.sha256)
             raise
 
-    async def _write(self, stem: Stem, order: Order, into: BinaryIO) -> None:
+    async def _write(self, stem: Stem, order: Order, into: BinaryIO) -> FittedAudio:
         try:
             async with self.blobs.fetch(stem.sha256) as path:
-                await self.decoder.fit(path, order, into)
+                return await self.decoder.fit(path, order, into)
         except FileNotFoundError:  # deleted since it was looked for
             raise BlobMissing(stem.sha256) from None

@@ -22,6 +22,7 @@ from service.commands.demo import demo
 from service.commands.doctor import doctor
 from service.commands.embed import embed
 from service.commands.evaluate import catalog
+from service.commands.export import export
 from service.commands.ingest import ingest
 from service.commands.keys import keys_app
 from service.commands.reindex import reindex, rollback
@@ -40,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (serve, worker, ingest, retrieve, analyse, embed, reindex, rollback, doctor, demo):
+for command in (serve, worker, ingest, retrieve, export, analyse, embed, reindex, rollback, doctor, demo):
     app.command()(command)
 app.command(hidden=True)(api)
 app.add_typer(checkpoint_app, name="checkpoint")

@@ -297,6 +297,8 @@ def _fitted(audio: BinaryIO, limits: DecodeLimits, order: Order) -> tuple[dict[s
     fitted = fit(part.samples, part.sample_rate, fitting, first=part.first)
     if order.lead_s:
         fitted = np.pad(fitted, ((0, 0), (round(order.lead_s * rate), 0)))
+    if order.gain_db:
+        fitted *= np.float32(10 ** (order.gain_db / 20))
     channels, frames = fitted.shape
     data = encode(fitted, rate, order.format)
     return {"sample_rate": rate, "channels": channels, "frames": frames, "bytes": len(data)}, data

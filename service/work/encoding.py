@@ -45,18 +45,19 @@ class FittedTooLong(AudioError):
 
 @dataclass(frozen=True)
 class Order:
-    """A fitted file: how its audio is to sound, in which format, and how much silence is to stand before it."""
+    """A fitted file: how its audio is to sound and how loud, in which format, and how much silence stands before it."""
 
     fitting: Fitting = field(default_factory=Fitting)
     format: FittedFormat = "wav"
     lead_s: float = 0.0
+    gain_db: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> "Order":
-        return cls(Fitting(**told["fitting"]), told["format"], told["lead_s"])
+        return cls(Fitting(**told["fitting"]), told["format"], told["lead_s"], told["gain_db"])
 
 
 def encode(samples: Samples, rate: int, format: FittedFormat) -> bytes:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from zipfile import ZipFile
 
 import httpx
 import numpy as np
@@ -54,6 +55,7 @@ def test_help_names_every_command() -> None:
         "worker",
         "ingest",
         "retrieve",
+        "export",
         "embed",
         "reindex",
         "rollback",
@@ -374,3 +376,24 @@ def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_s
     embedded = set() if servers.wanted() else {"catalog.sqlite", "valkey"}
     assert left == {"audio", "checkpoints", "index", "phalar.log"} | embedded
     assert not (tmp_path / "data" / "valkey" / "valkey.sock").exists()
+
+
+def test_export_writes_the_hits_that_were_chosen(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(1)))
+    answer = phalar("retrieve", mix, "--json", "--align", "grid", "--limit", "3", "--url", installation.url)
+    hits, out = tmp_path / "hits.json", tmp_path / "session.zip"
+    hits.write_text(answer.stdout)
+    said = phalar("export", mix, "--hits", hits, "--rank", "1", "--out", out, "--url", installation.url)
+    assert said.exit_code == 0, said.stderr
+    assert "the mix and 1 stem" in said.stderr
+    with ZipFile(out) as session:
+        names = [name for name in session.namelist() if name.endswith(".wav")]
+        assert [name.split()[0] for name in names] == ["audio/00", "audio/01"]
+        assert {"mix.rpp", "mix.dawproject", "mix.txt"} <= {*session.namelist()}
+    wrong = phalar("export", mix, "--hits", mix, "--url", installation.url)
+    assert wrong.exit_code != 0
+    assert phalar("export", mix, "--hits", hits, "--rank", "99", "--url", installation.url).exit_code == 2
+    hits.write_text('[{"stem_id": "none"}]')
+    refused = phalar("export", mix, "--hits", hits, "--out", tmp_path / "no.zip", "--url", installation.url)
+    assert (refused.exit_code, (tmp_path / "no.zip").exists()) == (4, False)
