@@ -30,7 +30,7 @@ def main() -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1360, "height": 900})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         page.goto(arguments.url)
         page.wait_for_selector('body[data-service="ready"]')
         _tour(page, arguments.out)

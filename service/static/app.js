@@ -25,6 +25,7 @@ import { mountTransport } from "./transport.js";
 import { drawLane, peaksOf } from "./waveform.js";
 
 const SLOW_S = 4;
+const GONE = { title: "The mix has to be dropped again", detail: "Its hits were kept with this page, its file was not." };
 
 const form = byId("query");
 const player = new Player();
@@ -150,7 +151,7 @@ async function playMix() {
 
 async function runSearch() {
   if (mix?.gone && !mix.id) {
-    showProblem({ title: "The mix has to be dropped again", detail: "Its hits were kept with this page, its file was not." });
+    showProblem(GONE);
     return;
   }
   if (!mix) {
@@ -190,7 +191,7 @@ async function runSearch() {
       forgetAnswer();
       document.body.dataset.search = "failed";
       byId("announce").textContent = "";
-      showProblem(problem, runSearch);
+      showProblem(problem, problem === GONE ? null : runSearch);
     }
   } finally {
     clearInterval(ticking);
@@ -209,7 +210,7 @@ async function ask(fields, asked, signal) {
   } catch (problem) {
     if (problem.type !== "/problems/mix-not-found" || !asked.id) throw problem;
     asked.id = null; // it was kept for an hour
-    if (asked.gone) throw problem;
+    if (asked.gone) throw GONE;
     return await getJson("retrieve", { method: "POST", body: formData(fields, asked), signal });
   }
 }
