@@ -163,6 +163,7 @@ export class Results extends EventTarget {
     entry.peaks = peaksOf(stem);
     this.#paint(entry);
     const gainDb = await levelOf(stem, mix);
+    entry.row.dataset.gain = String(gainDb); // that it can be heard, for whoever drives this page from outside
     return { mix, stem, gain: amplitude(gainDb), gainDb };
   }
 

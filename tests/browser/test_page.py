@@ -149,7 +149,9 @@ def test_tempo_and_key_that_were_heard_can_be_corrected_by_keyboard(page, make_c
     assert page.locator("#max-transpose-value").inner_text() == "1 semitone"
     until(page, "asked.at(-1).max_transpose === '1'")
     said = {"tempo_bpm": "126", "mix_key": "A minor", "max_stretch": "0", "max_transpose": "1"}
-    assert page.evaluate("asked.at(-1)") == default | said
+    last = page.evaluate("asked.at(-1)")
+    assert last.pop("mix_id")  # no second upload
+    assert last == default | said
     wait_for_hits(page)
     assert page.locator("#heard").is_visible()
     assert page.locator("#heard-tempo").input_value() == "126"
