@@ -137,13 +137,12 @@ async function hear(heard) {
 }
 
 /** The mix alone: what goes round under the hits, or all of it before there are any. */
-async function playMix() {
+function playMix() {
   const ground = groundNow();
   const heard = mix;
   const whole = async () => ({ mix: await heard.audio(), stem: null });
-  const loop = ground?.loop ?? { fromS: 0, lengthS: heard.durationS ?? 0 };
   const sound = ground ? async () => ({ mix: await ground.mix(), stem: null }) : whole;
-  player.play({ id: "mix", sound, loop, listen: "mix" });
+  player.play({ id: "mix", sound, loop: ground?.loop ?? null, listen: "mix" });
   hear(heard);
 }
 
@@ -188,8 +187,7 @@ async function runSearch() {
     if (problem.name === "AbortError") {
       if (search === mine) document.body.dataset.search = shown ? "done" : "idle";
     } else {
-      forgetAnswer();
-      document.body.dataset.search = "failed";
+      document.body.dataset.search = "failed"; // what this mix was answered before stays
       byId("announce").textContent = "";
       showProblem(problem, problem === GONE ? null : runSearch);
     }

@@ -1,6 +1,6 @@
 // One player: the mix and a stem go round together on one clock, and another stem takes over on a beat.
 
-import { RATE } from "./clips.js";
+import { RATE, Undecodable } from "./clips.js";
 
 const LEAD_S = 0.06; // from the call to the first sample, so that all sources are scheduled before it
 const FADE_S = 0.002; // no click where something begins, takes over or stops
@@ -106,8 +106,8 @@ export class Player extends EventTarget {
   /**
    * Play, or let a hit take over from another one on the next beat where both go with the same mix.
    *
-   * `sound()` promises { mix, stem, gain }: buffers as long as `loop` (null where there is none) and the stem's amplitude.
-   * `beats` ({ firstS, everyS }) are of the mix. Must be called from a click or a key press: browsers let audio start only there.
+   * `sound()` promises { mix, stem, gain }: buffers as long as `loop` (null where there is none) and the stem's amplitude;
+   * without a `loop` all of them goes round. `beats` ({ firstS, everyS }) are of the mix. Must be called from a click or a key press: browsers let audio start only there.
    */
   async play(take) {
     const { id, loop, listen = this.state.listen } = take;
@@ -203,17 +203,19 @@ export class Player extends EventTarget {
   }
 
   #begin(take, { mix, stem, gain }) {
+    if (!mix && !stem) throw new Undecodable("this browser cannot decode it");
     this.#take = { ...take, mix, stem, gain };
     if (!mix || !stem) this.#set({ listen: stem ? "stem" : "mix" });
     this.#start(stem ? firstSecond(stem, this.state.listen) : 0);
   }
 
   #start(offsetS) {
-    const { mix, stem, gain } = this.#take;
+    const { mix, stem, gain, loop } = this.#take;
     const begin = this.#context.currentTime + LEAD_S;
     this.#sound = new Sound(this.#context, { mix, stem, gain, begin, offsetS, volumes: this.#volumes() });
     this.#sound.out.connect(this.#out);
-    this.#set({ status: "playing", hasMix: mix !== null, hasStem: stem !== null, plan: this.#plan() });
+    const round = loop ?? { fromS: 0, lengthS: this.#sound.lengthS };
+    this.#set({ status: "playing", loop: round, hasMix: mix !== null, hasStem: stem !== null, plan: this.#plan() });
   }
 
   #takeOver(take, { stem, gain }) {
