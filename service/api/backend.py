@@ -82,10 +82,10 @@ class Backend:
             budget = Budget(settings.decoded_bytes // SAMPLE_BYTES)
             counts = Counts(catalog)
             blobs = Blobs(settings.resolved_blob_url)
+            fitted = Fitted(catalog, blobs, decoder, FittedFiles(settings.fitted_folder, settings.fitted_bytes))
             shelf = Shelf.of(settings)
             stack.push_async_callback(shelf.aclose)
             mixes = Mixes(catalog, blobs, decoder, budget, shelf)
-            fitted = Fitted(catalog, blobs, decoder, FittedFiles(settings.fitted_folder, settings.fitted_bytes))
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
 
