@@ -26,6 +26,7 @@ from service.api.schemas import (
 )
 from service.metrics import Metrics, Stopwatch
 from service.search.retrieval import Embedder, Finder
+from service.search.sureness import Sureness
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.models import Models, note_of
@@ -119,10 +120,13 @@ class Retrieval:
             if len(places) >= query.limit or len(places) == len(ranked):
                 break
             index = await self.live.current()  # more stems were deleted meanwhile than were to spare
+        model = self.models.of(found.index.fingerprint)
+        known = Sureness.of_notes(model.notes)
         hits = [
             HitOut(
                 rank=rank,
                 score=place.score,
+                sureness=None if known is None else round(known.of(place.score), 3),
                 cost=place.cost,
                 speed=place.speed,
                 transpose=place.transpose,
@@ -137,7 +141,6 @@ class Retrieval:
         ]
         index, plan, heard = found.index, found.plan, found.heard
         grid = heard.grids[0] if heard.grids else None
-        model = self.models.of(index.fingerprint)
         return RetrieveOut(
             hits=hits,
             mix=MixOut(

@@ -64,6 +64,10 @@ def catalog(
             help="The catalog holds every track 4 to 12 % faster or slower, 1 or 2 semitones higher or lower."
         ),
     ] = False,
+    learn_sureness: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="A file to write the model to, with what these searches tell of sureness."),
+    ] = None,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
@@ -76,15 +80,19 @@ def catalog(
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
 
     Embedding dominates: a query costs about as much as the windows of ten minutes of stems, with --align grid less.
+    A model that tells how sure a hit is, is judged by it; --learn-sureness teaches it from the first row's searches.
     With --retimed, mixes are as recorded; stretched stems are kept in the cache. It needs the extra `evaluation`.
 
     Example: phalar evaluate catalog --stems ~/stems --queries 20 --retimed
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
     waiting_threads_sleep()
-    from model.checkpoints import CheckpointError
+    from model.checkpoints import CheckpointError, save_phalar
     from model.evaluation.retimed import RetimedBank
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
+    from service.search.sureness import NOTE
+    from service.settings import Settings
+    from service.work.models import configured_model
 
     cache = cache or default_cache()
     bank = open_bank(stems, cache, jobs)
@@ -97,6 +105,10 @@ def catalog(
             result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report, held)
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
+    if learn_sureness is not None and result.learnt is not None:
+        model = configured_model(Settings(checkpoint=checkpoint) if checkpoint else Settings())
+        notes = {**model.notes, NOTE: result.learnt.as_note()}
+        save_phalar(model, learn_sureness, trained=model.trained, notes=notes)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     if answer["model"]["note"]:
@@ -140,6 +152,12 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
             shares += [measured[name]["right"] for name in ("speed", "transpose")]
         cells += ["" if share is None else f"{share:.0%}" for share in shares]
         tables[-1].add_row(ROW_NAMES[row], str(place["found"]), *cells, f"{took_s:.2f}")
+    for row, measured in answer["rows"].items():
+        if said := measured["sureness"]:
+            title = f"How sure, {ROW_NAMES[row]}: expected calibration error {said['error']:.3f}"
+            tables.append(_table(title, "said", "true", "share of stems"))
+            for each in said["bins"]:
+                tables[-1].add_row(*(f"{each[name]:.0%}" for name in ("said", "true", "weight")))
     return tables
 
 
@@ -157,7 +175,7 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="left" if name == "align" else "right")
+        table.add_column(name, justify="left" if name in ("align", "said") else "right")
     return table
 
 
