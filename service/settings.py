@@ -144,6 +144,17 @@ class Settings(BaseSettings):
     )
     query_timeout_s: float = Field(60.0, description="a query that takes longer answers 503, seconds", gt=0)
 
+    kept_mix_s: int = Field(
+        3600,
+        description="how long a mix is kept, for its `mix_id` to be searched with again, since its last use, seconds",
+        ge=1,
+    )
+    kept_mix_bytes: int = Field(
+        128 * 2**20,
+        description="mixes and embeddings of them that Redis keeps, bytes, those used last; 0: none",
+        ge=0,
+    )
+
     # Untrusted audio.
     max_clip_s: float = Field(1200.0, description="longest clip accepted, seconds", gt=0)
     max_channels: int = Field(8, description="most channels accepted", ge=1)

@@ -13,10 +13,12 @@ from service.api.export import Export
 from service.api.fitted import Fitted
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
+from service.api.mixes import Mixes
+from service.api.operating import ReadyOut, WorkerOut
 from service.api.rates import RateLimiter
 from service.api.reindex import Reindexer
 from service.api.retrieval import Retrieval
-from service.api.schemas import IndexOut, ModelOut, ReadyOut, WorkerOut
+from service.api.schemas import IndexOut, ModelOut
 from service.metrics import Metrics
 from service.settings import Settings
 from service.work.blobs import Blobs
@@ -25,6 +27,7 @@ from service.work.fitted import FittedFiles
 from service.work.jobs import QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
+from service.work.shelf import Shelf
 from service.work.streams import connect
 from service.work.turns import Budget
 from service.work.uploads import Decoder
@@ -80,6 +83,9 @@ class Backend:
             counts = Counts(catalog)
             blobs = Blobs(settings.resolved_blob_url)
             fitted = Fitted(catalog, blobs, decoder, FittedFiles(settings.fitted_folder, settings.fitted_bytes))
+            shelf = Shelf.of(settings)
+            stack.push_async_callback(shelf.aclose)
+            mixes = Mixes(catalog, blobs, decoder, budget, shelf)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
 
@@ -105,7 +111,7 @@ class Backend:
                 Ingest(settings, catalog, blobs, queue, decoder, budget, counts, fitted.files, problem),
                 fitted,
                 Export(settings, decoder, fitted),
-                Retrieval(settings, catalog, blobs, queue, decoder, budget, models, live, metrics),
+                Retrieval(settings, catalog, mixes, queue, models, live, metrics),
                 reindexer,
                 metrics,
             )

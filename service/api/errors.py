@@ -28,12 +28,14 @@ from model.checkpoints import CheckpointError
 from service.api.bodies import BodyTooLarge, BodyTooSlow
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
 from service.api.metadata import BadMetadata
+from service.api.mixes import MixNotFound, MixNotReady, NoMix
 from service.api.orders import BadPlaced
 from service.api.origins import CrossSite, UnknownHost
+from service.api.placing import PlacedBeyondEnd
 from service.api.ranges import RangeNotSatisfiable
 from service.api.rates import TooManyRequests
 from service.api.reindex import NoIndexTypes, RecallTooLow
-from service.api.retrieval import MixNotReady, NoMix, QueryTimeout
+from service.api.retrieval import MixTooLong, QueryTimeout
 from service.api.schemas import PROBLEM_TYPE, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.fitted import NoRoom
@@ -80,6 +82,9 @@ TABLE: dict[type[Exception], ProblemType] = {
     TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
     QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
+    MixNotFound: ProblemType(404, "mix-not-found", "No such mix"),
+    MixTooLong: ProblemType(422, "mix-too-long", "The mix is too long"),
+    PlacedBeyondEnd: ProblemType(422, "placed-beyond-end", "Nothing is left there"),
     QueryTimeout: ProblemType(503, "query-timed-out", "The search took too long"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
     BadPlaced: ProblemType(422, "bad-placed", "The placed stems cannot be used"),

@@ -8,29 +8,20 @@ const SVG = "http://www.w3.org/2000/svg";
 const BAR = 14;
 const HIGH = 36;
 
-/** A fold that asks once, when it is opened; `mixId` is the handle of the mix that found the hit. */
-export function whyPanel(hit, mixId) {
-  const body = make("div", { className: "why-body", role: "status" });
-  const panel = make("details", { className: "why" }, make("summary", {}, "Why it fits"), body);
-  let asked = false;
-  panel.addEventListener("toggle", async () => {
-    if (!panel.open || asked) return;
-    asked = true;
-    body.replaceChildren("Looking …");
-    try {
-      body.replaceChildren(...drawn(await getJson(`explain?${questionOf(hit, mixId)}`)));
-    } catch (error) {
-      asked = false; // opened again, it is asked again
-      body.replaceChildren(error.message);
-    }
-  });
-  return panel;
+/** What the service tells of a hit once it is asked; `mixId` is the handle of the mix that found the hit. */
+export function whyOf(hit, mixId) {
+  const body = make("div", { className: "why", role: "status" }, "Looking why it fits …");
+  getJson(`explain?${questionOf(hit, mixId)}`).then(
+    (why) => body.replaceChildren(...drawn(why)),
+    (error) => body.replaceChildren(error.message),
+  );
+  return body;
 }
 
 const questionOf = ({ stem, start_s, speed, transpose }, mixId) =>
   new URLSearchParams({ mix_id: mixId, stem_id: stem.id, start_s, speed, transpose });
 
-function drawn({ score, pitch, rhythm, from_s, to_s, keys, shifts, octaves, parts }) {
+function drawn({ pitch, rhythm, from_s, to_s, keys, shifts, octaves, parts }) {
   const carried = Math.abs(pitch - rhythm) < 0.3 * Math.max(pitch, rhythm) ? "Both carry it" : pitch > rhythm ? "Its pitch carries it" : "Its rhythm carries it";
   const said =
     `${Math.max(pitch, rhythm) > 0 ? carried : "Neither its key nor its beat carries it"}: in this key ${difference(pitch)} other keys, ` +
@@ -41,7 +32,6 @@ function drawn({ score, pitch, rhythm, from_s, to_s, keys, shifts, octaves, part
     chart("Score beside this beat", shifts.map(({ beats, score: value }) => [signed(beats), value, beats === 0])),
     chart("What each octave adds", octaves.map(({ low_hz, lost }, at) => [`C${at}`, lost, false, `from ${Math.round(low_hz)} Hz`])),
     chart("What each beat adds", parts.map(({ from_s: at, lost }, beat) => [String(beat + 1), lost, false, format.clock(at, 1)])),
-    make("p", { className: "quiet" }, `The score of this place is ${format.score(score)}.`),
   ];
 }
 
