@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from indexer.catalog.catalog import Catalog
 from indexer.catalog.edits import AT_ONCE
 from indexer.catalog.records import SearchNotFound, StemFilter, TooManySearches
-from indexer.catalog.searches import MOST_SEARCHES
 from indexer.catalog.selecting import conditions
 from indexer.catalog.words import words_of
 from tests.unit.indexer.catalog.test_catalog import make_live, make_ready, upload
@@ -29,7 +28,13 @@ async def titles(catalog: Catalog, **wanted: object) -> set[str]:
 
 async def test_words_are_found_in_every_name_whatever_their_case_and_accents(catalog: Catalog) -> None:
     await make_live(catalog, "f")
-    said = {"title": "Café Bass_01", "instrument": "Upright", "track": "Straße", "collection": "Größe", "tags": ("Wärm",)}
+    said = {
+        "title": "Café Bass_01",
+        "instrument": "Upright",
+        "track": "Straße",
+        "collection": "Größe",
+        "tags": ("Wärm",),
+    }
     await make_ready(catalog, "a", "f", **said)
     await make_ready(catalog, "drums (take 2)", "f", title="Kick")
     for text in ("cafe", "BASS", "bass 01", "upr", "strasse", "GROSSE", "warm cafe", "Cafe\u0301 wa"):
@@ -54,7 +59,9 @@ async def test_the_search_for_words_follows_every_change(catalog: Catalog) -> No
     assert await titles(catalog, text="third") == set()
 
 
-@pytest.mark.parametrize("text", ["a AND", '"', "a OR b*", "NEAR(a, 2)", "title: x", "'a' & !b | (", "-a ^b {", "\\", "%"])
+@pytest.mark.parametrize(
+    "text", ["a AND", '"', "a OR b*", "NEAR(a, 2)", "title: x", "'a' & !b | (", "-a ^b {", "\\", "%"]
+)
 async def test_operators_are_text(catalog: Catalog, text: str) -> None:
     await make_live(catalog, "f")
     await make_ready(catalog, "a", "f", title=f"x {text} y")
@@ -125,20 +132,23 @@ async def test_many_that_get_another_tempo_wait_to_be_embedded_again(catalog: Ca
     assert (await catalog.stem(same)).state == "ready"
 
 
-async def test_saved_searches_are_each_owners_and_not_without_end(catalog: Catalog) -> None:
+async def test_saved_searches_are_each_owners_and_not_without_end(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.catalog.searches.MOST_SEARCHES", 3)
     await catalog.save_search("one", "late", {"tag": ["warm"]})
     await catalog.save_search("one", "late", {"tag": ["cold"], "limit": 3})
     assert await catalog.saved_search("one", "late") == {"tag": ["cold"], "limit": 3}
     assert await catalog.saved_searches("two") == {}
     with pytest.raises(SearchNotFound):
         await catalog.delete_search("two", "late")
-    for n in range(MOST_SEARCHES - 1):
+    for n in range(2):
         await catalog.save_search("one", f"s{n}", {})
     with pytest.raises(TooManySearches):
         await catalog.save_search("one", "one more", {})
     await catalog.save_search("one", "late", {})
     await catalog.delete_search("one", "late")
-    assert sorted(await catalog.saved_searches("one")) == sorted(f"s{n}" for n in range(MOST_SEARCHES - 1))
+    assert sorted(await catalog.saved_searches("one")) == sorted(f"s{n}" for n in range(2))
 
 
 async def test_words_are_found_while_stems_are_changed(catalog: Catalog) -> None:

@@ -19,7 +19,7 @@ from indexer.catalog.schema import VERSION_TABLE
 from indexer.catalog.tables import metadata
 from tests import servers
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified")]
 T = TypeVar("T")
 
 DATA = Path(__file__).parents[3] / "data"
@@ -100,8 +100,8 @@ async def test_the_first_releases_catalog_keeps_all_that_it_held(tmp_path: Path)
     assert np.isnan((await catalog.embeddings_of([1], "f"))[1].beats).tolist() == [True] * 3
     assert await catalog.music_of([1, 2]) == {}
     assert (await catalog.changes_since(4, "f")).removed == {3}
-    for text, found in (("bass one WAR", ["b1"]), ("one", ["b1", "d1"]), ("vocal", [])):
-        assert [stem.id for stem in (await catalog.list_stems(StemFilter(text=text)))[0]] == found
+    for words, found in (("bass one WAR", ["b1"]), ("one", ["b1", "d1"]), ("vocal", [])):
+        assert [stem.id for stem in (await catalog.list_stems(StemFilter(text=words)))[0]] == found
     await catalog.change_metadata("d1", {"title": "Snare", "rating": 4})
     assert [stem.id for stem in (await catalog.list_stems(StemFilter(text="snare", rating_min=4)))[0]] == ["d1"]
     assert await catalog.new_generation("g") == 3
