@@ -45,5 +45,6 @@ class SearchesOut(BaseModel):
 
 
 def over(query: RetrieveIn, saved: Mapping[str, Any]) -> RetrieveIn:
-    """A query with what a saved search says in the fields that were not sent."""
-    return query.model_copy(update={name: saved[name] for name in saved.keys() - query.model_fields_set})
+    """A query with what a saved search says in the fields that were not sent; `complete` is sent for `instrument`."""
+    sent = query.model_fields_set | ({"instrument"} if query.complete else set())
+    return query.model_copy(update={name: saved[name] for name in saved.keys() - sent})

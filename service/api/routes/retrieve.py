@@ -24,4 +24,4 @@ async def retrieve(
     """Find the stems that fit a partial mix in harmony and in time, best first, each with its place."""
     if wanted.saved is not None:
         wanted = over(wanted, await services.catalog.saved_search(caller.account, wanted.saved))
-    return await while_client_waits(request, services.retrieval.answer(wanted, caller.who))
+    return await while_client_waits(request, services.retrieval.answer(wanted, caller))
