@@ -171,7 +171,9 @@ class Retrieval:
 
     def _hit(self, row: int, place: Place, found: Found, stems: Mapping[int, Stem], rank: int = 0) -> HitOut:
         root_path = self.settings.root_path
-        known = Sureness.of_notes(self.models.of(found.index.fingerprint).notes)
+        # Where one place is tried, scores mean another thing than where the best of many counts, as it was learnt.
+        notes = self.models.of(found.index.fingerprint).notes if found.plan.shifts > 1 else {}
+        known = Sureness.of_notes(notes)
         return HitOut(
             rank=rank,
             score=place.score,

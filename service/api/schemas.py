@@ -339,7 +339,7 @@ class HitOut(BaseModel):
     )
     sureness: float | None = Field(
         description="of stems that score so, the share that belong to the mix, where half of all do; "
-        "below 0.5 it fits no better than one drawn by chance. null: the model was not taught it"
+        "below 0.5 it fits no better than one drawn by chance. null: the model was not taught it, or one place was tried"
     )
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
