@@ -116,7 +116,7 @@ class Ingest:
         limit = self.settings.max_queued_uploads
         if waiting + len(files) > limit:
             raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
-        digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
+        digests = await asyncio.to_thread(lambda: [sha256_of(file.file) for file, _ in files])
         sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
         charge = self._charge(caller, sizes)
         await self.catalog.refuse_if_over(charge)
