@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Catalog, LiveIndex, Stem
-from model.audio import SAMPLE_RATE
+from model.audio import SAMPLE_RATE, Windows
 from service.api.ingest import for_decoder
 from service.api.schemas import (
     AlignOut,
@@ -25,10 +25,11 @@ from service.api.schemas import (
     WindowPair,
 )
 from service.metrics import Metrics, Stopwatch
-from service.search.retrieval import Embedder, Finder
+from service.search.retrieval import Finder
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.models import Models, note_of
+from service.work.queue import Queue, Share
 from service.work.streams import QueueFull
 from service.work.turns import Budget, Turns
 from service.work.uploads import Decoder
@@ -66,6 +67,19 @@ class QueryTimeout(Exception):
         self.seconds = seconds
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """The queue, as one caller asks it."""
+
+    queue: Queue
+    share: Share
+
+    async def embed(
+        self, fingerprint: str, waveform: NDArray[np.float32], laid: Windows, deadline_s: float
+    ) -> NDArray[np.complex64]:
+        return await self.queue.embed(fingerprint, waveform, laid, deadline_s, self.share)
+
+
 @dataclass
 class Retrieval:
     """Answers queries from one index generation and one model each."""
@@ -73,7 +87,7 @@ class Retrieval:
     settings: Settings
     catalog: Catalog
     blobs: Blobs
-    embedder: Embedder
+    queue: Queue
     decoder: Decoder
     budget: Budget
     models: Models
@@ -82,7 +96,6 @@ class Retrieval:
 
     def __post_init__(self) -> None:
         self.turns = Turns(FEWEST_SEARCHES, self.settings.max_queued_queries, self._full)
-        self._finder = Finder(self.settings, self.catalog, self.embedder, self.live)
 
     async def answer(self, query: RetrieveIn, who: str) -> RetrieveOut:
         """The stems that fit, best first, for a caller `who` takes turns with others.
@@ -99,7 +112,7 @@ class Retrieval:
         watch = Stopwatch(self.metrics)
         try:
             async with asyncio.timeout(self.settings.query_timeout_s) as deadline, self.turns.turn(who):
-                return await self._answer(query, watch)
+                return await self._answer(query, who, watch)
         except TimeoutError:
             if deadline.expired():
                 raise QueryTimeout(self.settings.query_timeout_s) from None
@@ -109,10 +122,11 @@ class Retrieval:
         """Let as many searches go on at a time as keep workers of these batch limits busy."""
         self.turns.resize(max(FEWEST_SEARCHES, sum(2 * max(1, round(limit) // 16) for limit in batch_limits)))
 
-    async def _answer(self, query: RetrieveIn, watch: Stopwatch) -> RetrieveOut:
+    async def _answer(self, query: RetrieveIn, who: str, watch: Stopwatch) -> RetrieveOut:
+        finder = Finder(self.settings, self.catalog, _Shared(self.queue, Share(who, self.turns.share)), self.live)
         index, (waveform, warnings, mixed) = await asyncio.gather(self.live.current(), self._mix(query, watch))
         for _ in range(SEARCHES):
-            found = await self._finder.find(index, waveform, query.as_filter(), query.as_wish(mixed), watch)
+            found = await finder.find(index, waveform, query.as_filter(), query.as_wish(mixed), watch)
             ranked = found.places | found.spare
             stems = await self.catalog.stems_by_row([*ranked, *chain(*(found.copies[row] for row in ranked))])
             places = {row: place for row, place in ranked.items() if row in stems}

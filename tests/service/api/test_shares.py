@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model.audio import Clip
 from service.settings import Settings
 from service.work.jobs import QueryJob
-from service.work.queue import open_queue
+from service.work.queue import TICKET_S, Share, open_queue
 from service.work.uploads import Decoder
 from tests.installation import add_stem, encode, eventually, noise_bursts, serving
 from tests.service.api.test_api import problem_of
@@ -244,6 +244,84 @@ def test_a_flood_of_searches_does_not_keep_another_client_waiting(chosen: dict[s
             assert sum(done.done() for done in flood) < 6, "the flood still waits"
             for done in flood:
                 done.result()
+
+
+def test_a_flood_over_two_api_processes_does_not_keep_a_client_of_either_waiting(chosen: dict[str, Any]) -> None:
+    """Each of them lets so many searches go on; what is between them, the workers' queue, has the caller's share."""
+    with (
+        serving(Settings(**chosen)) as one,
+        serving(Settings(**chosen)) as other,
+        worker(chosen),
+        ThreadPoolExecutor(16) as pool,
+        ExitStack() as clients,
+    ):
+        honest, greedy, also_greedy = (
+            clients.enter_context(client(url, source))
+            for url, source in ((one, "127.0.0.1"), (one, "127.0.0.2"), (other, "127.0.0.2"))
+        )
+
+        def search(sender: httpx.Client) -> float:
+            begun = time.monotonic()
+            answer = sender.post("/retrieve", files={"file": ("a.flac", AUDIO)}, data={"align": "grid"})
+            assert answer.status_code == 200
+            return time.monotonic() - begun
+
+        quiet = min(search(honest) for _ in range(2))
+        flood = [pool.submit(search, sender) for _ in range(8) for sender in (greedy, also_greedy)]
+        most = 0
+        while sum(done.done() for done in flood) < 4:
+            most = max(most, queries(honest))
+        assert most == 1, "of one caller, while another has come lately"
+        assert search(honest) < 3 * quiet
+        assert sum(done.done() for done in flood) < 12, "the flood still waits"
+        for done in flood:
+            done.result()
+
+
+def test_a_callers_share_is_free_again_soon_after_its_process_is_killed(chosen: dict[str, Any]) -> None:
+    async def ask() -> None:
+        dying, living = open_queue(Settings(**chosen)), open_queue(Settings(**chosen))
+        for who in ("greedy", "another"):
+            await dying._may(Share(who, 1), f"{who}'s first")
+        assert not await living._may(Share("greedy", 1), "second")
+        assert await living._may(Share("greedy", 2), "second")
+        begun = time.monotonic()
+        while not await living._may(Share("greedy", 1), "third"):  # noqa: ASYNC110 - it is Valkey that changes
+            await asyncio.sleep(0.1)
+        assert time.monotonic() - begun < TICKET_S + 3
+        await dying.aclose()
+        await living.aclose()
+
+    asyncio.run(ask())
+
+
+def test_a_flood_of_forms_does_not_keep_the_loop_from_another_client(chosen: dict[str, Any]) -> None:
+    """A form of a thousand empty files takes the loop as long as twenty small requests."""
+    forms = 0
+    ending = Event()
+
+    def post(url: str) -> None:
+        nonlocal forms
+        with client(url, "127.0.0.2") as greedy:
+            request = greedy.build_request("POST", "/stems", files=[("files", ("e", b""))] * 1000)
+            request.read()
+            while not ending.is_set():
+                assert greedy.send(request).status_code == 202
+                forms += 1
+
+    with serving(Settings(**chosen)) as url, ThreadPoolExecutor(6) as pool, client(url) as honest:
+        flood = [pool.submit(post, url) for _ in range(6)]
+        try:
+            eventually(lambda: forms > 0)
+            begun = forms
+            for _ in range(20):
+                assert honest.get("/stems", params={"limit": 1}).status_code == 200
+            taken = forms - begun
+        finally:
+            ending.set()
+        for done in flood:
+            done.result()
+        assert taken < 10, "of which the loop has time for six in each pass"
 
 
 # What is kept.
