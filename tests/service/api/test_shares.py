@@ -295,35 +295,6 @@ def test_a_callers_share_is_free_again_soon_after_its_process_is_killed(chosen: 
     asyncio.run(ask())
 
 
-def test_a_flood_of_forms_does_not_keep_the_loop_from_another_client(chosen: dict[str, Any]) -> None:
-    """A form of a thousand empty files takes the loop as long as twenty small requests."""
-    forms = 0
-    ending = Event()
-
-    def post(url: str) -> None:
-        nonlocal forms
-        with client(url, "127.0.0.2") as greedy:
-            request = greedy.build_request("POST", "/stems", files=[("files", ("e", b""))] * 1000)
-            request.read()
-            while not ending.is_set():
-                assert greedy.send(request).status_code == 202
-                forms += 1
-
-    with serving(Settings(**chosen)) as url, ThreadPoolExecutor(6) as pool, client(url) as honest:
-        flood = [pool.submit(post, url) for _ in range(6)]
-        try:
-            eventually(lambda: forms > 0)
-            begun = forms
-            for _ in range(20):
-                assert honest.get("/stems", params={"limit": 1}).status_code == 200
-            taken = forms - begun
-        finally:
-            ending.set()
-        for done in flood:
-            done.result()
-        assert taken < 10, "of which the loop has time for six in each pass"
-
-
 # What is kept.
 
 

@@ -1,15 +1,20 @@
 """The event loop's time by turns."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.datastructures import Headers
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api.bodies import HEADS, Body, _in_pieces
+from service.api.door import Door
 from service.api.pace import BUSY, FORGET_S, LATELY_S, Metered, Pace
+from service.settings import Settings
 
 
 class Clock:
@@ -61,6 +66,39 @@ def test_turns_of_one_address_come_in_their_order() -> None:
 
     asyncio.run(all_come())
     assert came == [0, 1, 2, 3, 4]
+
+
+def test_a_flood_of_requests_does_not_keep_the_loop_from_another_address(tmp_path: Path) -> None:
+    """Without turns, all that flood have a step for each step of the honest one."""
+    done: Counter[str] = Counter()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(4):
+            time.sleep(0.001)  # noqa: ASYNC251 - what keeps the loop
+            await asyncio.sleep(0)
+        done[scope["client"][0]] += 1
+
+    async def request(door: Door, address: str) -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+        await door(scope | {"client": (address, 1)}, nothing, nothing)
+
+    async def nothing(*_: object) -> Message:
+        return {}
+
+    async def meet() -> None:
+        door = Door(app, Settings(data=tmp_path))
+
+        async def flood() -> None:
+            while done["127.0.0.1"] < 20:
+                await request(door, "127.0.0.2")
+
+        floods = [asyncio.create_task(flood()) for _ in range(40)]
+        while done["127.0.0.1"] < 20:
+            await request(door, "127.0.0.1")
+        await asyncio.gather(*floods)
+
+    asyncio.run(meet())
+    assert done["127.0.0.2"] < 8 * 40
 
 
 def test_metered_work_goes_on_as_it_would_and_tells_its_steps() -> None:
