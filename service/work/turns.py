@@ -47,6 +47,10 @@ class Turns:
         """Slots that one caller may hold while others are about."""
         return (self._slots + 1) // 2
 
+    def of(self, who: str) -> int:
+        """Slots that a caller has or waits for."""
+        return self._held[who] + len(self._waiting.get(who, ()))
+
     @property
     def waiting(self) -> int:
         return sum(map(len, self._waiting.values()))

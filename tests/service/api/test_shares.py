@@ -22,7 +22,7 @@ from model.audio import Clip
 from service.settings import Settings
 from service.work.jobs import QueryJob
 from service.work.queue import TICKET_S, Share, open_queue
-from service.work.uploads import Decoder
+from service.work.uploads import UPLOAD_NICE, Decoder
 from tests.installation import add_stem, encode, eventually, noise_bursts, serving
 from tests.service.api.test_api import problem_of
 
@@ -35,6 +35,7 @@ class Decoded:
 
     def __init__(self) -> None:
         self.times = 0
+        self.nices: list[int] = []
         self.alive = 0
         self.most_alive = 0
 
@@ -60,6 +61,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 
     async def looked(self: Decoder, source: Any, **options: Any) -> tuple[Any, Any, NDArray[np.float32] | None]:
         seen.times += 1
+        seen.nices.append(options["nice"])
         facts, said, waveform = await look(self, source, **options)
         if waveform is not None:
             seen.hold(waveform)
@@ -86,7 +88,7 @@ def test_equal_bytes_are_decoded_once_and_known_ones_never(chosen: dict[str, Any
         answer = sender.post("/stems", files=[("files", (f"{n}.flac", audio)) for n in range(30)])
         assert answer.status_code == 202
         assert len({item["stem_id"] for item in answer.json()["items"]}) == 1
-        assert decoded.times == 1
+        assert (decoded.times, decoded.nices) == (1, [0]), "a single one does not step back"
         again = sender.post("/stems", files={"files": ("again.flac", audio)})
         assert [item["created"] for item in again.json()["items"]] == [False]
         assert decoded.times == 1
@@ -101,6 +103,7 @@ def test_memory_of_an_upload_does_not_grow_with_its_files(chosen: dict[str, Any]
     with serving(Settings(**chosen)) as url, client(url) as sender:
         assert sender.post("/stems", files=files).status_code == 202
         assert decoded.times == 12
+        assert set(decoded.nices) == {UPLOAD_NICE}, "many files step back behind searches"
         assert 1 <= decoded.most_alive <= 2 * chosen.get("decoders", 2)
 
 
