@@ -128,14 +128,16 @@ class Ingest:
         limit = self.settings.max_queued_uploads
         if waiting + len(files) > limit:
             raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
-        digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
+        digests = await asyncio.to_thread(lambda: [sha256_of(file.file) for file, _ in files])
         sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
         charge = self._charge(caller, sizes)
         await self.catalog.refuse_if_over(charge)
         known = await self.catalog.known(sizes)
         new = {sha256: file for sha256, (file, _) in zip(digests, files, strict=True) if sha256 not in known}
         few = waiting + len(files) <= HANDED_OVER
-        found = await asyncio.gather(*(self._check(sha256, new[sha256], caller.who, few) for sha256 in new))
+        found = await asyncio.gather(
+            *(self._check(sha256, new[sha256], caller.who, few, one_of_many=len(new) > 1) for sha256 in new)
+        )
         if len(files) == 1 and found and isinstance(found[0], AudioError):
             raise found[0]
         return Checked(files, digests, charge, caller.who, dict(zip(new, found, strict=True)))
@@ -252,16 +254,20 @@ class Ingest:
                 await self.blobs.delete(sha256)
                 await self.fitted.forget(sha256)
 
-    async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> Shown | AudioError:
-        """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it."""
+    async def _check(
+        self, sha256: str, file: UploadFile, who: str, hand_over: bool, *, one_of_many: bool
+    ) -> Shown | AudioError:
+        """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it.
+
+        A caller's many files step back behind searches; a single one does not, or others' many would keep it waiting.
+        """
         keep_s = HANDED_OVER_S if hand_over else 0.0
         try:
             async with self._turns.turn(who):
+                nice = UPLOAD_NICE if one_of_many or self._turns.of(who) > 1 else 0
                 await asyncio.to_thread(file.file.seek, 0)
                 async with for_decoder(file) as audio:
-                    facts, said, waveform = await self.decoder.look(
-                        audio, keep_s=keep_s, nice=UPLOAD_NICE, budget=self.budget
-                    )
+                    facts, said, waveform = await self.decoder.look(audio, keep_s=keep_s, nice=nice, budget=self.budget)
         except AudioError as error:
             return error.with_traceback(None)  # whose frames hold what was decoded
         if waveform is not None:
