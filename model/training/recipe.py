@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from model.audio.errors import BadFile
 from model.cqt import MOST_SEMITONES
 from model.phalar import PhalarConfig
 
@@ -37,13 +38,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class BadRecipe(Exception):
+class BadRecipe(BadFile):
     """A recipe that cannot be used; says which entry, and why."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 @dataclass(frozen=True)
