@@ -23,7 +23,7 @@ SLOW = {
 LONGEST = (
     *("test_default_model.py", "test_faults.py", "test_on_a_card.py", "test_evaluate_catalog.py", "test_page.py"),
     *("test_training.py", "test_cli.py", "test_upgrade.py", "test_messy_folders.py", "test_replicas.py"),
-    *("test_chords.py", "test_processes.py", "test_uploads.py", "test_worker.py", "test_kills.py", "test_benchmarks.py"),
+    *("test_chords.py", "test_processes.py", "test_uploads.py", "test_worker.py", "test_benchmarks.py"),
 )
 
 

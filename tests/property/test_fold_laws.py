@@ -74,8 +74,8 @@ def test_truncated_score_stays_under_the_bound_and_under_the_tails_at_every_rank
 @settings(max_examples=60, deadline=None)
 def test_score_does_not_depend_on_the_order_of_a_pair(case: Case) -> None:
     form, rng = case
-    fold = HermitianFold(form)
     x, y = unit_rows(rng, 3, len(form)), unit_rows(rng, 3, len(form))
+    fold = HermitianFold(form)
     assert np.abs(fold.scores(x, y) - fold.scores(y, x).T).max() <= SCORE_TOLERANCE
 
 
