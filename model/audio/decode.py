@@ -1,8 +1,8 @@
-"""File -> mono waveform at 16 kHz."""
+"""File -> mono waveform at 16 kHz, or a part of it as it is."""
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +72,54 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
             ClipTooShort, SilentClip.
         OSError: the path cannot be read.
     """
-    with _opened(source) as file:
-        size = file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise errors.EmptyFile
-        kind = sniff_format(file)
-        if kind is None:
-            raise errors.UnknownFormat
-        with (_open_av if kind in _AV_FORMATS else _open_soundfile)(file, kind, size, max_channels) as stream:
-            return _collect(stream, max_seconds, max_channels)
+    with _opened(source) as file, _open_stream(file, max_channels) as stream:
+        return _collect(stream, max_seconds, max_channels)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Frames of a recording as they are: `samples` is float32 (channels, n), from frame `first` on, at `sample_rate`
+    Hz, finite. Fewer than asked where the recording ends."""
+
+    samples: Waveform
+    sample_rate: int
+    first: int
+
+
+def load_part(
+    source: Path | bytes | BinaryIO,
+    wanted: Callable[[int], tuple[int, int | None]],
+    *,
+    max_seconds: float,
+    max_channels: int = 8,
+) -> Part:
+    """Decode some of a file, all its channels at its own rate. What breaks off is kept as far as it goes.
+
+    Args:
+        source, max_seconds, max_channels: as of `load_clip`, and as of the whole file, if all of it is read.
+        wanted: given the rate, the first frame and how many (None: all that follow).
+
+    Raises:
+        AudioError, OSError: as `load_clip`; but short or silent audio is no error.
+    """
+    with _opened(source) as file, _open_stream(file, max_channels) as stream:
+        first, count = wanted(stream.sample_rate)
+        at = stream.seek(first) if stream.seek is not None else 0
+        pieces: list[Waveform] = []
+        try:
+            for block in _within_limits(stream, max_seconds, max_channels):
+                low = max(0, first - at)
+                high = len(block) if count is None else min(len(block), first + count - at)
+                if low < high:
+                    pieces.append(block[low:high])
+                at += len(block)
+                if count is not None and at >= first + count:
+                    break
+        except errors.DecodeFailed:
+            if not pieces:
+                raise
+    samples = np.concatenate(pieces).T if pieces else np.zeros((stream.channels, 0), np.float32)
+    return Part(samples, stream.sample_rate, min(first, at))
 
 
 @dataclass(frozen=True)
@@ -98,30 +137,51 @@ class _Stream:
     declared_s: float | None = None
     present: float = 1.0
     ended: bool = True
+    seek: Callable[[int], int] | None = None  # go to a frame, or to the end; returns which
 
 
-def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> Clip:
+@contextmanager
+def _open_stream(file: BinaryIO, max_channels: int) -> Iterator[_Stream]:
+    size = file.seek(0, io.SEEK_END)
+    if size == 0:
+        raise errors.EmptyFile
+    kind = sniff_format(file)
+    if kind is None:
+        raise errors.UnknownFormat
+    with (_open_av if kind in _AV_FORMATS else _open_soundfile)(file, kind, size, max_channels) as stream:
+        yield stream
+
+
+def _within_limits(stream: _Stream, max_seconds: float | None, max_channels: int) -> Iterator[Waveform]:
+    """The stream's blocks, checked one by one."""
     rate, frames = stream.sample_rate, 0
     most = None if max_seconds is None else int(max_seconds * max_channels * FULL_RATE)
     if most is not None and max_seconds is not None and stream.declared_s is not None:
         declared = stream.declared_s * rate * stream.channels
         if stream.declared_s <= max_seconds and declared > most:  # else it is too long, and decoding tells by how much
             raise errors.TooManySamples(most)
+    for block in stream.blocks:
+        peak = peak_of(block)
+        if not peak <= LOUDEST:  # NaN compares false
+            raise errors.NonFiniteSamples(seconds=frames / rate)
+        frames += len(block)
+        if max_seconds is not None and frames > max_seconds * rate:
+            raise errors.ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
+        if most is not None and frames * stream.channels > most:
+            raise errors.TooManySamples(most)
+        yield block
+
+
+def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> Clip:
+    rate, frames = stream.sample_rate, 0
     resampler = (
         None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     )
     pieces: list[Waveform] = []
     failure: errors.DecodeFailed | None = None
     try:
-        for block in stream.blocks:
-            peak = peak_of(block)
-            if not peak <= LOUDEST:  # NaN compares false
-                raise errors.NonFiniteSamples(seconds=frames / rate)
+        for block in _within_limits(stream, max_seconds, max_channels):
             frames += len(block)
-            if max_seconds is not None and frames > max_seconds * rate:
-                raise errors.ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
-            if most is not None and frames * stream.channels > most:
-                raise errors.TooManySamples(most)
             mono = block.mean(axis=1, dtype=np.float32)
             pieces.append(mono if resampler is None else resampler.resample_chunk(mono))
     except errors.DecodeFailed as error:
@@ -194,7 +254,18 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
         _refuse_header(sound.samplerate, sound.channels, max_channels)
         declared_s = sound.frames / sound.samplerate if 0 < sound.frames < _UNKNOWN_FRAMES else None
         blocks = _soundfile_blocks(sound)
-        yield _Stream(kind, sound.samplerate, sound.channels, blocks, declared_s, present, ended)
+        seek = _seeker(sound) if kind in ("wav", "aiff", "flac") and declared_s is not None else None
+        yield _Stream(kind, sound.samplerate, sound.channels, blocks, declared_s, present, ended, seek)
+
+
+def _seeker(sound: soundfile.SoundFile) -> Callable[[int], int]:
+    def seek(frame: int) -> int:
+        try:
+            return int(sound.seek(min(frame, sound.frames)))
+        except soundfile.LibsndfileError as error:
+            raise _unreadable(error) from error
+
+    return seek
 
 
 def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[Waveform]:
