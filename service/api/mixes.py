@@ -138,11 +138,13 @@ class Mixes:
         wav = io.BytesIO()
         async with self.blobs.fetch(stem.sha256) as path:
             told = await self.decoder.fit(path, Order(fitting, "wav"), wav)
-        samples = told.frames * told.channels  # the last thing in the file; no header of a stranger's is read
-        found = np.frombuffer(wav.getbuffer()[-SAMPLE_BYTES * samples :], "<f4")
-        if fitting.duration_s != told.frames / SAMPLE_RATE or len(found) != samples or not np.isfinite(found).all():
-            raise DecoderCrashed("its samples make no sense")
-        return found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
+        size = SAMPLE_BYTES * told.frames * told.channels
+        samples = wav.getbuffer()[-size:]  # the last thing in the file: no header of a stranger's is read
+        if told.frames / SAMPLE_RATE == fitting.duration_s and len(samples) == size:
+            found = np.frombuffer(samples, "<f4")
+            if np.isfinite(found).all():
+                return found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
+        raise DecoderCrashed("its samples make no sense")
 
     async def _stems(self, stem_ids: Sequence[str]) -> list[Stem]:
         stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(stem_ids)]
@@ -171,6 +173,8 @@ class Mixes:
         return Mix(mix[:length], tuple(warnings), tuple(stem.id for stem in stems), tuple(stem.row for stem in stems))
 
     async def _keep(self, mix: Mix, owner: str | None) -> Mix:
+        if mix.waveform.nbytes > self.shelf.largest:
+            return mix
         mix_id = secrets.token_hex(16)
         about = {"warnings": mix.warnings, "stem_ids": mix.stem_ids, "rows": mix.rows}
         samples = np.ascontiguousarray(mix.waveform, "<f4").tobytes()

@@ -32,6 +32,7 @@ from service.search.mix import HeardMix
 from service.search.placing import laid
 from service.search.remembered import Remembering
 from service.search.retrieval import Embedder, Finder, Found, Wish
+from service.search.sureness import Sureness
 from service.settings import Settings
 from service.work.models import Models, note_of
 from service.work.streams import QueueFull
@@ -170,9 +171,11 @@ class Retrieval:
 
     def _hit(self, row: int, place: Place, found: Found, stems: Mapping[int, Stem], rank: int = 0) -> HitOut:
         root_path = self.settings.root_path
+        known = Sureness.of_notes(self.models.of(found.index.fingerprint).notes)
         return HitOut(
             rank=rank,
             score=place.score,
+            sureness=None if known is None else round(known.of(place.score), 3),
             cost=place.cost,
             speed=place.speed,
             transpose=place.transpose,

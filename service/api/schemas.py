@@ -315,6 +315,10 @@ class HitOut(BaseModel):
         description="mean score of the windows below, less `cost`; of a stem in the mix's own tempo and key, the "
         "better of that and of its best place as recorded. Higher is better"
     )
+    sureness: float | None = Field(
+        description="of stems that score so, the share that belong to the mix, where half of all do; "
+        "below 0.5 it fits no better than one drawn by chance. null: the model was not taught it"
+    )
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
     transpose: int = Field(description="semitones that it is to be moved up")

@@ -46,7 +46,9 @@ def export(
         os.replace(making, target)
     finally:
         making.unlink(missing_ok=True)
-    err.print(f"{target}: the mix and {len(placed)} {'stem' if len(placed) == 1 else 'stems'}", markup=False)
+    err.print(
+        f"{target}: the mix and {len(placed)} {'stem' if len(placed) == 1 else 'stems'}", markup=False, soft_wrap=True
+    )
 
 
 def _placed(told: Any, ranks: list[int] | None) -> list[dict[str, Any]]:

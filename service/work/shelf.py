@@ -54,8 +54,8 @@ class Keeper(Protocol):
 class Shelf:
     """Data under names, each with a few words about it, kept until nobody has asked for it for `kept_mix_s` seconds.
 
-    All that lies here together has `kept_mix_bytes` at most; what was asked for longest ago makes room. It is a
-    convenience: where Redis takes nothing, nothing is kept, and that is no error.
+    All that lies here together has `kept_mix_bytes` at most; what was asked for longest ago makes room, and nothing has
+    more than a quarter. It is a convenience: where Redis takes nothing, nothing is kept, and that is no error.
     """
 
     def __init__(self, redis: Redis, prefix: str, seconds: int, most_bytes: int) -> None:
@@ -63,6 +63,7 @@ class Shelf:
         self._prefix = prefix
         self._seconds = seconds
         self._most_bytes = most_bytes
+        self.largest = most_bytes // 4
         self._put = redis.register_script(_PUT)
         self._get = redis.register_script(_GET)
 
@@ -75,8 +76,8 @@ class Shelf:
         await self._redis.aclose()
 
     async def put(self, name: str, data: bytes, about: bytes = b"") -> bool:
-        """Keep it. Returns whether it is kept: not where it is larger than the shelf, or Redis takes nothing."""
-        if len(data) > self._most_bytes:
+        """Keep it. Returns whether it is kept: not where it is larger than `largest`, or Redis takes nothing."""
+        if len(data) > self.largest:
             return False
         try:
             async with asyncio.timeout(ANSWER_S):

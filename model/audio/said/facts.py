@@ -56,7 +56,7 @@ def is_tempo(bpm: float) -> bool:
     return math.isfinite(bpm) and SLOWEST_BPM <= bpm <= FASTEST_BPM
 
 
-def same_tempo(a: float, b: float) -> bool:
+def written_alike(a: float, b: float) -> bool:
     """Whether two tempi mean the same grid, as far as writers round: whole numbers, an octave apart or none."""
     return any(abs(a * factor - b) <= ROUNDING_BPM * max(1.0, factor) for factor in (0.5, 1.0, 2.0))
 

@@ -94,6 +94,23 @@ def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation
     assert "as recorded" in shown.stdout
 
 
+def test_retrieve_builds_on_the_mix_of_an_answer(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(4)))
+    common = ("--url", installation.url, "--align", "grid")
+    first = json.loads(phalar("retrieve", mix, *common, "--collection", "shared", "--json").stdout)
+    bass = next(hit["stem"] for hit in first["hits"] if hit["stem"]["instrument"] == "bass")
+    again = ("retrieve", "--mix-id", first["mix_id"], *common)
+    told = phalar(*again, "--place", f"{bass['id']}:1.5:1.04:-2:-6", "--place", bass["id"], "--json")
+    assert told.exit_code == 0, told.stderr
+    assert bass["id"] not in {hit["stem"]["id"] for hit in json.loads(told.stdout)["hits"]}
+    shown = phalar(*again, "--complete", "bass,theremin", "--limit", "1")
+    assert "bass: or " in shown.stdout
+    assert "theremin: No stem" in shown.stdout
+    assert f"--mix-id {first['mix_id']}" in shown.stdout
+    assert phalar("retrieve", "--mix-id", "0" * 32, *common).exit_code == 4
+
+
 def eighths(tempo_bpm: float, beats: int = 20) -> NDArray[np.float32]:
     """A tune in eighths, the same notes at any tempo."""
     rng = np.random.default_rng(7)
@@ -222,6 +239,10 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("retrieve", "--stem-id", "x", "--tempo", "5"),
     ("retrieve", "--stem-id", "x", "--max-stretch", "4"),
     ("retrieve", "--stem-id", "x", "--max-transpose", "7"),
+    ("retrieve", "--stem-id", "x", "--mix-id", "y"),
+    ("retrieve", "--stem-id", "x", "--place", "y:soon"),
+    ("retrieve", "--stem-id", "x", "--place", "y:1:1:0.5"),
+    ("retrieve", "--stem-id", "x", "--place", "y:1:1:1:1:1"),
     ("ingest",),
     ("ingest", "missing.wav"),
     ("ingest", ".", "--collection", "x" * 300),
