@@ -68,7 +68,8 @@ def _tour(page: Page, out: Path) -> None:
 
     page.locator("#keep-all").click()
     page.wait_for_selector(f"#placed li:nth-child({1 + len(BAND)})")
-    _answered(page)
+    page.wait_for_selector('body[data-search="done"]')
+    page.locator("#band summary").click()
     with page.expect_download() as download:
         page.locator("#export").click()
     with zipfile.ZipFile(download.value.path()) as archive:
