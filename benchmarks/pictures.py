@@ -76,9 +76,8 @@ def _tour(page: Page, out: Path) -> None:
         print("\n".join(archive.namelist()))
 
     page.set_viewport_size({"width": 390, "height": 844})
-    page.locator("#song").scroll_into_view_if_needed()
     _play(page, 1)
-    _shoot(page, out / "tour-phone.png")
+    _shoot(page, out / "tour-phone.png", at="#song")
 
 
 def _answered(page: Page) -> None:
@@ -96,8 +95,8 @@ def _play(page: Page, n: int) -> None:
     page.wait_for_timeout(HEARD_MS)
 
 
-def _shoot(page: Page, path: Path) -> None:
-    page.evaluate("scrollTo(0, 0)")
+def _shoot(page: Page, path: Path, at: str = "body") -> None:
+    page.evaluate("selector => document.querySelector(selector).scrollIntoView()", at)
     options: dict[str, Any] = {"path": path, "animations": "disabled"}
     page.screenshot(**options)
 
