@@ -4,6 +4,7 @@ import { address, key, request } from "./api.js";
 import { make } from "./elements.js";
 import { renderingOf, secondOf } from "./fitted.js";
 import * as format from "./format.js";
+import { whyOf } from "./why.js";
 
 /** What a hit's stem is called as a file: the way it is played is part of the name. */
 const fileName = ({ stem, speed, transpose }, type) =>
@@ -63,14 +64,21 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
           control(`Keep ${title} with the mix`, "Keep", on.keep),
           solo,
           control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit, ".wav"))),
-          control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit), { "aria-expanded": "false" }),
+          control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix.id), { "aria-expanded": "false" }),
         ),
       ),
       more,
     ),
-    make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score, best < 1 ? 3 : 2)), bar),
+    make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score, best < 1 ? 3 : 2)), bar, sureOf(hit)),
   );
   return { row, play, solo, canvas, playhead };
+}
+
+/** How likely it is to belong to the mix: of stems that score so, the share that do. */
+function sureOf({ sureness }) {
+  if (sureness === null) return null;
+  const title = `Of stems that score so, ${Math.round(100 * sureness)} of 100 belong to the mix`;
+  return make("span", { className: sureness < 0.5 ? "sure doubtful" : "sure", title }, sureness < 0.5 ? "no better than chance" : `${Math.round(100 * sureness)} % sure`);
 }
 
 /** A choice among stems that may fill the same place of a band. */
@@ -101,11 +109,12 @@ function about(stem) {
   return facts.flatMap((fact, n) => (n ? [" · ", fact] : [fact]));
 }
 
-/** The windows that were compared, and the file as it was recorded. */
-function unfold(button, panel, hit) {
+/** Why it fits, the windows that were compared, and the file as it was recorded. */
+function unfold(button, panel, hit, mixId) {
   if (!panel.firstChild) {
     const cells = (tag, ...texts) => make("tr", {}, ...texts.map((text) => make(tag, tag === "th" ? { scope: "col" } : {}, text)));
     const { id, title, file_name: name } = hit.stem;
+    if (mixId) panel.append(whyOf(hit, mixId));
     panel.append(
       make(
         "table",
