@@ -1,12 +1,20 @@
-"""Why a clip cannot be used."""
+"""Why a clip, or another file, cannot be used."""
 
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    pass  # FFmpeg's dozens of libraries are loaded where a file needs them
 from model.audio.windows import MIN_SECONDS
 
 Fact = str | int | float
+
+
+class BadFile(Exception):
+    """A file that is not what it should be; carries its path and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class AudioError(Exception):

@@ -18,7 +18,6 @@ from threading import Thread
 
 import httpx
 import numpy as np
-import pytest
 
 from model.audio import SAMPLE_RATE
 from service.local.valkey import EmbeddedValkey
@@ -28,14 +27,6 @@ from tests.installation import Installation, encode, eventually, serving
 GOOD = 36
 MOST = 2  # faults of a kind
 COMMAND = [sys.executable, "-m", "service.commands", "ingest"]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
-    folder = tmp_path_factory.mktemp("messy")
-    started = Installation(folder, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
-    yield started
-    started.stop()
 
 
 def tiny(seed: int) -> bytes:
