@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import ClipFacts
-from model.audio import MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
+from model.audio import HEAD, MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
 from model.audio.said import MOST_BEATS, Kind, Said, is_tempo, joined, key_of_text, said_by
 from service.text import shown
 from service.work.decoding import (
@@ -143,7 +143,7 @@ class Decoder:
         with opened as file:
             await self._slots.acquire()
             try:
-                server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), 16, 0)))
+                server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), HEAD, 0)))
                 ours, job, ended = server.start(file.fileno(), nice)
             except BaseException:
                 self._slots.release()
