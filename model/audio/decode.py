@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 import model.audio.errors as errors
 from model.audio.downmix import Downmix
 from model.audio.formats import HEAD, AudioFormat, after_tags, demuxer_of, other_kind, sniff_format
-from model.audio.headers import Header, Mended, places_of, read_header
+from model.audio.headers import Header, Mended, places_of, present_of, read_header
 from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is_silent, peak_of
 
 SAMPLE_RATES = range(2_000, 768_001)
@@ -91,7 +91,7 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
             opened = (
                 _open_soundfile(file, kind, size, max_channels)
                 if demuxer is None
-                else _open_av(file, kind, demuxer, size, max_channels)
+                else _open_av(file, kind, demuxer, head, size, max_channels)
             )
             with opened as stream:
                 downmix = Downmix(stream.channels, stream.places, only=only)
@@ -100,7 +100,7 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
         clip, strongest = read(None)
         if strongest is not None:  # twice, so that no other file costs what only this one needs
             clip, _ = read(strongest)
-            cancel = f"The channels cancel when they are mixed: channel {strongest + 1} of {clip.channels} alone is heard."
+            cancel = f"The channels cancel when mixed: channel {strongest + 1} of {clip.channels} is heard alone."
             clip = replace(clip, warnings=(*clip.warnings, cancel))
         if is_silent(clip.waveform):
             peak_db = float(20 * np.log10(max(peak_of(clip.waveform), 1e-10)))
@@ -272,13 +272,16 @@ _AV_CODECS = {
     "dsd_lsbf_planar", "dsd_msbf_planar", "tta", "tak", "amrnb", "amrwb", "speex", "adpcm_ima_qt", "adpcm_ima_wav",
     "adpcm_ms", *_PCM,
 }  # fmt: skip
-_TELL_LENGTH = {"m4a", "caf", "wavpack", "wma", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "ogg"}
+_TELL_LENGTH = {"m4a", "caf", "wavpack", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "ogg"}
 
 
 @contextmanager
-def _open_av(file: BinaryIO, kind: AudioFormat, demuxer: str, size: int, max_channels: int) -> Iterator[_Stream]:
+def _open_av(
+    file: BinaryIO, kind: AudioFormat, demuxer: str, head: bytes, size: int, max_channels: int
+) -> Iterator[_Stream]:
     import av
 
+    present = present_of(file, kind, head, size)
     told = kind in _TELL_LENGTH or (kind == "mp3" and _mp3_tells_length(file))
     ended = _ogg_ended(file, size) if kind == "ogg" else True
     file.seek(0)
@@ -286,6 +289,8 @@ def _open_av(file: BinaryIO, kind: AudioFormat, demuxer: str, size: int, max_cha
         # Probing opens decoders too: the list keeps it from those for pictures and films.
         options = {"codec_whitelist": ",".join(sorted(_AV_CODECS))}
         container = av.open(file, "r", format=demuxer, options=options, metadata_errors="replace")
+    except av.InvalidDataError as error:
+        raise errors.DecodeFailed("its header or its index is missing or damaged") from error
     except (av.FFmpegError, ValueError) as error:
         raise _av_failure(error) from error
     with container:
@@ -301,13 +306,13 @@ def _open_av(file: BinaryIO, kind: AudioFormat, demuxer: str, size: int, max_cha
         declared_s = None
         if told and stream.duration and stream.time_base:
             declared_s = float(stream.duration * stream.time_base)
+        elif kind in ("webm", "matroska") and container.duration and len(container.streams) == 1:
+            declared_s = container.duration / av.time_base
         several = len(container.streams.audio)
         warnings = (f"The file holds {several} audio streams: the first one is heard.",) if several > 1 else ()
         places = tuple(channel.name for channel in context.layout.channels)
         blocks = _av_blocks(container, stream, context.sample_rate)
-        yield _Stream(
-            kind, context.sample_rate, context.channels, blocks, declared_s, 1.0, ended, places, warnings
-        )
+        yield _Stream(kind, context.sample_rate, context.channels, blocks, declared_s, present, ended, places, warnings)
 
 
 def _mp3_tells_length(file: BinaryIO) -> bool:

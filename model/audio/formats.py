@@ -4,11 +4,17 @@ import struct
 from typing import BinaryIO, Literal, TypeVar
 
 AudioFormat = Literal[
-    "wav", "flac", "ogg", "opus", "mp3", "aiff", "m4a", "aac", "caf", "matroska", "webm", "wavpack", "wma", "ac3", "eac3",
-    "dts", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "au", "amr",
+    "wav", "flac", "ogg", "opus", "mp3", "aiff", "m4a", "aac", "caf", "matroska", "webm", "wavpack", "wma", "ac3",
+    "eac3", "dts", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "au", "amr",
 ]  # fmt: skip
 
 Name = TypeVar("Name", bound=str)
+
+ENDINGS = frozenset(
+    "wav wave bwf rf64 w64 flac mp3 mp2 ogg oga opus aif aiff aifc m4a m4b mp4 aac caf mka webm weba wv wma ac3 ec3 eac3 "
+    "dts ape mpc dsf dff tta tak au snd amr".split()
+)
+"""What names of audio files end with; those of films, which we read too, are left out: people keep them elsewhere."""
 
 HEAD = 4096
 """As many of a file's first bytes as tell its format, and who decodes it."""
@@ -47,8 +53,8 @@ _OTHERS: list[tuple[str, dict[int, bytes]]] = [
     ("a PDF", {0: b"%PDF"}),
 ]
 
-# By FFmpeg, each by the demuxer named and never by its own guess. All others are libsndfile's, which also reads MP3, but
-# breaks the small frames of variable bit rate: see docs/decisions/mp3-by-ffmpeg.md.
+# By FFmpeg, each by the demuxer named and never by its own guess. All others are libsndfile's, which also reads MP3,
+# but breaks the small frames of variable bit rate: see docs/decisions/mp3-by-ffmpeg.md.
 _DEMUXERS: dict[AudioFormat, str] = {
     "mp3": "mp3", "m4a": "mp4", "aac": "aac", "caf": "caf", "matroska": "matroska", "webm": "matroska", "wavpack": "wv",
     "wma": "asf", "ac3": "ac3", "eac3": "eac3", "dts": "dts", "ape": "ape", "dsf": "dsf", "dsdiff": "iff", "tta": "tta",

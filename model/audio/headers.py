@@ -1,4 +1,4 @@
-"""What the headers of WAV and AIFF files say, which libsndfile hides: whether a file was cut off, or lies of its size."""
+"""What headers say of sizes and decoders hide: that a file was cut off, or does not know how long it is."""
 
 import io
 import struct
@@ -14,6 +14,8 @@ STREAMED = 0x7FFF_0000
 SPEAKERS = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")
 """FFmpeg's names of the places that the mask of a WAV file may name, by bit; what is beyond is nowhere near."""
 
+_NO_SIZE = 2**62  # of 64 bits: no file is as large
+_ASF_FILE = b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 # Where channels stand in FLAC and in Vorbis and Opus, by their number.
@@ -64,17 +66,39 @@ def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
         elif name in (b"data", b"SSND"):
             there = size - at - 8
             where, declared = (at + 4, length) if long_size is None else long_size
-            if long_size is None and length >= STREAMED and there < length:
+            if there < declared and declared >= (STREAMED if long_size is None else _NO_SIZE):
                 header.untold = True
-            elif there > declared and not (declared and _whole(file, order) - at - 8 - declared in (0, 1)) and not (
-                _chunk_begins(file, order, at + 8 + declared, size)
-            ):
+            elif there > declared and not _ends_at(file, order, at + 8 + declared, size, trusted=declared > 0):
                 header.untold = True
-                header.mended[where] = struct.pack(order + ("I" if long_size is None else "Q"), there)
             elif 0 < there < declared:
                 header.present = there / declared
+            if header.untold:
+                header.mended[where] = struct.pack(order + ("I" if long_size is None else "Q"), there)
             break
     return header
+
+
+def present_of(file: BinaryIO, kind: AudioFormat, head: bytes, size: int) -> float:
+    """Which part of the bytes that its header declares a file has, of a format whose demuxer does not tell; else 1."""
+    declared = 0
+    if kind == "wav":
+        return read_header(file, kind, size).present
+    if kind == "caf":
+        file.seek(8)
+        while len(chunk := file.read(12)) == 12:
+            name, length = struct.unpack(">4sq", chunk)
+            if name == b"data" or length < 0:
+                return min(1.0, (size - file.tell()) / length) if length > 0 else 1.0
+            file.seek(length, io.SEEK_CUR)
+    elif kind == "dsf":
+        declared = int.from_bytes(head[12:20], "little")
+    elif kind == "dsdiff":
+        declared = 12 + int.from_bytes(head[4:12], "big")
+    elif kind == "au" and head[8:12] != b"\xff\xff\xff\xff":
+        declared = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
+    elif kind == "wma" and (at := head.find(_ASF_FILE)) > 0:
+        declared = int.from_bytes(head[at + 40 : at + 48], "little")
+    return size / declared if size < declared < _NO_SIZE else 1.0
 
 
 def _chunks(file: BinaryIO, order: str, size: int) -> Iterator[tuple[int, bytes, int, bytes]]:
@@ -90,18 +114,15 @@ def _chunks(file: BinaryIO, order: str, size: int) -> Iterator[tuple[int, bytes,
         at += 8 + length + (length & 1)
 
 
-def _whole(file: BinaryIO, order: str) -> int:
-    """The size of the whole file, as it says itself."""
+def _ends_at(file: BinaryIO, order: str, at: int, size: int, *, trusted: bool) -> bool:
+    """Whether audio may well end here: a chunk begins here, or behind a byte that fills up the last one; or the file
+    ends, which what it says of its whole size tells too where that is trusted."""
     file.seek(4)
-    return 8 + int(struct.unpack(order + "I", file.read(4))[0])
-
-
-def _chunk_begins(file: BinaryIO, order: str, at: int, size: int) -> bool:
-    """Whether a chunk begins here or, behind a byte that fills up the last one, at the next; or the file ends."""
+    whole = 8 + int(struct.unpack(order + "I", file.read(4))[0])
     for start in (at, at + 1):
         file.seek(start)
         chunk = file.read(8)
-        if len(chunk) < 8:
+        if len(chunk) < 8 or (trusted and whole == start):
             return True
         name, length = struct.unpack(order + "4sI", chunk)
         if all(0x20 <= letter < 0x7F for letter in name) and start + 8 + length <= size + 1:
@@ -119,7 +140,7 @@ def _w64_header(file: BinaryIO, size: int) -> Header:
             break
         (length,) = struct.unpack("<Q", chunk[16:])
         if chunk[:16] == _W64_DATA:
-            if length <= 24 < size - at:
+            if length <= 24 < size - at or length >= _NO_SIZE:
                 header.mended[at + 16] = struct.pack("<Q", size - at)
                 header.present, header.untold = 1.0, True
             break

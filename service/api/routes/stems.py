@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
@@ -32,7 +33,22 @@ MEDIA_TYPES = {
     "aiff": "audio/aiff",
     "m4a": "audio/mp4",
     "aac": "audio/aac",
+    "caf": "audio/x-caf",
+    "matroska": "audio/x-matroska",
+    "webm": "audio/webm",
+    "wavpack": "audio/x-wavpack",
+    "wma": "audio/x-ms-wma",
+    "ac3": "audio/ac3",
+    "eac3": "audio/eac3",
+    "au": "audio/basic",
+    "amr": "audio/amr",
 }
+
+
+def _disposition(name: str) -> str:
+    """The name that a file is saved by: for clients of RFC 8187, and in ASCII for those older."""
+    plain = "".join(letter if " " <= letter <= "~" and letter not in '"\\%' else "_" for letter in name)
+    return f"inline; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 @router.post("/stems", status_code=202, responses=problems(415, 422))
@@ -119,6 +135,7 @@ async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Re
         "ETag": f'"{stem.sha256}"',
         "Cache-Control": "private, max-age=31536000, immutable",
         "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": _disposition(stem.file_name),
     }
     asked, tag = request.headers, headers["ETag"]
     if names_tag(asked.get("if-none-match"), tag, weak=True):
