@@ -342,7 +342,7 @@ def _av_blocks(
         if frame.sample_rate != sample_rate:
             raise errors.DecodeFailed(f"the sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
         if late is None:
-            late = _frames_before_the_music(stream.codec_context.name, packet, frame.samples, container.metadata)
+            late = _frames_before_the_music(stream.codec_context, packet, frame.samples, container.metadata)
         samples = frame.to_ndarray()
         samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
         if samples.dtype.kind == "u":
@@ -368,14 +368,20 @@ _SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
 
 # Samples that an encoder and its decoder put before the music, where the container does not say how many: see
 # docs/formats.md. For MP3 those of LAME and FFmpeg's decoder; those of the others are in the codec.
-_LATE = {"ac3": 256, "eac3": 256, "amrnb": 40}
+_LATE = {"ac3": 256, "eac3": 256, "amrnb": 40, "dca": 512, "mpc7": 481, "mpc8": 481}
 _LATE_MP3, _LATE_MP2 = 576 + 529, 481
+_LATE_SPEEX = {8000: 80, 16000: 223, 32000: 509}
 
 
-def _frames_before_the_music(codec: str, first: "av.Packet", frame: int, metadata: Mapping[str, str]) -> int:
+def _frames_before_the_music(
+    context: "av.AudioCodecContext", first: "av.Packet[Any]", frame: int, metadata: Mapping[str, str]
+) -> int:
     """How many decoded frames come before the music and were not left out by FFmpeg; `frame`: samples of the first."""
+    codec = context.name
     if first.has_sidedata("skip_samples"):
         return 0
+    if codec == "speex":
+        return _LATE_SPEEX.get(context.sample_rate, 0)
     if codec in ("wmav1", "wmav2"):
         return frame if metadata.get("encoder", "").startswith("Lavf") else 2 * frame
     if codec in ("aac", "aac_latm"):

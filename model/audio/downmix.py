@@ -36,8 +36,9 @@ class Downmix:
         if self._only is not None:
             return np.ascontiguousarray(block[:, min(self._only, block.shape[1] - 1)])
         if block.shape[1] != self.channels:  # the file changed its mind
-            return block.mean(axis=1, dtype=np.float32)
-        mono = block.mean(axis=1, dtype=np.float32) if self._weights is None else block @ self._weights
+            changed: Waveform = block.mean(axis=1, dtype=np.float32)
+            return changed
+        mono: Waveform = block.mean(axis=1, dtype=np.float32) if self._weights is None else block @ self._weights
         if self.channels > 1:
             self._energies += np.einsum("ij,ij->j", block, block)
             self._mixed += float(mono @ mono)
@@ -58,4 +59,5 @@ def _weights_of(channels: int, layout: Sequence[str]) -> NDArray[np.float32] | N
     if channels < 3 or len(layout) != channels or _UNPLACED & set(layout) or "FL" not in layout:
         return None
     weights = np.array([_WEIGHTS.get(name, _AROUND) for name in layout])
-    return (weights / weights.sum()).astype(np.float32)
+    shares: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    return shares
