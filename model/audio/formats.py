@@ -10,10 +10,11 @@ AudioFormat = Literal[
 
 Name = TypeVar("Name", bound=str)
 
-ENDINGS = frozenset(
-    "wav wave bwf rf64 w64 flac mp3 mp2 ogg oga opus aif aiff aifc m4a m4b mp4 aac caf mka webm weba wv wma ac3 ec3 eac3 "
-    "dts ape mpc dsf dff tta tak au snd amr".split()
-)
+ENDINGS = frozenset({
+    "wav", "wave", "bwf", "rf64", "w64", "flac", "mp3", "mp2", "ogg", "oga", "opus", "aif", "aiff", "aifc", "m4a",
+    "m4b", "mp4", "aac", "caf", "mka", "webm", "weba", "wv", "wma", "ac3", "ec3", "eac3", "dts", "ape", "mpc", "dsf",
+    "dff", "tta", "tak", "au", "snd", "amr",
+})  # fmt: skip
 """What names of audio files end with; those of films, which we read too, are left out: people keep them elsewhere."""
 
 HEAD = 4096

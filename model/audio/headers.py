@@ -66,12 +66,12 @@ def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
         elif name in (b"data", b"SSND"):
             there = size - at - 8
             where, declared = (at + 4, length) if long_size is None else long_size
-            if there < declared and declared >= (STREAMED if long_size is None else _NO_SIZE):
-                header.untold = True
-            elif there > declared and not _ends_at(file, order, at + 8 + declared, size, trusted=declared > 0):
-                header.untold = True
-            elif 0 < there < declared:
-                header.present = there / declared
+            if there < declared:
+                header.untold = declared >= (STREAMED if long_size is None else _NO_SIZE)
+            elif there > declared:
+                header.untold = not _ends_at(file, order, at + 8 + declared, size, trusted=declared > 0)
+            if 0 < there < declared:
+                header.present = 1.0 if header.untold else there / declared
             if header.untold:
                 header.mended[where] = struct.pack(order + ("I" if long_size is None else "Q"), there)
             break
@@ -84,12 +84,14 @@ def present_of(file: BinaryIO, kind: AudioFormat, head: bytes, size: int) -> flo
     if kind == "wav":
         return read_header(file, kind, size).present
     if kind == "caf":
-        file.seek(8)
-        while len(chunk := file.read(12)) == 12:
-            name, length = struct.unpack(">4sq", chunk)
-            if name == b"data" or length < 0:
-                return min(1.0, (size - file.tell()) / length) if length > 0 else 1.0
-            file.seek(length, io.SEEK_CUR)
+        at = 8
+        for _ in range(1000):
+            file.seek(at)
+            name, length = struct.unpack(">4sq", file.read(12).ljust(12, b"\0"))
+            at += 12 + length
+            if name == b"data" or not 0 < length < size:
+                declared = at if name == b"data" and length > 0 else 0
+                break
     elif kind == "dsf":
         declared = int.from_bytes(head[12:20], "little")
     elif kind == "dsdiff":

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.audio_faults import FAULTS, Fault, around, inverted
 from tests.audio_files import (
     BY_FFMPEG_OF_DEBIAN,
     CELLS,
+    ROWS,
     SECONDS,
     Cell,
     by_soundfile,
@@ -57,6 +59,13 @@ def test_a_faulty_file_is_heard_with_a_warning_or_refused_by_name(fault: Fault) 
     assert likeness > (LIKENESS if fault.whole else 0.5)
     if fault.whole:
         assert 0 <= clip.duration_s - SECONDS + PLACE_S < 0.1
+
+
+def test_the_page_names_every_format_and_fault() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "formats.md").read_text(encoding="utf-8")
+    named = {line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")}
+    assert {f"{row.container}: {row.codec}" for row in ROWS} | {fault.name for fault in FAULTS} <= named
+    assert len(CELLS) + len(FAULTS) >= 200
 
 
 WAV = by_soundfile("WAV", "FLOAT")
