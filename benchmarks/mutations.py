@@ -26,7 +26,7 @@ import httpx
 from benchmarks.page import page_parser, publish
 from model.audio import AudioError
 from model.evaluation.results import markdown_table
-from service.work.decoding import DecodeLimits
+from service.work.decoding import DecodeLimits, DecoderCrashed
 from service.work.uploads import Decoder
 from tests.audio_files import CELLS, ROWS, channels_of
 from tests.installation import Installation, save_small_checkpoint
@@ -164,6 +164,8 @@ async def through_children(numbers: range) -> Seen:
 async def decoded(decoder: Decoder, data: bytes) -> str:
     try:
         clip = await decoder.decode(data)
+    except DecoderCrashed as error:  # ours to mend, whichever library it was
+        return f"{error.code}: {error.reason}"
     except AudioError as error:
         return error.code
     return "heard, with a warning" if clip.warnings else "heard"
@@ -179,6 +181,8 @@ def over_http(numbers: range) -> Seen:
         try:
             with installation.client() as client:
                 for done, number in enumerate(numbers):
+                    if done % 100 == 0:
+                        print(f"{done:,} over HTTP: {dict(seen.outcomes)}", file=sys.stderr, flush=True)
                     if done == int(WARM * len(numbers)):
                         seen.memory_mib.append(_settled_mib(installation, client))
                     row, data = mutated(number)

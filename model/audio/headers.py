@@ -57,7 +57,7 @@ def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
         if name == b"fmt " and len(chunk) >= 12:
             header.channels = struct.unpack("<H", chunk[10:12])[0]
             if chunk[8:10] == b"\xfe\xff" and length >= 40:
-                (mask,) = struct.unpack("<I", chunk[28:32])
+                mask = int.from_bytes(chunk[28:32], "little")
                 header.places = tuple(place for bit, place in enumerate(SPEAKERS) if mask >> bit & 1)
         elif name == b"COMM" and len(chunk) >= 10:
             header.channels = struct.unpack(">H", chunk[8:10])[0]
@@ -133,9 +133,11 @@ def _ends_at(file: BinaryIO, order: str, at: int, size: int, *, trusted: bool) -
 
 
 def _w64_header(file: BinaryIO, size: int) -> Header:
-    (declared,) = struct.unpack("<Q", file.read(8))  # of the whole file
+    declared = int.from_bytes(file.read(8), "little")  # of the whole file
     header, at = Header(present=min(size / max(declared, 1), 1.0)), 40
     for _ in range(1000):
+        if at > size:
+            break
         file.seek(at)
         chunk = file.read(24)
         if len(chunk) < 24:
