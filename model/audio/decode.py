@@ -77,35 +77,25 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
         OSError: the path cannot be read.
     """
     with _opened(source) as file:
-        size = file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise errors.EmptyFile
-        kind = sniff_format(file)
-        file.seek(after_tags(file))
-        head = file.read(HEAD)
-        if kind is None:
-            raise errors.UnknownFormat(other_kind(head))
-        demuxer = demuxer_of(kind, head)
-
-        def read(only: int | None) -> tuple[Clip, int | None]:
-            opened = (
-                _open_soundfile(file, kind, size, max_channels)
-                if demuxer is None
-                else _open_av(file, kind, demuxer, head, size, max_channels)
-            )
-            with opened as stream:
-                downmix = Downmix(stream.channels, stream.places, only=only)
-                return _collect(stream, downmix, max_seconds, max_channels)
-
-        clip, strongest = read(None)
+        clip, strongest = _mixed(file, max_seconds, max_channels)
         if strongest is not None:  # twice, so that no other file costs what only this one needs
-            clip, _ = read(strongest)
+            clip, _ = _mixed(file, max_seconds, max_channels, only=strongest)
             cancel = f"The channels cancel when mixed: channel {strongest + 1} of {clip.channels} is heard alone."
             clip = replace(clip, warnings=(*clip.warnings, cancel))
-        if is_silent(clip.waveform):
-            peak_db = float(20 * np.log10(max(peak_of(clip.waveform), 1e-10)))
-            raise errors.SilentClip(peak_db=peak_db, floor_db=SILENCE_DB)
-        return clip
+    if is_silent(clip.waveform):
+        peak_db = float(20 * np.log10(max(peak_of(clip.waveform), 1e-10)))
+        raise errors.SilentClip(peak_db=peak_db, floor_db=SILENCE_DB)
+    return clip
+
+
+def _mixed(
+    file: BinaryIO, max_seconds: float | None, max_channels: int, only: int | None = None
+) -> tuple[Clip, int | None]:
+    """The clip, silent or not, by all of its channels or by one, and which is to be heard where all of them cancel."""
+    with _open_stream(file, max_channels) as stream:
+        downmix = Downmix(stream.channels, stream.places, only=only)
+        clip, frames = _collect(stream, downmix, max_seconds, max_channels)
+        return clip, downmix.cancelled(frames)
 
 
 @dataclass(frozen=True)
@@ -127,10 +117,27 @@ class _Stream:
     warnings: tuple[str, ...] = ()
 
 
-def _collect(
-    stream: _Stream, downmix: Downmix, max_seconds: float | None, max_channels: int
-) -> tuple[Clip, int | None]:
-    """The clip, silent or not, and the channel to be heard instead where all of them cancel."""
+@contextmanager
+def _open_stream(file: BinaryIO, max_channels: int) -> Iterator[_Stream]:
+    size = file.seek(0, io.SEEK_END)
+    if size == 0:
+        raise errors.EmptyFile
+    kind = sniff_format(file)
+    file.seek(after_tags(file))
+    head = file.read(HEAD)
+    if kind is None:
+        raise errors.UnknownFormat(other_kind(head))
+    demuxer = demuxer_of(kind, head)
+    if demuxer is None:
+        opened = _open_soundfile(file, kind, size, max_channels)
+    else:
+        opened = _open_av(file, kind, demuxer, head, size, max_channels)
+    with opened as stream:
+        yield stream
+
+
+def _collect(stream: _Stream, downmix: Downmix, max_seconds: float | None, max_channels: int) -> tuple[Clip, int]:
+    """The clip, silent or not, and how many frames of the file it is made of."""
     rate, frames = stream.sample_rate, 0
     most = None if max_seconds is None else int(max_seconds * max_channels * FULL_RATE)
     if most is not None and max_seconds is not None and stream.declared_s is not None:
@@ -172,7 +179,7 @@ def _collect(
         if failure or extent:
             raise failure or errors.DecodeFailed(f"it ends early, after {extent}")
         raise errors.ClipTooShort(seconds=decoded_s)
-    return Clip(waveform, rate, stream.channels, stream.format, warnings), downmix.cancelled(frames)
+    return Clip(waveform, rate, stream.channels, stream.format, warnings), frames
 
 
 @contextmanager
