@@ -144,6 +144,17 @@ class Settings(BaseSettings):
     )
     query_timeout_s: float = Field(60.0, description="a query that takes longer answers 503, seconds", gt=0)
 
+    kept_mix_s: int = Field(
+        3600,
+        description="how long a mix is kept, for its `mix_id` to be searched with again, since its last use, seconds",
+        ge=1,
+    )
+    kept_mix_bytes: int = Field(
+        128 * 2**20,
+        description="mixes and embeddings of them that Redis keeps, bytes, those used last; 0: none",
+        ge=0,
+    )
+
     # Untrusted audio.
     max_clip_s: float = Field(1200.0, description="longest clip accepted, seconds", gt=0)
     max_channels: int = Field(8, description="most channels accepted", ge=1)
@@ -154,6 +165,10 @@ class Settings(BaseSettings):
     decoders: int = Field(2, description="decoder processes at a time", ge=1)
     decoded_bytes: int = Field(
         384 * 2**20, description="decoded audio that the API holds at a time, bytes; what is more waits", gt=0
+    )
+
+    fitted_bytes: int = Field(
+        2**30, description="disk that fitted audio may take; what nobody asked for longest goes first", ge=0
     )
 
     # The queue and the worker.
@@ -232,6 +247,10 @@ class Settings(BaseSettings):
         """What a FAISS index may take."""
         limits = Limits.of_this_machine()
         return Limits(self.index_memory_bytes or limits.memory_bytes, self.exact_windows, self.minimum_recall)
+
+    @property
+    def fitted_folder(self) -> Path:
+        return self.data_folder / "fitted"
 
     @property
     def checkpoint_folder(self) -> Path:

@@ -16,7 +16,7 @@ SAME_LENGTH_S = 0.05
 """Stems of one track that differ by less in length were cut together, so their beats are the same."""
 MOST_SIBLINGS = 15
 """That are heard together with a stem: each is decoded for it."""
-SAME_TEMPO = 1e-4
+UNCHANGED_TEMPO = 1e-4
 """An analysis works with seconds of its own; what it makes of a said tempo may be off in the last digits."""
 
 
@@ -70,7 +70,7 @@ def analysed(stem: Row[Any], music: StemMusic) -> dict[str, Any] | None:
             values[name], sources[name] = getattr(stem, name), stem.sources[name]
             sure.pop(name, None)
     said = _is_said(stem.sources, "tempo_bpm")
-    if said and not (music.tempo_bpm and math.isclose(stem.tempo_bpm, music.tempo_bpm, rel_tol=SAME_TEMPO)):
+    if said and not (music.tempo_bpm and math.isclose(stem.tempo_bpm, music.tempo_bpm, rel_tol=UNCHANGED_TEMPO)):
         return None
     return values | {
         "pitched": music.pitched,
@@ -107,7 +107,7 @@ def said_anew(stem: Row[Any], changed: Mapping[str, Any], beats: float | None) -
     if "tempo_bpm" in changed:
         columns["said_beats"] = beats
         tempo = changed["tempo_bpm"] or 0.0
-        again = again or not math.isclose(tempo, stem.tempo_bpm or 0.0, rel_tol=SAME_TEMPO)
+        again = again or not math.isclose(tempo, stem.tempo_bpm or 0.0, rel_tol=UNCHANGED_TEMPO)
     if again:
         columns |= {name: None for name in FACTS if sources.get(name) == "heard"}
         columns["sources"] = {name: source for name, source in sources.items() if source != "heard"}

@@ -1,6 +1,6 @@
 """What goes into the encoder: a file decoded to a waveform and cut into windows, and what a clip is musically."""
 
-from model.audio.decode import Clip, load_clip
+from model.audio.decode import SAMPLE_RATES, Clip, Part, load_clip, load_part
 from model.audio.errors import (
     AudioError,
     ClipTooLong,

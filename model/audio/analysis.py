@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.audio.grid import Grid, folded
+from model.audio.grid import Grid, folded, same_tempo
 from model.audio.harmony import is_relative
 from model.audio.hearing import Hearing
 from model.audio.said import Said, exact_tempo
@@ -23,7 +23,7 @@ SURE_STEADINESS = 0.25
 
 SURE_KEY = 0.1
 
-SAME_TEMPO = 0.02
+AGREEING_TEMPO = 0.02
 """A said and a heard tempo that differ by less are one, whole octaves apart."""
 
 _LONGEST_LOOP_BEATS = 64
@@ -83,7 +83,7 @@ def analyse(waveform: Waveform, said: Said | None = None, together: Hearing | No
         sure["tempo_bpm"] = is_sure(heard)
     elif tempo is not None:
         grid = _said_grid(beats, said, seconds) if audible else None
-        if heard is not None and is_sure(heard) and not _same_tempo(tempo, heard.tempo_bpm):
+        if heard is not None and is_sure(heard) and not same_tempo(tempo, heard.tempo_bpm, AGREEING_TEMPO):
             warnings.append(f"{_told(sources['tempo_bpm'], f'{tempo:.5g} BPM')}, but {heard.tempo_bpm:.4g} is heard")
     pitched = hearing.is_pitched()
     key = said.key
@@ -115,11 +115,6 @@ def _said_grid(hearing: Hearing, said: Said, seconds: float) -> Grid | None:
         return Grid(folded(np.arange(round(said.beats) + 1) * 60 / said.tempo_bpm))
     grid = next(iter(hearing.grids(said.tempo_bpm)), None)
     return None if grid is None else replace(grid, source="said")
-
-
-def _same_tempo(one: float, other: float) -> bool:
-    octaves = np.log2(one / other)
-    return bool(abs(octaves - round(octaves)) < np.log2(1 + SAME_TEMPO))
 
 
 def _kind(waveform: Waveform, seconds: float, said: Said, grid: Grid | None) -> Kind:

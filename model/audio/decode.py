@@ -1,7 +1,7 @@
-"""File -> mono waveform at 16 kHz."""
+"""File -> mono waveform at 16 kHz, or a part of it as it is."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +98,52 @@ def _mixed(
         return clip, downmix.cancelled(frames)
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Frames of a recording as they are: `samples` is float32 (channels, n), from frame `first` on, at `sample_rate`
+    Hz, finite. Fewer than asked where the recording ends."""
+
+    samples: Waveform
+    sample_rate: int
+    first: int
+
+
+def load_part(
+    source: Path | bytes | BinaryIO,
+    wanted: Callable[[int], tuple[int, int | None]],
+    *,
+    max_seconds: float,
+    max_channels: int = 8,
+) -> Part:
+    """Decode some of a file, all its channels at its own rate. What breaks off is kept as far as it goes.
+
+    Args:
+        source, max_seconds, max_channels: as of `load_clip`, and as of the whole file, if all of it is read.
+        wanted: given the rate, the first frame and how many (None: all that follow).
+
+    Raises:
+        AudioError, OSError: as `load_clip`; but short or silent audio is no error.
+    """
+    with _opened(source) as file, _open_stream(file, max_channels) as stream:
+        first, count = wanted(stream.sample_rate)
+        at = stream.seek(first) if stream.seek is not None else 0
+        pieces: list[Waveform] = []
+        try:
+            for block in _within_limits(stream, max_seconds, max_channels):
+                low = max(0, first - at)
+                high = len(block) if count is None else min(len(block), first + count - at)
+                if low < high:
+                    pieces.append(block[low:high])
+                at += len(block)
+                if count is not None and at >= first + count:
+                    break
+        except errors.DecodeFailed:
+            if not pieces:
+                raise
+    samples = np.concatenate(pieces).T if pieces else np.zeros((stream.channels, 0), np.float32)
+    return Part(samples, stream.sample_rate, min(first, at))
+
+
 @dataclass(frozen=True)
 class _Stream:
     """An opened file: what its header says, and its audio as float32 blocks (frames, channels).
@@ -113,6 +159,7 @@ class _Stream:
     declared_s: float | None = None
     present: float = 1.0
     ended: bool = True
+    seek: Callable[[int], int] | None = None  # go to a frame, or to the end; returns which
     places: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -136,29 +183,37 @@ def _open_stream(file: BinaryIO, max_channels: int) -> Iterator[_Stream]:
         yield stream
 
 
-def _collect(stream: _Stream, downmix: Downmix, max_seconds: float | None, max_channels: int) -> tuple[Clip, int]:
-    """The clip, silent or not, and how many frames of the file it is made of."""
+def _within_limits(stream: _Stream, max_seconds: float | None, max_channels: int) -> Iterator[Waveform]:
+    """The stream's blocks, checked one by one."""
     rate, frames = stream.sample_rate, 0
     most = None if max_seconds is None else int(max_seconds * max_channels * FULL_RATE)
     if most is not None and max_seconds is not None and stream.declared_s is not None:
         declared = stream.declared_s * rate * stream.channels
         if stream.declared_s <= max_seconds and declared > most:  # else it is too long, and decoding tells by how much
             raise errors.TooManySamples(most)
+    for block in stream.blocks:
+        peak = peak_of(block)
+        if not peak <= LOUDEST:  # NaN compares false
+            raise errors.NonFiniteSamples(seconds=frames / rate)
+        frames += len(block)
+        if max_seconds is not None and frames > max_seconds * rate:
+            raise errors.ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
+        if most is not None and frames * stream.channels > most:
+            raise errors.TooManySamples(most)
+        yield block
+
+
+def _collect(stream: _Stream, downmix: Downmix, max_seconds: float | None, max_channels: int) -> tuple[Clip, int]:
+    """The clip, silent or not, and how many frames of the file it is made of."""
+    rate, frames = stream.sample_rate, 0
     resampler = (
         None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     )
     pieces: list[Waveform] = []
     failure: errors.DecodeFailed | None = None
     try:
-        for block in stream.blocks:
-            peak = peak_of(block)
-            if not peak <= LOUDEST:  # NaN compares false
-                raise errors.NonFiniteSamples(seconds=frames / rate)
+        for block in _within_limits(stream, max_seconds, max_channels):
             frames += len(block)
-            if max_seconds is not None and frames > max_seconds * rate:
-                raise errors.ClipTooLong(seconds=max(frames / rate, stream.declared_s or 0.0), maximum=max_seconds)
-            if most is not None and frames * stream.channels > most:
-                raise errors.TooManySamples(most)
             mono = downmix.mix(block)
             pieces.append(mono if resampler is None else resampler.resample_chunk(mono))
     except errors.DecodeFailed as error:
@@ -231,9 +286,20 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
         places = header.places if kind in ("wav", "aiff") else places_of(kind, sound.channels)
         warnings = ("The header does not tell how long the file is: it is read to its end.",) if header.untold else ()
         blocks = _soundfile_blocks(sound)
+        seek = _seeker(sound) if kind in ("wav", "aiff", "flac") and declared_s is not None else None
         yield _Stream(
-            kind, sound.samplerate, sound.channels, blocks, declared_s, header.present, ended, places, warnings
+            kind, sound.samplerate, sound.channels, blocks, declared_s, header.present, ended, seek, places, warnings
         )
+
+
+def _seeker(sound: soundfile.SoundFile) -> Callable[[int], int]:
+    def seek(frame: int) -> int:
+        try:
+            return int(sound.seek(min(frame, sound.frames)))
+        except soundfile.LibsndfileError as error:
+            raise _unreadable(error) from error
+
+    return seek
 
 
 def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[Waveform]:
@@ -319,7 +385,9 @@ def _open_av(
         warnings = (f"The file holds {several} audio streams: the first one is heard.",) if several > 1 else ()
         places = tuple(channel.name for channel in context.layout.channels)
         blocks = _av_blocks(container, stream, context.sample_rate)
-        yield _Stream(kind, context.sample_rate, context.channels, blocks, declared_s, present, ended, places, warnings)
+        yield _Stream(
+            kind, context.sample_rate, context.channels, blocks, declared_s, present, ended, None, places, warnings
+        )
 
 
 def _mp3_tells_length(file: BinaryIO) -> bool:

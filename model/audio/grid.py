@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from model.audio.windows import SAMPLE_RATE, Windows
 
@@ -98,6 +98,12 @@ def folded(beats_s: NDArray[np.float64]) -> NDArray[np.float64]:
     while 60.0 / np.median(np.diff(beats_s)) >= 2 * LOWEST_BPM and len(beats_s) > 2:
         beats_s = beats_s[::2]
     return beats_s
+
+
+def same_tempo(one: ArrayLike, other: ArrayLike, within: float) -> Any:
+    """Whether two tempi, or two periods, differ by at most this share, whole octaves left out; of arrays, which."""
+    octaves = np.log2(np.divide(one, other))
+    return np.abs(octaves - np.round(octaves)) <= np.log2(1 + within)
 
 
 def beat_windows(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from model.audio.grid import LOWEST_BPM, Grid
+from model.audio.grid import LOWEST_BPM, Grid, same_tempo
 from model.audio.harmony import HEARD_PROFILES, key_fits, key_name
 from model.audio.windows import SAMPLE_RATE, Waveform
 from model.cqt import ScaledCQT, scale_decibels
@@ -246,8 +246,7 @@ def _peaks(agreement: NDArray[np.float64], periods: NDArray[np.float64], most: i
         if left[place] == -np.inf:
             break
         found.append(place)
-        octaves = np.log2(periods / periods[place])
-        left[np.abs(octaves - np.round(octaves)) <= np.log2(1 + ANOTHER_TEMPO)] = -np.inf
+        left[same_tempo(periods, periods[place], ANOTHER_TEMPO)] = -np.inf
     return found
 
 

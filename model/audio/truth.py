@@ -15,7 +15,7 @@ from typing import Any
 
 FILE = "track.json"
 
-SAME_TEMPO = 1e-3
+STEADY_TEMPO = 1e-3
 """Beats that differ by less than this share have one tempo."""
 
 
@@ -49,7 +49,7 @@ def tempo_map(beats_s: Sequence[float]) -> list[tuple[float, float]]:
     tempi: list[tuple[float, float]] = []
     for beat, following in pairwise(beats_s):
         tempo = 60.0 / (following - beat)
-        if not tempi or abs(tempo / tempi[-1][1] - 1) > SAME_TEMPO:
+        if not tempi or abs(tempo / tempi[-1][1] - 1) > STEADY_TEMPO:
             tempi.append((round(beat, 6), round(tempo, 4)))
     return tempi
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from model.audio import SAMPLE_RATE, Waveform
 from model.audio.analysis import is_sure
-from model.audio.grid import Grid
+from model.audio.grid import Grid, same_tempo
 from model.audio.harmony import is_relative
 from model.audio.hearing import LEAST_BEATS, Hearing, hear_grid, hear_grids, hear_key
 from model.evaluation.retrieval import draw_rng
 from model.training.stems import StemBank
 
-SAME_TEMPO = 0.005
+RIGHT_TEMPO = 0.005
 """Of a tempo, octaves folded, that counts as right."""
 
 ON_THE_GRID_S = 0.02
@@ -101,13 +101,7 @@ def _measure(bank: StemBank, track: int, rng: np.random.Generator, right: dict[s
 
 
 def _agree(one: Grid | None, other: Grid | None) -> bool:
-    return one is not None and other is not None and same_tempo(one, other)
-
-
-def same_tempo(heard: Grid, known: Grid) -> bool:
-    """Whether two tempi, octaves folded, are within SAME_TEMPO of each other."""
-    octaves = np.log2(heard.tempo_bpm / known.tempo_bpm)
-    return bool(abs(octaves - round(octaves)) <= np.log2(1 + SAME_TEMPO))
+    return one is not None and other is not None and bool(same_tempo(one.tempo_bpm, other.tempo_bpm, RIGHT_TEMPO))
 
 
 def same_grid(heard: Grid, known: Grid, seconds: float) -> bool:

@@ -9,19 +9,25 @@ from dataclasses import dataclass, field, replace
 from indexer import ApiKeys, Catalog, HermitianFold, IndexStore, IndexUnavailable, LiveIndex, open_store
 from service.api.counts import Counts
 from service.api.errors import problem
+from service.api.export import Export
+from service.api.fitted import Fitted
 from service.api.ingest import Ingest
 from service.api.keys import KeyRing
+from service.api.mixes import Mixes
+from service.api.operating import ReadyOut, WorkerOut
 from service.api.rates import RateLimiter
 from service.api.reindex import Reindexer
 from service.api.retrieval import Retrieval
-from service.api.schemas import IndexOut, ModelOut, ReadyOut, WorkerOut
+from service.api.schemas import IndexOut, ModelOut
 from service.metrics import Metrics
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.decoding import DecodeLimits
+from service.work.fitted import FittedFiles
 from service.work.jobs import QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
+from service.work.shelf import Shelf
 from service.work.streams import connect
 from service.work.turns import Budget
 from service.work.uploads import Decoder
@@ -49,6 +55,8 @@ class Backend:
     live: LiveIndex
     counts: Counts
     ingest: Ingest
+    fitted: Fitted
+    export: Export
     retrieval: Retrieval
     reindexer: Reindexer
     metrics: Metrics
@@ -74,6 +82,10 @@ class Backend:
             budget = Budget(settings.decoded_bytes // SAMPLE_BYTES)
             counts = Counts(catalog)
             blobs = Blobs(settings.resolved_blob_url)
+            fitted = Fitted(catalog, blobs, decoder, FittedFiles(settings.fitted_folder, settings.fitted_bytes))
+            shelf = Shelf.of(settings)
+            stack.push_async_callback(shelf.aclose)
+            mixes = Mixes(catalog, blobs, decoder, budget, shelf)
             models = await asyncio.to_thread(Models, settings)
             metrics = Metrics()
 
@@ -96,8 +108,10 @@ class Backend:
                 models,
                 live,
                 counts,
-                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, problem),
-                Retrieval(settings, catalog, blobs, queue, decoder, budget, models, live, metrics),
+                Ingest(settings, catalog, blobs, queue, decoder, budget, counts, fitted.files, problem),
+                fitted,
+                Export(settings, decoder, fitted),
+                Retrieval(settings, catalog, mixes, queue, models, live, metrics),
                 reindexer,
                 metrics,
             )

@@ -28,13 +28,17 @@ from model.checkpoints import CheckpointError
 from service.api.bodies import BodyTooLarge, BodyTooSlow
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
 from service.api.metadata import BadMetadata
+from service.api.mixes import MixNotFound, MixNotReady, NoMix
+from service.api.orders import BadPlaced
 from service.api.origins import CrossSite, UnknownHost
+from service.api.placing import PlacedBeyondEnd
 from service.api.ranges import RangeNotSatisfiable
 from service.api.rates import TooManyRequests
 from service.api.reindex import NoIndexTypes, RecallTooLow
-from service.api.retrieval import MixNotReady, NoMix, QueryTimeout
+from service.api.retrieval import MixTooLong, QueryTimeout
 from service.api.schemas import PROBLEM_TYPE, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
+from service.work.fitted import NoRoom
 from service.work.jobs import EmbedFailed, FingerprintMismatch, KilledItsWorker, StemNotEmbedded
 from service.work.models import UnknownCheckpoint
 from service.work.queue import EmbedTimeout
@@ -65,6 +69,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     IndexUnavailable: ProblemType(503, "index-unavailable", "The index is not ready"),
     BlobMissing: ProblemType(503, "audio-missing", "The audio store does not hold this stem"),
     BlobStoreUnavailable: ProblemType(503, "audio-store-unavailable", "The audio store cannot be used now"),
+    NoRoom: ProblemType(507, "no-room", "No room on the disk"),
     QueueFull: ProblemType(429, "queue-full", "Too much is waiting"),
     QueueUnavailable: ProblemType(503, "queue-unavailable", "The queue cannot be reached"),
     EmbedTimeout: ProblemType(503, "embedding-timed-out", "No worker answered in time"),
@@ -77,8 +82,12 @@ TABLE: dict[type[Exception], ProblemType] = {
     TooManyRequests: ProblemType(429, "too-many-requests", "Too many requests"),
     QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
+    MixNotFound: ProblemType(404, "mix-not-found", "No such mix"),
+    MixTooLong: ProblemType(422, "mix-too-long", "The mix is too long"),
+    PlacedBeyondEnd: ProblemType(422, "placed-beyond-end", "Nothing is left there"),
     QueryTimeout: ProblemType(503, "query-timed-out", "The search took too long"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),
+    BadPlaced: ProblemType(422, "bad-placed", "The placed stems cannot be used"),
     BadMetadata: ProblemType(422, "bad-metadata", "The metadata cannot be read"),
     RangeNotSatisfiable: ProblemType(416, "range-not-satisfiable", "No such bytes"),
     KilledItsWorker: ProblemType(500, "killed-its-worker", "The stem crashes the worker"),

@@ -33,6 +33,7 @@ from service.api.keys import Caller
 from service.settings import Settings
 from service.text import LONGEST, shown
 from service.work.blobs import Blobs, BlobStoreUnavailable, sha256_of
+from service.work.fitted import FittedFiles
 from service.work.jobs import QueueError
 from service.work.queue import Queue
 from service.work.streams import QueueFull
@@ -97,6 +98,7 @@ class Ingest:
     decoder: Decoder
     budget: Budget
     counts: Counts
+    fitted: FittedFiles
     describe: Describe  # how a refused file is shown to whoever asks for the job
 
     def __post_init__(self) -> None:
@@ -231,6 +233,7 @@ class Ingest:
         for sha256 in digests:
             if not await self.catalog.holds(sha256):
                 await self.blobs.delete(sha256)
+                await self.fitted.forget(sha256)
 
     async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> Shown | AudioError:
         """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it."""

@@ -1,6 +1,10 @@
 """Which bytes of a stem's audio a request asks for, and whether it has them already."""
 
 import re
+from collections.abc import AsyncIterator, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 
 class RangeNotSatisfiable(Exception):
@@ -40,3 +44,41 @@ def names_tag(header: str | None, tag: str, *, weak: bool) -> bool:
         return False
     named = {part.strip() for part in header.split(",")}
     return tag in named or (weak and (f"W/{tag}" in named or named == {"*"}))
+
+
+def answer_bytes(
+    request: Request, size: int, tag: str, read: Callable[[int, int], AsyncIterator[bytes | memoryview]], **more: str
+) -> Response:
+    """What a request gets of `size` bytes that never change under their `tag`: all, a range, or that it has them.
+
+    Args:
+        read: the bytes from one place up to another, piece by piece.
+        more: further headers of what has a body, `_` for `-`.
+
+    Raises:
+        RangeNotSatisfiable.
+    """
+    headers = {
+        "Accept-Ranges": "bytes",
+        "ETag": tag,
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    asked = request.headers
+    if names_tag(asked.get("if-none-match"), tag, weak=True):
+        return Response(status_code=304, headers=headers)
+    headers |= {name.replace("_", "-"): value for name, value in more.items()}
+    if request.scope.get("head"):
+        return Response(headers=headers | {"Content-Length": str(size)})
+    current = "if-range" not in asked or names_tag(asked["if-range"], tag, weak=False)
+    part = byte_range(asked.get("range"), size) if current else None
+    start, end = part or (0, size)
+    headers["Content-Length"] = str(end - start)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+
+    async def body() -> AsyncIterator[bytes]:
+        async for piece in read(start, end):
+            yield bytes(piece)
+
+    return StreamingResponse(body(), 206 if part else 200, headers)

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from indexer import Alias, Catalog, Index, IndexType, Job, LiveIndex
-from service.api.schemas import ReindexIn
+from service.api.operating import ReindexIn
 from service.settings import Settings
 from service.work.jobs import QueueError
 from service.work.models import Models

@@ -1,19 +1,20 @@
 """POST /retrieve: the mix comes in, is searched with, and hits go out."""
 
 import asyncio
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
-from indexer import Catalog, LiveIndex, Stem
-from model.audio import SAMPLE_RATE
-from service.api.ingest import for_decoder
+from indexer import Catalog, Index, LiveIndex, Place, Stem, StemFilter
+from model.audio import SAMPLE_RATE, Waveform
+from service.api.keys import Caller
+from service.api.mixes import Mix, Mixes
 from service.api.schemas import (
     AlignOut,
+    BandOut,
     CopyOut,
     HitOut,
     IndexOut,
@@ -21,39 +22,35 @@ from service.api.schemas import (
     ModelOut,
     RetrieveIn,
     RetrieveOut,
+    SlotOut,
     StemOut,
     WindowPair,
 )
 from service.metrics import Metrics, Stopwatch
-from service.search.retrieval import Embedder, Finder
+from service.search.band import CANDIDATES, MOST_HELD, Band
+from service.search.mix import HeardMix
+from service.search.placing import laid
+from service.search.remembered import Remembering
+from service.search.retrieval import Embedder, Finder, Found, Wish
+from service.search.sureness import Sureness
 from service.settings import Settings
-from service.work.blobs import Blobs
 from service.work.models import Models, note_of
 from service.work.streams import QueueFull
-from service.work.turns import Budget, Turns
-from service.work.uploads import Decoder
+from service.work.turns import Turns
 
 SEARCHES = 3  # at most, for as many hits as were asked for while stems are deleted
 FEWEST_SEARCHES = 2  # that go on at a time
 
 
-class NoMix(Exception):
-    """A query has neither a file nor stem ids, or both."""
+class MixTooLong(Exception):
+    """A mix cannot be completed within the memory that queries have."""
 
-    public = "Send either `file`, or `stem_id` once or more."
+    public = "A mix that is to be completed may last {maximum_s:g} s; this one lasts {seconds:g} s."
 
-    def __init__(self) -> None:
-        super().__init__("Send either `file`, or `stem_id` once or more.")
-
-
-class MixNotReady(Exception):
-    """A mix is made of stems of which one failed."""
-
-    public = "The stem {stem_id} of the mix could not be used itself."
-
-    def __init__(self, stem_id: str) -> None:
-        super().__init__(f"The stem {stem_id} of the mix could not be used itself.")
-        self.stem_id = stem_id
+    def __init__(self, seconds: float, maximum_s: float) -> None:
+        super().__init__(f"a mix of {seconds:g} s is too long to be completed; it may last {maximum_s:g} s")
+        self.seconds = round(seconds, 3)
+        self.maximum_s = round(maximum_s, 1)
 
 
 class QueryTimeout(Exception):
@@ -72,34 +69,31 @@ class Retrieval:
 
     settings: Settings
     catalog: Catalog
-    blobs: Blobs
+    mixes: Mixes
     embedder: Embedder
-    decoder: Decoder
-    budget: Budget
     models: Models
     live: LiveIndex
     metrics: Metrics
 
     def __post_init__(self) -> None:
         self.turns = Turns(FEWEST_SEARCHES, self.settings.max_queued_queries, self._full)
-        self._finder = Finder(self.settings, self.catalog, self.embedder, self.live)
 
-    async def answer(self, query: RetrieveIn, who: str) -> RetrieveOut:
-        """The stems that fit, best first, for a caller `who` takes turns with others.
+    async def answer(self, query: RetrieveIn, caller: Caller) -> RetrieveOut:
+        """The stems that fit, best first, for a caller who takes turns with others.
 
         Raises:
-            AudioError: the mix cannot be used.
-            NoMix: neither a file nor stems were sent, or both.
+            AudioError: the mix, or a stem that is placed in it, cannot be used.
+            NoMix, MixNotFound: there is none, or there are several.
             StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
+            PlacedBeyondEnd: a stem is placed where nothing is left.
+            MixTooLong: to be completed.
             QueryTimeout: it waited and worked for longer than the settings allow.
             IndexUnavailable, QueueError: not now.
         """
-        if (query.file is None) == (not query.stem_id):
-            raise NoMix
         watch = Stopwatch(self.metrics)
         try:
-            async with asyncio.timeout(self.settings.query_timeout_s) as deadline, self.turns.turn(who):
-                return await self._answer(query, watch)
+            async with asyncio.timeout(self.settings.query_timeout_s) as deadline, self.turns.turn(caller.who):
+                return await self._answer(query, caller.owner, watch)
         except TimeoutError:
             if deadline.expired():
                 raise QueryTimeout(self.settings.query_timeout_s) from None
@@ -109,39 +103,99 @@ class Retrieval:
         """Let as many searches go on at a time as keep workers of these batch limits busy."""
         self.turns.resize(max(FEWEST_SEARCHES, sum(2 * max(1, round(limit) // 16) for limit in batch_limits)))
 
-    async def _answer(self, query: RetrieveIn, watch: Stopwatch) -> RetrieveOut:
-        index, (waveform, warnings, mixed) = await asyncio.gather(self.live.current(), self._mix(query, watch))
+    async def _answer(self, query: RetrieveIn, owner: str | None, watch: Stopwatch) -> RetrieveOut:
+        index, mix = await asyncio.gather(self.live.current(), self.mixes.of(query, owner, watch))
+        embedder = self.embedder if mix.mix_id is None else Remembering(self.embedder, self.mixes.shelf, mix.mix_id)
+        finder = Finder(self.settings, self.catalog, embedder, self.live)
+        heard = await finder.hear(mix.waveform, query.as_wish(), watch)
+        if query.placed:
+            mix = await self.mixes.lay(mix, query.placed, watch)
+        search = _Search(query, mix, heard, query.as_wish(mix.rows), query.as_filter(mix.stem_ids), finder, watch)
+        if query.complete:
+            return await self._complete(index, search, embedder)
         for _ in range(SEARCHES):
-            found = await self._finder.find(index, waveform, query.as_filter(), query.as_wish(mixed), watch)
+            found = await search.find(index)
             ranked = found.places | found.spare
-            stems = await self.catalog.stems_by_row([*ranked, *chain(*(found.copies[row] for row in ranked))])
+            stems = await self._stems(found, ranked)
             places = {row: place for row, place in ranked.items() if row in stems}
             if len(places) >= query.limit or len(places) == len(ranked):
                 break
             index = await self.live.current()  # more stems were deleted meanwhile than were to spare
-        hits = [
-            HitOut(
-                rank=rank,
-                score=place.score,
-                cost=place.cost,
-                speed=place.speed,
-                transpose=place.transpose,
-                start_s=place.start_s,
-                stem=StemOut.of(stems[row], self.settings.root_path),
-                copies=[
-                    CopyOut.of(stems[copy], self.settings.root_path) for copy in found.copies[row] if copy in stems
-                ],
-                windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
+        shown = [*places.items()][: query.limit]
+        return self._told(search, found, [self._hit(*one, found, stems, rank) for rank, one in enumerate(shown, 1)])
+
+    async def _complete(self, index: Index, search: "_Search", embedder: Embedder) -> RetrieveOut:
+        """One stem of each instrument that is wanted, and what else would do."""
+        waveform, most = search.mix.waveform, self.settings.decoded_bytes // MOST_HELD
+        if waveform.nbytes > most:
+            raise MixTooLong(len(waveform) / SAMPLE_RATE, most / waveform.itemsize / SAMPLE_RATE)
+        found: dict[str, Found] = {}
+        stems: dict[int, Stem] = {}
+        for name in search.query.complete:
+            found[name] = await search.find(index, instruments=(name,), limit=CANDIDATES)
+            index = found[name].index
+            stems |= await self._stems(found[name], found[name].places)
+
+        async def play(row: int, place: Place) -> Waveform:
+            sound, stem = np.zeros(len(waveform), np.float32), stems[row]
+            with suppress(ValueError):  # no window of it lies where something of it is left
+                at, fitting = laid(place, len(waveform), stem.duration_s, stem.kind == "loop")
+                part = await self.mixes.fitted(stem, fitting)
+                sound[at:] = part
+            return sound
+
+        with search.watch.stage("complete"):
+            band = Band(self.catalog, embedder, index, waveform, play, self.settings.query_timeout_s)
+            listed = {name: [one for one in some.scored if one.row in stems] for name, some in found.items()}
+            among = await band.complete(listed)
+        hits, slots = list[HitOut](), list[SlotOut]()
+        for name, some in among.items():
+            told = [self._hit(one.row, one.place, found[name], stems) for one in some]
+            hits += [hit.model_copy(update={"rank": len(hits) + 1}) for hit in told[:1]]
+            slots.append(
+                SlotOut(
+                    instrument=name,
+                    rank=len(hits) if told else None,
+                    alternatives=told[1 : search.query.limit + 1],
+                    note=None if told else "No stem that passes the filters is of this instrument.",
+                )
             )
-            for rank, (row, place) in enumerate([*places.items()][: query.limit], start=1)
-        ]
-        index, plan, heard = found.index, found.plan, found.heard
+        score = float(np.mean([hit.score for hit in hits])) if hits else None
+        first = replace(next(iter(found.values())), exact=False)
+        return self._told(search, first, hits, BandOut(score=score, slots=slots))
+
+    async def _stems(self, found: Found, rows: Iterable[int]) -> dict[int, Stem]:
+        """Those that are still there, of these hits and their copies."""
+        rows = [*rows]
+        return await self.catalog.stems_by_row([*rows, *chain(*(found.copies[row] for row in rows))])
+
+    def _hit(self, row: int, place: Place, found: Found, stems: Mapping[int, Stem], rank: int = 0) -> HitOut:
+        root_path = self.settings.root_path
+        known = Sureness.of_notes(self.models.of(found.index.fingerprint).notes)
+        return HitOut(
+            rank=rank,
+            score=place.score,
+            sureness=None if known is None else round(known.of(place.score), 3),
+            cost=place.cost,
+            speed=place.speed,
+            transpose=place.transpose,
+            start_s=place.start_s,
+            stem=StemOut.of(stems[row], root_path),
+            copies=[CopyOut.of(stems[copy], root_path) for copy in found.copies[row] if copy in stems],
+            windows=[WindowPair.model_validate(pair) for pair in sorted(place.pairs, key=lambda pair: pair.mix_s)],
+        )
+
+    def _told(self, search: "_Search", found: Found, hits: list[HitOut], band: BandOut | None = None) -> RetrieveOut:
+        index, plan, heard, mix = found.index, found.plan, search.heard, search.mix
         grid = heard.grids[0] if heard.grids else None
         model = self.models.of(index.fingerprint)
+        align = search.query.align
         return RetrieveOut(
             hits=hits,
+            band=band,
+            mix_id=mix.mix_id,
             mix=MixOut(
-                duration_s=len(waveform) / SAMPLE_RATE,
+                duration_s=len(mix.waveform) / SAMPLE_RATE,
                 tempo_bpm=None if grid is None else grid.tempo_bpm,
                 first_beat_s=None if grid is None else float(grid.beats_s[0]),
                 key=heard.key,
@@ -149,10 +203,10 @@ class Retrieval:
                 sure=heard.sure,
                 searched_from_s=plan.begin / SAMPLE_RATE,
                 searched_to_s=plan.end / SAMPLE_RATE,
-                warnings=list(warnings),
+                warnings=list(mix.warnings),
             ),
             align=AlignOut(
-                mode="search" if query.align == "beats" and plan.grid is None else query.align,
+                mode="search" if align == "beats" and plan.grid is None else align,
                 shift_s=plan.step / SAMPLE_RATE,
                 shifts=plan.shifts,
                 range_s=plan.range_s,
@@ -160,45 +214,27 @@ class Retrieval:
             exact=found.exact,
             index=IndexOut.model_validate(index),
             model=ModelOut(fingerprint=index.fingerprint, trained=model.trained, note=note_of(model)),
-            timing_ms=watch.done(),
+            timing_ms=search.watch.done(),
         )
-
-    async def _mix(
-        self, query: RetrieveIn, watch: Stopwatch
-    ) -> tuple[NDArray[np.float32], tuple[str, ...], tuple[int, ...]]:
-        """The mix, warnings of its files, and the rows of the stems that make it up."""
-        with watch.stage("decode"):
-            if query.file is not None:
-                async with for_decoder(query.file) as audio:
-                    clip = await self.decoder.decode(audio, budget=self.budget)
-                return clip.waveform, clip.warnings, ()
-            stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(query.stem_id)]
-            for stem in stems:
-                if stem.state == "failed":
-                    raise MixNotReady(stem.id)
-            return *(await self._sum(stems)), tuple(stem.row for stem in stems)
-
-    async def _sum(self, stems: Sequence[Stem]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """The mix of some stems that start together, as long as the longest; the score ignores its loudness.
-
-        However many there are, two waveforms of that length are held.
-        """
-        longest = math.ceil(max(stem.duration_s for stem in stems) * SAMPLE_RATE) + 1
-        length = 0
-        warnings: list[str] = []
-        taken = await self.budget.take(2 * longest)
-        mix = np.zeros(longest, np.float32)
-        self.budget.until_forgotten(mix, taken // 2)
-        try:
-            for stem in stems:
-                async with self.blobs.fetch(stem.sha256) as path:
-                    clip = await self.decoder.decode(path)
-                mix[: len(clip.waveform)] += clip.waveform
-                length = max(length, len(clip.waveform))
-                warnings += clip.warnings
-        finally:
-            self.budget.give_back(taken - taken // 2)
-        return mix[:length], tuple(warnings)
 
     def _full(self, waiting: int) -> QueueFull:
         return QueueFull("queries", waiting, self.settings.max_queued_queries, retry_after_s=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """A query with what it is asked by: its mix, stems laid into it, and what was heard of that before."""
+
+    query: RetrieveIn
+    mix: Mix
+    heard: HeardMix
+    wish: Wish
+    filter: StemFilter
+    finder: Finder
+    watch: Stopwatch
+
+    async def find(self, index: Index, instruments: tuple[str, ...] | None = None, limit: int | None = None) -> Found:
+        """What the query asks, of other instruments and as many hits where that is said."""
+        wanted = self.filter if instruments is None else replace(self.filter, instruments=instruments)
+        wish = self.wish if limit is None else replace(self.wish, limit=limit)
+        return await self.finder.find(index, self.mix.waveform, wanted, wish, self.watch, self.heard)

@@ -7,15 +7,25 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from indexer import FactSource, IndexType, Job, Kind, Stem, StemFilter, StemMetadata
+from indexer import FactSource, Job, Kind, Stem, StemFilter, StemMetadata
 from model.audio import compatible_keys
 from model.audio.said import key_of_text
+from service.api.placing import MOST_PLACED, Placed
+from service.search.band import MOST_HELD
 from service.search.retrieval import Wish
 from service.text import LONGEST, BadText, said
-from service.work.sandbox import Confinement
 
 
 def _said(text: str) -> str:
@@ -102,13 +112,25 @@ class ListIn(Filters):
 
 
 class RetrieveIn(Filters):
-    """A mix, and what is wanted: send either `file`, or `stem_id` once or more."""
+    """A mix, and what is wanted: send either `file`, or `mix_id`, or `stem_id` once or more."""
 
     file: UploadFile | None = Field(None, description="the mix, in any common audio format")
+    mix_id: ShortText | None = Field(None, description="of an answer: the same mix again, without another upload")
     stem_id: list[ShortText] = Field(
         default_factory=list, max_length=32, description="stems of the catalog that make up the mix; not returned"
     )
-    limit: int = Field(10, ge=1, le=100, description="hits wanted")
+    placed: Json[list[Placed]] = Field(
+        default_factory=list,
+        max_length=MOST_PLACED,
+        description="stems of the catalog that are mixed in before the search, which does not return them, as JSON",
+    )
+    complete: list[ShortText] = Field(
+        default_factory=list,
+        max_length=6,
+        description="instruments, with commas between or repeated: the hits are then one stem of each that fit the mix "
+        "and each other, and `band` says more",
+    )
+    limit: int = Field(10, ge=1, le=100, description="hits wanted; with `complete`, alternatives of each")
     align: Literal["beats", "search", "grid"] = Field(
         "beats",
         description="beats: stems may be played at the mix's tempo and in keys nearby; search: all as recorded, the "
@@ -132,11 +154,27 @@ class RetrieveIn(Filters):
     exclude: list[ShortText] = Field(default_factory=list, max_length=1000, description="ids of stems not wanted")
     exclude_track: list[ShortText] = Field(default_factory=list, max_length=1000, description="tracks not wanted")
 
-    def as_filter(self) -> StemFilter:
-        """The filters; a stem is never an answer to itself."""
-        return replace(
-            super().as_filter(), exclude=(*self.exclude, *self.stem_id), exclude_tracks=tuple(self.exclude_track)
-        )
+    @field_validator("complete", mode="before")
+    @classmethod
+    def _by_commas(cls, given: list[str]) -> list[str]:
+        return [name for text in given for name in text.split(",")]
+
+    @model_validator(mode="after")
+    def _one_way_to_say_instruments(self) -> Self:
+        if self.complete and self.instrument:
+            raise PydanticCustomError("instruments", "`complete` names the instruments: leave out `instrument`")
+        if len({name.casefold() for name in self.complete}) < len(self.complete):
+            raise PydanticCustomError("instruments", "`complete` names an instrument twice")
+        return self
+
+    @property
+    def waveforms(self) -> int:
+        """How many waveforms as long as the mix the answer needs at a time."""
+        return MOST_HELD if self.complete else 2 if self.placed else 1
+
+    def as_filter(self, mixed: Sequence[str] = ()) -> StemFilter:
+        """The filters; a stem is never an answer to itself, nor one of the `mixed` ones, by their ids."""
+        return replace(super().as_filter(), exclude=(*self.exclude, *mixed), exclude_tracks=tuple(self.exclude_track))
 
     def as_wish(self, mixed: tuple[int, ...] = ()) -> Wish:
         """What is asked beside the stems that may be answered. `mixed`: rows of those that make up the mix."""
@@ -277,6 +315,10 @@ class HitOut(BaseModel):
         description="mean score of the windows below, less `cost`; of a stem in the mix's own tempo and key, the "
         "better of that and of its best place as recorded. Higher is better"
     )
+    sureness: float | None = Field(
+        description="of stems that score so, the share that belong to the mix, where half of all do; "
+        "below 0.5 it fits no better than one drawn by chance. null: the model was not taught it"
+    )
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
     transpose: int = Field(description="semitones that it is to be moved up")
@@ -330,61 +372,38 @@ class ModelOut(BaseModel):
     note: str | None = Field(None, description="what a user must know of it")
 
 
+class SlotOut(BaseModel):
+    """An instrument that was to be found, and what was."""
+
+    instrument: str
+    rank: int | None = Field(description="of the hit that plays it; null: none does")
+    alternatives: list[HitOut] = Field(description="others that fit the mix and the rest of the set, best first")
+    note: str | None = Field(description="why there is none")
+
+
+class BandOut(BaseModel):
+    """A set of stems that fit a mix and each other; they are the hits."""
+
+    score: float | None = Field(
+        description="mean of the hits' scores, each against the mix with all others of the set in it; null: no hits"
+    )
+    slots: list[SlotOut]
+
+
 class RetrieveOut(BaseModel):
-    """The stems that fit, best first."""
+    """The stems that fit, best first; with `complete` one for each instrument, in the order asked."""
 
     hits: list[HitOut]
+    band: BandOut | None = Field(None, description="where `complete` was asked")
+    mix_id: str | None = Field(
+        description="to search with this mix again, for an hour from the last time (a setting); null: it is not kept"
+    )
     mix: MixOut
     align: AlignOut
     exact: bool = Field(description="proven: no other stem of the catalog scores higher on the tried delays")
     index: IndexOut
     model: ModelOut
     timing_ms: dict[str, Milliseconds]
-
-
-class ReindexIn(BaseModel):
-    """What the next index is to be made with; nothing given: the same model at full rank."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    checkpoint: ShortText | None = Field(None, description="a file in the checkpoints folder")
-    rank: int | None = Field(
-        None, ge=1, le=512, description="eigenvalues the fold keeps; null: as many as memory holds"
-    )
-    index_type: IndexType | None = Field(
-        None, description="flat, fp16, sq8 or ivf; null: what the catalog's size and the memory call for (FAISS only)"
-    )
-
-
-class RollbackOut(BaseModel):
-    """The generation that answers now, and the one it replaced."""
-
-    generation: int
-    previous: int
-    fingerprint: str
-
-
-class WorkerOut(BaseModel):
-    """What a living worker embeds on, as it last said."""
-
-    device: str
-    driver: str = Field(description="of a card, and the CUDA that torch was built for; empty on a CPU")
-    batch: int = Field(description="windows embedded at once")
-    embeddings_per_s: float = Field(description="while the device was at work; 0 before the first")
-
-
-class ReadyOut(BaseModel):
-    """Whether queries are answered, and with what."""
-
-    status: Literal["ready", "starting", "rebuilding", "unreachable"]
-    model: ModelOut
-    index: IndexOut | None
-    queue: dict[str, int]
-    stems: dict[str, int]
-    workers: dict[str, WorkerOut]
-    decoders: Confinement = Field(
-        description="what holds the processes that decode uploads: a system call filter and limits, or limits alone"
-    )
 
 
 class ProblemOut(BaseModel):

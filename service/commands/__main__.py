@@ -21,7 +21,8 @@ from service.commands.console import FAILED, Commands, complain
 from service.commands.demo import demo
 from service.commands.doctor import doctor
 from service.commands.embed import embed
-from service.commands.evaluate import catalog
+from service.commands.evaluate import band, catalog
+from service.commands.export import export
 from service.commands.ingest import ingest
 from service.commands.keys import keys_app
 from service.commands.reindex import reindex, rollback
@@ -40,12 +41,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (serve, worker, ingest, retrieve, analyse, embed, reindex, rollback, doctor, demo):
+for command in (serve, worker, ingest, retrieve, export, analyse, embed, reindex, rollback, doctor, demo):
     app.command()(command)
 app.command(hidden=True)(api)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(keys_app, name="keys")
 evaluate_app.command()(catalog)
+evaluate_app.command()(band)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(train_app, name="train")
 

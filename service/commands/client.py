@@ -126,6 +126,11 @@ class Client:
         files = {"file": (shown(mix.name), mix.read_bytes())} if mix is not None else None
         return self._body("POST", "/retrieve", files=files, data=dict(form))
 
+    def export(self, mix: Path, form: Mapping[str, Any]) -> bytes:
+        """POST /export; the ZIP. Raises OSError: the mix cannot be read."""
+        files = {"file": (shown(mix.name), mix.read_bytes())}
+        return self._answer("POST", "/export", files=files, data=dict(form)).content
+
     def reindex(self, checkpoint: str | None, rank: int | None, index_type: str | None = None) -> Body:
         """POST /admin/reindex; the job."""
         wanted = {"checkpoint": checkpoint, "rank": rank, "index_type": index_type}

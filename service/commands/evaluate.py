@@ -1,4 +1,4 @@
-"""The `phalar evaluate catalog` command: it parses and prints; `service.search.evaluation` measures."""
+"""`phalar evaluate catalog` and `band`: they parse and print; `service.search` measures."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def catalog(
             help="The catalog holds every track 4 to 12 % faster or slower, 1 or 2 semitones higher or lower."
         ),
     ] = False,
+    learn_sureness: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="A file to write the model to, with what these searches tell of sureness."),
+    ] = None,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
@@ -76,15 +80,19 @@ def catalog(
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
 
     Embedding dominates: a query costs about as much as the windows of ten minutes of stems, with --align grid less.
+    A model that tells how sure a hit is, is judged by it; --learn-sureness teaches it from the first row's searches.
     With --retimed, mixes are as recorded; stretched stems are kept in the cache. It needs the extra `evaluation`.
 
     Example: phalar evaluate catalog --stems ~/stems --queries 20 --retimed
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
     waiting_threads_sleep()
-    from model.checkpoints import CheckpointError
+    from model.checkpoints import CheckpointError, save_phalar
     from model.evaluation.retimed import RetimedBank
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
+    from service.search.sureness import NOTE
+    from service.settings import Settings
+    from service.work.models import configured_model
 
     cache = cache or default_cache()
     bank = open_bank(stems, cache, jobs)
@@ -97,11 +105,90 @@ def catalog(
             result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report, held)
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
+    if learn_sureness is not None and result.learnt is not None:
+        model = configured_model(Settings(checkpoint=checkpoint) if checkpoint else Settings())
+        notes = {**model.notes, NOTE: result.learnt.as_note()}
+        save_phalar(model, learn_sureness, trained=model.trained, notes=notes)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     if answer["model"]["note"]:
         err.print(answer["model"]["note"], style="yellow", markup=False, soft_wrap=True)
     show_answer(answer, catalog_tables(answer), as_json, page, section, [f"Of the model: {result.heard}."])
+
+
+WAY_NAMES = {"alone": "three searches", "in_set": "set, by the mix with the others", "mean": "set, by both"}
+
+
+def band(
+    stems: Annotated[
+        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Default: the model that the service loads.")
+    ] = None,
+    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    tracks: Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Mixes that lack three stems.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1.1, help="Length of a mix.")] = 8.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    page: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")
+    ] = None,
+    section: Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """A mix without three stems: are they found better as a set than by a search for each?
+
+    It needs the extra `evaluation`.
+
+    Example: phalar evaluate band --stems ~/stems --queries 20
+    """
+    logging.getLogger("phalar.model").setLevel(logging.ERROR)
+    waiting_threads_sleep()
+    from model.checkpoints import CheckpointError
+    from service.search.band_evaluation import BandSettings, evaluate_band
+    from service.search.evaluation import NothingToAsk, choose_tracks
+
+    bank = open_bank(stems, cache or default_cache(), jobs)
+    chosen = choose_tracks(bank, split.value, tracks, seed)
+    with _Progress() as progress:
+        try:
+            asked = BandSettings(queries, seconds, seed)
+            answer = evaluate_band(bank, chosen, asked, checkpoint, device, progress.report)
+        except (NothingToAsk, CheckpointError, ImportError) as error:
+            fail(str(error), FAILED)
+    answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | answer
+    heard = f"Of the model: {answer['heard']} of the {len(chosen)} tracks were heard in training."
+    show_answer(answer, band_tables(answer), as_json, page, section, [heard])
+
+
+def band_tables(answer: dict[str, Any]) -> list[Table]:
+    """The tables of this command's JSON: both ways, and how much better a set is."""
+    about = (
+        f"{answer['queries']} mixes of {answer['seconds']:g} s of {answer['tracks_asked']} tracks; each stem among "
+        f"{answer['candidates']:.0f} of its instrument"
+    )
+    measures = ("top1", "top3", "mean_reciprocal_rank", "all_right", "of_one_piece", "score")
+    columns = ("", "top 1", "top 3", "MRR", "all three right", "pairs of one piece", "score")
+    tables = [_table(f"Three missing stems ({about})", *columns), _table("More than three searches", *columns)]
+    for table, rows in zip(tables, (answer["ways"], answer["more_than_alone"]), strict=True):
+        for way, found in rows.items():
+            cells = [_interval(found[name], share=name not in ("mean_reciprocal_rank", "score")) for name in measures]
+            table.add_row(WAY_NAMES[way], *cells)
+    chance = answer["chance"]
+    cells = [f"{chance['mean_reciprocal_rank']:.3f}" if "rank" in name else f"{chance[name]:.1%}" for name in chance]
+    tables[0].add_row("chance", *cells, "", "")
+    return tables
+
+
+def _interval(figure: dict[str, float], *, share: bool) -> str:
+    value, low, high = (figure[name] for name in ("value", "low", "high"))
+    if share:
+        return f"{value:.0%} ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def catalog_tables(answer: dict[str, Any]) -> list[Table]:
@@ -140,6 +227,12 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
             shares += [measured[name]["right"] for name in ("speed", "transpose")]
         cells += ["" if share is None else f"{share:.0%}" for share in shares]
         tables[-1].add_row(ROW_NAMES[row], str(place["found"]), *cells, f"{took_s:.2f}")
+    for row, measured in answer["rows"].items():
+        if said := measured["sureness"]:
+            title = f"How sure, {ROW_NAMES[row]}: expected calibration error {said['error']:.3f}"
+            tables.append(_table(title, "said", "true", "share of stems"))
+            for each in said["bins"]:
+                tables[-1].add_row(*(f"{each[name]:.0%}" for name in ("said", "true", "weight")))
     return tables
 
 
@@ -157,7 +250,7 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="left" if name == "align" else "right")
+        table.add_column(name, justify="left" if name in ("align", "said", "") else "right")
     return table
 
 

@@ -40,7 +40,20 @@ def retrieve(
     stem_id: Annotated[
         list[str] | None, typer.Option(help="Or: stems of the catalog that make up the mix.", callback=words)
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Hits wanted.")] = 10,
+    mix_id: Annotated[
+        str | None, typer.Option(help="Or: the mix of an answer before, by its `mix_id`.", callback=words)
+    ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID[:START_S[:SPEED[:TRANSPOSE[:GAIN_DB]]]]",
+            help="A stem of the catalog that is mixed in before the search, as a hit says. May be given several times.",
+        ),
+    ] = None,
+    complete: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Instruments: one stem of each, that fit each other.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Hits wanted; with --complete, alternatives.")] = 10,
     align: Annotated[
         Align,
         typer.Option(
@@ -84,10 +97,13 @@ def retrieve(
 
     Example: phalar retrieve half-a-song.wav --instrument bass
     """
-    if (mix is None) == (not stem_id):
-        raise typer.BadParameter("give either a file or --stem-id")
+    if (mix is not None) + bool(stem_id) + (mix_id is not None) != 1:
+        raise typer.BadParameter("give either a file, or --stem-id, or --mix-id")
     form: dict[str, Any] = {
         "stem_id": stem_id,
+        "mix_id": mix_id,
+        "placed": json.dumps([_placed(text) for text in place]) if place else None,
+        "complete": complete,
         "limit": limit,
         "align": align.value,
         "tempo_bpm": tempo,
@@ -117,6 +133,25 @@ def retrieve(
     else:
         out.print(_heard(answer["mix"]))
         out.print(_table(answer))
+        for slot in (answer["band"] or {"slots": ()})["slots"]:
+            others = [f"{cell(hit['stem']['title'])} ({hit['score']:.3f})" for hit in slot["alternatives"]]
+            said = cell(slot["note"]) if slot["note"] else f"or {', '.join(others) or 'none'}"
+            out.print(f"{cell(slot['instrument'])}: {said}")
+        if answer["mix_id"]:
+            out.print(f"the same mix again: --mix-id {answer['mix_id']}")
+
+
+def _placed(text: str) -> dict[str, Any]:
+    """What `--place` says, as the service takes it."""
+    stem_id, *said = text.split(":")
+    names = ("start_s", "speed", "transpose", "gain_db")
+    try:
+        how: dict[str, Any] = {name: float(number) for name, number in zip(names, said, strict=False) if number}
+        if len(said) > len(names) or not how.get("transpose", 0.0).is_integer():
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not ID:START_S:SPEED:TRANSPOSE:GAIN_DB", param_hint="--place") from None
+    return {"stem_id": stem_id, **how}
 
 
 def _heard(mix: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from service.search.in_process import SearchedCatalog
 from service.search.judging import JudgedPlace, Query, judge_place
 from service.search.mix import Align
 from service.search.retrieval import Wish
+from service.search.sureness import UNRANKED, Sureness, calibration, learn
 from service.settings import Settings
 
 Waveform = NDArray[np.float32]
@@ -92,6 +93,8 @@ class Answer:
     ranked: bool  # False: the search did not name the stem at all, and it counts as the last
     place: JudgedPlace | None  # None: not found
     took_ms: dict[str, float]  # by stage
+    own_score: float = UNRANKED
+    strangers: tuple[float, ...] = ()  # scores of the stems of other tracks, those that were not named among them
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class CatalogResult:
     retimed: bool
     tracks_asked: int
     rows: dict[Row, dict[str, Any]]
+    learnt: Sureness | None  # from the first row
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -192,7 +196,11 @@ async def _evaluate(
             catalog={"tracks": len(tracks), "stems": index.stems, "windows": index.windows},
             retimed=held is not bank,
             tracks_asked=len({query.track for query in queries}),
-            rows={row: figures(answers[row], pieces, settings.seed) for row in settings.rows},
+            rows={
+                row: figures(answers[row], pieces, settings.seed, Sureness.of_notes(installed.notes))
+                for row in settings.rows
+            },
+            learnt=_learnt(answers[settings.rows[0]]),
         )
 
 
@@ -291,7 +299,25 @@ async def _ask(
         ranked=missing in places,
         place=place,
         took_ms=took_ms,
+        own_score=places[missing].score if missing in places else UNRANKED,
+        strangers=tuple(
+            places[other].score if other in places else UNRANKED
+            for others in rows.values()
+            for other in others
+            if other not in of_piece and other != missing
+        ),
     )
+
+
+def _scores(answers: Sequence[Answer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of the missing stems, and of those of other tracks."""
+    strangers = np.array([score for answer in answers for score in answer.strangers])
+    return np.array([answer.own_score for answer in answers]), strangers
+
+
+def _learnt(answers: Sequence[Answer]) -> Sureness | None:
+    own, strangers = _scores(answers)
+    return learn(own, strangers) if len(strangers) else None
 
 
 def rank_among(order: Sequence[int], row: int, left_out: set[int], stems: int) -> int:
@@ -300,13 +326,16 @@ def rank_among(order: Sequence[int], row: int, left_out: set[int], stems: int) -
     return ahead.index(row) + 1 if row in ahead else stems - len(left_out)
 
 
-def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> dict[str, Any]:
+def figures(
+    answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int, known: Sureness | None = None
+) -> dict[str, Any]:
     """The measures of one row.
 
     Args:
         answers: n of them.
         pieces: (n,), the track of each; a bootstrap draws whole tracks.
         seed: of the bootstrap.
+        known: what the model says of how sure a score is.
     """
     found = [answer.place for answer in answers if answer.place is not None]
     return {
@@ -328,6 +357,7 @@ def figures(answers: Sequence[Answer], pieces: NDArray[np.str_], seed: int) -> d
         },
         "speed": _right([place.speed_right for place in found]),
         "transpose": _right([place.transpose_right for place in found]),
+        "sureness": _sureness_figures(known, answers),
         "median_ms": {
             stage: round(float(np.median([answer.took_ms[stage] for answer in answers])), 1)
             for stage in answers[0].took_ms
@@ -370,6 +400,15 @@ def _in_time(found: Sequence[JudgedPlace]) -> dict[str, float | None]:
     off, beat = np.array(heard).T
     chance = np.minimum(1.0, 2 * IN_TIME_MS / beat)
     return {"share": float((off <= IN_TIME_MS).mean()), "chance": float(chance.mean()), "of": len(heard)}
+
+
+def _sureness_figures(known: Sureness | None, answers: Sequence[Answer]) -> dict[str, Any] | None:
+    """How far the shares that the model says are from the true ones; None: it says none."""
+    own, strangers = _scores(answers)
+    if known is None or not len(strangers):
+        return None
+    error, bins = calibration(known, own, strangers)
+    return {"error": error, "bins": bins}
 
 
 def _right(answers: Sequence[bool | None]) -> dict[str, float | None]:

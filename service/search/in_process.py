@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,9 @@ from model.audio.hearing import Hearing
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
-from service.search.retrieval import Finder, Wish
+from service.search.band import Band, Play
+from service.search.remembered import Remembering
+from service.search.retrieval import Finder, Scored, Wish
 from service.settings import Settings
 from service.work.batches import cut, loud
 from service.work.device import Device
@@ -87,6 +89,7 @@ class SearchedCatalog:
         self._metrics = Metrics()
         self.stems = 0
         """How many are searched."""
+        self._ids: dict[int, str] = {}  # by row
 
     @classmethod
     @asynccontextmanager
@@ -111,13 +114,22 @@ class SearchedCatalog:
         model = self._models.of(self._fingerprint)
         return {"fingerprint": self._fingerprint, "trained": model.trained, "note": note_of(model)}
 
-    async def add(self, bank: StemBank | RetimedBank, track: int) -> tuple[int, ...]:
-        """Put a track's stems in, embedded as a worker embeds them; the row of each, one for the same audio."""
+    async def add(
+        self, bank: StemBank | RetimedBank, track: int, instruments: Sequence[str] | None = None
+    ) -> tuple[int, ...]:
+        """Put a track's stems in, each of its instrument, embedded as a worker embeds them; the row of each, one for
+        the same audio."""
         banked, waveforms = bank.tracks[track], bank.waveforms(track)
+        played: Sequence[str | None] = instruments or [None] * len(waveforms)
         facts = ClipFacts("wav", banked.samples / SAMPLE_RATE, SAMPLE_RATE, channels=1)
         uploads = [
-            Upload(hashlib.sha256(waveform.tobytes()).hexdigest(), name, StemMetadata(track=banked.name), facts)
-            for name, waveform in zip(banked.stems, waveforms, strict=True)
+            Upload(
+                hashlib.sha256(waveform.tobytes()).hexdigest(),
+                name,
+                StemMetadata(track=banked.name, instrument=instrument),
+                facts,
+            )
+            for name, waveform, instrument in zip(banked.stems, waveforms, played, strict=True)
         ]
         job, waiting = await self._catalog.add(uploads)
         together = await asyncio.to_thread(Hearing, waveforms.sum(axis=0))
@@ -126,6 +138,7 @@ class SearchedCatalog:
             assert item.stem_id is not None, "nothing was rejected"
             stem = await self._catalog.stem(item.stem_id)
             rows.append(stem.row)
+            self._ids[stem.row] = stem.id
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
                 analysis = await asyncio.to_thread(analyse, waveform, None, together)
@@ -154,5 +167,34 @@ class SearchedCatalog:
         found = await self.finder.find(await self._live.current(), mix, StemFilter(), wish, watch)
         return found.places | found.spare | found.others, watch.done()
 
+    async def band(
+        self, mix: Waveform, instruments: Sequence[str], left_out: Collection[int], play: Play
+    ) -> tuple[dict[str, list[Scored]], Band]:
+        """By instrument every stem that the search can rank, best first, without some, by their rows; and the band that
+        makes a set of them. The mix is embedded once."""
+        embedder = Remembering(self.embedder, Kept(), "")
+        finder = Finder(self._settings, self._catalog, embedder, self._live)
+        index, watch = await self._live.current(), Stopwatch(self._metrics)
+        wish = Wish(ranked=self.stems)
+        heard = await finder.hear(mix, wish, watch)
+        exclude = tuple(self._ids[row] for row in left_out)
+        found: dict[str, list[Scored]] = {}
+        for name in instruments:
+            wanted = StemFilter(instruments=(name,), exclude=exclude)
+            found[name] = (await finder.find(index, mix, wanted, wish, watch, heard)).scored
+        return found, Band(self._catalog, embedder, index, mix, play, self._settings.query_timeout_s)
+
     async def _fold(self, fingerprint: str) -> HermitianFold:
         return await asyncio.to_thread(self._models.fold, fingerprint)
+
+
+class Kept(dict[str, bytes]):
+    """A `Keeper` for as long as it lives."""
+
+    async def put(self, name: str, data: bytes, about: bytes = b"") -> bool:
+        self[name] = data
+        return True
+
+    async def get(self, name: str) -> tuple[bytes, bytes] | None:  # type: ignore[override]
+        data = super().get(name)
+        return None if data is None else (b"", data)

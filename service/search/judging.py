@@ -1,6 +1,5 @@
 """How right the place, the speed and the key are in which a missing stem was found."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 
 from indexer import Place
 from model.audio import SAMPLE_RATE
+from model.audio.grid import same_tempo
 from model.evaluation.beats import heard_beats, off_the_beat_s
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank
@@ -74,15 +74,9 @@ def judge_place(
         alike_ms=alike_ms,
         off_beat_ms=off_beat_ms,
         beat_ms=beat_ms,
-        speed_right=same_speed(place.speed, 1 / speed),
+        speed_right=bool(same_tempo(place.speed, 1 / speed, SAME_SPEED)),
         transpose_right=place.transpose == -transpose if pitched else None,
     )
-
-
-def same_speed(one: float, other: float) -> bool:
-    """Whether two speeds are within SAME_SPEED of each other, octaves apart or not."""
-    octaves = math.log2(one / other)
-    return abs(octaves - round(octaves)) <= math.log2(1 + SAME_SPEED)
 
 
 def place_errors_ms(stem: Waveform, start: int, length: int, found_s: float) -> tuple[float, float]:

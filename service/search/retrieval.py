@@ -70,7 +70,7 @@ class Wish:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class Asked:
     """A mix as the stems of one time base are asked about it: with a grid those in beat time, else those in clock time.
 
     `queries` hold its windows in each of these `keys`, semitones that stems are to be moved up.
@@ -97,12 +97,12 @@ class _Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class Scored:
     """A candidate at its best place and in its best key."""
 
     score: float
     row: int
-    asked: _Asked
+    asked: Asked
     key: int
     found: BestPlaces
     music: StemMusic | None
@@ -127,6 +127,7 @@ class Found:
     places: dict[int, Place]  # of the hits
     spare: dict[int, Place]  # of the next ones, for hits that are deleted meanwhile
     others: dict[int, Place]  # of further stems to be ranked
+    scored: list[Scored]  # all of these
     copies: dict[int, list[int]]  # of hits and spare ones, where they were grouped
     exact: bool
 
@@ -140,8 +141,20 @@ class Finder:
         self._embedder = embedder
         self._live = live
 
+    @staticmethod
+    async def hear(waveform: NDArray[np.float32], wish: Wish, watch: Stopwatch) -> HeardMix:
+        """What the wish says of a mix, else what is heard in it."""
+        with watch.stage("hear"):
+            return await asyncio.to_thread(hear_mix, waveform, wish.tempo_bpm, wish.key)
+
     async def find(
-        self, index: Index, waveform: NDArray[np.float32], wanted: StemFilter, wish: Wish, watch: Stopwatch
+        self,
+        index: Index,
+        waveform: NDArray[np.float32],
+        wanted: StemFilter,
+        wish: Wish,
+        watch: Stopwatch,
+        heard: HeardMix | None = None,
     ) -> Found:
         """The stems that fit a mix, where, and how they are to be played.
 
@@ -154,13 +167,13 @@ class Finder:
             wanted: the stems that may be answered.
             wish: what else is asked.
             watch: times the stages.
+            heard: of the mix before stems were laid into it; None: it is listened to.
 
         Raises:
             SilentClip: the mix, or the stretch of it that is looked at.
             IndexUnavailable, QueueError: not now.
         """
-        with watch.stage("hear"):
-            heard = await asyncio.to_thread(hear_mix, waveform, wish.tempo_bpm, wish.key)
+        heard = heard or await self.hear(waveform, wish, watch)
         plans = await self._plans(waveform, wanted, wish, heard)
         with watch.stage("embed"):
             index, asked = await self._embed_mix(index, waveform, plans)
@@ -183,27 +196,27 @@ class Finder:
         hits = ordered[: wish.limit]
         spare = ordered[wish.limit : wish.limit + SPARE]
         others = ordered[wish.limit : wish.ranked]
-        placed = [
-            {one.row: one.place for one in await self._on_beats(index, asked, some)} for some in (hits, spare, others)
-        ]
-        return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], groups.copies, exact)
+        scored = await self._on_beats(index, asked, ordered[: max(wish.limit + SPARE, wish.ranked)])
+        at = {one.row: one.place for one in scored}
+        placed = [{one.row: at[one.row] for one in some} for some in (hits, spare, others)]
+        return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], scored, groups.copies, exact)
 
     async def _ranked(
-        self, index: Index, asked: list[_Asked], wish: Wish, watch: Stopwatch
-    ) -> tuple[dict[int, _Scored], list[search.Candidates]]:
+        self, index: Index, asked: list[Asked], wish: Wish, watch: Stopwatch
+    ) -> tuple[dict[int, Scored], list[search.Candidates]]:
         """Every stem that was scored, by row, best first; and the candidates of each time base that they were."""
-        scored: list[_Scored] = []
+        scored: list[Scored] = []
         searched: list[search.Candidates] = []
         for each in asked:
             some, candidates = await self._search(index, each, wish, watch)
             scored += some
             searched.append(candidates)
-        best: dict[int, _Scored] = {}
+        best: dict[int, Scored] = {}
         for one in sorted(scored, key=lambda one: (-one.score, one.row)):
             best.setdefault(one.row, one)
         return best, searched
 
-    async def _on_beats(self, index: Index, asked: list[_Asked], found: list[_Scored]) -> list[_Scored]:
+    async def _on_beats(self, index: Index, asked: list[Asked], found: list[Scored]) -> list[Scored]:
         """The same; of stems in the mix's own tempo that the clock found, the place is the best on their beats.
 
         The score tells which stem, and tells repeats and halves of a beat badly apart; the beats tell where.
@@ -215,8 +228,8 @@ class Finder:
         music = await self._catalog.music_of(rows)
         alike = [row for row in rows if row in music and in_beats.cost(music[row], 0) == 0]
         stems = await self._catalog.embeddings_of(alike, index.fingerprint)
-        timed = {row: _timed(stem, in_beats=True) for row, stem in stems.items()}
-        places = await asyncio.to_thread(best_places, index.fold, in_beats.queries[0], timed)
+        by_beats = {row: timed(stem, in_beats=True) for row, stem in stems.items()}
+        places = await asyncio.to_thread(best_places, index.fold, in_beats.queries[0], by_beats)
         return [
             replace(one, asked=in_beats, key=0, found=places, music=music[one.row])
             if one.asked.plan.grid is None and one.row in places.scores
@@ -253,7 +266,7 @@ class Finder:
 
     async def _embed_mix(
         self, index: Index, waveform: NDArray[np.float32], plans: list[tuple[Plan, NDArray[np.int64] | None]]
-    ) -> tuple[Index, list[_Asked]]:
+    ) -> tuple[Index, list[Asked]]:
         """The mix's windows by the index's model, and that index.
 
         Another model may have gone live, and the workers hold the former one no more; then by that one.
@@ -268,27 +281,25 @@ class Finder:
 
     async def _embed(
         self, index: Index, waveform: NDArray[np.float32], plan: Plan, allowed: NDArray[np.int64] | None
-    ) -> _Asked:
+    ) -> Asked:
         laid = plan.laid
-        embedding = await self._embedder.embed(
-            index.fingerprint, *_only(waveform, laid), self._settings.query_timeout_s
-        )
+        embedding = await self._embedder.embed(index.fingerprint, *only(waveform, laid), self._settings.query_timeout_s)
         audible = np.abs(embedding).any(axis=1)  # a worker answers a silent window with zeros
         if not audible.any():
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
         keys = tuple(int(key) for key in np.unique(-laid.transpose))
         queries = {key: plan.queries(embedding, audible & (laid.transpose == -key)) for key in keys}
-        return _Asked(plan, keys, queries, allowed)
+        return Asked(plan, keys, queries, allowed)
 
     async def _search(
-        self, index: Index, asked: _Asked, wish: Wish, watch: Stopwatch
-    ) -> tuple[list[_Scored], search.Candidates]:
+        self, index: Index, asked: Asked, wish: Wish, watch: Stopwatch
+    ) -> tuple[list[Scored], search.Candidates]:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
         queries = asked.all_queries
         wanted = max(wish.limit, wish.ranked)
         with watch.stage("index"):
             found = await asyncio.to_thread(search.candidates, index, queries, wanted, asked.allowed)
-        best: dict[int, _Scored] = {}
+        best: dict[int, Scored] = {}
         seen: set[int] = set()
         enough = max(SCORED_FIRST, 4 * wish.limit, wish.ranked)
         while True:
@@ -313,27 +324,27 @@ class Finder:
 
 
 def _best(
-    index: Index, asked: _Asked, stems: Mapping[int, StemEmbeddings], music: Mapping[int, StemMusic]
-) -> dict[int, _Scored]:
+    index: Index, asked: Asked, stems: Mapping[int, StemEmbeddings], music: Mapping[int, StemMusic]
+) -> dict[int, Scored]:
     """Each stem at its best place and in its best key, less what it costs to play it so."""
     grid = asked.plan.grid
     if grid is None:
-        clock = {row: _timed(stem, in_beats=False) for row, stem in stems.items()}
+        clock = {row: timed(stem, in_beats=False) for row, stem in stems.items()}
         found = best_places(index.fold, asked.queries[0], clock)
-        return {row: _Scored(score, row, asked, 0, found, None) for row, score in found.scores.items()}
-    in_beats = {row: _timed(stem, in_beats=True) for row, stem in stems.items() if row in music}
-    best: dict[int, _Scored] = {}
+        return {row: Scored(score, row, asked, 0, found, None) for row, score in found.scores.items()}
+    in_beats = {row: timed(stem, in_beats=True) for row, stem in stems.items() if row in music}
+    best: dict[int, Scored] = {}
     for key in sorted(asked.keys, key=abs):
         some = {row: stem for row, stem in in_beats.items() if key == 0 or music[row].pitched}
         found = best_places(index.fold, asked.queries[key], some)
         for row, score in found.scores.items():
             score -= _cost(_speed(grid, music[row]), key)
             if row not in best or score > best[row].score:
-                best[row] = _Scored(score, row, asked, key, found, music[row])
+                best[row] = Scored(score, row, asked, key, found, music[row])
     return best
 
 
-def _timed(stem: StemEmbeddings, *, in_beats: bool) -> StemEmbeddings:
+def timed(stem: StemEmbeddings, *, in_beats: bool) -> StemEmbeddings:
     """A stem's windows in one time base; with `in_beats`, beats stand where seconds do."""
     chosen = np.isfinite(stem.beats) == in_beats
     starts = stem.beats if in_beats else stem.starts_s
@@ -408,7 +419,7 @@ def _tempi(tempo_bpm: float, max_stretch: float) -> tuple[float, float] | None:
     return slow, fast
 
 
-def _only(waveform: NDArray[np.float32], laid: Windows) -> tuple[NDArray[np.float32], Windows]:
+def only(waveform: NDArray[np.float32], laid: Windows) -> tuple[NDArray[np.float32], Windows]:
     """What of a waveform its windows need, end to end, and the windows in that."""
     order = np.argsort(laid.starts, kind="stable")
     starts, ends = laid.starts[order], np.maximum.accumulate((laid.starts + laid.lengths)[order])

@@ -1,41 +1,48 @@
 // The page at /: gives a mix to the service, shows what fits, and plays it in place.
 
 import { getJson, key, onKeyNeeded } from "./api.js";
-import { readChoices, stemsOfTrack } from "./catalog.js";
-import { Undecodable, decode, sumOfStems } from "./clips.js";
+import { readChoices } from "./catalog.js";
+import { decode } from "./clips.js";
+import { Demo, demoMix } from "./demo.js";
 import { mountDrop } from "./drop.js";
-import { byId, make } from "./elements.js";
+import { byId } from "./elements.js";
 import { countFilters, showFilters } from "./filters.js";
+import { secondOf } from "./fitted.js";
 import * as format from "./format.js";
-import { Heard, beatsOf } from "./heard.js";
+import { groundOf } from "./ground.js";
+import { Heard } from "./heard.js";
 import { Ingest } from "./ingest.js";
 import { forget, keep, kept } from "./kept.js";
 import { askKey } from "./key.js";
+import { Song } from "./placed.js";
 import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
 import { curlLine, formData, queryFields } from "./query.js";
-import { Results, secondOf } from "./results.js";
+import { Results } from "./results.js";
+import { mountShortcuts } from "./shortcuts.js";
 import { refreshStatus, showTrained, watchStatus } from "./status.js";
 import { mountTransport } from "./transport.js";
 import { drawLane, peaksOf } from "./waveform.js";
 
 const SLOW_S = 4;
+const GONE = { title: "The mix has to be dropped again", detail: "Its hits were kept with this page, its file was not." };
 
 const form = byId("query");
 const player = new Player();
 const results = new Results(player);
 const panel = new Heard();
+const song = new Song();
+const demo = new Demo();
 const ingest = new Ingest(() => {
   refreshStatus();
   refreshCatalog();
 });
 
-let mix = null; // the one to search with: { name, file | stemIds, track, audio(), peaks, undecodable, gone }
+let mix = null; // the one to search with: { name, file | stemIds, track, id, placed, complete, audio(), peaks, undecodable, gone }
 let fileMix = null; // the last file, kept while a demo mix is tried
-let demoStems = []; // of the chosen demo track
 let search = null; // AbortController of the search under way
 let again = null; // what the retry button does
-let shown = null; // { answer, fields, mix } of the hits on the page
+let shown = null; // { answer, fields, mix, ground } of the hits on the page
 let unticked = kept()?.fields ?? []; // filters of an answer that was kept; they are there when the catalog has been read
 
 // The catalog: filters and demo tracks -------------------------------------------------------------------------
@@ -45,62 +52,14 @@ async function refreshCatalog() {
   try {
     offered = await readChoices();
   } catch (problem) {
-    demoEmpty(`The catalog cannot be listed. ${problem.message}`);
+    demo.empty(`The catalog cannot be listed. ${problem.message}`);
     return;
   }
   ingest.offer(offered);
+  song.offer(offered.instrument);
   showFilters(form, offered, unticked);
   unticked = [];
-  showTracks(offered.tracks);
-}
-
-function demoEmpty(text) {
-  byId("demo-empty").textContent = text;
-  byId("demo-empty").hidden = !text;
-  byId("demo-body").hidden = Boolean(text);
-}
-
-function showTracks(tracks) {
-  demoEmpty(tracks.length ? "" : "No stem of this catalog says which track it belongs to. Add some stems with a track name first.");
-  byId("demo-start").hidden = !tracks.length;
-  const select = byId("demo-track");
-  const before = select.value;
-  select.replaceChildren(...tracks.map((name) => make("option", { value: name }, name)));
-  if (tracks.includes(before)) {
-    select.value = before;
-  } else if (tracks.includes(shown?.mix.track)) {
-    select.value = shown.mix.track;
-    showDemoStems(undefined, shown.mix.stemIds);
-  } else {
-    showDemoStems();
-  }
-}
-
-/** Offer the stems of the chosen track; the mix is those of `ticked`, or all but the one of n that `pick(n)` leaves out. */
-async function showDemoStems(pick = (n) => n - 1, ticked = null) {
-  const track = byId("demo-track").value;
-  if (!track) return;
-  let stems;
-  try {
-    stems = await stemsOfTrack(track);
-  } catch (problem) {
-    showProblem(problem, () => showDemoStems(pick, ticked));
-    return;
-  }
-  if (track !== byId("demo-track").value) return; // another one was chosen meanwhile
-  const leftOut = stems.length > 1 ? pick(stems.length) : -1;
-  demoStems = stems;
-  byId("demo-stems").replaceChildren(
-    ...stems.map((stem, i) =>
-      make(
-        "label",
-        { title: stem.title },
-        make("input", { type: "checkbox", name: "demo-stem", value: stem.id, checked: ticked ? ticked.includes(stem.id) : i !== leftOut }),
-        make("span", {}, stem.instrument || stem.title),
-      ),
-    ),
-  );
-  takeDemo();
+  demo.offer(offered.tracks, shown?.mix);
 }
 
 // The mix ------------------------------------------------------------------------------------------------------
@@ -111,6 +70,7 @@ function takeFile(file) {
     name: file.name,
     file,
     facts: format.bytes(file.size),
+    placed: [],
     peaks: null,
     undecodable: false,
     audio: () => (audio ??= file.arrayBuffer().then(decode).catch(() => null)),
@@ -121,37 +81,11 @@ function takeFile(file) {
   runSearch();
 }
 
-function takeDemo() {
-  if (form.elements.source.value !== "demo") return;
-  const ticked = [...byId("demo-stems").querySelectorAll("input:checked")].map((box) => box.value);
-  const stems = demoStems.filter((stem) => ticked.includes(stem.id));
-  if (!stems.length) {
-    choose(null);
-    return;
-  }
-  const { track } = stems[0];
-  choose(demoMix({ name: track, track, stemIds: stems.map((stem) => stem.id), facts: stems.map((stem) => stem.instrument || stem.title).join(" + ") }));
-}
-
-function demoMix(of) {
-  let audio = null;
-  return {
-    ...of,
-    peaks: null,
-    undecodable: false,
-    audio: () =>
-      (audio ??= sumOfStems(of.stemIds).catch((error) => {
-        if (error instanceof Undecodable) return null;
-        audio = null; // could not be fetched now; the next press of play tries again
-        throw error;
-      })),
-  };
-}
-
 function choose(next) {
   if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
   mix = next;
   panel.about(mix);
+  song.show(groundNow() && mix, shown?.answer.mix);
   showMix();
 }
 
@@ -173,8 +107,13 @@ function showMix() {
 function drawMix() {
   if (!mix) return;
   const durationS = mix.durationS ?? 1;
-  drawLane(byId("mix-canvas"), { from: 0, to: durationS, mix: { startS: 0, durationS, peaks: mix.peaks }, mark: mix.searched ?? null, beats: mix.beats ?? null });
+  const { loop, beats } = groundNow() ?? {};
+  const mark = loop ? { from: loop.fromS, to: loop.fromS + loop.lengthS } : null;
+  drawLane(byId("mix-canvas"), { from: 0, to: durationS, mix: { startS: 0, durationS, peaks: mix.peaks }, mark, beats: beats ?? null });
 }
+
+/** What hits are heard with, once the mix has been searched with. */
+const groundNow = () => (mix && shown?.mix === mix ? shown.ground : null);
 
 /** Decode the mix for its waveform and for playback; the search does not wait for it. */
 async function hear(heard) {
@@ -195,14 +134,23 @@ async function hear(heard) {
   }
   if (heard === mix) showMix();
   if (heard === shown?.mix) keep(shown);
-  results.mixDecoded(heard, heard.peaks);
+}
+
+/** The mix alone: what goes round under the hits, or all of it before there are any. */
+function playMix() {
+  const ground = groundNow();
+  const heard = mix;
+  const whole = async () => ({ mix: await heard.audio(), stem: null });
+  const sound = ground ? async () => ({ mix: await ground.mix(), stem: null }) : whole;
+  player.play({ id: "mix", sound, loop: ground?.loop ?? null, listen: "mix" });
+  hear(heard);
 }
 
 // The search ---------------------------------------------------------------------------------------------------
 
 async function runSearch() {
-  if (mix?.gone) {
-    showProblem({ title: "The mix has to be dropped again", detail: "Its hits were kept with this page, its file was not." });
+  if (mix?.gone && !mix.id) {
+    showProblem(GONE);
     return;
   }
   if (!mix) {
@@ -214,23 +162,21 @@ async function runSearch() {
   const asked = mix;
   const fields = queryFields(form, asked);
   panel.about(asked);
-  player.forget();
   clearProblem();
-  results.clear();
-  forget();
-  shown = null;
+  if (shown?.mix !== asked) forgetAnswer();
   byId("welcome").hidden = true;
   byId("busy").hidden = false;
   const ticking = countSeconds(form.elements.align.value);
   document.body.dataset.search = "busy";
   byId("announce").textContent = "Searching";
   const { top } = byId("results").getBoundingClientRect();
-  if (top > innerHeight * 0.35 || top < 0) byId("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  if (!shown && (top > innerHeight * 0.35 || top < 0)) byId("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   hear(asked);
   try {
-    const answer = await getJson("retrieve", { method: "POST", body: formData(fields, asked.file), signal: mine.signal });
-    asked.searched = { from: answer.mix.searched_from_s, to: answer.mix.searched_to_s };
-    shown = { answer, fields, mix: asked };
+    const answer = await ask(fields, asked, mine.signal);
+    asked.id = answer.mix_id;
+    player.forget();
+    shown = { answer, fields, mix: asked, ground: groundOf(answer, asked) };
     showAnswer();
     keep(shown);
     const [first] = answer.hits;
@@ -239,11 +185,11 @@ async function runSearch() {
       : "No stem passed the filters.";
   } catch (problem) {
     if (problem.name === "AbortError") {
-      if (search === mine) document.body.dataset.search = "idle";
+      if (search === mine) document.body.dataset.search = shown ? "done" : "idle";
     } else {
-      document.body.dataset.search = "failed";
+      document.body.dataset.search = "failed"; // what this mix was answered before stays
       byId("announce").textContent = "";
-      showProblem(problem, runSearch);
+      showProblem(problem, problem === GONE ? null : runSearch);
     }
   } finally {
     clearInterval(ticking);
@@ -255,14 +201,33 @@ async function runSearch() {
   }
 }
 
+/** The answer to a mix: by its handle where it was searched with before, else by its file. */
+async function ask(fields, asked, signal) {
+  try {
+    return await getJson("retrieve", { method: "POST", body: formData(fields, asked), signal });
+  } catch (problem) {
+    if (problem.type !== "/problems/mix-not-found" || !asked.id) throw problem;
+    asked.id = null; // it was kept for an hour
+    if (asked.gone) throw GONE;
+    return await getJson("retrieve", { method: "POST", body: formData(fields, asked), signal });
+  }
+}
+
+function forgetAnswer() {
+  player.forget();
+  results.clear();
+  song.show(null);
+  forget();
+  shown = null;
+}
+
 function showAnswer() {
-  const { answer, fields, mix: asked } = shown;
-  results.show(answer, asked);
+  const { answer, fields, mix: asked, ground } = shown;
+  results.show(answer, asked, ground);
+  song.show(asked === mix ? asked : null, answer.mix);
   panel.show(answer.mix, asked, Object.fromEntries(fields).align === "beats");
   panel.about(mix);
-  asked.beats = beatsOf(answer.mix, asked);
   drawMix();
-  if (asked.peaks || asked.undecodable) results.mixDecoded(asked, asked.peaks);
   showTrained({ trained: answer.model.trained, note: byId("untrained-note").textContent });
   document.body.dataset.search = "done";
 }
@@ -270,10 +235,10 @@ function showAnswer() {
 /** The answer that this page showed before it was left or loaded again. A demo mix is fetched anew; a file can only be dropped again. */
 function showKept({ answer, fields, mix: was }) {
   if (was.stemIds) choose(demoMix(was));
-  else choose((fileMix = { ...was, gone: true, undecodable: true, audio: async () => null }));
+  else choose((fileMix = { ...was, placed: was.placed ?? [], gone: true, undecodable: true, audio: async () => null }));
   form.elements.source.value = was.stemIds ? "demo" : "file";
   showMix();
-  shown = { answer, fields, mix };
+  shown = { answer, fields, mix, ground: groundOf(answer, mix) };
   byId("welcome").hidden = true;
   showAnswer();
 }
@@ -349,6 +314,7 @@ function openPanel(id) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
+  if (mix) mix.complete = null;
   runSearch();
 });
 form.addEventListener("change", (event) => {
@@ -358,25 +324,18 @@ form.addEventListener("change", (event) => {
     event.target.value = ""; // so that the same file can be chosen again
     if (file) takeFile(file);
   } else if (name === "source") {
-    if (event.target.value === "demo") takeDemo();
+    if (event.target.value === "demo") demo.take();
     else choose(fileMix);
     showMix();
-  } else if (id === "demo-track") {
-    showDemoStems();
-  } else if (name === "demo-stem") {
-    takeDemo();
   }
   countFilters(form);
   showCurl();
 });
 form.addEventListener("input", showCurl);
 
-const anyOf = (n) => Math.floor(Math.random() * n);
-
 async function surprise() {
   form.elements.source.value = "demo";
-  byId("demo-track").selectedIndex = anyOf(byId("demo-track").options.length);
-  await showDemoStems(anyOf);
+  await demo.surprise();
   if (mix) runSearch();
 }
 
@@ -392,11 +351,23 @@ byId("filters-clear").addEventListener("click", () => {
 });
 panel.addEventListener("change", showCurl);
 panel.addEventListener("settled", runSearch);
-byId("mix-play").addEventListener("click", () => {
-  if (player.state.id === "mix") player.stop();
-  else player.play({ id: "mix", mix: mix.audio(), stem: null, lengthS: 0, listen: "mix" });
-  hear(mix);
+demo.addEventListener("mix", ({ detail }) => {
+  if (form.elements.source.value === "demo") choose(detail);
 });
+demo.addEventListener("problem", ({ detail }) => showProblem(detail.problem, detail.again));
+results.addEventListener("keep", ({ detail }) => {
+  mix.placed = [...mix.placed, ...detail];
+  mix.complete = null;
+  song.show(mix);
+  runSearch();
+});
+song.addEventListener("change", runSearch);
+song.addEventListener("complete", ({ detail }) => {
+  mix.complete = detail;
+  runSearch();
+});
+byId("keep-all").addEventListener("click", () => results.keepAll());
+byId("mix-play").addEventListener("click", () => (player.state.id === "mix" ? player.stop() : playMix()));
 byId("cancel").addEventListener("click", () => search?.abort());
 byId("curl-copy").addEventListener("click", copyCurl);
 byId("key-button").addEventListener("click", changeKey);
@@ -422,8 +393,20 @@ mountTransport(player, {
   describe: (id) => (id === "mix" ? { title: mix?.name ?? "", place: "the mix alone" } : results.describe(id)),
   tick: (position) => {
     results.tick(position);
-    byId("mix-card").querySelector(".playhead").style.setProperty("--at", String(position / (player.state.lengthS || 1)));
+    const { fromS } = player.state.loop ?? { fromS: 0 };
+    byId("mix-card").querySelector(".playhead").style.setProperty("--at", String((fromS + position) / (mix?.durationS || 1)));
   },
+});
+mountShortcuts({
+  walk: (step) => shown !== null && results.walk(step),
+  go: (n) => shown !== null && results.go(n, true),
+  toggle: () => {
+    if (player.state.status !== "idle") player.stop();
+    else if (player.canRepeat) player.repeat();
+    else if (shown) results.go(0, true);
+    else return false;
+  },
+  stop: () => player.state.status !== "idle" && player.stop(),
 });
 onKeyNeeded(async (wrong) => {
   const given = await askKey(wrong);

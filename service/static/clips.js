@@ -1,13 +1,12 @@
-// Audio that this page has fetched and decoded: stems by id, and the mix.
+// Audio that this page has fetched and decoded: by its address, and the mix.
 
 import { request } from "./api.js";
-import { peaksOf } from "./waveform.js";
 
-const DECODE_RATE = 48_000;
+/** Of everything that is decoded and played, Hz: what begins on a sample is played on it. */
+export const RATE = 48_000;
 const BUDGET_BYTES = 192 * 2 ** 20;
 
-const decoded = new Map(); // stem id -> { promise, bytes }, the last used last
-const peaks = new Map(); // stem id -> peaks; small, so kept for good
+const decoded = new Map(); // address -> { promise, bytes }, the last used last
 
 /** The browser knows no decoder for this clip. */
 export class Undecodable extends Error {}
@@ -15,73 +14,68 @@ export class Undecodable extends Error {}
 /** Decode a whole file; it does not need a running AudioContext, so it works before the first click. */
 export async function decode(arrayBuffer) {
   try {
-    return await new OfflineAudioContext(1, 1, DECODE_RATE).decodeAudioData(arrayBuffer);
+    return await new OfflineAudioContext(1, 1, RATE).decodeAudioData(arrayBuffer);
   } catch {
     throw new Undecodable("this browser cannot decode it");
   }
 }
 
-/** A stem's AudioBuffer; asked for once, however many ask. */
-export function stemAudio(id) {
-  let entry = decoded.get(id);
+/** The AudioBuffer at an address of the service; asked for once, however many ask. */
+export function audioAt(path) {
+  let entry = decoded.get(path);
   if (!entry) {
     entry = { bytes: 0 };
-    entry.promise = fetchStem(id).then(
+    entry.promise = fetchAudio(path).then(
       (buffer) => {
         entry.bytes = buffer.length * buffer.numberOfChannels * 4;
-        peaks.set(id, peaksOf(buffer));
         forgetOldest();
         return buffer;
       },
       (error) => {
-        if (decoded.get(id) === entry) decoded.delete(id); // so that a later click tries again
+        if (decoded.get(path) === entry) decoded.delete(path); // so that a later click tries again
         throw error;
       },
     );
   }
-  decoded.delete(id);
-  decoded.set(id, entry);
+  decoded.delete(path);
+  decoded.set(path, entry);
   return entry.promise;
 }
 
-export const knownPeaks = (id) => peaks.get(id) ?? null;
-
-/** A stem's peaks, fetching and decoding its audio if need be. */
-export async function stemPeaks(id) {
-  if (!peaks.has(id)) await stemAudio(id);
-  return peaks.get(id);
+/** The sum of stems as they were recorded, which start together; as long as the longest of them. */
+export async function sumOfStems(ids) {
+  const parts = await Promise.all(ids.map((id) => audioAt(`stems/${encodeURIComponent(id)}/audio`)));
+  const length = Math.max(...parts.map((part) => part.length));
+  return sum(parts.map((buffer) => ({ buffer, gain: 1 })), length);
 }
 
-/** The sum of stems that start together, as long as the longest of them. */
-export async function sumOfStems(ids) {
-  const parts = await Promise.all(ids.map(stemAudio));
-  const sum = new AudioBuffer({
-    numberOfChannels: Math.max(...parts.map((part) => part.numberOfChannels)),
-    length: Math.max(...parts.map((part) => part.length)),
-    sampleRate: DECODE_RATE,
-  });
-  for (let channel = 0; channel < sum.numberOfChannels; channel++) {
-    const total = sum.getChannelData(channel);
-    for (const part of parts) {
-      const samples = part.getChannelData(Math.min(channel, part.numberOfChannels - 1));
-      for (let i = 0; i < samples.length; i++) total[i] += samples[i];
+/** Buffers times their gains, added up from their first samples on; `length` samples of it. */
+export function sum(parts, length) {
+  const channels = Math.max(...parts.map(({ buffer }) => buffer.numberOfChannels));
+  const total = new AudioBuffer({ numberOfChannels: channels, length, sampleRate: RATE });
+  for (let channel = 0; channel < channels; channel++) {
+    const out = total.getChannelData(channel);
+    for (const { buffer, gain } of parts) {
+      const samples = buffer.getChannelData(Math.min(channel, buffer.numberOfChannels - 1));
+      const end = Math.min(samples.length, length);
+      for (let i = 0; i < end; i++) out[i] += gain * samples[i];
     }
   }
-  return sum;
+  return total;
 }
 
-async function fetchStem(id) {
-  const response = await request(`stems/${encodeURIComponent(id)}/audio`);
+async function fetchAudio(path) {
+  const response = await request(path);
   return decode(await response.arrayBuffer());
 }
 
 function forgetOldest() {
   let total = 0;
   for (const { bytes } of decoded.values()) total += bytes;
-  for (const [id, { bytes }] of decoded) {
+  for (const [path, { bytes }] of decoded) {
     if (total <= BUDGET_BYTES) return;
     if (!bytes) continue; // still on its way
-    decoded.delete(id);
+    decoded.delete(path);
     total -= bytes;
   }
 }

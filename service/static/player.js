@@ -1,88 +1,127 @@
-// One player: mix and stem on one clock, so that they sound together where the hit says.
+// One player: the mix and a stem go round together on one clock, and another stem takes over on a beat.
 
-const LEAD_S = 0.06; // from the call to the first sample, so that both sources are scheduled before it
-const FADE_S = 0.012; // no click at start and stop
-const HEADROOM = 0.9;
-const LONGEST_WAIT_S = 4; // a stem that enters later is not waited for from the mix's second 0,
+import { RATE, Undecodable } from "./clips.js";
+
+const LEAD_S = 0.06; // from the call to the first sample, so that all sources are scheduled before it
+const FADE_S = 0.002; // no click where something begins, takes over or stops
+const WEIGH_S = 0.012; // no click where the balance moves
+const MASTER = 0.5; // mix and stem together stay below 2, see levelOf
+const LONGEST_WAIT_S = 4; // a stem that enters later is not waited for from the loop's start,
 const RUN_UP_S = 2; // but from this long before it enters
+const HEARABLE = 1e-4;
 
-/** The greatest absolute sample of a buffer. */
-function peakOf(buffer) {
-  let peak = 0;
-  for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
-    const samples = buffer.getChannelData(channel);
-    for (let i = 0; i < samples.length; i++) {
-      const value = Math.abs(samples[i]);
-      if (value > peak) peak = value;
-    }
-  }
-  return peak;
-}
-
-/**
- * When each source starts, for playing from second `at` of the mix.
- *
- * `startS` is the second of the stem that sounds with the mix's second 0. Returns { mix, stem }, each
- * { delayS, offsetS, durationS } (seconds after the common start, into the buffer, how long) or null where nothing of it is heard.
- */
-export function schedule({ at, lengthS, mixS, stemS, startS }) {
-  const plan = (clipS, shift) => {
-    if (clipS === null) return null;
-    const position = at + shift; // the clip's second that sounds at the start; negative: it is yet to come
-    const delayS = Math.max(0, -position);
-    const offsetS = Math.max(0, position);
-    const durationS = Math.min(clipS - offsetS, lengthS - at - delayS);
-    return durationS > 0 ? { delayS, offsetS, durationS } : null;
-  };
-  return { mix: plan(mixS, 0), stem: plan(stemS, startS) };
-}
-
-/**
- * The mix's second to start at: 0, or shortly before a stem that enters late; a stem alone starts as it enters.
- */
-export function firstSecond(startS, listen) {
-  const entersS = Math.max(0, -startS);
+/** Where in a loop to start: 0, or shortly before a stem that enters late; a stem alone starts as it enters. */
+export function firstSecond(stem, listen) {
+  const channels = stem ? Array.from({ length: stem.numberOfChannels }, (_, channel) => stem.getChannelData(channel)) : [];
+  const entries = channels.map((samples) => samples.findIndex((sample) => Math.abs(sample) > HEARABLE)).filter((at) => at >= 0);
+  const entersS = entries.length ? Math.min(...entries) / RATE : 0;
   if (listen === "stem") return entersS;
   return entersS > LONGEST_WAIT_S ? entersS - RUN_UP_S : 0;
+}
+
+/** The next second at which a beat of the loop falls, no sooner than `soonest`; `zero` is one at which the loop begins. */
+export function nextBeat({ zero, lengthS, beats, soonest }) {
+  if (!beats) return soonest;
+  const { everyS, firstS } = beats; // of the loop's own seconds
+  const round = Math.floor((soonest - zero) / lengthS);
+  const since = soonest - zero - round * lengthS;
+  const beat = firstS + Math.ceil((since - firstS) / everyS - 1e-6) * everyS;
+  return zero + round * lengthS + Math.min(beat, lengthS);
+}
+
+/**
+ * What sounds, on a context of either kind: { mix, stem } are buffers of one length, or null. Both go round from the
+ * same second on, so that they stay together however long they play.
+ */
+export class Sound {
+  constructor(context, { mix, stem, gain, begin, offsetS, volumes }) {
+    this.context = context;
+    this.zero = begin - offsetS;
+    this.lengthS = (mix ?? stem).duration;
+    this.out = new GainNode(context, { gain: MASTER });
+    this.sides = {};
+    for (const role of ["mix", "stem"]) {
+      this.sides[role] = new GainNode(context, { gain: volumes[role] });
+      this.sides[role].connect(this.out);
+    }
+    this.voices = new Set();
+    this.mix = mix && this.#begin("mix", mix, 1, begin);
+    this.stem = stem && this.#begin("stem", stem, gain, begin);
+  }
+
+  /** Another stem instead, from second `at` of the context's clock on. */
+  change(stem, gain, at) {
+    if (this.stem?.atS >= at) this.stem.volume.disconnect(); // it was to begin there, and is never heard
+    else if (this.stem) end(this.stem, at);
+    this.stem = this.#begin("stem", stem, gain, at);
+  }
+
+  stop(at) {
+    for (const voice of this.voices) end(voice, at);
+  }
+
+  /** The loop's second at a second of the context's clock. */
+  secondAt(time) {
+    const since = (time - this.zero) % this.lengthS;
+    return since < 0 ? since + this.lengthS : since;
+  }
+
+  #begin(role, buffer, gain, at) {
+    const source = new AudioBufferSourceNode(this.context, { buffer, loop: true });
+    const volume = new GainNode(this.context, { gain: 0 });
+    volume.gain.setValueAtTime(0, at);
+    volume.gain.linearRampToValueAtTime(gain, at + FADE_S);
+    source.connect(volume).connect(this.sides[role]);
+    const offsetS = this.secondAt(at);
+    source.start(at, offsetS);
+    const voice = { source, volume, atS: at, offsetS };
+    this.voices.add(voice);
+    source.onended = () => this.voices.delete(voice);
+    return voice;
+  }
+}
+
+function end({ source, volume }, at) {
+  volume.gain.cancelScheduledValues(at);
+  volume.gain.setTargetAtTime(0, at, FADE_S / 3);
+  source.stop(at + 4 * FADE_S);
 }
 
 /**
  * Fires "change" whenever `state` does, and "problem" (detail: the error) when something cannot be played.
  *
- * state.status: idle, loading or playing; state.id: the hit's stem, or "mix"; state.listen: both, stem or mix.
+ * state.status: idle, loading or playing; state.id: the hit's stem, or "mix"; state.next: what takes over; state.listen:
+ * both, stem or mix; state.loop: { fromS, lengthS }.
  */
 export class Player extends EventTarget {
-  state = { status: "idle", id: null, listen: "both", balance: 0, lengthS: 0, hasMix: false, hasStem: false, plan: null };
+  state = { status: "idle", id: null, next: null, listen: "both", balance: 0, loop: null, hasMix: false, hasStem: false, plan: null };
   #context = null;
   #out = null;
   #levels = null;
-  #voices = null; // what sounds now: { group, sources: [{ role, source, volume }] }
-  #now = null;
-  #zero = 0; // the context's second at which the mix's second 0 sounds
+  #sound = null;
+  #take = null; // what plays
   #turn = 0;
   #last = null;
 
   /**
-   * Play from the start (see firstSecond), stopping whatever plays.
+   * Play, or let a hit take over from another one on the next beat where both go with the same mix.
    *
-   * `mix` and `stem` are promises of AudioBuffers, or null where there is none; a mix promise may give null.
-   * Must be called from a click or a key press: browsers let audio start only there.
+   * `sound()` promises { mix, stem, gain }: buffers as long as `loop` (null where there is none) and the stem's amplitude;
+   * without a `loop` all of them goes round. `beats` ({ firstS, everyS }) are of the mix. Must be called from a click or a key press: browsers let audio start only there.
    */
-  async play({ id, mix, stem, startS = 0, lengthS, listen = "both" }) {
-    this.stop();
-    this.#last = { id, mix, stem, startS, lengthS, listen };
-    const turn = this.#turn;
+  async play(take) {
+    const { id, loop, listen = this.state.listen } = take;
+    const joins = this.state.status === "playing" && this.state.listen === listen && this.#take.with === take.with && take.with;
+    if (!joins) this.stop();
+    const turn = ++this.#turn;
+    this.#last = take;
     this.#open();
-    this.#set({ status: "loading", id, listen });
+    this.#set(joins ? { next: id } : { status: "loading", id, next: null, listen, loop });
     try {
-      const [mixBuffer, stemBuffer] = await Promise.all([mix, stem, this.#context.resume()]);
+      const [sound] = await Promise.all([take.sound(), this.#context.resume()]);
       if (turn !== this.#turn) return;
-      if (!mixBuffer || !stemBuffer) this.#set({ listen: stemBuffer ? "stem" : "mix" });
-      this.#now = { mix: mixBuffer ?? null, stem: stemBuffer ?? null, startS };
-      this.#now.lengthS = mixBuffer ? mixBuffer.duration : lengthS;
-      const peak = (mixBuffer ? peakOf(mixBuffer) : 0) + (stemBuffer ? peakOf(stemBuffer) : 0);
-      this.#now.gain = Math.min(1, HEADROOM / Math.max(peak, 1e-6)); // the sum can never clip
-      this.#start(stemBuffer ? firstSecond(startS, this.state.listen) : 0);
+      if (joins) this.#takeOver(take, sound);
+      else this.#begin(take, sound);
     } catch (error) {
       if (turn !== this.#turn) return;
       this.stop();
@@ -93,8 +132,8 @@ export class Player extends EventTarget {
   stop() {
     this.#turn++;
     this.#silence();
-    this.#now = null;
-    if (this.state.status !== "idle") this.#set({ status: "idle", id: null, plan: null, lengthS: 0 });
+    this.#take = null;
+    if (this.state.status !== "idle") this.#set({ status: "idle", id: null, next: null, plan: null, loop: null });
   }
 
   /** Stop, and let go of what played last. */
@@ -117,11 +156,11 @@ export class Player extends EventTarget {
     return this.play({ ...this.#last, listen: this.state.listen }); // what was chosen since then holds
   }
 
-  /** Go to a second of the mix. */
+  /** Go to a second of the loop. */
   seek(seconds) {
     if (this.state.status !== "playing") return;
     this.#silence();
-    this.#start(Math.min(Math.max(0, seconds), Math.max(0, this.#now.lengthS - 0.05)));
+    this.#start(Math.min(Math.max(0, seconds), this.state.loop.lengthS - 0.05));
   }
 
   set listen(listen) {
@@ -135,11 +174,11 @@ export class Player extends EventTarget {
     this.#weigh();
   }
 
-  /** The mix's second that is heard now. */
+  /** The loop's second that is heard now. */
   get position() {
     if (this.state.status !== "playing") return 0;
-    const heard = this.#context.currentTime - (this.#context.outputLatency || 0) - this.#zero;
-    return Math.min(Math.max(0, heard), this.state.lengthS);
+    const heard = this.#context.currentTime - (this.#context.outputLatency || 0);
+    return heard < this.#sound.zero ? 0 : this.#sound.secondAt(heard);
   }
 
   /** The loudness of what is heard now: root mean square of the last samples. */
@@ -157,64 +196,66 @@ export class Player extends EventTarget {
 
   #open() {
     if (this.#context) return;
-    this.#context = new AudioContext();
+    this.#context = new AudioContext({ sampleRate: RATE });
     this.#out = new AnalyserNode(this.#context, { fftSize: 1024 });
     this.#levels = new Float32Array(this.#out.fftSize);
     this.#out.connect(this.#context.destination);
   }
 
-  #start(at) {
-    const { mix, stem, startS, lengthS, gain } = this.#now;
-    const context = this.#context;
-    const begin = context.currentTime + LEAD_S;
-    const plan = schedule({ at, lengthS, mixS: mix?.duration ?? null, stemS: stem?.duration ?? null, startS });
-    const group = new GainNode(context, { gain: 0 });
-    group.gain.setValueAtTime(0, begin);
-    group.gain.linearRampToValueAtTime(gain, begin + FADE_S);
-    group.connect(this.#out);
-    const voices = { group, sources: [] };
-    for (const [role, buffer] of [["mix", mix], ["stem", stem]]) {
-      if (!plan[role]) continue;
-      const { delayS, offsetS, durationS } = plan[role];
-      const source = new AudioBufferSourceNode(context, { buffer });
-      const volume = new GainNode(context, { gain: this.#volume(role) });
-      source.connect(volume).connect(group);
-      source.start(begin + delayS, offsetS, durationS);
-      voices.sources.push({ role, source, volume });
-    }
-    // The end is told by the audio clock itself: timers are late in a hidden tab.
-    const end = new ConstantSourceNode(context, { offset: 0 });
-    end.connect(group);
-    end.start(begin);
-    end.stop(begin + lengthS - at);
-    end.onended = () => {
-      if (this.#voices === voices) this.stop();
+  #begin(take, { mix, stem, gain }) {
+    if (!mix && !stem) throw new Undecodable("this browser cannot decode it");
+    this.#take = { ...take, mix, stem, gain };
+    if (!mix || !stem) this.#set({ listen: stem ? "stem" : "mix" });
+    this.#start(stem ? firstSecond(stem, this.state.listen) : 0);
+  }
+
+  #start(offsetS) {
+    const { mix, stem, gain, loop } = this.#take;
+    const begin = this.#context.currentTime + LEAD_S;
+    this.#sound = new Sound(this.#context, { mix, stem, gain, begin, offsetS, volumes: this.#volumes() });
+    this.#sound.out.connect(this.#out);
+    const round = loop ?? { fromS: 0, lengthS: this.#sound.lengthS };
+    this.#set({ status: "playing", loop: round, hasMix: mix !== null, hasStem: stem !== null, plan: this.#plan() });
+  }
+
+  #takeOver(take, { stem, gain }) {
+    const sound = this.#sound;
+    const { fromS, lengthS } = take.loop;
+    const beats = take.beats && { ...take.beats, firstS: (take.beats.firstS - fromS) % take.beats.everyS };
+    const at = nextBeat({ zero: sound.zero, lengthS, beats, soonest: this.#context.currentTime + LEAD_S });
+    sound.change(stem, gain, at);
+    this.#take = { ...take, mix: this.#take.mix, stem, gain };
+    // The beat is told by the audio clock itself: timers are late in a hidden tab.
+    const beat = new ConstantSourceNode(this.#context, { offset: 0 });
+    beat.connect(this.#out);
+    beat.start();
+    beat.stop(at);
+    const turn = this.#turn;
+    beat.onended = () => {
+      if (turn === this.#turn) this.#set({ id: take.id, next: null, plan: this.#plan() });
     };
-    voices.sources.push({ role: "end", source: end, volume: null });
-    this.#voices = voices;
-    this.#zero = begin - at;
-    this.#set({ status: "playing", lengthS, plan, hasMix: mix !== null, hasStem: stem !== null });
+  }
+
+  #plan() {
+    const of = (voice) => voice && { atS: voice.atS, offsetS: voice.offsetS };
+    return { mix: of(this.#sound.mix), stem: of(this.#sound.stem) };
   }
 
   #silence() {
-    if (!this.#voices) return;
-    const { group, sources } = this.#voices;
-    const now = this.#context.currentTime;
-    this.#voices = null;
-    group.gain.cancelScheduledValues(now);
-    group.gain.setTargetAtTime(0, now, FADE_S / 3);
-    for (const { source } of sources) source.stop(now + FADE_S);
+    this.#sound?.stop(this.#context.currentTime);
+    this.#sound = null;
   }
 
-  #volume(role) {
+  #volumes() {
     const { listen, balance } = this.state;
-    if (listen !== "both") return listen === role ? 1 : 0;
-    return Math.min(1, 1 + (role === "stem" ? balance : -balance));
+    const volume = (role) => (listen === "both" ? Math.min(1, 1 + (role === "stem" ? balance : -balance)) : Number(listen === role));
+    return { mix: volume("mix"), stem: volume("stem") };
   }
 
   #weigh() {
-    for (const { role, volume } of this.#voices?.sources ?? []) {
-      volume?.gain.setTargetAtTime(this.#volume(role), this.#context.currentTime, FADE_S);
+    if (!this.#sound) return;
+    for (const [role, volume] of Object.entries(this.#volumes())) {
+      this.#sound.sides[role].gain.setTargetAtTime(volume, this.#context.currentTime, WEIGH_S);
     }
   }
 

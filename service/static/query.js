@@ -1,6 +1,7 @@
 // What the search form asks, once, for the request and for the curl line that repeats it.
 
 import { address, key } from "./api.js";
+import { placedField } from "./placed.js";
 
 const REPEATED = ["instrument", "tag", "collection", "key", "kind"];
 
@@ -28,15 +29,20 @@ export function queryFields(form, mix) {
   fields.push(["align", align.value]);
   if (align.value === "beats") fields.push(["max_stretch", String(stretch.value / 100)], ["max_transpose", transpose.value]);
   fields.push(...Object.entries(mix?.said ?? {}).map(([name, value]) => [name, String(value)]));
-  fields.push(...filterFields(form));
+  const complete = mix?.complete ?? [];
+  if (mix?.placed.length) fields.push(["placed", placedField(mix.placed)]);
+  if (complete.length) fields.push(["complete", complete.join(",")]);
+  fields.push(...filterFields(form).filter(([name]) => name !== "instrument" || !complete.length));
   for (const id of mix?.stemIds ?? []) fields.push(["exclude", id]);
   return fields;
 }
 
-export function formData(fields, file) {
+/** What is sent: `fields` of queryFields, and the mix by its handle `id`, as a file, or as its stems. */
+export function formData(fields, { id, file }) {
   const data = new FormData();
-  if (file) data.append("file", file, file.name);
-  for (const [name, value] of fields) data.append(name, value);
+  if (id) data.append("mix_id", id);
+  else if (file) data.append("file", file, file.name);
+  for (const [name, value] of fields) if (name !== "stem_id" || !id) data.append(name, value);
   return data;
 }
 

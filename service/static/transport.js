@@ -14,10 +14,16 @@ export function mountTransport(player, { describe, tick }) {
   let frame = 0;
   let seeking = false;
 
+  /** The mix's second, and where the loop ends. */
+  const showClock = (position) => {
+    const { fromS, lengthS } = player.state.loop ?? { fromS: 0, lengthS: 0 };
+    byId("clock").textContent = `${format.clock(fromS + position, 1)} / ${format.clock(fromS + lengthS, 1)}`;
+  };
+
   const draw = () => {
     const { position } = player;
     if (!seeking) seek.value = String(position);
-    byId("clock").textContent = `${format.clock(position, 1)} / ${format.clock(player.state.lengthS, 1)}`;
+    showClock(position);
     const db = 20 * Math.log10(Math.max(player.level, 1e-6));
     byId("meter-level").style.setProperty("--level", Math.max(0, 1 + db / METER_RANGE_DB).toFixed(3));
     document.body.dataset.position = position.toFixed(3);
@@ -27,7 +33,7 @@ export function mountTransport(player, { describe, tick }) {
   };
 
   player.addEventListener("change", () => {
-    const { status, id, listen, lengthS, plan, hasMix, hasStem } = player.state;
+    const { status, id, next, listen, loop, plan, hasMix, hasStem } = player.state;
     const active = status !== "idle";
     bar.hidden = !active && !player.canRepeat;
     document.body.classList.toggle("with-transport", !bar.hidden);
@@ -35,14 +41,14 @@ export function mountTransport(player, { describe, tick }) {
       byId("player-problem").textContent = "";
       const { title, place } = describe(id);
       byId("now-title").textContent = title;
-      byId("now-place").textContent = status === "loading" ? "loading…" : place;
+      byId("now-place").textContent = status === "loading" ? "loading…" : next ? `${describe(next).title} takes over…` : place;
     }
     bar.classList.toggle("idle", !active);
     toggle.classList.toggle("on", active);
     toggle.setAttribute("aria-label", active ? "Stop" : "Play again");
     toggle.disabled = !active && !player.canRepeat;
     seek.disabled = status !== "playing";
-    seek.max = String(Math.max(lengthS, 0.01));
+    seek.max = String(Math.max(loop?.lengthS ?? 0, 0.01));
     if (status === "playing") {
       for (const input of bar.querySelectorAll('input[name="listen"]')) {
         input.disabled = input.value === "both" ? !(hasMix && hasStem) : input.value === "mix" ? !hasMix : !hasStem;
@@ -56,6 +62,7 @@ export function mountTransport(player, { describe, tick }) {
     const { dataset } = document.body;
     dataset.player = status;
     dataset.playing = id ?? "";
+    dataset.next = next ?? "";
     dataset.listen = listen;
     dataset.audio = player.running ? "running" : "stopped";
     dataset.schedule = plan ? JSON.stringify(plan) : "";
@@ -73,7 +80,7 @@ export function mountTransport(player, { describe, tick }) {
   toggle.addEventListener("click", () => (player.state.status === "idle" ? player.repeat() : player.stop()));
   seek.addEventListener("input", () => {
     seeking = true;
-    byId("clock").textContent = `${format.clock(Number(seek.value), 1)} / ${format.clock(player.state.lengthS, 1)}`;
+    showClock(Number(seek.value));
   });
   seek.addEventListener("change", () => {
     seeking = false;
@@ -83,7 +90,4 @@ export function mountTransport(player, { describe, tick }) {
     input.addEventListener("change", () => (player.listen = input.value));
   }
   byId("balance").addEventListener("input", (event) => (player.balance = Number(event.target.value)));
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && player.state.status !== "idle" && !byId("key-dialog").open) player.stop();
-  });
 }

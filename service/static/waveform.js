@@ -36,18 +36,10 @@ function loudestBetween(peaks, from, to) {
 }
 
 /**
- * The stretch of time a lane shows, in the stem's seconds: all of the stem and all of the mix.
- * The mix lies at `startS`; either may begin first.
- */
-export function laneSpan(stemS, startS, mixS) {
-  return { from: Math.min(0, startS), to: Math.max(stemS, startS + mixS) };
-}
-
-/**
  * Draw a lane.
  *
  * `stem` and `mix` are { startS, durationS, peaks } on the lane's clock, peaks null until decoded, or null where there is none.
- * `mark` ({ from, to }) is the stretch of a lone clip to stand out, `beats` ({ firstS, everyS }) are lines behind it. With both, the mix stands on the middle line and the stem hangs from it; the stretch where both sound is marked.
+ * `mark` ({ from, to }) is the stretch of a lone clip to stand out, `beats` ({ firstS, everyS }) are lines behind it. With both, the mix stands on the middle line and the stem hangs from it.
  */
 export function drawLane(canvas, { from, to, stem = null, mix = null, mark = null, beats = null }) {
   const { clientWidth: width, clientHeight: height } = canvas;
@@ -61,21 +53,6 @@ export function drawLane(canvas, { from, to, stem = null, mix = null, mark = nul
   const colour = (name) => style.getPropertyValue(name).trim();
   const x = (seconds) => ((seconds - from) / (to - from)) * width;
   const both = stem && mix;
-
-  let heard = null;
-  if (both) {
-    heard = {
-      from: Math.max(stem.startS, mix.startS),
-      to: Math.min(stem.startS + stem.durationS, mix.startS + mix.durationS),
-    };
-    const left = x(heard.from);
-    const across = Math.max(3, x(heard.to) - left);
-    pen.fillStyle = colour("--lane-fit");
-    pen.fillRect(left, 0, across, height);
-    pen.fillStyle = colour("--accent");
-    pen.fillRect(left, 0, 1.5, height);
-    pen.fillRect(left + across - 1.5, 0, 1.5, height);
-  }
 
   if (beats && (beats.everyS / (to - from)) * width >= CLOSEST_BEATS) {
     pen.fillStyle = colour("--lane-beat");
@@ -101,9 +78,7 @@ export function drawLane(canvas, { from, to, stem = null, mix = null, mark = nul
   };
   if (both) {
     bars(mix, middle - 3, 0, () => colour("--lane-mix"));
-    const inside = colour("--accent");
-    const outside = colour("--lane-rest");
-    bars(stem, 0, height - middle - 3, (at) => (at >= heard.from && at <= heard.to ? inside : outside));
+    bars(stem, 0, height - middle - 3, () => colour("--accent"));
   } else if (stem || mix) {
     const ink = colour(stem ? "--accent" : "--lane-ink");
     const rest = colour("--lane-rest");

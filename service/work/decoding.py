@@ -21,12 +21,14 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, get_args
 
 import numpy as np
 
-from model.audio import AudioError, load_clip
+from model.audio import AudioError, load_clip, load_part
 from model.audio.said import Said, said_of_chunks, said_of_tags
+from service.work.encoding import FittedFormat, FittedTooLong, Order, encode
+from service.work.fitting import Fitting, fit, frames_needed
 from service.work.sandbox import Confinement, FilterUnavailable, refuse_all_other_calls
 
 if TYPE_CHECKING:
@@ -83,8 +85,10 @@ MESSAGE = struct.Struct("!cQi")
 START, KILL, READY, ENDED = b"S", b"K", b"R", b"E"
 CONFINEMENTS: tuple[Confinement, ...] = ("filtered", "limits-only")
 
+# A request waits in the child's socket: length of the JSON; the JSON, an Order, or null for the clip as it is.
+#
 # An answer: length of the JSON; the JSON, either {"code", "facts"} or the clip's fields with its number of samples and,
-# by source, what the file says of its music; the samples.
+# by source, what the file says of its music; the samples. Or, to an Order, what the file holds, and its bytes.
 
 LENGTH = struct.Struct("!I")
 MAX_JSON = 2**16
@@ -163,6 +167,10 @@ def _warm_up(*, with_ffmpeg: bool) -> None:
     wav = b"RIFF\0\0\0\0WAVE" + fmt + struct.pack("<4sI", b"data", len(tone)) + tone
     load_clip(wav)
     _said(io.BytesIO(wav))
+    part = load_part(io.BytesIO(wav), lambda _: (0, None), max_seconds=2)
+    samples = fit(part.samples, part.sample_rate, Fitting(1.1, 1, rate=16_000))
+    for format in get_args(FittedFormat):
+        encode(samples, 16_000, format)
     for encoding in TAG_ENCODINGS:
         codecs.lookup(encoding)  # Python imports each where it first meets it
     gc.freeze()  # a collection in a child would touch, and so copy, every page
@@ -199,8 +207,10 @@ def _decode_and_exit(file: int, answer: int, *, server: int, address_space: int,
     try:
         # Opened before the confinement: to look at a descriptor takes calls that a decoder has no other use for.
         with open(file, "rb") as audio, socket.socket(fileno=answer) as sock:
+            (length,) = LENGTH.unpack(sock.recv(LENGTH.size, socket.MSG_WAITALL))
+            told = json.loads(sock.recv(length, socket.MSG_WAITALL))
             _confine(file, answer, server, address_space, limits)
-            _answer(audio, sock, limits)
+            _answer(audio, sock, limits, told and Order.of(told))
         status = 0
     except MemoryError:
         status = OUT_OF_MEMORY
@@ -244,30 +254,59 @@ def _set_process_flags() -> None:
                 raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def _answer(audio: BinaryIO, sock: socket.socket, limits: DecodeLimits) -> None:
-    waveform = None
+def _answer(audio: BinaryIO, sock: socket.socket, limits: DecodeLimits, order: Order | None) -> None:
+    data: memoryview | bytes = b""
     try:
-        clip = load_clip(audio, max_seconds=limits.max_seconds, max_channels=limits.max_channels)
+        answer, data = _clip(audio, limits) if order is None else _fitted(audio, limits, order)
     except AudioError as error:
-        answer: dict[str, object] = {"code": error.code, "facts": error.facts}
+        answer = {"code": error.code, "facts": error.facts}
     except MemoryError:
         raise
     except Exception as error:
         answer = {"code": DecoderCrashed.code, "facts": {"reason": f"{type(error).__name__}: {error}"[:MAX_WARNING]}}
-    else:
-        waveform = clip.waveform
-        answer = {
-            "sample_rate": clip.sample_rate,
-            "channels": clip.channels,
-            "format": clip.format,
-            "warnings": clip.warnings,
-            "samples": len(waveform),
-            "said": _said(audio),
-        }
     text = json.dumps(answer).encode()
     sock.sendall(LENGTH.pack(len(text)) + text)
-    if waveform is not None:
-        sock.sendall(waveform.data)
+    sock.sendall(data)
+
+
+def _clip(audio: BinaryIO, limits: DecodeLimits) -> tuple[dict[str, object], memoryview]:
+    clip = load_clip(audio, max_seconds=limits.max_seconds, max_channels=limits.max_channels)
+    return {
+        "sample_rate": clip.sample_rate,
+        "channels": clip.channels,
+        "format": clip.format,
+        "warnings": clip.warnings,
+        "samples": len(clip.waveform),
+        "said": _said(audio),
+    }, clip.waveform.data
+
+
+def _fitted(audio: BinaryIO, limits: DecodeLimits, order: Order) -> tuple[dict[str, object], bytes]:
+    fitting = order.fitting
+    _refuse_long(order.lead_s + (fitting.duration_s or 0.0), limits)
+    part = load_part(
+        audio,
+        lambda rate: frames_needed(fitting, rate),
+        max_seconds=limits.max_seconds,
+        max_channels=limits.max_channels,
+    )
+    if fitting.duration_s is None:
+        end_s = (part.first + part.samples.shape[1]) / part.sample_rate
+        _refuse_long(order.lead_s + (end_s - fitting.start_s) / fitting.speed, limits)
+    rate = fitting.rate or part.sample_rate
+    fitted = fit(part.samples, part.sample_rate, fitting, first=part.first)
+    if order.lead_s:
+        fitted = np.pad(fitted, ((0, 0), (round(order.lead_s * rate), 0)))
+    if order.gain_db:
+        fitted *= np.float32(10 ** (order.gain_db / 20))
+    channels, frames = fitted.shape
+    data = encode(fitted, rate, order.format)
+    return {"sample_rate": rate, "channels": channels, "frames": frames, "bytes": len(data)}, data
+
+
+def _refuse_long(seconds: float, limits: DecodeLimits) -> None:
+    if seconds > limits.max_seconds:
+        raise FittedTooLong(seconds=round(seconds, 3), maximum=limits.max_seconds)
 
 
 def _said(audio: BinaryIO) -> dict[str, dict[str, object]]:

@@ -143,6 +143,21 @@ class Budget:
             place.set_result(None)
 
 
+class Manifold(Budget):
+    """Of another budget everything is taken so many times: by whoever will hold as many waveforms of that length, and
+    must not wait for the second one while others do the same."""
+
+    def __init__(self, budget: Budget, times: int) -> None:
+        self._budget = budget
+        self._times = times
+
+    async def take(self, samples: int) -> int:
+        return await self._budget.take(self._times * samples)
+
+    def give_back(self, samples: int) -> None:
+        self._budget.give_back(samples)
+
+
 def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[int], None], samples: int) -> None:
     with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
         loop.call_soon_threadsafe(call, samples)  # the last reference may have been a thread's

@@ -17,25 +17,23 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, get_args
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer import ClipFacts
-from model.audio import HEAD, MIN_SECONDS, SAMPLE_RATE, AudioError, AudioFormat, Clip, needs_ffmpeg
-from model.audio.said import MOST_BEATS, Kind, Said, is_tempo, joined, key_of_text, said_by
-from service.text import shown
+from model.audio import HEAD, SAMPLE_RATE, Clip, needs_ffmpeg
+from model.audio.said import Said
+from service.work.answers import FittedAudio, receive_clip, receive_file
 from service.work.decoding import (
     CONFINEMENTS,
     ENDED,
     KILL,
     LENGTH,
-    MAX_JSON,
-    MAX_SAID,
-    MAX_WARNING,
     MESSAGE,
     OUT_OF_MEMORY,
     READY,
@@ -44,10 +42,12 @@ from service.work.decoding import (
     DecoderCrashed,
     DecoderError,
 )
+from service.work.encoding import Order
 from service.work.sandbox import Confinement
 from service.work.turns import Budget
 
 log = logging.getLogger("phalar.uploads")
+T = TypeVar("T")
 _SERVER = "from service.work.decoding import serve_children; serve_children()"
 
 UPLOAD_NICE = 10
@@ -136,15 +136,43 @@ class Decoder:
         duration_s, said = fields.pop("samples") / SAMPLE_RATE, fields.pop("said")
         return ClipFacts(duration_s=duration_s, **fields), said, waveform
 
+    async def fit(self, source: Path | bytes, order: Order, into: BinaryIO, *, nice: int = 0) -> FittedAudio:
+        """Write a file's audio, fitted, into another file; it is decoded, stretched and encoded in a child process.
+
+        Raises:
+            AudioError: as of `decode`; or StartBeyondEnd, FormatCannotHold.
+            OSError: the path cannot be read, or `into` not written.
+        """
+
+        async def received(ours: socket.socket, _: asyncio.Timeout) -> FittedAudio:
+            return await receive_file(ours, self.limits, into)
+
+        return await self._asked(source, order, nice, received)
+
     async def _decoded(
         self, source: Path | bytes, nice: int, budget: Budget | None, keep_s: float
     ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+        async def received(
+            ours: socket.socket, patience: asyncio.Timeout
+        ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
+            return await receive_clip(ours, self.limits, budget, patience, keep_s)
+
+        return await self._asked(source, None, nice, received)
+
+    async def _asked(
+        self,
+        source: Path | bytes,
+        order: Order | None,
+        nice: int,
+        received: Callable[[socket.socket, asyncio.Timeout], Awaitable[T]],
+    ) -> T:
+        """Have a child do it, and what is made of its answer."""
         opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
         with opened as file:
             await self._slots.acquire()
             try:
                 server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), HEAD, 0)))
-                ours, job, ended = server.start(file.fileno(), nice)
+                ours, job, ended = server.start(file.fileno(), nice, order)
             except BaseException:
                 self._slots.release()
                 raise
@@ -153,7 +181,7 @@ class Decoder:
         try:
             async with asyncio.timeout(self.limits.timeout_s) as patience:
                 try:
-                    return await _receive(ours, self.limits, budget, patience, keep_s)
+                    return await received(ours, patience)
                 except EOFError:
                     raise _post_mortem(await asyncio.shield(ended), self.limits) from None
         except TimeoutError:
@@ -209,117 +237,6 @@ def _post_mortem(status: int | None, limits: DecodeLimits) -> DecoderError:
     return DecoderCrashed(f"exit status {os.WEXITSTATUS(status)}")
 
 
-# What is wrong with a file, as a child may say it; of its own end it can say nothing.
-_SAYABLE: tuple[type[AudioError], ...] = (DecoderCrashed, *AudioError.__subclasses__())
-_KINDS = {kind.code: kind for kind in _SAYABLE if kind is not DecoderError}
-
-
-async def _receive(
-    sock: socket.socket, limits: DecodeLimits, budget: Budget | None, patience: asyncio.Timeout, keep_s: float
-) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
-    """Read an answer that may come from a process somebody else has taken over: its fields, and its samples unless they
-    last longer than `keep_s`.
-
-    `patience` is with the child: it stands still while there is no room in the budget.
-
-    Raises:
-        AudioError: the answer is an error, or (DecoderCrashed) no answer that our code could give.
-        EOFError: the child ended before its answer did.
-    """
-    prefix = bytearray(LENGTH.size)
-    await _fill(sock, prefix)
-    (length,) = LENGTH.unpack(prefix)
-    if length > MAX_JSON:
-        raise DecoderCrashed("its answer is too long")
-    text = bytearray(length)
-    await _fill(sock, text)
-    try:
-        answer = json.loads(text)
-        if "code" in answer:
-            problem = _KINDS[answer["code"]](**{name: _shown(fact) for name, fact in answer["facts"].items()})
-            json.dumps(problem.facts, allow_nan=False)
-        else:
-            problem = None
-            fields = _checked_fields(answer, limits)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DecoderCrashed("its answer makes no sense") from error
-    if problem is not None:
-        raise problem
-    samples = fields["samples"]
-    if samples > keep_s * SAMPLE_RATE:
-        return fields, None
-    if budget is not None:
-        patience.reschedule(None)
-        taken = await budget.take(samples)
-        patience.reschedule(asyncio.get_running_loop().time() + limits.timeout_s)
-    waveform = np.empty(samples, np.float32)
-    if budget is not None:
-        budget.until_forgotten(waveform, taken)
-    await _fill(sock, waveform.data)
-    if not (np.isfinite(waveform.max()) and np.isfinite(waveform.min())):
-        raise DecoderCrashed("its samples are not finite")
-    return fields, waveform
-
-
-def _shown(fact: Any) -> Any:
-    return shown(fact) if isinstance(fact, str) else fact
-
-
-def _checked_fields(answer: dict[str, Any], limits: DecodeLimits) -> dict[str, Any]:
-    rate, channels, samples = answer["sample_rate"], answer["channels"], answer["samples"]
-    warnings, kind = answer["warnings"], answer["format"]
-    longest = math.ceil(limits.max_seconds * SAMPLE_RATE) + SAMPLE_RATE  # a resampler may round up, never by a second
-    for number, low, high in (
-        (rate, 1, 2**31),
-        (channels, 1, limits.max_channels),
-        (samples, int(MIN_SECONDS * SAMPLE_RATE) + 1, longest),
-    ):
-        if type(number) is not int or not low <= number <= high:
-            raise ValueError(number)
-    if kind not in get_args(AudioFormat):
-        raise ValueError(kind)
-    return {
-        "sample_rate": rate,
-        "channels": channels,
-        "samples": samples,
-        "warnings": _checked_warnings(warnings, 8),
-        "format": kind,
-        "said": joined([_checked_said(answer["said"][source], source) for source in ("tags", "chunk")]),
-    }
-
-
-def _checked_said(told: dict[str, Any], source: Literal["tags", "chunk"]) -> Said:
-    tempo, beats, key, root, kind = (told[name] for name in ("tempo_bpm", "beats", "key", "root", "kind"))
-    if not (tempo is None or (type(tempo) is float and is_tempo(tempo))):
-        raise ValueError(tempo)
-    if not (beats is None or (type(beats) is float and 0 < beats <= MOST_BEATS)):
-        raise ValueError(beats)
-    if not (key is None or (type(key) is str and key_of_text(key) == key)):
-        raise ValueError(key)
-    if not (root is None or (type(root) is int and 0 <= root < 12)):
-        raise ValueError(root)
-    if not (kind is None or kind in get_args(Kind)):
-        raise ValueError(kind)
-    return said_by(source, Said(tempo, beats, key, root, kind, warnings=_checked_warnings(told["warnings"], MAX_SAID)))
-
-
-def _checked_warnings(warnings: Any, most: int) -> tuple[str, ...]:
-    if type(warnings) is not list or len(warnings) > most:
-        raise ValueError("too many warnings")
-    if not all(type(warning) is str and len(warning) <= MAX_WARNING for warning in warnings):
-        raise ValueError("a warning is too long")
-    return tuple(map(shown, warnings))
-
-
-async def _fill(sock: socket.socket, buffer: bytearray | memoryview) -> None:
-    loop, rest = asyncio.get_running_loop(), memoryview(buffer).cast("B")
-    while rest:
-        count = await loop.sock_recv_into(sock, rest)
-        if count == 0:
-            raise EOFError
-        rest = rest[count:]
-
-
 class _Server:
     """The process that forks the children, seen from ours."""
 
@@ -360,12 +277,14 @@ class _Server:
             raise
         return server
 
-    def start(self, file: int, nice: int) -> tuple[socket.socket, int, asyncio.Future[int | None]]:
+    def start(self, file: int, nice: int, order: Order | None) -> tuple[socket.socket, int, asyncio.Future[int | None]]:
         """Have a child decode the file: the socket of its answer, its job's number, its wait status once it ended."""
+        text = json.dumps(order and order.as_json()).encode()
         job, self._next_job = self._next_job, self._next_job + 1
         ours, theirs = socket.socketpair()
         ended: asyncio.Future[int | None] = self._loop.create_future()
         with theirs:
+            ours.send(LENGTH.pack(len(text)) + text)  # waits in the socket until the child is there to read it
             ours.setblocking(False)
             try:
                 socket.send_fds(self._control, [MESSAGE.pack(START, job, nice)], [file, theirs.fileno()])

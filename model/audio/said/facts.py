@@ -56,7 +56,7 @@ def is_tempo(bpm: float) -> bool:
     return math.isfinite(bpm) and SLOWEST_BPM <= bpm <= FASTEST_BPM
 
 
-def same_tempo(a: float, b: float) -> bool:
+def written_alike(a: float, b: float) -> bool:
     """Whether two tempi mean the same grid, as far as writers round: whole numbers, an octave apart or none."""
     return any(abs(a * factor - b) <= ROUNDING_BPM * max(1.0, factor) for factor in (0.5, 1.0, 2.0))
 
@@ -127,3 +127,14 @@ def key_of_text(text: str) -> str | None:
     """The name of a key that a tag writes, as `key_parts` reads it; a letter alone is major, as ID3 has it for TKEY."""
     parts = key_parts(text)
     return None if parts is None else key_name(parts[0], parts[1] or "major")
+
+
+def transposed_key(text: str, semitones: float) -> str | None:
+    """The name of a key that was moved up; None: what was said is no key, or it is moved into none."""
+    try:
+        parts = key_parts(text)
+    except ValueError:
+        return None
+    if parts is None or semitones != round(semitones):
+        return None
+    return key_name((parts[0] + round(semitones)) % 12, parts[1] or "major")

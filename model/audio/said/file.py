@@ -25,8 +25,8 @@ from model.audio.said.facts import (
     key_parts,
     note_name,
     said_by,
-    same_tempo,
     tempo_of_text,
+    written_alike,
 )
 from model.audio.said.name import said_of_name
 from model.audio.said.ogg import ogg_comments
@@ -176,7 +176,7 @@ def joined(sources: Sequence[Said]) -> Said:
 def _contradictions(first: Said, second: Said) -> list[str]:
     """What `second` says otherwise than `first`, which is believed."""
     told: list[tuple[str, str, str, str]] = []
-    if first.tempo_bpm and second.tempo_bpm and not same_tempo(first.tempo_bpm, second.tempo_bpm):
+    if first.tempo_bpm and second.tempo_bpm and not written_alike(first.tempo_bpm, second.tempo_bpm):
         told.append(("tempo_bpm", f"{first.tempo_bpm:.5g} BPM", "tempo_bpm", f"{second.tempo_bpm:.5g} BPM"))
     if first.key and second.key and first.key != second.key:
         told.append(("key", first.key, "key", second.key))

@@ -11,7 +11,16 @@ import unicodedata
 from dataclasses import dataclass
 
 from model.audio.harmony import key_name
-from model.audio.said.facts import Kind, Said, is_tempo, pitch_class, plain_accidentals, said_by, same_tempo, wheel_key
+from model.audio.said.facts import (
+    Kind,
+    Said,
+    is_tempo,
+    pitch_class,
+    plain_accidentals,
+    said_by,
+    wheel_key,
+    written_alike,
+)
 
 
 def _each(words: str) -> frozenset[str]:
@@ -100,7 +109,7 @@ def said_of_name(name: str) -> Said:
     keys = _keys(words, set(marked))
     tempi = marked or _bare_tempi(words, keys)
     tempo = max(tempi.values(), default=None)
-    if tempo is not None and not all(same_tempo(tempo, other) for other in tempi.values()):
+    if tempo is not None and not all(written_alike(tempo, other) for other in tempi.values()):
         warnings.append("the name states several tempi: " + ", ".join(f"{bpm:g}" for bpm in sorted(tempi.values())[:4]))
         tempo = None
     named = sorted({found.key for found in keys})

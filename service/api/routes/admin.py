@@ -3,8 +3,9 @@
 from fastapi import APIRouter, Depends, Response
 
 from service.api.access import GuardedRoute, TheBackend, require
+from service.api.operating import ReindexIn, RollbackOut
 from service.api.routes.problems import problems
-from service.api.schemas import JobOut, ReindexIn, RollbackOut
+from service.api.schemas import JobOut
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require("admin"))], route_class=GuardedRoute)
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends, Response
 
 from service.api.access import GuardedRoute, TheBackend, limit_by_address, require
-from service.api.schemas import ReadyOut
+from service.api.operating import ReadyOut
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute)
 

@@ -21,4 +21,4 @@ async def retrieve(
     wanted: Annotated[RetrieveIn, Form(media_type="multipart/form-data")],
 ) -> RetrieveOut:
     """Find the stems that fit a partial mix in harmony and in time, best first, each with its place."""
-    return await while_client_waits(request, services.retrieval.answer(wanted, caller.who))
+    return await while_client_waits(request, services.retrieval.answer(wanted, caller))

@@ -1,16 +1,12 @@
-"""Stems: put in, look at, listen to, change, take out."""
+"""Stems: put in, look at, change, take out."""
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
-from fastapi.responses import StreamingResponse
 
 from service.api.access import GuardedRoute, TheBackend, require
 from service.api.keys import Caller
 from service.api.metadata import metadata_of
-from service.api.ranges import byte_range, names_tag
 from service.api.routes.problems import problems
 from service.api.schemas import (
     CatalogValues,
@@ -24,31 +20,6 @@ from service.api.waiting import while_client_waits
 
 router = APIRouter(tags=["stems"], route_class=GuardedRoute)
 MAX_FILES = 1000
-MEDIA_TYPES = {
-    "wav": "audio/wav",
-    "flac": "audio/flac",
-    "mp3": "audio/mpeg",
-    "ogg": "audio/ogg",
-    "opus": "audio/ogg",
-    "aiff": "audio/aiff",
-    "m4a": "audio/mp4",
-    "aac": "audio/aac",
-    "caf": "audio/x-caf",
-    "matroska": "audio/x-matroska",
-    "webm": "audio/webm",
-    "wavpack": "audio/x-wavpack",
-    "wma": "audio/x-ms-wma",
-    "ac3": "audio/ac3",
-    "eac3": "audio/eac3",
-    "au": "audio/basic",
-    "amr": "audio/amr",
-}
-
-
-def _disposition(name: str) -> str:
-    """The name that a file is saved by: for clients of RFC 8187, and in ASCII for those older."""
-    plain = "".join(letter if " " <= letter <= "~" and letter not in '"\\%' else "_" for letter in name)
-    return f"inline; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 @router.post("/stems", status_code=202, responses=problems(415, 422))
@@ -113,45 +84,3 @@ async def change_stem(services: TheBackend, stem_id: str, changed: Metadata) -> 
 async def delete_stem(services: TheBackend, stem_id: str) -> None:
     """Take a stem out, with its audio. No later query returns it."""
     await services.ingest.delete(stem_id)
-
-
-@router.get(
-    "/stems/{stem_id}/audio",
-    dependencies=[Depends(require("read"))],
-    response_class=Response,
-    responses={
-        200: {"content": {"audio/*": {}}, "description": "The bytes as they were uploaded"},
-        206: {"content": {"audio/*": {}}, "description": "The asked range of them"},
-        304: {"description": "They are what `If-None-Match` names"},
-        **problems(404, 416),
-    },
-)
-async def stem_audio(services: TheBackend, stem_id: str, request: Request) -> Response:
-    """The audio as it was uploaded; single byte ranges are answered."""
-    stem = await services.catalog.stem(stem_id)
-    size = await services.blobs.size(stem.sha256)
-    headers = {
-        "Accept-Ranges": "bytes",
-        "ETag": f'"{stem.sha256}"',
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Disposition": _disposition(stem.file_name),
-    }
-    asked, tag = request.headers, headers["ETag"]
-    if names_tag(asked.get("if-none-match"), tag, weak=True):
-        return Response(status_code=304, headers=headers)
-    headers["Content-Type"] = MEDIA_TYPES.get(stem.format.lower(), "application/octet-stream")
-    if request.scope.get("head"):
-        return Response(headers=headers | {"Content-Length": str(size)})
-    current = "if-range" not in asked or names_tag(asked["if-range"], tag, weak=False)
-    part = byte_range(asked.get("range"), size) if current else None
-    start, end = part or (0, size)
-    headers["Content-Length"] = str(end - start)
-    if part:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-
-    async def body() -> AsyncIterator[bytes]:
-        async for piece in services.blobs.read(stem.sha256, start, end):
-            yield bytes(piece)
-
-    return StreamingResponse(body(), 206 if part else 200, headers)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from zipfile import ZipFile
 
 import httpx
 import numpy as np
@@ -54,6 +55,7 @@ def test_help_names_every_command() -> None:
         "worker",
         "ingest",
         "retrieve",
+        "export",
         "embed",
         "reindex",
         "rollback",
@@ -90,6 +92,23 @@ def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation
     assert "track 2" in shown.stdout
     assert "from 0:00.00" in shown.stdout
     assert "as recorded" in shown.stdout
+
+
+def test_retrieve_builds_on_the_mix_of_an_answer(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(4)))
+    common = ("--url", installation.url, "--align", "grid")
+    first = json.loads(phalar("retrieve", mix, *common, "--collection", "shared", "--json").stdout)
+    bass = next(hit["stem"] for hit in first["hits"] if hit["stem"]["instrument"] == "bass")
+    again = ("retrieve", "--mix-id", first["mix_id"], *common)
+    told = phalar(*again, "--place", f"{bass['id']}:1.5:1.04:-2:-6", "--place", bass["id"], "--json")
+    assert told.exit_code == 0, told.stderr
+    assert bass["id"] not in {hit["stem"]["id"] for hit in json.loads(told.stdout)["hits"]}
+    shown = phalar(*again, "--complete", "bass,theremin", "--limit", "1")
+    assert "bass: or " in shown.stdout
+    assert "theremin: No stem" in shown.stdout
+    assert f"--mix-id {first['mix_id']}" in shown.stdout
+    assert phalar("retrieve", "--mix-id", "0" * 32, *common).exit_code == 4
 
 
 def eighths(tempo_bpm: float, beats: int = 20) -> NDArray[np.float32]:
@@ -220,6 +239,10 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("retrieve", "--stem-id", "x", "--tempo", "5"),
     ("retrieve", "--stem-id", "x", "--max-stretch", "4"),
     ("retrieve", "--stem-id", "x", "--max-transpose", "7"),
+    ("retrieve", "--stem-id", "x", "--mix-id", "y"),
+    ("retrieve", "--stem-id", "x", "--place", "y:soon"),
+    ("retrieve", "--stem-id", "x", "--place", "y:1:1:0.5"),
+    ("retrieve", "--stem-id", "x", "--place", "y:1:1:1:1:1"),
     ("ingest",),
     ("ingest", "missing.wav"),
     ("ingest", ".", "--collection", "x" * 300),
@@ -374,3 +397,24 @@ def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_s
     embedded = set() if servers.wanted() else {"catalog.sqlite", "valkey"}
     assert left == {"audio", "checkpoints", "index", "phalar.log"} | embedded
     assert not (tmp_path / "data" / "valkey" / "valkey.sock").exists()
+
+
+def test_export_writes_the_hits_that_were_chosen(installation: Installation, tmp_path: Path) -> None:
+    mix = tmp_path / "mix.flac"
+    mix.write_bytes(encode(noise_bursts(1)))
+    answer = phalar("retrieve", mix, "--json", "--align", "grid", "--limit", "3", "--url", installation.url)
+    hits, out = tmp_path / "hits.json", tmp_path / "session.zip"
+    hits.write_text(answer.stdout)
+    said = phalar("export", mix, "--hits", hits, "--rank", "1", "--out", out, "--url", installation.url)
+    assert said.exit_code == 0, said.stderr
+    assert "the mix and 1 stem" in said.stderr
+    with ZipFile(out) as session:
+        names = [name for name in session.namelist() if name.endswith(".wav")]
+        assert [name.split()[0] for name in names] == ["audio/00", "audio/01"]
+        assert {"mix.rpp", "mix.dawproject", "mix.txt"} <= {*session.namelist()}
+    wrong = phalar("export", mix, "--hits", mix, "--url", installation.url)
+    assert wrong.exit_code != 0
+    assert phalar("export", mix, "--hits", hits, "--rank", "99", "--url", installation.url).exit_code == 2
+    hits.write_text('[{"stem_id": "none"}]')
+    refused = phalar("export", mix, "--hits", hits, "--out", tmp_path / "no.zip", "--url", installation.url)
+    assert (refused.exit_code, (tmp_path / "no.zip").exists()) == (4, False)

@@ -32,7 +32,7 @@ from model.audio import (
     load_clip,
 )
 from service.settings import Settings
-from service.work import uploads
+from service.work import answers
 from service.work.decoding import DecodeLimits, DecoderCrashed, DecoderError
 from service.work.uploads import Decoder, DecoderOutOfMemory, DecoderTimeout, UploadedClip
 from tests.audio_files import CELLS, ROWS
@@ -409,7 +409,7 @@ async def received(message: bytes) -> UploadedClip:
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, message))
         try:
             async with asyncio.timeout(60) as patience:
-                fields, waveform = await uploads._receive(ours, LIMITS, None, patience, math.inf)
+                fields, waveform = await answers.receive_clip(ours, LIMITS, None, patience, math.inf)
                 assert waveform is not None
                 del fields["samples"]
                 return UploadedClip(waveform, **fields)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
-from model.audio.grid import BadGrid, said_grid
+from model.audio.grid import BadGrid, said_grid, same_tempo
 from model.audio.truth import BadTruth, read_truth, tempo_map
 from model.demo import compose_track, write_track
 from model.training.stems import load_bank
@@ -81,3 +81,8 @@ def test_a_track_json_that_contradicts_its_stems_gives_no_grid_and_is_named(
     (said,) = bank.dropped
     assert said.track == "tracks/one"
     assert reason in said.reason
+
+
+def test_tempi_are_one_within_a_share_whatever_the_octave() -> None:
+    tempi = np.array([1.004, 2.0, 0.5, 1.006, 1.5])
+    assert same_tempo(tempi, 1.0, 0.005).tolist() == [True, True, True, False, False]

@@ -6,7 +6,7 @@ import gc
 import numpy as np
 import pytest
 
-from service.work.turns import Budget, Turns
+from service.work.turns import Budget, Manifold, Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -144,3 +144,18 @@ async def test_more_than_the_whole_budget_waits_for_all_of_it() -> None:
     await settle()
     budget.give_back(await large)
     assert await budget.take(100) == 100
+
+
+async def test_whoever_will_hold_several_takes_them_at_once() -> None:
+    budget = Budget(100)
+    several = Manifold(budget, 3)
+    taken = await several.take(30)
+    assert taken == 90
+    waiting = asyncio.create_task(budget.take(20))
+    await settle()
+    assert not waiting.done()
+    waveform = np.zeros(30, np.float32)
+    several.until_forgotten(waveform, taken)
+    del waveform
+    gc.collect()
+    assert await waiting == 20

@@ -1,0 +1,38 @@
+"""What a client says of the stems of the catalog that lie in its mix."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(allow_inf_nan=False, ge=-86_400, le=86_400)]
+MOST_PLACED = 32
+
+
+class PlacedBeyondEnd(Exception):
+    """A stem is placed where nothing of it, or of the mix, is left."""
+
+    public = "The stem {stem_id} would begin after its own end, or after the mix's."
+
+    def __init__(self, stem_id: str) -> None:
+        super().__init__(f"the stem {stem_id} would begin after its own end, or after the mix's")
+        self.stem_id = stem_id
+
+
+class Placed(BaseModel):
+    """A stem of the catalog, and where and how it sounds in a mix: `start_s`, `speed` and `transpose` as a hit says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stem_id: str = Field(min_length=1, max_length=255)
+    start_s: Seconds = Field(
+        0.0, description="the second of the stem that sounds at `at_s`; negative: it enters `-start_s / speed` later"
+    )
+    speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False, description="how many times faster it is played")
+    transpose: int = Field(0, ge=-12, le=12, description="semitones up")
+    gain_db: float = Field(0.0, ge=-60, le=24, allow_inf_nan=False, description="how much louder it is mixed in")
+    at_s: Seconds = Field(0.0, ge=0, description="the second of the mix where it begins")
+    loop: bool | None = Field(None, description="whether it goes round; null: where its `kind` is loop")
+
+    def loops(self, kind: str | None) -> bool:
+        """Whether it goes round, being a stem of this kind."""
+        return kind == "loop" if self.loop is None else self.loop

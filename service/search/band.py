@@ -1,0 +1,132 @@
+"""A set of stems, one for each instrument, that fit a mix and each other."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer import Catalog, Index, Place
+from service.search.retrieval import Embedder, Scored, only, timed
+
+CANDIDATES = 8  # stems of each instrument that are looked at: the best of its own search
+WIDTH = 3  # sets that are followed at a time
+ALONE = 0.5  # how much the score against the mix alone counts, beside that against the mix with the others in it
+MOST_HELD = 20  # waveforms as long as the mix, with six instruments
+
+Waveform = NDArray[np.float32]
+Play = Callable[[int, Place], Awaitable[Waveform]]
+"""How a stem, told by its row, sounds at a place: float32, as long as the mix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A stem where its search has placed it, and what its score is made of: windows of the mix, by their place in the
+    plan, against windows of the stem. `in_set`: its score against the mix with others in it."""
+
+    found: Scored
+    place: Place
+    in_set: float
+    mix_windows: NDArray[np.int64]
+    stem_windows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, found: Scored) -> "Candidate":
+        plan, pairs = found.asked.plan, found.found.place(found.row).pairs
+        in_key = np.flatnonzero(plan.laid.transpose == -found.key)
+        windows = [int(in_key[np.flatnonzero(plan.offset[in_key] == pair.mix_s)[0]]) for pair in pairs]
+        stem_windows = np.array([pair.window for pair in pairs])
+        return cls(found, found.place, found.place.score, np.array(windows), stem_windows)
+
+    @property
+    def row(self) -> int:
+        return self.found.row
+
+    @property
+    def score(self) -> float:
+        return self.place.score
+
+
+@dataclass(frozen=True, eq=False)
+class _Set:
+    picked: dict[str, Candidate]
+    score: float  # the sum of each one's, as it was when it came in
+
+
+@dataclass
+class Band:
+    """Completes one mix. The places of stems stay those of their searches; what changes as the mix grows is how well
+    each one fits it."""
+
+    catalog: Catalog
+    embedder: Embedder
+    index: Index
+    mix: Waveform
+    play: Play
+    deadline_s: float
+    alone: float = ALONE
+
+    def __post_init__(self) -> None:
+        self._played: dict[tuple[int, float, float, int], Waveform] = {}
+
+    async def complete(self, found: Mapping[str, Sequence[Scored]]) -> dict[str, list[Candidate]]:
+        """The stems of each instrument, those of one set first.
+
+        The best three sets are followed, from the instrument whose best stem fits best to the one whose fits least:
+        what comes in is scored against the mix with what is in. Then each has its turn to be changed for a stem that
+        fits the mix with all others better.
+
+        Args:
+            found: by instrument, what a search for it came to, best first.
+
+        Returns:
+            By instrument, each scored against the mix with all others of the set; an instrument without stems has none.
+
+        Raises:
+            QueueError: not now.
+        """
+        among = {name: [Candidate.of(one) for one in some[:CANDIDATES]] for name, some in found.items()}
+        names = sorted((name for name in among if among[name]), key=lambda name: -among[name][0].score)
+        sets = [_Set({}, 0.0)]
+        for name in names:
+            longer: list[_Set] = []
+            for one in sets:
+                scored = await self.scored(among[name], one.picked) if one.picked else among[name]
+                longer += [_Set(one.picked | {name: pick}, one.score + pick.score) for pick in scored] or [one]
+            sets = sorted(longer, key=lambda one: -one.score)[:WIDTH]
+        picked = sets[0].picked
+        for name in names if len(names) > 1 else ():
+            others = {other: pick for other, pick in picked.items() if other != name}
+            among[name] = await self.scored(among[name], others)
+            picked = others | dict(zip([name], among[name], strict=False))
+        return among
+
+    async def scored(self, candidates: Sequence[Candidate], others: Mapping[str, Candidate]) -> list[Candidate]:
+        """Candidates by their score against the mix with others in it, best first. One that was deleted is left out."""
+        waveform = self.mix.copy()
+        for other in others.values():
+            waveform += await self._sound(other)
+        again: list[Candidate] = []
+        for asked in {id(one.found.asked): one.found.asked for one in candidates}.values():
+            some = [one for one in candidates if one.found.asked is asked]
+            which = np.unique(np.concatenate([one.mix_windows for one in some]))
+            embedding = await self.embedder.embed(
+                self.index.fingerprint, *only(waveform, asked.plan.laid[which]), self.deadline_s
+            )
+            stems = await self.catalog.embeddings_of([one.row for one in some], self.index.fingerprint)
+            for one in (one for one in some if one.row in stems):
+                stem = timed(stems[one.row], in_beats=asked.plan.grid is not None).embedding[one.stem_windows]
+                mix = embedding[np.searchsorted(which, one.mix_windows)]
+                fold = self.index.fold
+                scores = (fold.form_rows(mix) * fold.real_rows(stem)).sum(axis=1)
+                in_set = float(scores.mean()) - one.place.cost
+                score = self.alone * one.found.score + (1 - self.alone) * in_set
+                again.append(replace(one, place=replace(one.place, score=score), in_set=in_set))
+        return sorted(again, key=lambda one: (-one.score, one.row))
+
+    async def _sound(self, one: Candidate) -> Waveform:
+        place = one.place
+        key = (one.row, place.start_s, place.speed, place.transpose)
+        if key not in self._played:
+            self._played[key] = await self.play(one.row, place)
+        return self._played[key]

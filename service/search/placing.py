@@ -1,0 +1,46 @@
+"""Where a stem lies in a mix: from a place to what of the stem is to sound, and from which sample on."""
+
+from typing import Protocol
+
+from model.audio import SAMPLE_RATE
+from service.work.fitting import Fitting
+
+
+class Played(Protocol):
+    """Where a stem fits and how it is played there: of a search's Place, or as a person says."""
+
+    @property
+    def start_s(self) -> float: ...
+    @property
+    def speed(self) -> float: ...
+    @property
+    def transpose(self) -> int: ...
+
+
+def laid(place: Played, samples: int, duration_s: float, loop: bool, at_s: float = 0.0) -> tuple[int, Fitting]:
+    """Which sample of a mix a stem begins to sound at, and how it is made to sound from there to the mix's end.
+
+    Args:
+        place: `start_s` is the second of the stem that sounds at second `at_s` of the mix; where it is negative, the
+            stem enters `-start_s / speed` later.
+        samples: of the mix, 16 kHz.
+        duration_s: of the stem.
+        loop: whether it goes round.
+
+    Raises:
+        ValueError: it would begin after its own end or the mix's.
+    """
+    at = round((at_s + max(0.0, -place.start_s / place.speed)) * SAMPLE_RATE)
+    start_s = max(0.0, place.start_s)
+    if loop:
+        start_s %= duration_s
+    if at >= samples or start_s >= duration_s:
+        raise ValueError("it begins after the end")
+    return at, Fitting(
+        speed=place.speed,
+        transpose=place.transpose,
+        start_s=start_s,
+        duration_s=(samples - at) / SAMPLE_RATE,
+        loop=loop,
+        rate=SAMPLE_RATE,
+    )

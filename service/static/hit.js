@@ -1,0 +1,145 @@
+// One hit on the page: what it is, where and how it is played, and what can be done with it.
+
+import { address, key, request } from "./api.js";
+import { make } from "./elements.js";
+import { renderingOf, secondOf } from "./fitted.js";
+import * as format from "./format.js";
+
+/** What a hit's stem is called as a file: the way it is played is part of the name. */
+const fileName = ({ stem, speed, transpose }, type) =>
+  `${stem.title} (${format.way(speed, transpose)})`.replaceAll(/[/\\:*?"<>|\u0000-\u001f]/g, "_") + type;
+
+/** The address of the stem as the hit says, as long as the mix, at the stem's own rate. */
+const wholeOf = (hit, mixS) => renderingOf(hit, { fromS: 0, lengthS: mixS });
+
+/**
+ * The elements of a hit: { row, play, solo, canvas, playhead }.
+ *
+ * `best`: the best score among the hits; `others`: hits that may stand in its place; `on`: what its controls call.
+ */
+export function hitRow(hit, { best, mix, mixS, others = [], on }) {
+  const { stem } = hit;
+  const { title } = stem;
+  const startS = secondOf(hit);
+  const control = (label, text, onclick, more = {}) => make("button", { type: "button", className: "link", "aria-label": label, onclick, ...more }, text);
+  const play = make("button", { type: "button", className: "play", onclick: on.play }, make("span", { className: "glyph" }));
+  const solo = control("", "Solo", on.solo);
+  const more = make("div", { className: "windows", hidden: true });
+  const canvas = make("canvas", { role: "img", "aria-label": `Waveform of ${title} under your mix; ${format.place(startS)}` });
+  const playhead = make("div", { className: "playhead" });
+  const bar = make("div", { className: "score-bar" }, make("div"));
+  bar.firstChild.style.setProperty("--share", (best > 0 ? Math.max(0, hit.score / best) : 0).toFixed(4));
+  const row = make(
+    "li",
+    { className: "hit", "data-stem": stem.id, "data-start": String(startS), "data-speed": String(hit.speed), draggable: true, ondragstart: (event) => drag(event, hit, mixS) },
+    make("span", { className: "rank", "aria-label": `Rank ${hit.rank}` }, String(hit.rank)),
+    play,
+    make(
+      "div",
+      { className: "hit-text" },
+      make("h3", { title }, title),
+      make(
+        "p",
+        { className: "chips" },
+        stem.instrument && make("span", { className: "chip" }, stem.instrument),
+        ["loop", "one-shot"].includes(stem.kind) && make("span", { className: "chip", title: from(stem, "kind") }, stem.kind),
+        stem.track && make("span", { className: "quiet" }, stem.track),
+      ),
+      make("p", { className: "quiet meta" }, ...about(stem)),
+      mix.track && stem.track === mix.track && make("p", { className: "own" }, "From your mix’s own track"),
+      others.length > 0 && instead(hit, others, on.swap),
+    ),
+    make(
+      "div",
+      { className: "hit-place" },
+      make("div", { className: "lane", onclick: on.seek }, canvas, playhead),
+      make(
+        "p",
+        { className: "under" },
+        make("span", {}, make("strong", { className: "place" }, format.place(startS)), " ", make("span", { className: "way" }, format.way(hit.speed, hit.transpose))),
+        make(
+          "span",
+          { className: "actions" },
+          control(`Keep ${title} with the mix`, "Keep", on.keep),
+          solo,
+          control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit, ".wav"))),
+          control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit), { "aria-expanded": "false" }),
+        ),
+      ),
+      more,
+    ),
+    make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score, best < 1 ? 3 : 2)), bar),
+  );
+  return { row, play, solo, canvas, playhead };
+}
+
+/** A choice among stems that may fill the same place of a band. */
+function instead(hit, others, swap) {
+  const options = [hit, ...others].map(({ stem }, n) => make("option", { value: String(n - 1) }, stem.title));
+  return make("select", { className: "instead", "aria-label": `Another ${hit.stem.instrument || "stem"} instead`, onchange: ({ target }) => swap(others[Number(target.value)]) }, ...options);
+}
+
+/** Dropped outside the browser it is its WAV. A link carries no API key: where one is needed, there is the button. */
+function drag(event, hit, mixS) {
+  const path = wholeOf(hit, mixS);
+  if (key.get() || !path) return event.preventDefault();
+  const url = address(path);
+  event.dataTransfer.effectAllowed = "copy";
+  event.dataTransfer.setData("DownloadURL", `audio/wav:${fileName(hit, ".wav")}:${url}`);
+  event.dataTransfer.setData("text/uri-list", url);
+}
+
+/** Where a fact of a stem is from, for a title. */
+const from = (stem, name) => format.source(stem.sources[name], stem.sure[name]);
+
+function about(stem) {
+  const unsure = (name) => stem.sure[name] === false && make("span", {}, "?", make("span", { className: "sr" }, " (not sure)"));
+  const facts = [];
+  if (stem.tempo_bpm) facts.push(make("span", { className: "fact", title: from(stem, "tempo_bpm") }, format.tempo(stem.tempo_bpm), unsure("tempo_bpm")));
+  if (stem.key) facts.push(make("span", { className: "fact", title: from(stem, "key") }, stem.key, unsure("key")));
+  facts.push(format.clock(stem.duration_s, 0));
+  return facts.flatMap((fact, n) => (n ? [" · ", fact] : [fact]));
+}
+
+/** The windows that were compared, and the file as it was recorded. */
+function unfold(button, panel, hit) {
+  if (!panel.firstChild) {
+    const cells = (tag, ...texts) => make("tr", {}, ...texts.map((text) => make(tag, tag === "th" ? { scope: "col" } : {}, text)));
+    const { id, title, file_name: name } = hit.stem;
+    panel.append(
+      make(
+        "table",
+        {},
+        make("caption", { className: "sr" }, "Windows that were compared"),
+        make("thead", {}, cells("th", "Mix", "Stem", "Score")),
+        make("tbody", {}, ...hit.windows.map((pair) => cells("td", format.clock(pair.mix_s), format.clock(pair.stem_s), format.score(pair.score)))),
+      ),
+    );
+    const [score, cost] = [hit.score, hit.cost].map((value) => Math.round(100 * value));
+    if (cost) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost) / 100)} − ${format.score(cost / 100)} for playing it otherwise`));
+    const recorded = ({ currentTarget }) => download(currentTarget, `stems/${encodeURIComponent(id)}/audio`, name);
+    panel.append(make("button", { type: "button", className: "link", "aria-label": `Download ${title} as recorded`, onclick: recorded }, "Download as recorded"));
+  }
+  panel.hidden = !panel.hidden;
+  button.setAttribute("aria-expanded", String(!panel.hidden));
+}
+
+/** By fetch and not by a plain link, because a link cannot carry the API key. */
+async function download(button, path, name) {
+  button.disabled = true;
+  try {
+    save(await (await request(path)).blob(), name);
+  } catch (problem) {
+    button.textContent = "Download failed";
+    button.title = problem.message;
+  } finally {
+    button.disabled = false;
+  }
+}
+
+/** Give a file to the person. */
+export function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}

@@ -1,0 +1,90 @@
+// The song so far: hits that were kept with the mix, which of its instruments are missing, and the whole as files.
+
+import { request } from "./api.js";
+import { byId, make } from "./elements.js";
+import { startOf } from "./fitted.js";
+import * as format from "./format.js";
+import { save } from "./hit.js";
+import { wavOf } from "./wav.js";
+
+/** The stems that were kept, as the service takes them. */
+export const placedField = (placed) =>
+  JSON.stringify(
+    placed.map(({ hit, gain_db }) => {
+      const { stem, speed, transpose } = hit;
+      return { stem_id: stem.id, start_s: startOf(hit), speed, transpose, gain_db, loop: stem.kind === "loop" };
+    }),
+  );
+
+/** Fires "change" when a stem is taken out, and "complete" (detail: instruments) when a band is asked for. */
+export class Song extends EventTarget {
+  #mix = null;
+  #told = null; // what was said or heard of it
+
+  constructor() {
+    super();
+    byId("band-go").addEventListener("click", () => {
+      const wanted = [...byId("band-instruments").querySelectorAll("input:checked")].map(({ value }) => value);
+      if (wanted.length) this.dispatchEvent(new CustomEvent("complete", { detail: wanted }));
+    });
+    byId("export").addEventListener("click", () => this.#export());
+  }
+
+  /** Offer instruments that a band may be made of. */
+  offer(instruments) {
+    const ticked = new Set([...byId("band-instruments").querySelectorAll("input:checked")].map(({ value }) => value));
+    const pill = (value) => make("label", {}, make("input", { type: "checkbox", value, checked: ticked.has(value) }), make("span", {}, value));
+    byId("band-instruments").replaceChildren(...instruments.map(pill));
+    byId("band").hidden = !instruments.length;
+  }
+
+  /** Of this mix, of which the service `told` so much; null: none has been searched with. */
+  show(mix, told = this.#told) {
+    this.#mix = mix;
+    this.#told = told;
+    byId("song").hidden = !mix;
+    if (!mix) return;
+    byId("song-problem").textContent = "";
+    byId("export").disabled = !mix.placed.length || (mix.gone && !mix.stemIds);
+    byId("export").title = mix.placed.length ? "" : "Keep a hit first";
+    byId("placed").replaceChildren(...mix.placed.map((one) => this.#row(one)));
+  }
+
+  #row(one) {
+    const { stem, speed, transpose } = one.hit;
+    const remove = () => {
+      this.#mix.placed = this.#mix.placed.filter((other) => other !== one);
+      this.show(this.#mix);
+      byId("song").focus(); // the button is gone
+      this.dispatchEvent(new Event("change"));
+    };
+    return make(
+      "li",
+      { "data-stem": stem.id },
+      make("strong", {}, stem.title),
+      make("span", { className: "quiet" }, format.way(speed, transpose)),
+      make("button", { type: "button", className: "link", "aria-label": `Take ${stem.title} out of the mix`, onclick: remove }, "Remove"),
+    );
+  }
+
+  async #export() {
+    const mix = this.#mix;
+    const button = byId("export");
+    button.disabled = true;
+    byId("song-problem").textContent = "";
+    try {
+      const file = mix.file ?? new File([wavOf(await mix.audio())], `${mix.name}.wav`);
+      const body = new FormData();
+      body.append("file", file, file.name);
+      body.append("placed", placedField(mix.placed));
+      const said = { tempo_bpm: this.#told.tempo_bpm, mix_key: this.#told.key, ...mix.said };
+      for (const [name, value] of Object.entries(said)) if (value) body.append(name, value);
+      const response = await request("export", { method: "POST", body });
+      save(await response.blob(), `${mix.name.replace(/\.\w+$/, "")}.zip`);
+    } catch (problem) {
+      byId("song-problem").textContent = problem.message;
+    } finally {
+      button.disabled = false;
+    }
+  }
+}

@@ -1,0 +1,101 @@
+"""What is kept of a mix that is searched with again, and the measure of sets of stems."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.audio import SAMPLE_RATE, Windows
+from model.training.stems import StemBank, load_bank
+from service.search.band_evaluation import (
+    BandAnswer,
+    BandSettings,
+    band_figures,
+    draw_band_queries,
+    evaluate_band,
+    instrument_of,
+)
+from service.search.in_process import DirectEmbedder, Kept
+from service.search.remembered import Remembering
+from service.settings import Settings
+from service.work.models import Models
+from tests.installation import noise_bursts
+from tests.service.search.test_evaluate_catalog import write
+
+TRACKS = 3
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
+    """Tracks of four instruments whose stems are nearly the same sound."""
+    folder = tmp_path_factory.mktemp("tracks") / "stems"
+    rng = np.random.default_rng(0)
+    for track in range(TRACKS):
+        piece = noise_bursts(track, 12.0)
+        for number, name in enumerate(("bass", "drums", "piano", "reed")):
+            noise = 0.003 * rng.standard_normal(len(piece))
+            write(folder / f"{track}" / f"{number:02d}-{name}.wav", 0.2 * piece + noise)
+    return load_bank([folder], folder.parent / "banks")
+
+
+def test_what_was_embedded_of_a_mix_is_not_embedded_again(tmp_path: Path, small_checkpoint: Path) -> None:
+    settings = Settings(data=tmp_path, checkpoint=small_checkpoint)
+    embedder, waveform, kept = DirectEmbedder(settings), noise_bursts(0, 6.0), Kept()
+    fingerprint = Models(settings).configured_fingerprint
+
+    def laid(*keys: int) -> Windows:
+        starts = np.tile(np.arange(3) * 4000, len(keys))
+        return Windows(starts, np.full(len(starts), 64_000), np.repeat(np.array(keys, np.int64), 3), 501)
+
+    async def work() -> None:
+        first = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(0, 1), 9)
+        assert embedder.embedded == 6
+        second = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(1, 0, 2), 9)
+        assert embedder.embedded == 9, "key 2 alone is new"
+        assert np.array_equal(second[:6], first[[3, 4, 5, 0, 1, 2]])
+        assert np.array_equal(second, await embedder.embed(fingerprint, waveform, laid(1, 0, 2), 9))
+        await Remembering(embedder, kept, "b").embed(fingerprint, waveform, laid(0), 9)
+        assert embedder.embedded == 9 + 9 + 3, "another mix tells nothing of this one"
+
+    asyncio.run(work())
+
+
+def test_an_instrument_is_named_by_the_file_or_by_ear() -> None:
+    time_s = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    low, high = (np.sin(2 * np.pi * hz * time_s).astype(np.float32) for hz in (80, 440))
+    assert instrument_of("03-synth-lead", low, True) == "synth-lead"
+    assert instrument_of("3_Lead", low, True) == "bass"
+    assert instrument_of("3_Lead", high, True) == "other"
+    assert instrument_of("3_Lead", low, False) == "drums"
+
+
+def test_three_instruments_are_missing_and_none_of_them_is_mixed(bank: StemBank) -> None:
+    rows = {track: tuple(range(4 * track, 4 * track + 4)) for track in range(TRACKS)}
+    instruments = {track: ["bass", "drums", "piano", "reed"] for track in range(TRACKS)}
+    queries = draw_band_queries(bank, rows, instruments, BandSettings(queries=9, seconds=6.0))
+    assert sorted(query.track for query in queries) == sorted([0, 1, 2] * 3)
+    for query in queries:
+        assert len({*query.missing, *query.mixed}) == 4
+        assert len(query.missing) == 3
+
+
+def test_stems_that_sound_like_the_mix_are_found_alone_and_as_a_set(bank: StemBank, small_checkpoint: Path) -> None:
+    found = evaluate_band(bank, range(TRACKS), BandSettings(queries=2, seconds=8.0), small_checkpoint)
+    for way in ("alone", "in_set", "mean"):
+        assert found["ways"][way]["all_right"]["value"] == 1.0
+        assert found["ways"][way]["of_one_piece"]["value"] == 1.0
+    assert found["more_than_alone"]["mean"]["top1"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["chance"]["all_right"] == pytest.approx(1 / 27)
+    assert found["candidates"] == TRACKS
+
+
+def test_a_set_is_as_much_better_as_its_queries_are() -> None:
+    def answer(alone: list[int], in_set: list[int]) -> BandAnswer:
+        ranks, same = {"alone": alone, "in_set": in_set, "mean": in_set}, ("alone", "in_set", "mean")
+        return BandAnswer(ranks, [4, 4, 4], dict.fromkeys(same, 1.0), dict.fromkeys(same, 0.5), {"sets": 1.0})
+
+    figures = band_figures([answer([1, 2, 4], [1, 1, 2]), answer([1, 1, 1], [1, 1, 1])], np.array(["a", "b"]), 0)
+    assert figures["ways"]["alone"]["top1"]["value"] == pytest.approx((1 / 3 + 1) / 2)
+    assert figures["more_than_alone"]["in_set"]["top1"]["value"] == pytest.approx((1 / 3) / 2)
+    assert figures["ways"]["in_set"]["all_right"]["value"] == 0.5
