@@ -1,7 +1,7 @@
 """File -> mono waveform at 16 kHz, or a part of it as it is."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import soxr
 if TYPE_CHECKING:
     import av  # FFmpeg's dozens of libraries are loaded where a file needs them
 import model.audio.errors as errors
+from model.audio.codecs import CODECS, SKIP_MANUAL, WINDOWS_MEDIA, frames_before_the_music
 from model.audio.downmix import Downmix
 from model.audio.formats import HEAD, AudioFormat, after_tags, demuxer_of, other_kind, sniff_format
 from model.audio.headers import Header, Mended, places_of, present_of, read_header
@@ -337,14 +338,6 @@ def _ogg_ended(file: BinaryIO, size: int) -> bool:
 
 # FFmpeg: only these, and never by its own guess.
 
-_PCM = [f"pcm_{kind}{bits}{order}" for kind in "su" for bits in (16, 24, 32) for order in ("le", "be")]
-_PCM += ["pcm_s8", "pcm_u8", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw"]
-_AV_CODECS = {
-    "aac", "aac_latm", "alac", "mp3float", "mp3", "mp2float", "mp2", "flac", "opus", "libopus", "vorbis", "ac3", "eac3",
-    "wavpack", "wmav1", "wmav2", "wmapro", "wmalossless", "dca", "ape", "mpc7", "mpc8", "dsd_lsbf", "dsd_msbf",
-    "dsd_lsbf_planar", "dsd_msbf_planar", "tta", "tak", "amrnb", "amrwb", "speex", "adpcm_ima_qt", "adpcm_ima_wav",
-    "adpcm_ms", *_PCM,
-}  # fmt: skip
 _TELL_LENGTH = {"m4a", "caf", "wavpack", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "ogg"}
 
 
@@ -360,7 +353,7 @@ def _open_av(
     file.seek(0)
     try:
         # Probing opens decoders too: the list keeps it from those for pictures and films.
-        options = {"codec_whitelist": ",".join(sorted(_AV_CODECS))}
+        options = {"codec_whitelist": ",".join(sorted(CODECS))}
         container = av.open(file, "r", format=demuxer, options=options, metadata_errors="replace")
     except av.InvalidDataError as error:
         raise errors.DecodeFailed("its header or its index is missing or damaged") from error
@@ -371,7 +364,7 @@ def _open_av(
             raise errors.NoAudioStream
         stream = container.streams.audio[0]
         context = stream.codec_context
-        if context is None or context.name not in _AV_CODECS:
+        if context is None or context.name not in CODECS:
             coded = "in a way that is not known" if context is None else f"as {context.name}"
             raise errors.DecodeFailed(f"its audio is coded {coded}, which we do not decode")
         _refuse_header(context.sample_rate, context.channels, max_channels)
@@ -402,9 +395,8 @@ def _av_blocks(
 ) -> Iterator[Waveform]:
     from av import FFmpegError
 
-    by_windows_media = stream.codec_context.name in ("wmav1", "wmav2")
-    if by_windows_media:  # FFmpeg would leave out two frames, and its own encoder puts one before the music
-        stream.codec_context.flags2 |= _SKIP_MANUAL
+    if stream.codec_context.name in WINDOWS_MEDIA:  # FFmpeg would leave out two frames, and its own encoder writes one
+        stream.codec_context.flags2 |= SKIP_MANUAL
     late: int | None = None
     frames = _av_frames(container, stream)
     while True:
@@ -417,7 +409,7 @@ def _av_blocks(
         if frame.sample_rate != sample_rate:
             raise errors.DecodeFailed(f"the sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
         if late is None:
-            late = _frames_before_the_music(stream.codec_context, packet, frame.samples, container.metadata)
+            late = frames_before_the_music(stream.codec_context, packet, frame.samples, container.metadata)
         samples = frame.to_ndarray()
         samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
         if samples.dtype.kind == "u":
@@ -437,34 +429,6 @@ def _av_frames(container: "av.container.InputContainer", stream: "av.AudioStream
         first = first or packet
         for frame in packet.decode():
             yield first, frame
-
-
-_SKIP_MANUAL = 1 << 29  # AV_CODEC_FLAG2_SKIP_MANUAL
-
-# Samples that an encoder and its decoder put before the music, where the container does not say how many: see
-# docs/formats.md. For MP3 those of LAME and FFmpeg's decoder; those of the others are in the codec.
-_LATE = {"ac3": 256, "eac3": 256, "amrnb": 40, "dca": 512, "mpc7": 481, "mpc8": 481}
-_LATE_MP3, _LATE_MP2 = 576 + 529, 481
-_LATE_SPEEX = {8000: 80, 16000: 223, 32000: 509}
-
-
-def _frames_before_the_music(
-    context: "av.AudioCodecContext", first: "av.Packet[Any]", frame: int, metadata: Mapping[str, str]
-) -> int:
-    """How many decoded frames come before the music and were not left out by FFmpeg; `frame`: samples of the first."""
-    codec = context.name
-    if first.has_sidedata("skip_samples"):
-        return 0
-    if codec == "speex":
-        return _LATE_SPEEX.get(context.sample_rate, 0)
-    if codec in ("wmav1", "wmav2"):
-        return frame if metadata.get("encoder", "").startswith("Lavf") else 2 * frame
-    if codec in ("aac", "aac_latm"):
-        return frame
-    if codec in ("mp3float", "mp3", "mp2float", "mp2"):
-        layer_2 = bytes(first)[1:2] and bytes(first)[1] >> 1 & 3 == 2
-        return _LATE_MP2 if layer_2 else _LATE_MP3
-    return _LATE.get(codec, 0)
 
 
 def _av_failure(error: Exception) -> Exception:
