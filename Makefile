@@ -1,5 +1,5 @@
 # make run   the service with its demo catalog, at http://127.0.0.1:8000
-# make test  every test that needs no network, GPU or downloaded weights
+# make test  every test that needs no network, GPU or downloaded weights; a process more than cores, since tests wait
 # make quick what a change is tried with: under a minute; one file: make quick ARGS=tests/unit/indexer/index/test_fold.py
 # make test-servers  the service's and the catalog's tests on PostgreSQL and Redis: those installed here, or those of
 #            PHALAR_TEST_DATABASE_URL (it may create databases) and PHALAR_TEST_REDIS_URL
@@ -28,7 +28,7 @@ run: .venv/run.stamp
 	@$(BIN)/phalar serve --demo $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: .venv/test.stamp
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(or $(ARGS),tests/unit)

@@ -68,16 +68,16 @@ def _tour(page: Page, out: Path) -> None:
 
     page.locator("#keep-all").click()
     page.wait_for_selector(f"#placed li:nth-child({1 + len(BAND)})")
-    _answered(page)
+    page.wait_for_selector('body[data-search="done"]')
+    page.locator("#band summary").click()
     with page.expect_download() as download:
         page.locator("#export").click()
     with zipfile.ZipFile(download.value.path()) as archive:
         print("\n".join(archive.namelist()))
 
     page.set_viewport_size({"width": 390, "height": 844})
-    page.locator("#song").scroll_into_view_if_needed()
     _play(page, 1)
-    _shoot(page, out / "tour-phone.png")
+    _shoot(page, out / "tour-phone.png", at="#song")
 
 
 def _answered(page: Page) -> None:
@@ -95,8 +95,8 @@ def _play(page: Page, n: int) -> None:
     page.wait_for_timeout(HEARD_MS)
 
 
-def _shoot(page: Page, path: Path) -> None:
-    page.evaluate("scrollTo(0, 0)")
+def _shoot(page: Page, path: Path, at: str = "body") -> None:
+    page.evaluate("selector => document.querySelector(selector).scrollIntoView()", at)
     options: dict[str, Any] = {"path": path, "animations": "disabled"}
     page.screenshot(**options)
 

@@ -81,7 +81,7 @@ def compare(
 ) -> str:
     """The table: seconds of each part of a step, and how many times ours the other ways take."""
     torch.manual_seed(0)
-    model = Phalar().to(device).train()
+    model = Phalar(recipe.encoder).to(device).train()
     plain_transform = plain_cqt(SETTINGS).to(device)
     muon, adam = optimisers(model, recipe.optimiser)
 

@@ -1,8 +1,8 @@
 """Waveform -> decibel-scaled CQT, each clip by itself.
 
-nnAudio's CQT1992v2 convolves every bin with a kernel padded to 32,768 taps. `FastCQT` takes its kernels and gives the
-same numbers (nearer to double precision than nnAudio's own) at a fraction of the time. nnAudio's layer stays the
-source of the kernels, and the plain path that tests compare with.
+nnAudio's CQT1992v2 convolves every bin with a kernel padded to 32,768 taps. `FastCQT` has the same kernels and gives
+the same numbers (nearer to double precision than nnAudio's own) at a fraction of the time. nnAudio's layer stays the
+plain path that tests compare with.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from nnAudio.features.cqt import CQT1992v2
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.audio.windows import Waveform, Windows
 from model.device import upload
+
+if TYPE_CHECKING:
+    from nnAudio.features.cqt import CQT1992v2
 
 SMALLEST_MAGNITUDE = 1e-10
 """Magnitudes below count as this one: -200 dB, the authors' floor for digital silence."""
@@ -54,6 +57,8 @@ def plain_cqt(settings: CQTSettings) -> CQT1992v2:
 
     One shared instance for equal settings: call it, never change or move it.
     """
+    from nnAudio.features.cqt import CQT1992v2  # brings scipy.signal: a second that no process of the service waits for
+
     return CQT1992v2(
         sr=settings.sample_rate,
         hop_length=settings.hop,
@@ -103,7 +108,7 @@ class FastCQT(nn.Module):
         self.settings = settings
         self.hop = settings.hop
         kernels = _kernels(settings)
-        self.padding = kernels.centre
+        self.padding = kernels.padding
         """Samples that nnAudio reflects on either side; a clip must be longer than this."""
         # As far as the longest kernel reaches on either side of a frame's centre.
         self.reach = kernels.long.shape[1] // 2
@@ -206,30 +211,39 @@ def read_frames(magnitudes: Tensor, places: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Kernels:
-    """complex128 kernels of (bins, taps), each cut on both sides of its centre, librosa's normalisation included."""
+    """complex128 kernels of (bins, taps), as many taps on both sides of a centre, librosa's normalisation included."""
 
     long: Tensor
     direct: Tensor
     lengths: Tensor  # float32 (bins,): samples
-    centre: int  # a kernel's middle among nnAudio's taps
+    padding: int  # samples
 
 
 @lru_cache(maxsize=4)
 @torch.inference_mode(mode=False)
 def _kernels(settings: CQTSettings) -> _Kernels:
-    plain = plain_cqt(settings)
-    centre: int = plain.kernel_width // 2
-    taps = torch.complex(plain.cqt_kernels_real[:, 0].double(), plain.cqt_kernels_imag[:, 0].double())
-    taps = taps * plain.lenghts.double().sqrt()[:, None]  # (bins, nnAudio's taps)
-    n_long = int((plain.lenghts > DIRECT_HOPS * settings.hop).sum())  # from bin to bin, kernels get shorter
+    """nnAudio's, to the digit: tones under a Hann window, of unit sum of magnitudes, in complex64."""
+    frequencies = settings.lowest_hz * 2.0 ** (np.arange(settings.bins) / settings.bins_per_octave)
+    if frequencies[-1] > settings.sample_rate / 2:
+        raise ValueError(f"the highest bin, {frequencies[-1]:g} Hz, lies above half the sample rate")
+    lengths = np.ceil(settings.sample_rate / (2 ** (1 / settings.bins_per_octave) - 1) / frequencies).astype(int)
+    reach = -(-lengths[0] // 2)  # from bin to bin, kernels get shorter
+    taps = np.zeros((settings.bins, 2 * reach), np.complex64)
+    for row, length, frequency in zip(taps, lengths, frequencies, strict=True):
+        times = np.arange(length) - (length + 1) // 2
+        tone = np.exp(times * 1j * 2 * np.pi * frequency / settings.sample_rate)
+        tone *= 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+        row[reach + times] = tone / np.abs(tone).sum()
+    scaled = torch.from_numpy(taps).to(torch.complex128) * torch.from_numpy(lengths).double().sqrt()[:, None]
     # The first kernel is always long: a transform of direct kernels alone is none that we have.
-    n_long = max(1, n_long)
-    return _Kernels(_cut(taps[:n_long], centre), _cut(taps[n_long:], centre), plain.lenghts.clone(), centre)
+    n_long = max(1, int((lengths > DIRECT_HOPS * settings.hop).sum()))
+    padding = 2 ** int(np.ceil(np.log2(lengths[0]))) // 2  # half of what nnAudio pads kernels to
+    return _Kernels(_cut(scaled[:n_long]), _cut(scaled[n_long:]), torch.from_numpy(lengths).float(), padding)
 
 
-def _cut(kernels: Tensor, centre: int) -> Tensor:
+def _cut(kernels: Tensor) -> Tensor:
     """Leave out the zeros that no kernel needs, as many on either side of the centre."""
-    used = kernels.abs().sum(dim=0).nonzero()
+    used, centre = kernels.abs().sum(dim=0).nonzero(), kernels.shape[1] // 2
     reach = max(centre - int(used.min()), int(used.max()) + 1 - centre) if len(used) else 0
     return kernels[:, centre - reach : centre + reach].contiguous()
 

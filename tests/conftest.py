@@ -19,7 +19,17 @@ SLOW = {
 }
 
 
+# What takes longest is begun first, so that processes which share the files end together.
+LONGEST = (
+    *("test_default_model.py", "test_faults.py", "test_on_a_card.py", "test_evaluate_catalog.py", "test_page.py"),
+    *("test_training.py", "test_cli.py", "test_upgrade.py", "test_messy_folders.py", "test_replicas.py"),
+    *("test_chords.py", "test_processes.py", "test_uploads.py", "test_worker.py", "test_benchmarks.py"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
         if item.path.name in SLOW:
             item.add_marker("slow")

@@ -241,6 +241,7 @@ class PostgresServer:
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
         self._folder = Path(tempfile.mkdtemp(prefix="phalar-test-postgres-"))
+        self._data, self._log = str(self._folder / "data"), self._folder / "log.txt"
         self._port = free_port()
         self._user: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -283,14 +284,6 @@ class PostgresServer:
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    @property
-    def _data(self) -> str:
-        return str(self._folder / "data")
-
-    @property
-    def _log(self) -> Path:
-        return self._folder / "log.txt"
 
     def _run(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
         return _start([str(self._binaries / name), *arguments], self._log, self._user)

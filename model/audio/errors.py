@@ -1,10 +1,20 @@
-"""Why a clip cannot be used."""
+"""Why a clip, or another file, cannot be used."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from model.audio.windows import MIN_SECONDS
 
 Fact = str | int | float
+
+
+class BadFile(Exception):
+    """A file that is not what it should be; carries its path and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class AudioError(Exception):

@@ -17,6 +17,8 @@ from typing import Any, Self, TypeGuard
 import torch
 from torch import Tensor
 
+from model.audio.errors import BadFile
+
 MOST_PICKLE_BYTES = 64 * 2**20
 """A pickle of names and shapes takes tens of kilobytes; a larger one is refused unread."""
 
@@ -24,13 +26,8 @@ LARGEST_SIZE = 2**40
 """No size, stride or offset of a real tensor is larger."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(BadFile):
     """A file that cannot become a Phalar; each child names its cause and carries the facts."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 class NotACheckpoint(CheckpointError):

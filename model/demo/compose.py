@@ -8,14 +8,16 @@ from random numbers of its own, so a change to one leaves the others as they wer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from model.audio import SAMPLE_RATE
 from model.audio.harmony import key_name
 from model.demo.parts import write_bass, write_drums, write_keys, write_lead, write_pads
 from model.demo.plan import SHORTEST_NOTE_S, plan_track
 from model.demo.synthesis import KICK, VOICES, Note, Room, Waveform, play_drums, play_voice, tune_kit
-from model.demo.track import ChordSpan, ComposedStem, Track, title_of
+from model.demo.track import ChordSpan, ComposedStem, Track, title_of, write_track
 
 INSTRUMENTS = ("drums", "bass", "pads", "keys", "lead")
 _LOUDEST = 0.9  # the sum of the stems' magnitudes stays under this, so that no submix clips
@@ -152,3 +154,8 @@ def compose_track(seed: int, seconds: float = 20.0, sample_rate: int = 44_100) -
             for name in INSTRUMENTS
         ),
     )
+
+
+def compose_files(seed: int, seconds: float, folder: Path) -> None:
+    """A track at our sample rate as `<folder>/<instrument>.flac`, and then its track.json."""
+    write_track(compose_track(seed, seconds, SAMPLE_RATE), folder)

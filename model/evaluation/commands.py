@@ -27,6 +27,22 @@ SHOWN = 5
 evaluate_app = typer.Typer(help="Measure a model, or a baseline, by the paper's protocols.", no_args_is_help=True)
 
 
+class SplitChoice(StrEnum):
+    """Which of a folder's tracks: 80, 10 and 10 %, by their names."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+    all = "all"
+
+
+CORES = os.cpu_count() or 1
+Stems = Annotated[
+    list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
+]
+Split = Annotated[SplitChoice, typer.Option(help="Which of the tracks.")]
+Cache = Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes that decode.")]
 Checkpoint = Annotated[
     str | None, typer.Option(help="A file, or what the baseline takes in its place. Default: the shipped model.")
 ]
@@ -38,25 +54,14 @@ Page = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A 
 Section = Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")]
 
 
-class SplitChoice(StrEnum):
-    """Which of a folder's tracks: 80, 10 and 10 %, by their names."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-    all = "all"
-
-
 @evaluate_app.command()
 def retrieval(
-    stems: Annotated[
-        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
-    ],
+    stems: Stems,
     candidates: Annotated[str, typer.Option(help="Counts of candidates, the positive being one.")] = "8,16,64",
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a window.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other windows and submixes.")] = 0,
     checkpoint: Checkpoint = None,
-    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    split: Split = SplitChoice.all,
     pairs_per_track: Annotated[int, typer.Option(min=1)] = 4,
     most_pairs: Annotated[int | None, typer.Option(min=2, help="In all, where scores are dear.")] = None,
     time: Annotated[bool, typer.Option(help="Also: other windows of the same track, and small delays.")] = True,
@@ -65,8 +70,8 @@ def retrieval(
     ] = False,
     system: SystemName = "phalar",
     device: Device = "cpu",
-    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    cache: Cache = None,
+    jobs: Jobs = CORES,
     page: Page = None,
     section: Section = None,
     as_json: AsJson = False,
@@ -211,16 +216,14 @@ def table(
 
 @evaluate_app.command()
 def analysis(
-    stems: Annotated[
-        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
-    ],
-    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    stems: Stems,
+    split: Split = SplitChoice.all,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other submixes.")] = 0,
-    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
+    cache: Cache = None,
+    jobs: Jobs = CORES,
     page: Page = None,
     section: Section = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How often tempo, beats and key that are heard are right, or two submixes of a track agree.
 

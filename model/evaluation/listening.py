@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from model.audio.errors import BadFile
+
 ORIGINAL = {"gt": "og"}
 """A scores file's name of the original stem, and the ratings' name of it."""
 
@@ -26,13 +28,8 @@ FEWEST_EXCERPTS = 3
 """Two excerpts lie on a line, whatever was said of them."""
 
 
-class BadListeningTest(ValueError):
-    """A folder or a file of it that is not laid out as a listening test; `path` says which."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
+class BadListeningTest(BadFile):
+    """A folder or a file of it that is not laid out as a listening test."""
 
 
 class Excerpt(NamedTuple):

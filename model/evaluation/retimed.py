@@ -46,11 +46,7 @@ class RetimedBank:
         self._opened: dict[int, NDArray[np.int16]] = {}
 
     def waveforms(self, track: int, start: int = 0, length: int | None = None) -> Waveform:
-        """A stretch of a track's stems: float32 (stems, samples).
-
-        Raises:
-            ModuleNotFoundError: python-stretch is not installed.
-        """
+        """A stretch of a track's stems: float32 (stems, samples)."""
         stop = None if length is None else start + length
         return self._rows(track)[:, start:stop].astype(np.float32) / np.float32(32_768)
 

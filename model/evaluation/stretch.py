@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from python_stretch import Signalsmith
 
 from model.audio import SAMPLE_RATE, Waveform
 
@@ -18,16 +19,7 @@ def played(waveform: Waveform, samples: int, semitones: float) -> Waveform:
 
     Returns:
         float32 (samples,). Onsets lie within 2 ms of where the speed puts them.
-
-    Raises:
-        ModuleNotFoundError: python-stretch is not installed.
     """
-    try:
-        from python_stretch import Signalsmith
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "another tempo needs python-stretch: pip install 'phalar-retrieval[evaluation]'"
-        ) from error
     stretch = Signalsmith.Stretch()
     stretch.preset(1, SAMPLE_RATE)
     stretch.setTransposeSemitones(semitones)

@@ -40,9 +40,6 @@ def embed_in_beat_time(system: System, clips: BeatClips) -> Tensor:
 
     Phalar moves what its CQT shows. Whatever reads waveforms, or a spectrogram in which no key can be moved, gets the
     audio stretched and transposed.
-
-    Raises:
-        ModuleNotFoundError: stretching needs a package that is not installed; the message names the extra.
     """
     if isinstance(getattr(system, "cqt", None), ScaledCQT):
         return cast(Tensor, cast(Any, system).in_beat_time(clips))
@@ -50,11 +47,7 @@ def embed_in_beat_time(system: System, clips: BeatClips) -> Tensor:
 
 
 def stretched(clips: BeatClips) -> Tensor:
-    """The clips' audio in beat time, see `played`: float32 (n, samples).
-
-    Raises:
-        ModuleNotFoundError: python-stretch is not installed.
-    """
+    """The clips' audio in beat time, see `played`: float32 (n, samples)."""
     wanted = (clips.places.shape[1] - 1) * PhalarConfig().hop
     rows = [
         torch.from_numpy(played(waveform[: int(samples)].cpu().numpy(), wanted, float(semitones)))

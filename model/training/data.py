@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 
-from model.audio import SAMPLE_RATE
 from model.audio.truth import FILE
-from model.demo import compose_track, write_track
+from model.demo import compose_files
 from model.training.processes import map_in_processes
 from model.training.recipe import DataSettings
 from model.training.stems import StemBank, load_bank
@@ -37,18 +36,13 @@ def training_bank(
     if settings.composed:
         chosen = cache / f"composed-{settings.composed_seconds:g}s-{settings.composed}"
         chosen.mkdir(parents=True, exist_ok=True)
-        seeds = range(FIRST_SEED, FIRST_SEED + settings.composed)
-        made = map_in_processes(_compose, seeds, repeat(settings.composed_seconds), repeat(chosen), jobs=jobs)
-        for done, _ in enumerate(made, start=1):
+        homes = {seed: chosen / f"{seed:06d}" for seed in range(FIRST_SEED, FIRST_SEED + settings.composed)}
+        missing = {seed: home for seed, home in homes.items() if not (home / FILE).is_file()}  # which is written last
+        length = repeat(settings.composed_seconds)
+        made = map_in_processes(compose_files, missing, length, missing.values(), jobs=jobs)
+        for done, _ in enumerate(made, start=len(homes) - len(missing) + 1):
             if progress is not None:
                 progress("composing", done, settings.composed)
         folders.append(chosen)
     decoding = None if progress is None else lambda done, total: progress("decoding", done, total)
     return load_bank(folders, cache, most_seconds=settings.most_seconds, jobs=jobs, progress=decoding)
-
-
-def _compose(seed: int, seconds: float, folder: Path) -> None:
-    """`<folder>/<seed>/<instrument>.flac` and its track.json, unless they are there."""
-    home = folder / f"{seed:06d}"
-    if not (home / FILE).is_file():  # it is written last
-        write_track(compose_track(seed, seconds, SAMPLE_RATE), home)

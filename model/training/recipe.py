@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from model.audio.errors import BadFile
 from model.cqt import MOST_SEMITONES
+from model.phalar import PhalarConfig
 
 LEAST_BEATS = 4
 """Of a window in beat time: fewer would be shorter, at the fastest tempo, than the CQT can analyse."""
@@ -36,13 +38,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class BadRecipe(Exception):
+class BadRecipe(BadFile):
     """A recipe that cannot be used; says which entry, and why."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -115,6 +112,7 @@ class Recipe:
     """A whole run."""
 
     model: str = "phalar"  # or a variant, see `model.training.variants`
+    encoder: PhalarConfig = field(default_factory=PhalarConfig)  # of Phalar and its variants
     steps: int = 80_000
     batch: int = 64  # pairs a step, over all processes
     seed: int = 0
@@ -186,6 +184,8 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
             path,
             f"data.semitones and data.varispeed must be 0: {recipe.model!r} hears mel bands, which show no key",
         )
+    if recipe.encoder != PhalarConfig() and recipe.model == "cocola":
+        raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")
     if data.matched == 1 and data.speed_semitones:
         raise BadRecipe(path, "data.speed_semitones is for batches as recorded; data.matched leaves none")
 
@@ -230,4 +230,7 @@ def _fill(kind: Any, entries: dict[str, Any], path: Path, where: str) -> Any:
         if name in CHOICES and value not in CHOICES[name]:
             raise BadRecipe(path, f"{where}{name} is {value!r}; there are {', '.join(CHOICES[name])}")
         values[name] = value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise BadRecipe(path, f"{where}{error}") from error

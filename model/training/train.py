@@ -134,10 +134,10 @@ class Trainer:
         self.tracks = self.bank.of_split("train", data.split_seed)
         self.began = "" if self.begin is None else hashlib.sha256(self.begin.read_bytes()).hexdigest()
         torch.manual_seed(self._seed(_START, 0))
-        self.model: nn.Module = build_model(recipe.model).to(self.device)
+        self.model: nn.Module = build_model(recipe.model, recipe.encoder).to(self.device)
         self.heard: str | None = encode_heard(map(self._name, self.tracks))
         if self.begin is not None:
-            begin = _begin(self.begin, type(self.model))
+            begin = _begin(self.begin, self.model)
             self.model.load_state_dict(begin.state_dict())
             before = cast(Any, begin).notes.get(HEARD)
             # What is not known of the first run is not known of both.
@@ -430,10 +430,11 @@ class _Taken:
     clock: Clock
 
 
-def _begin(checkpoint: Path, kind: type[nn.Module]) -> nn.Module:
+def _begin(checkpoint: Path, model: nn.Module) -> nn.Module:
     begin = load_trained(checkpoint)
-    if type(begin) is not kind:
-        raise ValueError(f"{checkpoint} holds a {type(begin).__name__}; this recipe trains a {kind.__name__}")
+    holds, trains = (f"{type(one).__name__} {getattr(one, 'config', '')}" for one in (begin, model))
+    if holds != trains:
+        raise ValueError(f"{checkpoint} holds a {holds}; this recipe trains a {trains}")
     return begin
 
 

@@ -9,11 +9,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnAudio.features.mel import MelSpectrogram
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from model.checkpoints import UnsupportedModel, load_phalar, save_phalar
 from model.checkpoints.weights import read_safetensors, write_safetensors
 from model.complex_layers import ComplexLinear
 from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of, scale_decibels
-from model.phalar import Phalar
+from model.phalar import Phalar, PhalarConfig
 from model.pooling import SpectralPooling
 from model.similarity import COSINE_SCALE, HermitianSimilarity
 from model.training import cocola
@@ -52,6 +52,8 @@ class ScaledMel(nn.Module):
     """A mel spectrogram in scaled decibels, as many bands as the CQT has bins, at the same frames."""
 
     def __init__(self, model: Phalar) -> None:
+        from nnAudio.features.mel import MelSpectrogram  # brings scipy.signal, as nnAudio's CQT does
+
         super().__init__()
         config = model.config
         self.padding = model.cqt.padding  # the same clips are too short
@@ -139,11 +141,10 @@ class AveragePooled(Variant):
 
     name = "average-pooling"
 
-    def __init__(self) -> None:
-        super().__init__()
-        config = self.config
-        self.pooling = AveragePooling(config.bins, self.backbone.out_channels, config.pooled_channels, 1)
-        self.widen = ComplexLinear(config.pooled_channels, config.dimension)
+    def __init__(self, config: PhalarConfig | None = None) -> None:
+        super().__init__(config)
+        self.pooling = AveragePooling(self.config.bins, self.backbone.out_channels, self.config.pooled_channels, 1)
+        self.widen = ComplexLinear(self.config.pooled_channels, self.config.dimension)
 
 
 class WithoutPhase(Variant):
@@ -151,11 +152,10 @@ class WithoutPhase(Variant):
 
     name = "magnitudes"
 
-    def __init__(self) -> None:
-        super().__init__()
-        config = self.config
+    def __init__(self, config: PhalarConfig | None = None) -> None:
+        super().__init__(config)
         self.pooling = MagnitudePooling(
-            config.bins, self.backbone.out_channels, config.pooled_channels, config.n_components
+            self.config.bins, self.backbone.out_channels, self.config.pooled_channels, self.config.n_components
         )
 
 
@@ -164,8 +164,8 @@ class OnMel(Variant):
 
     name = "mel"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: PhalarConfig | None = None) -> None:
+        super().__init__(config)
         mel: nn.Module = ScaledMel(self)
         del self.cqt
         self.cqt = mel  # type: ignore[assignment]
@@ -176,8 +176,8 @@ class Cosine(Variant):
 
     name = "cosine"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: PhalarConfig | None = None) -> None:
+        super().__init__(config)
         self.similarity = CosineSimilarity(self.config.dimension)
 
     def as_phalar(self) -> Phalar:
@@ -198,8 +198,8 @@ class PositiveForm(Variant):
 
     name = "psd"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: PhalarConfig | None = None) -> None:
+        super().__init__(config)
         self.similarity = PositiveSimilarity(self.config.dimension)
 
 
@@ -208,19 +208,19 @@ VARIANTS: Mapping[str, type[Variant]] = {
 }
 
 
-def build_model(name: str) -> nn.Module:
-    """A new model by its name in a recipe: `phalar`, `cocola` or a variant, with fresh random weights.
+def build_model(name: str, config: PhalarConfig | None = None) -> nn.Module:
+    """A new model by its name in a recipe: `phalar` or a variant, of this configuration, or `cocola`; random weights.
 
     Raises:
         ValueError: no such name.
     """
     if name == "phalar":
-        return Phalar()
+        return Phalar(config)
     if name == "cocola":
         return cocola.Cocola()
     if name not in VARIANTS:
         raise ValueError(f"no model is named {name!r}; there are phalar, cocola, {', '.join(VARIANTS)}")
-    return VARIANTS[name]()
+    return VARIANTS[name](config)
 
 
 def save_model(model: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
@@ -230,6 +230,7 @@ def save_model(model: nn.Module, path: Path, notes: Mapping[str, str]) -> None:
         save_phalar(model.as_phalar(), path, trained=True, notes=notes)
     elif isinstance(model, Variant):
         metadata = {"format": FORMAT, "variant": model.name, "notes": json.dumps(dict(notes), sort_keys=True)}
+        metadata["config"] = json.dumps(asdict(model.config), sort_keys=True)
         write_safetensors(model.state_dict(), metadata, path)
     elif isinstance(model, Phalar):
         save_phalar(model, path, trained=True, notes=notes)
@@ -267,9 +268,10 @@ def _format_of(path: Path) -> tuple[str, str]:
 def _load_variant(path: Path, name: str) -> Variant:
     if name not in VARIANTS:
         raise UnsupportedModel(path, "variant", name, tuple(VARIANTS))
-    model = VARIANTS[name]()
     with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        model = VARIANTS[name](PhalarConfig(**json.loads(metadata.get("config", "{}"))))
         model.load_state_dict(read_safetensors(path, file, model.state_dict()))
-        model.notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+        model.notes = json.loads(metadata.get("notes", "{}"))
     model.trained = True
     return model

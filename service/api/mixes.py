@@ -137,14 +137,15 @@ class Mixes:
         """
         wav = io.BytesIO()
         async with self.blobs.fetch(stem.sha256) as path:
-            told = await self.decoder.fit(path, Order(fitting, "wav"), wav)
-        size = SAMPLE_BYTES * told.frames * told.channels
-        samples = wav.getbuffer()[-size:]  # the last thing in the file: no header of a stranger's is read
-        if told.frames / SAMPLE_RATE == fitting.duration_s and len(samples) == size:
-            found = np.frombuffer(samples, "<f4")
-            if np.isfinite(found).all():
-                return found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
-        raise DecoderCrashed("its samples make no sense")
+            told = await self.decoder.fit(path, Order(fitting, "wav", mono=True), wav)
+        size = SAMPLE_BYTES * told.frames
+        samples = wav.getvalue()[-size:]  # the last thing in the file: no header that a child wrote is read
+        if (len(samples), told.channels, told.frames / SAMPLE_RATE) != (size, 1, fitting.duration_s):
+            raise DecoderCrashed("its samples are not those asked for")
+        found = np.frombuffer(samples, "<f4").astype(np.float32)
+        if not np.isfinite(found).all():
+            raise DecoderCrashed("its samples are not finite")
+        return found
 
     async def _stems(self, stem_ids: Sequence[str]) -> list[Stem]:
         stems = [await self.catalog.stem(stem_id) for stem_id in dict.fromkeys(stem_ids)]

@@ -52,7 +52,7 @@ class AudioIn(FittingIn):
 
     duration_s: Seconds | None = Field(
         None,
-        gt=0,
+        ge=0.001,
         le=DAY_S,
         allow_inf_nan=False,
         description="of what comes out, in its own seconds, silence beyond the stem's end; none: up to that",

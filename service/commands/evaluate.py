@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.evaluation.commands import SplitChoice, open_bank, show_answer
+from model.evaluation.commands import (
+    CORES,
+    AsJson,
+    Cache,
+    Device,
+    Jobs,
+    Page,
+    Section,
+    Split,
+    SplitChoice,
+    Stems,
+    open_bank,
+    show_answer,
+)  # fmt: skip
 from model.training.commands import default_cache
 from service.commands.console import FAILED, bar, err, fail
 from service.commands.threads import waiting_threads_sleep
@@ -36,15 +48,15 @@ AMONG_NAMES = {
     "all": "The same among all stems",
 }
 
+Checkpoint = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Default: the model that the service loads.")
+]
+
 
 def catalog(
-    stems: Annotated[
-        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
-    ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Default: the model that the service loads.")
-    ] = None,
-    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    stems: Stems,
+    checkpoint: Checkpoint = None,
+    split: Split = SplitChoice.all,
     tracks: Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")] = None,
     queries: Annotated[int, typer.Option(min=1, help="Mixes that lack a stem.")] = 50,
     seconds: Annotated[
@@ -68,14 +80,12 @@ def catalog(
         Path | None,
         typer.Option(dir_okay=False, help="A file to write the model to, with what these searches tell of sureness."),
     ] = None,
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
-    page: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")
-    ] = None,
-    section: Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    device: Device = "cpu",
+    cache: Cache = None,
+    jobs: Jobs = CORES,
+    page: Page = None,
+    section: Section = None,
+    as_json: AsJson = False,
 ) -> None:
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
 
@@ -120,25 +130,19 @@ WAY_NAMES = {"alone": "three searches", "in_set": "set, by the mix with the othe
 
 
 def band(
-    stems: Annotated[
-        list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
-    ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Default: the model that the service loads.")
-    ] = None,
-    split: Annotated[SplitChoice, typer.Option(help="Which of the tracks.")] = SplitChoice.all,
+    stems: Stems,
+    checkpoint: Checkpoint = None,
+    split: Split = SplitChoice.all,
     tracks: Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")] = None,
     queries: Annotated[int, typer.Option(min=1, help="Mixes that lack three stems.")] = 60,
     seconds: Annotated[float, typer.Option(min=1.1, help="Length of a mix.")] = 8.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
-    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    cache: Annotated[Path | None, typer.Option(file_okay=False, help="Where decoded stems are kept.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = os.cpu_count() or 1,
-    page: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")
-    ] = None,
-    section: Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    device: Device = "cpu",
+    cache: Cache = None,
+    jobs: Jobs = CORES,
+    page: Page = None,
+    section: Section = None,
+    as_json: AsJson = False,
 ) -> None:
     """A mix without three stems: are they found better as a set than by a search for each?
 

@@ -1,11 +1,12 @@
 """The demo catalog: tracks of our own composer as files, and the mix that the first query is made with."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from itertools import repeat
 from pathlib import Path
 from typing import Any
+
+from model.training.processes import map_in_processes
 
 MISSING = "bass"  # what the demo mix lacks, so that the first answer can be heard to be right
 
@@ -23,11 +24,9 @@ def compose_demo(folder: Path, tracks: int = 12, seconds: float = 20.0, seed: in
 
     The first track's mix without its bass is written to `<folder>/mix.flac`.
     """
-    # Spawned: a child forked from a process that runs threads may wait forever.
-    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(
-            _compose, range(seed, seed + tracks), [seconds] * tracks, [folder] * tracks, [True] + [False] * (tracks - 1)
-        )
+    seeds = range(seed, seed + tracks)
+    with_mix = (one == seed for one in seeds)
+    yield from map_in_processes(_compose, seeds, repeat(seconds), repeat(folder), with_mix, jobs=2)
 
 
 def _compose(seed: int, seconds: float, folder: Path, with_mix: bool) -> list[DemoStem]:

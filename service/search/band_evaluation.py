@@ -25,7 +25,7 @@ from model.checkpoints import heard_of, piece_of
 from model.evaluation.retrieval import mean_with_interval
 from model.training.stems import StemBank
 from service.search.band import CANDIDATES, Band, Candidate
-from service.search.evaluation import TRIES, NothingToAsk, Progress, rank_among
+from service.search.evaluation import TRIES, Progress, draw_in_turn, rank_among
 from service.search.in_process import SearchedCatalog
 from service.search.placing import laid
 from service.settings import Settings
@@ -104,18 +104,12 @@ def draw_band_queries(
         NothingToAsk: no track has a stretch in which as many stems sound.
     """
     rng, length = np.random.default_rng(settings.seed), round(settings.seconds * SAMPLE_RATE)
-    order = [int(track) for track in rng.permutation(list(rows))]
-    queries: list[BandQuery] = []
-    while order and len(queries) < settings.queries:
-        for track in list(order):
-            query = _draw(bank, track, rows[track], instruments[track], length, rng)
-            if query is None:
-                order.remove(track)
-            elif len(queries) < settings.queries:
-                queries.append(query)
-    if not queries:
-        raise NothingToAsk(len(rows), settings.seconds)
-    return queries
+    order = rng.permutation(list(rows)).tolist()
+
+    def draw(track: int) -> BandQuery | None:
+        return _draw(bank, track, rows[track], instruments[track], length, rng)
+
+    return draw_in_turn(order, settings.queries, settings.seconds, draw)
 
 
 def _draw(

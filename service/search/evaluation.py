@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from service.search.sureness import UNRANKED, Sureness, calibration, learn
 from service.settings import Settings
 
 Waveform = NDArray[np.float32]
+Drawn = TypeVar("Drawn")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
 
@@ -221,17 +222,31 @@ def draw_queries(
     """
     rng = np.random.default_rng(settings.seed)
     length = round(settings.seconds * SAMPLE_RATE)
-    order = [int(track) for track in rng.permutation(list(rows))]
-    queries: list[Query] = []
-    while order and len(queries) < settings.queries:
-        for track in list(order):
-            query = _draw_query(bank, track, rows[track], length, stride, settings.submix, rng)
+    order = rng.permutation(list(rows)).tolist()
+
+    def draw(track: int) -> Query | None:
+        return _draw_query(bank, track, rows[track], length, stride, settings.submix, rng)
+
+    return draw_in_turn(order, settings.queries, settings.seconds, draw)
+
+
+def draw_in_turn(order: list[int], most: int, seconds: float, draw: Callable[[int], Drawn | None]) -> list[Drawn]:
+    """At most so many queries, one of every track in turn; a track of which none can be drawn is asked no more.
+
+    Raises:
+        NothingToAsk: there is none, of `seconds`.
+    """
+    left = list(order)
+    queries: list[Drawn] = []
+    while left and len(queries) < most:
+        for track in list(left):
+            query = draw(track)
             if query is None:
-                order.remove(track)
-            elif len(queries) < settings.queries:
+                left.remove(track)
+            elif len(queries) < most:
                 queries.append(query)
     if not queries:
-        raise NothingToAsk(len(rows), settings.seconds)
+        raise NothingToAsk(len(order), seconds)
     return queries
 
 

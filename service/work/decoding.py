@@ -294,7 +294,8 @@ def _fitted(audio: BinaryIO, limits: DecodeLimits, order: Order) -> tuple[dict[s
         end_s = (part.first + part.samples.shape[1]) / part.sample_rate
         _refuse_long(order.lead_s + (end_s - fitting.start_s) / fitting.speed, limits)
     rate = fitting.rate or part.sample_rate
-    fitted = fit(part.samples, part.sample_rate, fitting, first=part.first)
+    samples = part.samples.mean(axis=0, keepdims=True, dtype=np.float32) if order.mono else part.samples
+    fitted = fit(samples, part.sample_rate, fitting, first=part.first)
     if order.lead_s:
         fitted = np.pad(fitted, ((0, 0), (round(order.lead_s * rate), 0)))
     if order.gain_db:

@@ -45,19 +45,21 @@ class FittedTooLong(AudioError):
 
 @dataclass(frozen=True)
 class Order:
-    """A fitted file: how its audio is to sound and how loud, in which format, and how much silence stands before it."""
+    """A fitted file: how its audio is to sound and how loud, in which format, how much silence stands before it, and
+    whether its channels become one."""
 
     fitting: Fitting = field(default_factory=Fitting)
     format: FittedFormat = "wav"
     lead_s: float = 0.0
     gain_db: float = 0.0
+    mono: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> "Order":
-        return cls(Fitting(**told["fitting"]), told["format"], told["lead_s"], told["gain_db"])
+        return cls(Fitting(**told["fitting"]), told["format"], told["lead_s"], told["gain_db"], told["mono"])
 
 
 def encode(samples: Samples, rate: int, format: FittedFormat) -> bytes:

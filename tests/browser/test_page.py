@@ -412,6 +412,7 @@ def test_going_back_or_reloading_shows_the_last_answer_without_another_upload(pa
     assert "Drop the mix again" in page.locator("#warnings").inner_text()
     page.locator(".hit .play").first.click()
     assert wait_until_heard(page)["listen"] == "stem"
+    on_the_grid(page)
     with page.expect_request("**/retrieve") as request:  # the service kept the mix for a while
         page.click("#find")
     assert 'name="mix_id"' in request.value.post_data

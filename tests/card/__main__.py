@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from model.checkpoints import load_phalar
-from model.training.recipe import load_recipe
+from model.phalar import PhalarConfig
+from model.training.recipe import Recipe, load_recipe
 from model.training.stems import ACTIVITY_HOP, StemBank
 from model.training.train import Trainer
 
 CARD = torch.device("cuda", 0)
 RATE = 16_000
+SMALL = PhalarConfig(channels=2, growth=1.0, depth=1, pooled_channels=16, dimension=32)
 
 
 def bank_of_silence(folder: Path, tracks: int, stems: int, seconds: float) -> StemBank:
@@ -33,16 +35,15 @@ def bank_of_silence(folder: Path, tracks: int, stems: int, seconds: float) -> St
     return StemBank([folder])
 
 
-def step(name: str, precision: str, batch: int, seconds: float, steps: int, resumed: bool) -> dict[str, object]:
+def step(recipe: Recipe, seconds: float, steps: int, resumed: bool) -> dict[str, object]:
     """The last of so many steps of a recipe, and a validation; after one step on the CPU, or from the start."""
-    recipe = load_recipe(Path(name), batch=batch, precision=precision)
     recipe = dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, composed=0, shortest_s=seconds, longest_s=seconds),
         loss=dataclasses.replace(recipe.loss, decoys_from=0),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        bank = bank_of_silence(Path(scratch) / "bank", batch * 3 // 2 + 10, 6, max(seconds, 5.0) + 2)
+        bank = bank_of_silence(Path(scratch) / "bank", recipe.batch * 3 // 2 + 10, 6, max(seconds, 5.0) + 2)
         run = Path(scratch) / "run"
         if resumed:
             Trainer(recipe, bank, run, torch.device("cpu")).run(stop_at=1)
@@ -95,12 +96,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.4)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--resumed", action="store_true")
+    parser.add_argument("--small", action="store_true")
     asked = parser.parse_args()
     if asked.what == "serve":
         print(json.dumps(serve()))
     for name in asked.recipes:
         try:
-            told = step(name, asked.precision, asked.batch, asked.seconds, asked.steps, asked.resumed)
+            recipe = load_recipe(Path(name), batch=asked.batch, precision=asked.precision)
+            if asked.small:
+                recipe = dataclasses.replace(recipe, encoder=SMALL)
+            told = step(recipe, asked.seconds, asked.steps, asked.resumed)
         except Exception as error:  # each recipe is to be heard of
             told = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps({"recipe": name} | told), flush=True)

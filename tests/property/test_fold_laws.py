@@ -10,10 +10,11 @@ from tests.embeddings import random_rows as unit_rows
 
 # Promised for unit-norm embeddings at full rank; float32 coordinates cost about 1e-7 of the largest |eigenvalue|.
 SCORE_TOLERANCE = 1e-5
+Case = tuple[npt.NDArray[np.complex128], np.random.Generator]
 
 
 @st.composite
-def forms(draw: st.DrawFn) -> tuple[npt.NDArray[np.complex128], np.random.Generator]:
+def forms(draw: st.DrawFn) -> Case:
     """A Hermitian form with any spectrum: repeated, zero and negative eigenvalues come up often."""
     values = draw(
         st.lists(
@@ -37,9 +38,7 @@ def complex_scores(
 
 @given(forms())
 @settings(max_examples=150, deadline=None)
-def test_query_dot_key_equals_the_complex_score_at_full_rank(
-    case: tuple[npt.NDArray[np.complex128], np.random.Generator],
-) -> None:
+def test_query_dot_key_equals_the_complex_score_at_full_rank(case: Case) -> None:
     form, rng = case
     fold = HermitianFold(form)
     x, y = unit_rows(rng, 5, len(form)), unit_rows(rng, 7, len(form))
@@ -52,9 +51,7 @@ def test_query_dot_key_equals_the_complex_score_at_full_rank(
 
 @given(forms())
 @settings(max_examples=80, deadline=None)
-def test_truncated_score_stays_under_the_bound_and_under_the_tails_at_every_rank(
-    case: tuple[npt.NDArray[np.complex128], np.random.Generator],
-) -> None:
+def test_truncated_score_stays_under_the_bound_and_under_the_tails_at_every_rank(case: Case) -> None:
     form, rng = case
     x, y = unit_rows(rng, 4, len(form)), unit_rows(rng, 6, len(form))
     # The dropped directions themselves are where the bound is met with equality.
@@ -75,18 +72,16 @@ def test_truncated_score_stays_under_the_bound_and_under_the_tails_at_every_rank
 
 @given(forms())
 @settings(max_examples=60, deadline=None)
-def test_score_does_not_depend_on_the_order_of_a_pair(
-    case: tuple[npt.NDArray[np.complex128], np.random.Generator],
-) -> None:
+def test_score_does_not_depend_on_the_order_of_a_pair(case: Case) -> None:
     form, rng = case
-    fold = HermitianFold(form)
     x, y = unit_rows(rng, 3, len(form)), unit_rows(rng, 3, len(form))
+    fold = HermitianFold(form)
     assert np.abs(fold.scores(x, y) - fold.scores(y, x).T).max() <= SCORE_TOLERANCE
 
 
 @given(forms())
 @settings(max_examples=60, deadline=None)
-def test_bound_never_grows_with_the_rank(case: tuple[npt.NDArray[np.complex128], np.random.Generator]) -> None:
+def test_bound_never_grows_with_the_rank(case: Case) -> None:
     form, _ = case
     bounds = [HermitianFold(form, rank=rank).bound for rank in range(1, len(form) + 1)]
     assert bounds == sorted(bounds, reverse=True)

@@ -46,6 +46,14 @@ def installation(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Pat
     assert running.stop() == 0
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
+    """Running, empty, for the tests of one file alone."""
+    started = Installation(tmp_path_factory.mktemp("own"), {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
+    yield started
+    started.stop()
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Valkey as it is embedded, or a Redis server where servers are wanted; tests share it, each with its prefix."""

@@ -1,6 +1,5 @@
 """kill -9 at bad moments: whatever was acknowledged becomes ready, or failed with a reason, exactly once."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -10,14 +9,6 @@ from tests import servers
 from tests.installation import Installation, add_stem, encode, eventually, noise_bursts
 
 STEMS = 12  # in each test; all tests together stay below the 100 hits of one query
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
-    folder = tmp_path_factory.mktemp("faults")
-    started = Installation(folder, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
-    yield started
-    started.stop()
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +70,17 @@ def test_no_acknowledged_upload_is_lost_when_every_connection_is_cut(tmp_path: P
         cut.stop()
 
 
-def test_no_acknowledged_upload_is_lost_when_everything_is_killed(
-    running: Installation, acknowledged: list[str]
-) -> None:
+@pytest.mark.parametrize("fault", ["everything is killed", "the queue forgets"])
+def test_no_acknowledged_upload_is_lost_when(running: Installation, acknowledged: list[str], fault: str) -> None:
+    """The queue is filled again from the catalog."""
     with running.client() as client:
         upload_some(client, acknowledged, STEMS)
-    running.kill_all()
-    running.start()
-    with running.client() as client:
-        the_books_balance(client, acknowledged)
-
-
-def test_a_queue_that_forgot_everything_is_filled_again_from_the_catalog(
-    running: Installation, acknowledged: list[str]
-) -> None:
-    with running.client() as client:
-        upload_some(client, acknowledged, STEMS)
+    if fault == "the queue forgets":
         running.forget_queue()
+    else:
+        running.kill_all()
+        running.start()
+    with running.client() as client:
         the_books_balance(client, acknowledged)
 
 

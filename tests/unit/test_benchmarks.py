@@ -18,6 +18,10 @@ RECIPE = """
 batch = 2
 precision = "float32"
 clips_per_pass = 4
+[encoder]
+depth = 3
+growth = 1.0
+dimension = 128
 """
 ROUNDED = 0.1  # a ratio is told to a tenth, of seconds that are told to a thousandth
 PARTS = ["data", "forward", "backward", "optimiser", "step"]
@@ -35,7 +39,7 @@ def test_a_training_step_is_timed_beside_the_ones_it_replaced(tmp_path: Path) ->
     page = tmp_path / "page.md"
     page.write_text("<!-- results: training-step -->\n<!-- end of training-step -->\n")
     command = [sys.executable, "-m", "benchmarks.training", "--stems", str(tmp_path / "mine"), "--repeats", "1"]
-    command += ["--recipe", str(tmp_path / "two.toml"), "--seconds", "1.5", "--page", str(page)]
+    command += ["--threads", "1", "--recipe", str(tmp_path / "two.toml"), "--seconds", "1.5", "--page", str(page)]
     subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120, check=True)
     rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == PARTS

@@ -29,6 +29,7 @@ DOORS = {
         "model.evaluation.retrieval",
         "model.phalar",
         "model.training.commands",
+        "model.training.processes",
         "model.training.render",
         "model.training.stems",
         "model.training.tracks",

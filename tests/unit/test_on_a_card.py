@@ -38,8 +38,8 @@ def ask(*arguments: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def steps(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """A small step and a validation of every recipe in one precision, by the recipe's name."""
-    return {told["recipe"]: told for told in ask("step", *NAMES, "--precision", request.param)}
+    """A small model's step and validation by every recipe in one precision, by the recipe's name."""
+    return {told["recipe"]: told for told in ask("step", *NAMES, "--small", "--precision", request.param)}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,11 @@ STEMS = 8
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
+def running(running: Installation) -> Installation:
     """Each test leaves the model and the stems that it found, and perhaps another generation."""
-    folder = tmp_path_factory.mktemp("reindex")
-    started = Installation(folder, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
-    with started.client() as client:
+    with running.client() as client:
         wait_ready(client, *[add_stem(client, encode(noise_bursts(seed)), f"{seed}.flac") for seed in range(STEMS)])
-    yield started
-    started.stop()
+    return running
 
 
 def finished(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:

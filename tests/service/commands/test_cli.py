@@ -1,6 +1,8 @@
 """The `phalar` command, as a person or a script runs it."""
 
+import ctypes
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -222,27 +224,14 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("retrieve",),
     ("retrieve", "missing.wav"),
     ("retrieve", "."),
-    ("retrieve", "--stem-id", "x", "--limit", "0"),
-    ("retrieve", "--stem-id", "x", "--limit", "many"),
-    ("retrieve", "--stem-id", "x", "--align", "loosely"),
-    ("retrieve", "--stem-id", "x", "--no-such-option"),
-    ("retrieve", "--stem-id", "x", "--url", "http://[::1"),
-    ("retrieve", "--stem-id", "x", "--url", "localhost:8000"),
-    ("retrieve", "--stem-id", "x", "--url", "http://a:99999999"),
-    ("retrieve", "--stem-id", "x", "--key", "schl\u00fcssel"),
-    ("retrieve", "--stem-id", "x", "--key", "two words"),
-    ("retrieve", "--stem-id", "x", "--tag", ""),
-    ("retrieve", "--stem-id", "x", "--track", "a\x1b[2J"),
-    ("retrieve", "--stem-id", "x", "--tempo-min", "-1"),
-    ("retrieve", "--stem-id", "x", "--kind", "song"),
-    ("retrieve", "--stem-id", "x", "--key-match", "near"),
-    ("retrieve", "--stem-id", "x", "--tempo", "5"),
-    ("retrieve", "--stem-id", "x", "--max-stretch", "4"),
-    ("retrieve", "--stem-id", "x", "--max-transpose", "7"),
-    ("retrieve", "--stem-id", "x", "--mix-id", "y"),
-    ("retrieve", "--stem-id", "x", "--place", "y:soon"),
-    ("retrieve", "--stem-id", "x", "--place", "y:1:1:0.5"),
-    ("retrieve", "--stem-id", "x", "--place", "y:1:1:1:1:1"),
+    *(("retrieve", "--stem-id", "x", *wrong) for wrong in [
+        ("--limit", "0"), ("--limit", "many"), ("--align", "loosely"), ("--no-such-option",),
+        ("--url", "http://[::1"), ("--url", "localhost:8000"), ("--url", "http://a:99999999"),
+        ("--key", "schl\u00fcssel"), ("--key", "two words"), ("--tag", ""), ("--track", "a\x1b[2J"),
+        ("--tempo-min", "-1"), ("--kind", "song"), ("--key-match", "near"), ("--tempo", "5"),
+        ("--max-stretch", "4"), ("--max-transpose", "7"), ("--mix-id", "y"),
+        ("--place", "y:soon"), ("--place", "y:1:1:0.5"), ("--place", "y:1:1:1:1:1"),
+    ]),
     ("ingest",),
     ("ingest", "missing.wav"),
     ("ingest", ".", "--collection", "x" * 300),
@@ -368,6 +357,49 @@ def test_a_data_folder_that_cannot_be_one_is_named_in_one_line(tmp_path: Path, f
         assert said.stderr.startswith("phalar: ")
         assert said.stderr.count("\n") == 1
         assert folder.split("/")[0] in said.stderr
+
+
+@contextmanager
+def files_guarded() -> Iterator[None]:
+    """This thread, and those that it starts, may do with files what another user may who is not root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    capabilities = "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"  # 1, 2 and 3
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, held) == 0
+    fewer = (ctypes.c_uint32 * 6)(*held)
+    for number, _ in enumerate(capabilities, start=1):
+        fewer[0] &= ~(1 << number)  # of the effective ones
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root's rights are Linux capabilities here")
+def test_a_data_folder_that_may_not_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("read-only", "below a read-only one/data", "another user's", "was in use")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert phalar("keys", "list", PHALAR_DATA=str(folders[3])).exit_code == 0  # makes a catalog
+    folders[1].rmdir()
+    for guarded in (folders[0], folders[1].parent, folders[3]):
+        guarded.chmod(0o500)
+    if os.geteuid() == 0:
+        os.chown(folders[2], 65534, 65534)
+    else:
+        folders[2] = Path("/phalar")
+    for folder in folders:
+        for command in (("serve", "--port", str(free_port())), ("keys", "list"), ("api",)):
+            with files_guarded():
+                said = phalar(*command, PHALAR_DATA=str(folder))
+            assert said.exit_code == 1, (command, folder, said.stderr)
+            assert said.stderr.startswith("phalar: "), (command, folder, said.stderr)
+            assert said.stderr.count("\n") == 1, (command, folder, said.stderr)
+            assert tmp_path.name in said.stderr or str(folders[2]) in said.stderr, said.stderr
 
 
 def test_a_data_folder_may_have_any_name_and_no_parent(tmp_path: Path, small_checkpoint: Path) -> None:

@@ -19,7 +19,6 @@ from threading import Thread
 
 import httpx
 import numpy as np
-import pytest
 
 from model.audio import SAMPLE_RATE
 from service.commands.client import Client, NewStem
@@ -31,14 +30,6 @@ from tests.installation import Installation, encode, eventually, serving
 GOOD = 36
 MOST = 2  # faults of a kind
 COMMAND = [sys.executable, "-m", "service.commands", "ingest"]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[Installation]:
-    folder = tmp_path_factory.mktemp("messy")
-    started = Installation(folder, {"PHALAR_CHECKPOINT": str(small_checkpoint)}).start()
-    yield started
-    started.stop()
 
 
 def tiny(seed: int) -> bytes:
@@ -145,8 +136,8 @@ def test_a_file_that_vanishes_before_its_turn_costs_no_other(running: Installati
     (tmp_path / "goes.flac").unlink()
     with Client(running.url) as client:
         gone, stayed = client.ingest(found)
-    assert (gone.path.name, gone.problem) == ("goes.flac", {"title": "No such file or directory"})
-    assert (stayed.path.name, stayed.problem) == ("stays.flac", None)
+    assert (gone.file.path.name, gone.problem) == ("goes.flac", {"title": "No such file or directory"})
+    assert (stayed.file.path.name, stayed.problem) == ("stays.flac", None)
 
 
 def test_ctrl_c_says_what_was_done_and_the_same_command_goes_on(running: Installation, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.installation import noise_bursts
 from tests.service.search.test_evaluate_catalog import write
 
 TRACKS = 3
+LAST_BITS = 1e-5  # of a sum over another batch
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,8 @@ def test_what_was_embedded_of_a_mix_is_not_embedded_again(tmp_path: Path, small_
         second = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(1, 0, 2), 9)
         assert embedder.embedded == 9, "key 2 alone is new"
         assert np.array_equal(second[:6], first[[3, 4, 5, 0, 1, 2]])
-        assert np.array_equal(second, await embedder.embed(fingerprint, waveform, laid(1, 0, 2), 9))
+        every = await embedder.embed(fingerprint, waveform, laid(1, 0, 2), 9)
+        assert np.allclose(second, every, atol=LAST_BITS)
         await Remembering(embedder, kept, "b").embed(fingerprint, waveform, laid(0), 9)
         assert embedder.embedded == 9 + 9 + 3, "another mix tells nothing of this one"
 

@@ -158,11 +158,19 @@ def test_fast_cqt_has_the_gradient_of_the_transform_and_a_finite_one_at_silence(
     assert torch.isfinite(silence.grad).all()
 
 
+def test_its_kernels_are_nnaudios_to_the_last_bit() -> None:
+    plain, ours = plain_cqt(SETTINGS), FastCQT(SETTINGS).direct_kernels.T.float()
+    theirs = torch.stack([plain.cqt_kernels_real[:, 0], plain.cqt_kernels_imag[:, 0]]).double()
+    theirs = (theirs * plain.lenghts.double().sqrt()[:, None]).float()  # (2, bins, taps)
+    bins, centre, reach = len(ours) // 2, theirs.shape[2] // 2, ours.shape[1] // 2
+    assert torch.equal(ours, theirs[:, -bins:, centre - reach : centre + reach].flatten(0, 1))
+
+
 def test_fast_cqt_first_used_for_inference_still_trains_and_ignores_mixed_precision() -> None:
     settings = CQTSettings(sample_rate=SAMPLE_RATE, hop=160, lowest_hz=17.0, bins=96, bins_per_octave=12)
     clip = signal("noise", 17_000)
     with torch.inference_mode():
-        plain_cqt(settings)
+        plain_cqt(settings), FastCQT(settings)
     fast = FastCQT(settings)
     with torch.inference_mode():
         expected = fast(clip)

@@ -78,20 +78,12 @@ def misfit(clip: Clip) -> float:
 
 
 LOSSLESS_KINDS = [
-    ("WAV", "PCM_U8", 44100, 1, "wav"),
-    ("WAV", "PCM_16", 8000, 1, "wav"),
-    ("WAV", "PCM_24", 48000, 2, "wav"),
-    ("WAV", "PCM_32", 96000, 2, "wav"),
-    ("WAV", "FLOAT", 192000, 1, "wav"),
-    ("WAV", "DOUBLE", 16000, 6, "wav"),
-    ("WAVEX", "PCM_16", 22050, 6, "wav"),
-    ("RF64", "PCM_16", 44100, 2, "wav"),
-    ("W64", "PCM_16", 44100, 2, "wav"),
-    ("AIFF", "PCM_24", 44100, 2, "aiff"),
-    ("AIFF", "FLOAT", 48000, 1, "aiff"),
-    ("FLAC", "PCM_16", 44100, 2, "flac"),
+    ("WAV", "PCM_U8", 44100, 1, "wav"), ("WAV", "PCM_16", 8000, 1, "wav"), ("WAV", "PCM_24", 48000, 2, "wav"),
+    ("WAV", "PCM_32", 96000, 2, "wav"), ("WAV", "FLOAT", 192000, 1, "wav"), ("WAV", "DOUBLE", 16000, 6, "wav"),
+    ("WAVEX", "PCM_16", 22050, 6, "wav"), ("RF64", "PCM_16", 44100, 2, "wav"), ("W64", "PCM_16", 44100, 2, "wav"),
+    ("AIFF", "PCM_24", 44100, 2, "aiff"), ("AIFF", "FLOAT", 48000, 1, "aiff"), ("FLAC", "PCM_16", 44100, 2, "flac"),
     ("FLAC", "PCM_24", 96000, 6, "flac"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "subtype", "rate", "channels", "name"), LOSSLESS_KINDS)

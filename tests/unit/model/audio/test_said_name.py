@@ -11,6 +11,15 @@ from model.audio.said.facts import FACTS, FASTEST_BPM, SLOWEST_BPM
 from model.audio.said.name import said_of_name
 
 KEYS = {key_name(tonic, mode) for tonic in range(12) for mode in ("major", "minor")}
+NOTHING = [
+    "808.wav", "808 Clap.wav", "909_Hat_Open.wav", "Juno-106 Chord.wav", "Track 120.mp3", "take 2.wav",
+    "Vocals v2.wav", "Summer 1999.mp3", "90s House Piano.wav", "Piano 16bit 44100.wav", "Piano 24 bit 96 kHz.wav",
+    "Podcast 128 kbps.mp3", "Piano_C3_100.wav", "Snare_127.wav", "Chord_Am7.wav", "Cmaj9 stab.wav",
+    "B Min 7 chord.wav", "Benjamin Gems.wav", "Emma_Diamond.wav", "Here I Am.mp3", "Am I Wrong.mp3",
+    "3 Am Freestyle.mp3", "Get Em.mp3", "this is a minor problem.wav", "FM Bell.wav", "Verse 2B.wav",
+    "Kick 70-140 Hz.wav", "808bpm.wav", "0bpm.wav", "bpm.wav", "2024-03-12 rehearsal.wav", "Audio 1_03.wav",
+    "vocals.wav", "Untitled.wav", ".wav", "", "\u26a1\ufe0f\U0001f941.wav",
+]  # fmt: skip
 SAID = [
     # name, tempo, key, root, kind
     # a tempo with its mark
@@ -86,51 +95,14 @@ SAID = [
     ("Vox_Take_A.wav", None, None, None, None),
     ("Drums B.wav", None, None, None, None),
     ("Key B.wav", None, None, None, None),
-    # neither
-    ("808.wav", None, None, None, None),
-    ("808 Clap.wav", None, None, None, None),
-    ("909_Hat_Open.wav", None, None, None, None),
+    # a loop, and neither
     ("SH-101 Loop.wav", None, None, None, "loop"),
-    ("Juno-106 Chord.wav", None, None, None, None),
-    ("Track 120.mp3", None, None, None, None),
     ("Track 120 Am.mp3", None, "A minor", None, None),
-    ("take 2.wav", None, None, None, None),
-    ("Vocals v2.wav", None, None, None, None),
-    ("Summer 1999.mp3", None, None, None, None),
-    ("90s House Piano.wav", None, None, None, None),
-    ("Piano 16bit 44100.wav", None, None, None, None),
-    ("Piano 24 bit 96 kHz.wav", None, None, None, None),
-    ("Podcast 128 kbps.mp3", None, None, None, None),
-    ("Piano_C3_100.wav", None, None, None, None),
-    ("Snare_127.wav", None, None, None, None),
     ("Drum Loop 92.wav", None, None, None, "loop"),
     ("100 Drum Loops.zip", None, None, None, "loop"),
     ("100% Loop.wav", None, None, None, "loop"),
-    ("Chord_Am7.wav", None, None, None, None),
-    ("Cmaj9 stab.wav", None, None, None, None),
-    ("B Min 7 chord.wav", None, None, None, None),
     ("Room 101 Loop.wav", None, None, None, "loop"),
-    ("Benjamin Gems.wav", None, None, None, None),
-    ("Emma_Diamond.wav", None, None, None, None),
-    ("Here I Am.mp3", None, None, None, None),
-    ("Am I Wrong.mp3", None, None, None, None),
-    ("3 Am Freestyle.mp3", None, None, None, None),
-    ("Get Em.mp3", None, None, None, None),
-    ("this is a minor problem.wav", None, None, None, None),
-    ("FM Bell.wav", None, None, None, None),
-    ("Verse 2B.wav", None, None, None, None),
     ("Loop 1A.wav", None, None, None, "loop"),
-    ("Kick 70-140 Hz.wav", None, None, None, None),
-    ("808bpm.wav", None, None, None, None),
-    ("0bpm.wav", None, None, None, None),
-    ("bpm.wav", None, None, None, None),
-    ("2024-03-12 rehearsal.wav", None, None, None, None),
-    ("Audio 1_03.wav", None, None, None, None),
-    ("vocals.wav", None, None, None, None),
-    ("Untitled.wav", None, None, None, None),
-    (".wav", None, None, None, None),
-    ("", None, None, None, None),
-    ("\u26a1\ufe0f\U0001f941.wav", None, None, None, None),
     # kinds
     ("Kick One-Shot 3.wav", None, None, None, "one-shot"),
     ("oneshots_snare.wav", None, None, None, "one-shot"),
@@ -139,6 +111,7 @@ SAID = [
     # paths
     ("Packs/Techno 130bpm/Am/kick.wav", None, None, None, None),
     (r"C:\loops\bass_90bpm.wav", 90, None, None, None),
+    *((name, None, None, None, None) for name in NOTHING),
 ]
 CONTRADICTORY = ["90-95bpm break.wav", "Lead 120bpm 133bpm.wav", "Lead Am Cmaj.wav", "8A - Dm - Title.mp3"]
 LONGEST_SECONDS = 0.5  # of 4,000 characters; one step more than linear takes minutes

@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints import (
-    ForeignKeys,
-    MissingKeys,
-    NotACheckpoint,
-    TruncatedCheckpoint,
-    UnsupportedModel,
-    WrongShape,
-    load_phalar,
-    save_phalar,
-)
+from model.checkpoints import NotACheckpoint, TruncatedCheckpoint, load_phalar, save_phalar
+from model.checkpoints.errors import ForeignKeys, MissingKeys, UnsupportedModel, WrongShape
 from model.phalar import Phalar
 from tests.lightning import AUTHORS_MODULE, Lightning, Member
 

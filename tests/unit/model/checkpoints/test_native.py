@@ -11,18 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints import (
-    CheckpointError,
-    ForeignKeys,
-    MissingKeys,
-    NonFiniteWeights,
-    NotACheckpoint,
-    TruncatedCheckpoint,
-    UnsupportedModel,
-    WrongShape,
-    load_phalar,
-    save_phalar,
-)
+from model.checkpoints import CheckpointError, NotACheckpoint, TruncatedCheckpoint, load_phalar, save_phalar
+from model.checkpoints.errors import ForeignKeys, MissingKeys, NonFiniteWeights, UnsupportedModel, WrongShape
 from model.phalar import Phalar
 
 

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from model.checkpoints import NotAlike, average_models, load_phalar, save_phalar
 from model.checkpoints.heard import HEARD, Heard, encode_heard, heard_of
-from model.complex_layers import ComplexDropout
 from model.phalar import Phalar, PhalarConfig
 from model.training.clock import Clock
 from model.training.data import training_bank
@@ -34,6 +33,12 @@ clips_per_pass = 4
 checkpoint_minutes = 0.0
 validate_every = 2
 validation_pairs = 4
+[encoder]
+channels = 2
+growth = 1.0
+depth = 2
+pooled_channels = 16
+dimension = 32
 [data]
 composed = 24
 composed_seconds = 6.0
@@ -48,29 +53,6 @@ warmup = 1
 SUMMATION = 1e-3  # two processes add gradients in another order, which the step in between magnifies
 ROUNDING = 1e-6
 PATIENCE_S = 120
-
-TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist
-from pathlib import Path
-from torch import nn
-from model.training.data import training_bank
-from model.training.distributed import first_alone, process_group
-from model.training.recipe import load_recipe
-from model.training.train import Trainer
-from model.complex_layers import ComplexDropout
-recipe, cache, out = map(Path, sys.argv[1:])
-recipe = load_recipe(recipe)
-with process_group("cpu") as (rank, device):
-    with first_alone(rank):
-        bank = training_bank([], recipe.data, cache)
-    trainer = Trainer(recipe, bank, out, device)
-    for module in trainer.model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-        if isinstance(module, ComplexDropout):
-            module.probability = 0.0
-    trainer.run(stop_at=2)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +117,10 @@ def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> Non
 
 def test_a_step_in_two_halves_has_the_gradients_of_the_whole(home: Path, recipe: Recipe, bank: StemBank) -> None:
     """Gradient caching, as on a card that cannot hold the batch: twice embedded, with the same dropout both times."""
-    runs = [Trainer(recipe, bank, home / name, torch.device("cpu")) for name in ("at once", "in halves")]
+    still = replace(recipe, encoder=replace(recipe.encoder, dropout=0.0))
+    runs = [Trainer(still, bank, home / name, torch.device("cpu")) for name in ("at once", "in halves")]
     whole, halves = (run.model for run in runs)
     batch = runs[0]._ahead.of(0)
-    for module in (*whole.modules(), *halves.modules()):
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-        if isinstance(module, ComplexDropout):
-            module.probability = 0.0
     runs[1]._clips_at_once = lambda _: 3  # type: ignore[method-assign]
     losses_of = [run._loss_and_gradients(batch, Clock(run.device))[0] for run in runs]
     assert losses_of[1].item() == pytest.approx(losses_of[0].item(), rel=SUMMATION)
@@ -196,10 +174,10 @@ def test_every_step_is_reported_with_its_split(home: Path, recipe: Recipe, bank:
 
 
 def test_a_folder_of_another_recipe_is_refused(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
-    other = Recipe(**(vars(recipe) | {"batch": 2}))
+    other = replace(recipe, batch=2)
     with pytest.raises(OtherRun, match="batch"):
         Trainer(other, bank, whole, torch.device("cpu"))
-    longer = Recipe(**(vars(recipe) | {"steps": 6}))
+    longer = replace(recipe, steps=6)
     assert Trainer(longer, bank, whole, torch.device("cpu")).step == 4, "a run may be made longer"
 
 
@@ -277,23 +255,23 @@ def test_models_are_not_averaged_alone_or_with_another_configuration(home: Path,
 
 
 def test_a_run_begins_with_no_other_model(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
-    mel = Recipe(**(vars(recipe) | {"model": "mel"}))
-    with pytest.raises(ValueError, match="holds a Phalar; this recipe trains a OnMel"):
+    mel, larger = replace(recipe, model="mel"), replace(recipe, encoder=replace(recipe.encoder, dimension=64))
+    with pytest.raises(ValueError, match=r"holds a Phalar .*dimension=32.*; this recipe trains .*dimension=64"):
+        Trainer(larger, bank, home / "larger", torch.device("cpu"), whole / MODEL)
+    with pytest.raises(ValueError, match=r"holds a Phalar .*; this recipe trains a OnMel "):
         Trainer(mel, bank, home / "mel", torch.device("cpu"), whole / MODEL)
 
 
 def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
     """Without what is drawn for each process by itself (dropout, augmentation), the gradients agree."""
     plain = home / "plain.toml"
-    plain.write_text(RECIPE + "[augment]\ngain_db = 0.0\nnoise = 0.0\n")
-    script = home / "two.py"
-    script.write_text(TWO_PROCESSES)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[4])}
-    arguments = [str(script), str(plain), str(home / "cache")]
-    alone = [sys.executable, *arguments, str(home / "alone")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command in (alone, [*torchrun, *arguments, str(home / "pair")]):
-        subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=True)
+    plain.write_text('extends = "tiny.toml"\n[encoder]\ndropout = 0.0\n[augment]\ngain_db = 0.0\nnoise = 0.0\n')
+    Trainer(load_recipe(plain), bank, home / "alone", torch.device("cpu")).run(stop_at=2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "service.commands", "train", str(plain), "--device", "cpu", "--stop-at", "2"]
+    command += ["--out", str(home / "pair"), "--cache", str(home / "cache")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=True)
     one, two = (torch.load(home / name / CHECKPOINT, weights_only=True) for name in ("alone", "pair"))
     assert losses(home / "pair") == pytest.approx(losses(home / "alone"), rel=SUMMATION)
     # Means of gradients, not weights: AdamW moves a weight by its full rate whatever the gradient, so where that is
@@ -306,18 +284,19 @@ def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
             assert (ours - theirs).norm() <= SUMMATION * ours.norm(), (optimiser, number)
 
 
-@pytest.mark.timeout(900)
 def test_training_learns(home: Path) -> None:
-    """On music it has heard: nineteen tracks, a minute on two quiet cores, and the positive is often found among 23."""
+    """On music that it has heard, nineteen tracks as recorded: the positive is soon often found among 23."""
     (home / "learning.toml").write_text(
-        'extends = "tiny.toml"\nsteps = 45\nbatch = 12\ncheckpoint_minutes = 60.0\nvalidate_every = 1000\n'
-        '[loss]\nnegatives = "all"\n[optimiser]\nwarmup = 5\ndecay = 0.4\n'
+        'extends = "tiny.toml"\nsteps = 24\nbatch = 12\ncheckpoint_minutes = 60.0\nvalidate_every = 1000\n'
+        "[encoder]\nchannels = 8\ndepth = 3\npooled_channels = 80\ndimension = 256\ndropout = 0.0\n"
+        '[data]\nmatched = 0.0\n[augment]\nnoise = 0.0\n[loss]\nnegatives = "all"\n'
+        "[optimiser]\nmuon_rate = 0.03\nwarmup = 5\ndecay = 0.4\n"
     )
     recipe = load_recipe(home / "learning.toml")
     seen: list[Step] = []
     Trainer(recipe, training_bank([], recipe.data, home / "cache"), home / "learned", torch.device("cpu")).run(
         seen.append
     )
-    first, last = (np.mean([step.accuracy for step in part]) for part in (seen[:10], seen[-10:]))
-    assert first < 0.2, "chance is 1 in 23"
-    assert last > 0.25
+    first, last = (np.mean([step.accuracy for step in part]) for part in (seen[:6], seen[-6:]))
+    assert first < 0.25, "chance is 1 in 23"
+    assert last > 0.3

@@ -9,7 +9,7 @@ import torch
 
 from model.checkpoints import CheckpointError
 from model.cqt import BeatClips
-from model.phalar import Phalar
+from model.phalar import Phalar, PhalarConfig
 from model.similarity import COSINE_SCALE
 from model.training.batches import Ahead, Batch
 from model.training.loss import contrastive_loss
@@ -22,6 +22,7 @@ ROUNDING = 1e-5
 PADDING = 1e-3  # Muon's quintic magnifies what other sums round where singular values are near zero
 SINGULAR = (0.6, 1.3)  # what five rounds of Muon's quintic leave
 CLIP = 24_000  # samples
+SMALL = PhalarConfig(channels=4, growth=1.0, depth=2, pooled_channels=16, dimension=64)
 HALF_PRECISION = 0.9  # of a cosine of 1: eight bits of mantissa, through a network of random weights
 
 
@@ -208,6 +209,8 @@ def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
         ("model = 'mel'\n[data]\nmatched = 0.5", "data.semitones"),
         ("[data]\nmatched = 1.0\nspeed_semitones = 1.0", "data.speed_semitones"),
         ("[loss]\nkey_decoys = -0.5", "loss.key_decoys"),
+        ("[encoder]\ndepth = 99", "encoder.depth"),
+        ("model = 'cocola'\n[encoder]\ndepth = 2", "encoder"),
     ],
 )
 def test_a_wrong_recipe_says_which_entry(tmp_path: Path, text: str, said: str) -> None:
@@ -222,7 +225,7 @@ def test_every_model_trains_in_half_precision_too(name: str) -> None:
     if name == "cocola":
         pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
     torch.manual_seed(0)
-    model = build_model(name)
+    model = build_model(name, SMALL)
     clips = 0.1 * torch.randn(4, 2 * CLIP)
     full, half = (embed_in_passes(model.eval(), clips, 4, half) for half in (False, True))
     assert full.dtype == half.dtype
@@ -241,7 +244,7 @@ def test_every_model_hears_a_clip_at_120_bpm_in_beat_time_as_it_is(name: str) ->
     if name == "cocola":
         pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
     torch.manual_seed(0)
-    model = build_model(name).eval()
+    model = build_model(name, SMALL).eval()
     waveforms = 0.1 * torch.randn(2, CLIP)
     places = torch.arange(1 + CLIP // 160, dtype=torch.float32).expand(2, -1)
     clips = BeatClips(waveforms, torch.full((2,), CLIP), places, torch.zeros(2, dtype=torch.long))
@@ -256,7 +259,7 @@ def _unit_rows(embedded: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_embeds_scores_and_comes_back_from_its_file(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(name).eval()
+    model = build_model(name, SMALL).eval()
     assert isinstance(model, Phalar)
     clips = 0.1 * torch.randn(3, CLIP)
     embedding = model.embed(clips)
@@ -292,14 +295,14 @@ def test_variants_differ_from_phalar_in_what_they_leave_out() -> None:
 
 def test_a_positive_form_has_no_negative_eigenvalue_and_phalars_has() -> None:
     torch.manual_seed(0)
-    positive, indefinite = build_model("psd"), build_model("phalar")
+    positive, indefinite = build_model("psd", SMALL), build_model("phalar", SMALL)
     assert torch.linalg.eigvalsh(positive.similarity.hermitian_form.detach()).min() > -ROUNDING
     assert torch.linalg.eigvalsh(indefinite.similarity.hermitian_form.detach()).min() < 0
 
 
 @pytest.mark.parametrize("name", ["phalar", "mel", "psd", "cosine"])
 def test_every_form_can_start_as_the_cosine(name: str) -> None:
-    model = build_model(name)
+    model = build_model(name, SMALL)
     model.similarity.start_as_cosine()
     cosine = COSINE_SCALE * torch.eye(model.config.dimension, dtype=torch.complex64)
     torch.testing.assert_close(model.similarity.hermitian_form.detach(), cosine)

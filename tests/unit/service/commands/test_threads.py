@@ -1,10 +1,12 @@
-"""NumPy's products stay on one thread where a service says so."""
+"""What a process of the service loads, and that NumPy's products stay on one thread where it says so."""
 
 import subprocess
 import sys
 
 PROGRAM = """
-import faiss, numpy, torch
+import sys, faiss, torch, service.api.app, service.work.worker, model.phalar
+model.phalar.untrained_phalar()
+assert "scipy" not in sys.modules, "a second of every start"
 from threadpoolctl import ThreadpoolController
 from service.commands.threads import NUMPYS_BLAS, keep_numpy_on_one_thread
 before = {one["filepath"]: one["num_threads"] for one in ThreadpoolController().info()}
@@ -14,6 +16,6 @@ for one in ThreadpoolController().info():
 """
 
 
-def test_numpy_stays_on_one_thread_and_nothing_else_does() -> None:
+def test_no_process_waits_for_scipy_and_numpy_alone_stays_on_one_thread() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
