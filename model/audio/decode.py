@@ -1,12 +1,11 @@
 """File -> mono waveform at 16 kHz, or a part of it as it is."""
 
 import io
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -15,7 +14,10 @@ import soxr
 if TYPE_CHECKING:
     import av  # FFmpeg's dozens of libraries are loaded where a file needs them
 import model.audio.errors as errors
-from model.audio.formats import W64, AudioFormat, after_tags, sniff_format
+from model.audio.codecs import CODECS, SKIP_MANUAL, WINDOWS_MEDIA, frames_before_the_music
+from model.audio.downmix import Downmix
+from model.audio.formats import HEAD, AudioFormat, after_tags, demuxer_of, other_kind, sniff_format
+from model.audio.headers import Header, Mended, places_of, present_of, read_header
 from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is_silent, peak_of
 
 SAMPLE_RATES = range(2_000, 768_001)
@@ -53,8 +55,11 @@ class Clip:
 
 
 def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = None, max_channels: int = 8) -> Clip:
-    """Decode a file, mix it to mono (the mean of its channels) and resample it to 16 kHz.
+    """Decode a file, mix it to mono and resample it to 16 kHz.
 
+    Mono is the mean of the channels; by their places where a layout says them of more than two; and the strongest
+    channel alone, with a warning, where they cancel (`Downmix`). The first sample is the music's: what an encoder put
+    before it is left out, by what the file says or else by what its codec is known to need.
     The format is what the first bytes say, never the name. Reading is by blocks and ends at the first limit, so memory
     is bounded by `max_seconds`, whatever the header declares. A file that breaks off is kept as far as it goes, with a
     warning. The same bytes give the same waveform, but for the last bits, in which a decoder's vector code may differ.
@@ -72,8 +77,26 @@ def load_clip(source: Path | bytes | BinaryIO, *, max_seconds: float | None = No
             ClipTooShort, SilentClip.
         OSError: the path cannot be read.
     """
-    with _opened(source) as file, _open_stream(file, max_channels) as stream:
-        return _collect(stream, max_seconds, max_channels)
+    with _opened(source) as file:
+        clip, strongest = _mixed(file, max_seconds, max_channels)
+        if strongest is not None:  # twice, so that no other file costs what only this one needs
+            clip, _ = _mixed(file, max_seconds, max_channels, only=strongest)
+            cancel = f"The channels cancel when mixed: channel {strongest + 1} of {clip.channels} is heard alone."
+            clip = replace(clip, warnings=(*clip.warnings, cancel))
+    if is_silent(clip.waveform):
+        peak_db = float(20 * np.log10(max(peak_of(clip.waveform), 1e-10)))
+        raise errors.SilentClip(peak_db=peak_db, floor_db=SILENCE_DB)
+    return clip
+
+
+def _mixed(
+    file: BinaryIO, max_seconds: float | None, max_channels: int, only: int | None = None
+) -> tuple[Clip, int | None]:
+    """The clip, silent or not, by all of its channels or by one, and which is to be heard where all of them cancel."""
+    with _open_stream(file, max_channels) as stream:
+        downmix = Downmix(stream.channels, stream.places, only=only)
+        clip, frames = _collect(stream, downmix, max_seconds, max_channels)
+        return clip, downmix.cancelled(frames)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +150,7 @@ class _Stream:
     """An opened file: what its header says, and its audio as float32 blocks (frames, channels).
 
     `declared_s` is None when the header does not tell the length. `present` is the part of the declared audio bytes
-    that the file really has; `ended` is False when the container lacks its end mark.
+    that the file really has; `ended` is False when the container lacks its end mark. `places`: see `Downmix`.
     """
 
     format: AudioFormat
@@ -138,6 +161,8 @@ class _Stream:
     present: float = 1.0
     ended: bool = True
     seek: Callable[[int], int] | None = None  # go to a frame, or to the end; returns which
+    places: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -146,9 +171,16 @@ def _open_stream(file: BinaryIO, max_channels: int) -> Iterator[_Stream]:
     if size == 0:
         raise errors.EmptyFile
     kind = sniff_format(file)
+    file.seek(after_tags(file))
+    head = file.read(HEAD)
     if kind is None:
-        raise errors.UnknownFormat
-    with (_open_av if kind in _AV_FORMATS else _open_soundfile)(file, kind, size, max_channels) as stream:
+        raise errors.UnknownFormat(other_kind(head))
+    demuxer = demuxer_of(kind, head)
+    if demuxer is None:
+        opened = _open_soundfile(file, kind, size, max_channels)
+    else:
+        opened = _open_av(file, kind, demuxer, head, size, max_channels)
+    with opened as stream:
         yield stream
 
 
@@ -172,7 +204,8 @@ def _within_limits(stream: _Stream, max_seconds: float | None, max_channels: int
         yield block
 
 
-def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> Clip:
+def _collect(stream: _Stream, downmix: Downmix, max_seconds: float | None, max_channels: int) -> tuple[Clip, int]:
+    """The clip, silent or not, and how many frames of the file it is made of."""
     rate, frames = stream.sample_rate, 0
     resampler = (
         None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
@@ -182,7 +215,7 @@ def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> C
     try:
         for block in _within_limits(stream, max_seconds, max_channels):
             frames += len(block)
-            mono = block.mean(axis=1, dtype=np.float32)
+            mono = downmix.mix(block)
             pieces.append(mono if resampler is None else resampler.resample_chunk(mono))
     except errors.DecodeFailed as error:
         failure = error
@@ -193,18 +226,16 @@ def _collect(stream: _Stream, max_seconds: float | None, max_channels: int) -> C
     decoded_s = frames / rate
     declared_s = decoded_s / stream.present if stream.present < 1 else stream.declared_s
     short_of = declared_s is not None and declared_s - decoded_s > EARLY_END_S
-    warnings: tuple[str, ...] = ()
+    warnings = stream.warnings
     extent = ""
     if short_of or not stream.ended or (failure and declared_s is None):
         extent = f"{decoded_s:.1f} s of {declared_s:.1f} s" if short_of else f"{decoded_s:.1f} s"
-        warnings = (f"The file ends early: {extent} could be decoded.",)
+        warnings = (*warnings, f"The file ends early: {extent} could be decoded.")
     if len(waveform) <= TOO_SHORT:
-        if failure or warnings:
+        if failure or extent:
             raise failure or errors.DecodeFailed(f"it ends early, after {extent}")
         raise errors.ClipTooShort(seconds=decoded_s)
-    if is_silent(waveform):
-        raise errors.SilentClip(peak_db=float(20 * np.log10(max(peak_of(waveform), 1e-10))), floor_db=SILENCE_DB)
-    return Clip(waveform, rate, stream.channels, stream.format, warnings)
+    return Clip(waveform, rate, stream.channels, stream.format, warnings), frames
 
 
 @contextmanager
@@ -239,13 +270,13 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has n
 
 @contextmanager
 def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) -> Iterator[_Stream]:
-    present, channels = _read_chunks(file, kind, size) if kind in ("wav", "aiff") else (1.0, None)
-    if channels is not None and channels > max_channels:  # libsndfile gives no number when it finds too many
-        raise errors.TooManyChannels(channels=channels, maximum=max_channels)
+    header = read_header(file, kind, size) if kind in ("wav", "aiff") else Header()
+    if header.channels is not None and header.channels > max_channels:  # libsndfile gives no number of too many
+        raise errors.TooManyChannels(channels=header.channels, maximum=max_channels)
     ended = _ogg_ended(file, size) if kind in ("ogg", "opus") else True
     file.seek(0)
     try:
-        sound = _Sequential(file)
+        sound = _Sequential(Mended(file, header.mended) if header.mended else file)
     except soundfile.LibsndfileError as error:
         raise _unreadable(error) from error
     with sound:
@@ -253,9 +284,13 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
             raise errors.UnknownFormat
         _refuse_header(sound.samplerate, sound.channels, max_channels)
         declared_s = sound.frames / sound.samplerate if 0 < sound.frames < _UNKNOWN_FRAMES else None
+        places = header.places if kind in ("wav", "aiff") else places_of(kind, sound.channels)
+        warnings = ("The header does not tell how long the file is: it is read to its end.",) if header.untold else ()
         blocks = _soundfile_blocks(sound)
         seek = _seeker(sound) if kind in ("wav", "aiff", "flac") and declared_s is not None else None
-        yield _Stream(kind, sound.samplerate, sound.channels, blocks, declared_s, present, ended, seek)
+        yield _Stream(
+            kind, sound.samplerate, sound.channels, blocks, declared_s, header.present, ended, seek, places, warnings
+        )
 
 
 def _seeker(sound: soundfile.SoundFile) -> Callable[[int], int]:
@@ -289,44 +324,6 @@ _SFE_BAD_FILE = 7
 _SFE_MALLOC_FAILED = 17
 
 
-def _read_chunks(file: BinaryIO, kind: AudioFormat, size: int) -> tuple[float, int | None]:
-    """Walk the chunks of a WAV or AIFF file, because libsndfile hides that a file was cut off.
-
-    Returns:
-        Which part of the audio bytes that the header declares the file has (1 when it does not tell), and the channels.
-    """
-    file.seek(0)
-    head = file.read(24)
-    if head[:16] == W64:  # its header tells the size of the whole file
-        declared = int.from_bytes(head[16:], "little")
-        return min(size / max(declared, 1), 1.0), None
-    order = ">" if kind == "aiff" else "<"
-    channels: int | None = None
-    long_size = None
-    at = 12
-    for _ in range(1000):  # no honest file has more chunks before its audio
-        file.seek(at)
-        chunk = file.read(40)
-        if len(chunk) < 8:
-            break
-        name, length = struct.unpack(order + "4sI", chunk[:8])
-        if name == b"fmt " and len(chunk) >= 12:
-            channels = struct.unpack("<H", chunk[10:12])[0]
-        elif name == b"COMM" and len(chunk) >= 10:
-            channels = struct.unpack(">H", chunk[8:10])[0]
-        elif name == b"ds64" and len(chunk) >= 24:
-            long_size = struct.unpack("<Q", chunk[16:24])[0]
-        elif name in (b"data", b"SSND"):
-            declared = long_size if long_size is not None else length if length < _STREAMED else 0
-            present = size - at - 8
-            return (present / declared if 0 < present < declared else 1.0), channels
-        at += 8 + length + (length & 1)
-    return 1.0, channels
-
-
-_STREAMED = 0x7FFF_0000  # recorders that cannot seek back leave a size from here upwards, up to 0xFFFFFFFF
-
-
 def _ogg_ended(file: BinaryIO, size: int) -> bool:
     """Whether the last Ogg page is whole and marked as the last: libsndfile measures what is there and asks no more."""
     tail = min(size, 2 * 65_307)  # twice the largest page
@@ -341,21 +338,25 @@ def _ogg_ended(file: BinaryIO, size: int) -> bool:
 
 # FFmpeg: only these, and never by its own guess.
 
-_AV_FORMATS: dict[AudioFormat, str] = {"m4a": "mp4", "aac": "aac", "mp3": "mp3"}
-_AV_CODECS = "aac,aac_latm,alac,mp3float,mp3,flac,opus,ac3,eac3"
+_TELL_LENGTH = {"m4a", "caf", "wavpack", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "ogg"}
 
 
 @contextmanager
-def _open_av(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) -> Iterator[_Stream]:
+def _open_av(
+    file: BinaryIO, kind: AudioFormat, demuxer: str, head: bytes, size: int, max_channels: int
+) -> Iterator[_Stream]:
     import av
 
-    told = kind == "m4a" or (kind == "mp3" and _mp3_tells_length(file))
+    present = present_of(file, kind, head, size)
+    told = kind in _TELL_LENGTH or (kind == "mp3" and _mp3_tells_length(file))
+    ended = _ogg_ended(file, size) if kind == "ogg" else True
     file.seek(0)
     try:
         # Probing opens decoders too: the list keeps it from those for pictures and films.
-        container = av.open(
-            file, "r", format=_AV_FORMATS[kind], options={"codec_whitelist": _AV_CODECS}, metadata_errors="replace"
-        )
+        options = {"codec_whitelist": ",".join(sorted(CODECS))}
+        container = av.open(file, "r", format=demuxer, options=options, metadata_errors="replace")
+    except av.InvalidDataError as error:
+        raise errors.DecodeFailed("its header or its index is missing or damaged") from error
     except (av.FFmpegError, ValueError) as error:
         raise _av_failure(error) from error
     with container:
@@ -363,13 +364,23 @@ def _open_av(file: BinaryIO, kind: AudioFormat, size: int, max_channels: int) ->
             raise errors.NoAudioStream
         stream = container.streams.audio[0]
         context = stream.codec_context
+        if context is None or context.name not in CODECS:
+            coded = "in a way that is not known" if context is None else f"as {context.name}"
+            raise errors.DecodeFailed(f"its audio is coded {coded}, which we do not decode")
         _refuse_header(context.sample_rate, context.channels, max_channels)
         context.thread_count = 1
         declared_s = None
         if told and stream.duration and stream.time_base:
             declared_s = float(stream.duration * stream.time_base)
+        elif kind in ("webm", "matroska") and container.duration and len(container.streams) == 1:
+            declared_s = container.duration / av.time_base
+        several = len(container.streams.audio)
+        warnings = (f"The file holds {several} audio streams: the first one is heard.",) if several > 1 else ()
+        places = tuple(channel.name for channel in context.layout.channels)
         blocks = _av_blocks(container, stream, context.sample_rate)
-        yield _Stream(kind, context.sample_rate, context.channels, blocks, declared_s)
+        yield _Stream(
+            kind, context.sample_rate, context.channels, blocks, declared_s, present, ended, None, places, warnings
+        )
 
 
 def _mp3_tells_length(file: BinaryIO) -> bool:
@@ -384,21 +395,40 @@ def _av_blocks(
 ) -> Iterator[Waveform]:
     from av import FFmpegError
 
-    frames = container.decode(stream)
+    if stream.codec_context.name in WINDOWS_MEDIA:  # FFmpeg would leave out two frames, and its own encoder writes one
+        stream.codec_context.flags2 |= SKIP_MANUAL
+    late: int | None = None
+    frames = _av_frames(container, stream)
     while True:
         try:
-            frame = next(frames, None)
+            packet, frame = next(frames, (None, None))
         except (FFmpegError, ValueError) as error:
             raise _av_failure(error) from error
-        if frame is None:
+        if packet is None or frame is None:
             return
         if frame.sample_rate != sample_rate:
             raise errors.DecodeFailed(f"the sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
+        if late is None:
+            late = frames_before_the_music(stream.codec_context, packet, frame.samples, container.metadata)
         samples = frame.to_ndarray()
         samples = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
-        if samples.dtype.kind != "f":
+        if samples.dtype.kind == "u":
+            samples = samples.astype(np.float32) - np.float32(128.0)
+            samples /= np.float32(128.0)
+        elif samples.dtype.kind != "f":
             samples = samples / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
-        yield samples.astype(np.float32, copy=False)
+        left_out = min(late, len(samples))
+        late -= left_out
+        yield samples[left_out:].astype(np.float32, copy=False)
+
+
+def _av_frames(container: "av.container.InputContainer", stream: "av.AudioStream") -> Iterator[Any]:
+    """Each decoded frame with the file's first packet."""
+    first = None
+    for packet in container.demux(stream):
+        first = first or packet
+        for frame in packet.decode():
+            yield first, frame
 
 
 def _av_failure(error: Exception) -> Exception:

@@ -44,12 +44,18 @@ class EmptyFile(AudioError):
 
 
 class UnknownFormat(AudioError):
-    """The first bytes are of no audio format that we read, whatever the file's name says."""
+    """The first bytes are of no audio format that we read, whatever the file's name says; `found` says what they are
+    of, where that is known."""
 
     code = "unknown-format"
 
-    def __init__(self) -> None:
-        super().__init__("This is not audio in a format we read: WAV, FLAC, MP3, Ogg Vorbis, Opus, AIFF, M4A or AAC.")
+    def __init__(self, found: str = "") -> None:
+        super().__init__(
+            f"This is {found + ', ' if found else ''}not audio in a format we read: WAV, FLAC, MP3, Ogg, Opus, AIFF, "
+            "M4A, AAC, CAF, WebM, Matroska, WavPack, WMA, AC-3 and others that docs/formats.md lists.",
+            **({"found": found} if found else {}),
+        )
+        self.found = found
 
 
 class NoAudioStream(AudioError):

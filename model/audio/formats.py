@@ -1,48 +1,119 @@
-"""The format of a file, by its first bytes."""
+"""The format of a file, by its first bytes, and who decodes it."""
 
-from typing import TYPE_CHECKING, BinaryIO, Literal
+import struct
+from typing import BinaryIO, Literal, TypeVar
 
-if TYPE_CHECKING:
-    pass  # FFmpeg's dozens of libraries are loaded where a file needs them
+AudioFormat = Literal[
+    "wav", "flac", "ogg", "opus", "mp3", "aiff", "m4a", "aac", "caf", "matroska", "webm", "wavpack", "wma", "ac3",
+    "eac3", "dts", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "au", "amr",
+]  # fmt: skip
 
+Name = TypeVar("Name", bound=str)
 
-AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "aiff", "m4a", "aac"]
-# libsndfile: everything but MP4, raw AAC and MP3. It does read MP3, but breaks the small frames of variable bit rate:
-# see docs/decisions/mp3-by-ffmpeg.md.
+ENDINGS = frozenset({
+    "wav", "wave", "bwf", "rf64", "w64", "flac", "mp3", "mp2", "ogg", "oga", "opus", "aif", "aiff", "aifc", "m4a",
+    "m4b", "mp4", "aac", "caf", "mka", "webm", "weba", "wv", "wma", "ac3", "ec3", "eac3", "dts", "ape", "mpc", "dsf",
+    "dff", "tta", "tak", "au", "snd", "amr",
+})  # fmt: skip
+"""What names of audio files end with; those of films, which we read too, are left out: people keep them elsewhere."""
+
+HEAD = 4096
+"""As many of a file's first bytes as tell its format, and who decodes it."""
 
 W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+_ASF = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"
+_EBML = b"\x1a\x45\xdf\xa3"
+
+# In this order; of what begins with more than one mark, all are named: at which byte, and which.
+_MARKS: list[tuple[AudioFormat, dict[int, bytes]]] = [
+    ("wav", {0: b"RIFF", 8: b"WAVE"}), ("wav", {0: b"RF64", 8: b"WAVE"}), ("wav", {0: W64}),
+    ("aiff", {0: b"FORM", 8: b"AIFF"}), ("aiff", {0: b"FORM", 8: b"AIFC"}),
+    ("flac", {0: b"fLaC"}), ("ogg", {0: b"OggS"}),
+    *(("m4a", {4: atom}) for atom in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
+    ("caf", {0: b"caff"}), ("webm", {0: _EBML}), ("wavpack", {0: b"wvpk"}), ("wma", {0: _ASF}),
+    ("dts", {0: b"\x7f\xfe\x80\x01"}), ("ape", {0: b"MAC "}), ("musepack", {0: b"MP+"}), ("musepack", {0: b"MPCK"}),
+    ("dsf", {0: b"DSD "}), ("dsdiff", {0: b"FRM8", 12: b"DSD "}), ("tta", {0: b"TTA1"}), ("tak", {0: b"tBaK"}),
+    ("au", {0: b".snd"}), ("amr", {0: b"#!AMR\n"}), ("amr", {0: b"#!AMR-WB\n"}),
+]  # fmt: skip
+
+# What people take for audio, or would like us to read; told by name.
+_OTHERS: list[tuple[str, dict[int, bytes]]] = [
+    ("a MIDI file, which holds notes and no sound", {0: b"MThd"}),
+    ("an AVI film", {0: b"RIFF", 8: b"AVI "}),
+    ("a Flash film", {0: b"FLV\x01"}),
+    ("an MPEG transport stream", {0: b"\x47", 188: b"\x47"}),
+    ("an MPEG film", {0: b"\x00\x00\x01\xba"}),
+    ("a RealMedia file", {0: b".RMF"}),
+    ("a SoundFont", {0: b"RIFF", 8: b"sfbk"}),
+    ("a ReCycle loop (REX)", {0: b"CAT ", 8: b"REX2"}),
+    ("an archive; send the files in it", {0: b"PK\x03\x04"}),
+    ("an archive; send the files in it", {0: b"Rar!"}),
+    ("an archive; send the files in it", {0: b"7z\xbc\xaf\x27\x1c"}),
+    ("a picture", {0: b"\x89PNG"}),
+    ("a picture", {0: b"\xff\xd8\xff"}),
+    ("a PDF", {0: b"%PDF"}),
+]
+
+# By FFmpeg, each by the demuxer named and never by its own guess. All others are libsndfile's, which also reads MP3,
+# but breaks the small frames of variable bit rate: see docs/decisions/mp3-by-ffmpeg.md.
+_DEMUXERS: dict[AudioFormat, str] = {
+    "mp3": "mp3", "m4a": "mp4", "aac": "aac", "caf": "caf", "matroska": "matroska", "webm": "matroska", "wavpack": "wv",
+    "wma": "asf", "ac3": "ac3", "eac3": "eac3", "dts": "dts", "ape": "ape", "dsf": "dsf", "dsdiff": "iff", "tta": "tta",
+    "tak": "tak", "au": "au", "amr": "amr",
+}  # fmt: skip
+_SOUNDFILE_WAV = {0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x40, 0x64, 0xFFFE}
+"""Codes of the fmt chunk that libsndfile decodes: PCM, ADPCM, float, A-law, mu-law, GSM; the last names another."""
 
 
 def sniff_format(file: BinaryIO) -> AudioFormat | None:
     """Tell the format by the file's first bytes (behind ID3 tags, if any); None: none that we read."""
     start = after_tags(file)
     file.seek(start)
-    head = file.read(64)
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "wav"
-    if head[:16] == W64:
-        return "wav"
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return "aiff"
-    if head[:4] == b"fLaC":
-        return "flac"
-    if head[:4] == b"OggS":
-        return "opus" if head[28:36] == b"OpusHead" else "ogg"
-    if head[4:8] == b"ftyp":
-        return "m4a"
-    if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+    return format_of(file.read(HEAD)) or ("mp3" if start else None)
+
+
+def format_of(head: bytes) -> AudioFormat | None:
+    """The format of a file with these first bytes, as `sniff_format` tells it where no tag comes before."""
+    kind = _marked(head, _MARKS)
+    if kind == "ogg":
+        return "opus" if _ogg_packet(head).startswith(b"OpusHead") else "ogg"
+    if kind == "webm":
+        return "webm" if b"webm" in head[:64] else "matroska"
+    if kind is not None or len(head) < 4:
+        return kind
+    if head[:2] == b"\x0b\x77" and len(head) > 5:  # the version of the bit stream: E-AC-3 from 11 on
+        return "eac3" if head[5] >> 3 > 10 else "ac3"
+    if head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
         if head[1] & 0xF6 == 0xF0:  # ADTS: twelve ones, layer 0
             return "aac"
         version, layer, bitrate, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
         # Layer I is left out: nobody sends it, and the byte order mark of UTF-16 text looks like it.
         if version != 1 and layer in (1, 2) and bitrate != 15 and rate != 3:
             return "mp3"
-    return "mp3" if start else None
+    return None
+
+
+def other_kind(head: bytes) -> str:
+    """What a file that we do not read is, in words, where its first bytes tell; else nothing."""
+    return _marked(head, _OTHERS) or ""
+
+
+def demuxer_of(kind: AudioFormat, head: bytes) -> str | None:
+    """FFmpeg's name of what opens a file of this format and first bytes; None where libsndfile reads it."""
+    if kind == "ogg":
+        return None if _ogg_packet(head).startswith(b"\x01vorbis") else "ogg"
+    if kind == "wav" and head[:4] == b"RIFF":
+        code = _wav_code(head)
+        return None if code is None or code in _SOUNDFILE_WAV else "wav"
+    if kind == "musepack":
+        return "mpc8" if head[:4] == b"MPCK" else "mpc"
+    return _DEMUXERS.get(kind)
 
 
 def needs_ffmpeg(head: bytes) -> bool:
-    """Whether a file with these first 16 bytes may be one that FFmpeg decodes; all others libsndfile does."""
-    return bool(head) and head[:4] not in (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS") and head[:16] != W64
+    """Whether a file with these first bytes may be one that FFmpeg decodes; all others libsndfile does, or nobody."""
+    kind = format_of(head)
+    return head[:3] == b"ID3" or (kind is not None and demuxer_of(kind, head) is not None)
 
 
 def after_tags(file: BinaryIO) -> int:
@@ -55,3 +126,26 @@ def after_tags(file: BinaryIO) -> int:
             return start
         a, b, c, d = head[6:]
         start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 0x10 else 0)
+
+
+def _marked(head: bytes, table: list[tuple[Name, dict[int, bytes]]]) -> Name | None:
+    for name, marks in table:
+        if all(head[at : at + len(mark)] == mark for at, mark in marks.items()):
+            return name
+    return None
+
+
+def _ogg_packet(head: bytes) -> bytes:
+    """The beginning of the first packet of an Ogg file."""
+    return head[27 + head[26] :] if len(head) > 27 else b""
+
+
+def _wav_code(head: bytes) -> int | None:
+    """How a WAV file says that its audio is coded; None where its first bytes do not come to that."""
+    at = 12
+    while len(chunk := head[at : at + 10]) == 10:
+        name, size, code = struct.unpack("<4sIH", chunk)
+        if name == b"fmt ":
+            return int(code)
+        at += 8 + size + (size & 1)
+    return None

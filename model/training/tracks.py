@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from model.audio import ENDINGS
 from model.checkpoints.heard import piece_of
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac"})
+SUFFIXES = frozenset(f".{ending}" for ending in ENDINGS)
 
 MIX_NAMES = frozenset({"mix", "mixture", "master", "mixdown"})
 """Files of these names are the sum of the others, no stem."""

@@ -29,12 +29,13 @@ def fitted_name(stem: Stem, order: Order) -> str:
     return f"{'_'.join(parts)}.{order.format}"
 
 
-def disposition(name: str) -> str:
-    """A Content-Disposition header for a download of this name (RFC 6266): in ASCII, and as it is (RFC 8187)."""
+def disposition(name: str, how: str = "attachment") -> str:
+    """A Content-Disposition header for what is saved by this name (RFC 6266): in ASCII, and as it is (RFC 8187).
+    `how`: "inline" where it is to be played."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = re.sub(r'["\\]', "_", plain)
     if plain == name:
-        return f'attachment; filename="{name}"'
+        return f'{how}; filename="{name}"'
     if not plain.split(".")[0].strip("_ "):
         plain = f"stem{plain}"
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

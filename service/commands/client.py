@@ -1,7 +1,9 @@
 """Our own HTTP interface as a client sees it: what the command line asks of a running service."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import time
 from collections import deque
@@ -22,6 +24,7 @@ NOT_OF_A_FILE = {401, 403, 404, 405, 429, 503}  # refusals that would meet any o
 FILES_AT_ONCE = 4
 JOBS_AHEAD = 8  # sent and not waited for: a worker must find more to do while the next files are on their way
 FIRST_POLL_S, POLL_S = 0.05, 0.5
+LARGEST = 2**31  # bytes of a file: what is longer than any clip need not be read to be refused
 
 Body = dict[str, Any]
 
@@ -217,6 +220,8 @@ class Client:
             audio: list[bytes] = []
             for file in group:
                 try:
+                    if file.path.stat().st_size > LARGEST:
+                        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
                     sha256 = file.sha256()
                     stem = self.stem_with(sha256)
                     if stem is None or stem["state"] == "failed":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-AUDIO_ENDINGS = {"wav", "flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "m4a", "mp4", "aac"}
+from model.audio import ENDINGS
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def look_through(paths: Iterable[Path], passed_over: Counter[str]) -> Iterator[F
                         # What macOS leaves beside each file on a foreign disk begins with "._".
                         below = sorted((name for name in os.listdir(path) if not name.startswith("._")), reverse=True)
                         waiting += [path / name for name in below]
-                        if ending in AUDIO_ENDINGS and path != given:
+                        if ending in ENDINGS and path != given:
                             yield Found(path, problem="A folder, although its name is a file's; what it holds is taken")
-                elif path != given and ending not in AUDIO_ENDINGS:
+                elif path != given and ending not in ENDINGS:
                     passed_over[ending] += 1
                 elif stat.S_ISREG(there.st_mode):
                     yield Found(path, None if given in (path, path.parent) else path.parent.name)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import ClipFacts
-from model.audio import SAMPLE_RATE, Clip, needs_ffmpeg
+from model.audio import HEAD, SAMPLE_RATE, Clip, needs_ffmpeg
 from model.audio.said import Said
 from service.work.answers import FittedAudio, receive_clip, receive_file
 from service.work.decoding import (
@@ -171,7 +171,7 @@ class Decoder:
         with opened as file:
             await self._slots.acquire()
             try:
-                server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), 16, 0)))
+                server = await self._running_server(with_ffmpeg=needs_ffmpeg(os.pread(file.fileno(), HEAD, 0)))
                 ours, job, ended = server.start(file.fileno(), nice, order)
             except BaseException:
                 self._slots.release()

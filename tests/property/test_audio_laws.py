@@ -86,7 +86,9 @@ def test_decoding_by_blocks_equals_resampling_the_whole(rate: int, channels: int
 def _seeds() -> list[bytes]:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (24_000, 2))
     files = []
-    for kind, subtype in (("WAV", "PCM_16"), ("AIFF", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", None)):
+    kinds = [("WAV", "PCM_16"), ("WAVEX", "PCM_16"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16")]
+    kinds += [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", None), ("CAF", "PCM_16"), ("AU", "PCM_16")]
+    for kind, subtype in kinds:
         file = io.BytesIO()
         soundfile.write(file, noise, SAMPLE_RATE, format=kind, subtype=subtype)
         files.append(file.getvalue())

@@ -20,6 +20,15 @@ MEDIA_TYPES = {
     "aiff": "audio/aiff",
     "m4a": "audio/mp4",
     "aac": "audio/aac",
+    "caf": "audio/x-caf",
+    "matroska": "audio/x-matroska",
+    "webm": "audio/webm",
+    "wavpack": "audio/x-wavpack",
+    "wma": "audio/x-ms-wma",
+    "ac3": "audio/ac3",
+    "eac3": "audio/eac3",
+    "au": "audio/basic",
+    "amr": "audio/amr",
 }
 
 
@@ -45,7 +54,12 @@ async def stem_audio(
         kind = MEDIA_TYPES.get(stem.format.lower(), "application/octet-stream")
         tag = f'"{stem.sha256}"'
         return answer_bytes(
-            request, size, tag, lambda start, end: services.blobs.read(stem.sha256, start, end), Content_Type=kind
+            request,
+            size,
+            tag,
+            lambda start, end: services.blobs.read(stem.sha256, start, end),
+            Content_Type=kind,
+            Content_Disposition=disposition(stem.file_name, "inline"),
         )
     order = wanted.as_order()
     kept = await services.fitted.file(stem, order)

@@ -87,6 +87,17 @@ def test_a_range_of_other_bytes_gets_the_whole(audio: str, header: str, status: 
     assert answer.content == (AUDIO[2:4] if status == 206 else AUDIO)
 
 
+@pytest.mark.parametrize(("name", "said"), [
+    ("bass;1, 2.flac", 'filename="bass;1, 2.flac"'),
+    ("B\u00e4sse & 50%.flac", "filename=\"Basse & 50%.flac\"; filename*=UTF-8''B%C3%A4sse%20%26%2050%25.flac"),
+])  # fmt: skip
+def test_audio_is_saved_by_the_name_it_came_with(url: str, name: str, said: str) -> None:
+    audio = encode(noise_bursts(len(name), 2.0))
+    with httpx.Client(base_url=url) as client:
+        answer = client.head(f"/stems/{add_stem(client, audio, name)}/audio")
+    assert answer.headers["content-disposition"] == f"inline; {said}"
+
+
 @pytest.mark.parametrize("path", [
     "/", "/static/app.js", "/docs", "/openapi.json", "/livez", "/readyz", "/metrics", "/problems", "/stems", "/catalog",
     "/stems/ID", "/stems/ID/audio", "/jobs/none", "/stems/none",

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,8 @@ import httpx
 import numpy as np
 
 from model.audio import SAMPLE_RATE
+from service.commands.client import Client, NewStem
+from service.commands.folders import look_through
 from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests.installation import Installation, encode, eventually, serving
@@ -73,6 +76,8 @@ def make_messy(folder: Path, good: int, first_seed: int) -> tuple[dict[str, Path
     os.mkfifo(folder / "pipe.wav")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(os.path.relpath(folder / "socket.wav"))
+    with (folder / "long.wav").open("wb") as file:
+        file.truncate(10 * 2**30)
     (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
     (folder / "circle.wav").symlink_to(folder / "circle.wav")
     (folder / "above").symlink_to(folder)
@@ -82,7 +87,7 @@ def make_messy(folder: Path, good: int, first_seed: int) -> tuple[dict[str, Path
     (folder / "._bass.wav").write_bytes(b"macOS")
     return found, [
         "empty.wav", "text.mp3", "cut.flac", "short.wav", "pipe.wav", "socket.wav", "gone.wav", "circle.wav", "above",
-        "loops.wav",
+        "loops.wav", "long.wav",
     ]  # fmt: skip
 
 
@@ -122,6 +127,17 @@ def test_a_messy_folder_costs_a_line_for_each_bad_thing_and_no_good_stem(running
     assert sorted(passed_over.split("; ")) == ["1 .jpg", "1 .txt", "1 no ending"]
     assert "\x1b" not in said.stderr
     assert sent_once(running, wanted)
+
+
+def test_a_file_that_vanishes_before_its_turn_costs_no_other(running: Installation, tmp_path: Path) -> None:
+    for name, seed in (("stays.flac", 5000), ("goes.flac", 5001)):
+        (tmp_path / name).write_bytes(tiny(seed))
+    found = [NewStem(one.path, {}) for one in look_through([tmp_path], Counter())]
+    (tmp_path / "goes.flac").unlink()
+    with Client(running.url) as client:
+        gone, stayed = client.ingest(found)
+    assert (gone.file.path.name, gone.problem) == ("goes.flac", {"title": "No such file or directory"})
+    assert (stayed.file.path.name, stayed.problem) == ("stays.flac", None)
 
 
 def test_ctrl_c_says_what_was_done_and_the_same_command_goes_on(running: Installation, tmp_path: Path) -> None:
