@@ -16,7 +16,7 @@ export function clock(seconds, digits = 2) {
 
 /** Where a stem fits: the second of the stem that sounds with the mix's second 0; negative: it enters so much later. */
 export const place = (startS) =>
-  startS < 0 ? `enters ${(-startS).toFixed(2)} s into your mix` : `from ${clock(startS)}`;
+  startS <= -0.005 ? `enters ${(-startS).toFixed(2)} s into your mix` : `from ${clock(Math.max(0, startS))}`;
 
 /** How a stem is to be played: "4 % faster, 2 semitones up", or "as recorded". */
 export function way(speed, transpose) {
