@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.page import page_parser, publish
 from model.evaluation.results import markdown_table
 
-SUBJECTS = ("cqt", "encoder", "ingest", "queries", "fitted", "threads", "fold", "index_at_size", "large")
+SUBJECTS = ("cqt", "encoder", "ingest", "queries", "fitted", "threads", "fold", "index_at_size", "large", "words")
 LARGE = "10000,100000,1000000"
 PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu")
 

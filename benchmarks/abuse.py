@@ -1,53 +1,52 @@
 """Attacks one after the other and all together, beside an honest client that uploads and searches.
 
-    python -m benchmarks.abuse --seconds 20 --minutes 5 --page docs/faults.md
+    python -m benchmarks.abuse --seconds 6 --minutes 5 --page docs/faults.md
 
 One whole service (`phalar serve`, no keys, a small model) on loopback. The attacker comes from 127.0.0.2, the honest
-client from 127.0.0.1. Each attack goes on for so many seconds, then all of them for so many minutes. The table says how
-long the honest client waited, beside what it waits when nobody attacks, and what the API process held at most.
+client from 127.0.0.1. Each attack goes on for so many seconds, then all of them for so many minutes, in pieces; before
+each of them the honest client is alone for a while, so that both figures come from the same minutes. The table says how
+long it waited, and what the API process held at most.
 """
 
-import functools
-import json
-import multiprocessing
 import os
-import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
+import soundfile
 
+from benchmarks.attacks import ATTACKS
 from benchmarks.page import page_parser, publish
 from model.audio import SAMPLE_RATE
 from model.evaluation.results import markdown_table
 from tests.installation import Installation, add_stem, encode, noise_bursts, save_small_checkpoint, wait_ready
 
-ATTACKER, HONEST = "127.0.0.2", "127.0.0.1"
+HONEST = "127.0.0.1"
+KINDS = ("upload", "search")
 CLIP_S = 6.0
 PAUSE_S = 0.5  # of the honest client, between two requests
 WATCH_S = 0.2
+PIECE_S = 30.0  # of all attacks together, at a time
+QUIET_S = 4.0  # before each attack, at least
+SETTLE_S = 1.0  # after each
 SLOWER = 3.0  # times that the honest client may wait for what it gets at once in quiet
 MOST_BYTES = 1.5 * 2**30
 MOST_FILES = 1500
-ENOUGH = 5  # of each kind of request, for a figure
 
 
 def clip(seed: int) -> bytes:
     return encode(noise_bursts(seed, CLIP_S))
-
-
-def client(url: str, source: str) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=180, transport=httpx.HTTPTransport(local_address=source))
 
 
 @dataclass
@@ -55,220 +54,149 @@ class Honest:
     """A client that uploads a clip and searches with it, again and again, and keeps the time."""
 
     url: str
-    seeds: Iterator[int]
+    seeds: Iterator[int] = field(default_factory=lambda: count(1))
     uploaded: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    waited: dict[str, list[float]] = field(default_factory=dict)
 
-    def work(self, until: Callable[[], bool]) -> None:
-        self.waited = {"upload": [], "search": []}
-        with client(self.url, HONEST) as sender:
-            while not until():
+    def work(self, waited: dict[str, list[float]], ends: float) -> None:
+        """Until this moment, and at least once."""
+        transport = httpx.HTTPTransport(local_address=HONEST)
+        with httpx.Client(base_url=self.url, timeout=180, transport=transport) as sender:
+            while True:
                 audio = clip(next(self.seeds))
-                self._timed(sender, "upload", 202, "/stems", "files", audio)
-                self._timed(sender, "search", 200, "/retrieve", "file", audio)
+                self._timed(sender, waited["upload"], 202, "/stems", "files", audio)
+                self._timed(sender, waited["search"], 200, "/retrieve", "file", audio)
+                if time.monotonic() >= ends:
+                    return
                 time.sleep(PAUSE_S)
 
-    def _timed(self, sender: httpx.Client, kind: str, expected: int, path: str, name: str, audio: bytes) -> None:
+    def _timed(
+        self, sender: httpx.Client, waited: list[float], expected: int, path: str, name: str, audio: bytes
+    ) -> None:
         begun = time.monotonic()
         try:
             answer = sender.post(path, files={name: ("clip.flac", audio)})
         except httpx.TransportError as error:
-            self.wrong.append(f"{kind}: {error!r}")
+            self.wrong.append(f"{path}: {error!r}")
             return
-        self.waited[kind].append(time.monotonic() - begun)
+        waited.append(time.monotonic() - begun)
         if answer.status_code != expected:
-            self.wrong.append(f"{kind}: {answer.status_code} {answer.text[:200]}")
-        elif kind == "upload":
+            self.wrong.append(f"{path}: {answer.status_code} {answer.text[:200]}")
+        elif path == "/stems":
             self.uploaded.append(answer.json()["items"][0]["stem_id"])
 
 
-@dataclass
-class Watch:
-    """The most that a process held of memory and of descriptors, looked at now and then."""
+class Attackers:
+    """Some attacks, each in a process of its own, ready to begin."""
 
-    pid: int
+    def __init__(self, url: str, folder: Path, names: Iterable[str]) -> None:
+        # A session of their own: Linux weighs it against ours (autogroup), as one process against another.
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes["start_new_session"] = True
+        command = [sys.executable, "-m", "benchmarks.attacks"]
+        self._processes = [subprocess.Popen([*command, name, url, str(folder)], **pipes) for name in names]
+        self.pids = [process.pid for process in self._processes]
+
+    def __enter__(self) -> Self:
+        for process in self._processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def begin(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("begin\n")
+            process.stdin.flush()
+
+    def end(self) -> int:
+        """How many requests or connections they made."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        return sum(int(process.stdout.read()) for process in self._processes if process.stdout is not None)
+
+
+@dataclass
+class Seen:
+    """What was seen under some attacks, in all their pieces. Shares of the processors in seconds."""
+
+    waited: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    made: int = 0
     memory: int = 0
     files: int = 0
+    seconds: float = 0.0
+    used_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("service", "attackers", "others"), 0.0))
 
-    def look(self) -> None:
+    def go_on(self, honest: Honest, running: Installation, attackers: Attackers, seconds: float) -> None:
+        """The honest client beside these attackers for so many seconds."""
+        pids = running.pids()
+        api = pids["api"]
+        decoders = Path(f"/proc/{api}/task/{api}/children").read_text().split()
+        parts = {"service": [*pids.values(), *map(int, decoders)], "attackers": attackers.pids, "own": [os.getpid()]}
+        begun, before = time.monotonic(), {name: _used_s(some) for name, some in parts.items()} | {"all": _all_used_s()}
+        attackers.begin()
+        working = threading.Thread(target=honest.work, args=(self.waited, begun + seconds))
+        working.start()
+        while working.is_alive():
+            self._look(api)
+            time.sleep(WATCH_S)
+        self.seconds += time.monotonic() - begun
+        spent = {name: _used_s(some) - before[name] for name, some in parts.items()}
+        spent["others"] = _all_used_s() - before["all"] - sum(spent.values())
+        for name in self.used_s:
+            self.used_s[name] += spent[name]
+        self.made += attackers.end()
+
+    def p95(self, kind: str) -> float:
+        return float(np.percentile(self.waited[kind] or [np.inf], 95))
+
+    def row(self, quiet: "Seen") -> list[str]:
+        times = [f"{self.p95(kind):.2f} ({self.p95(kind) / quiet.p95(kind):.1f})" for kind in KINDS]
+        return [str(self.made), *times, f"{self.memory / 2**30:.2f}", str(self.files)]
+
+    @property
+    def load(self) -> str:
+        cores = {name: used / self.seconds for name, used in self.used_s.items()}
+        return "the service took {service:.2f} cores, attackers {attackers:.2f} and other work {others:.2f}".format(
+            **cores
+        )
+
+    def _look(self, pid: int) -> None:
         with suppress(OSError):
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             self.memory = max(self.memory, pages * os.sysconf("SC_PAGE_SIZE"))
-            self.files = max(self.files, len(os.listdir(f"/proc/{self.pid}/fd")))
+            self.files = max(self.files, len(os.listdir(f"/proc/{pid}/fd")))
 
 
-Attack = Callable[[str, Callable[[], bool]], int]
-"""Goes on against a URL until it is told to end; returns how many requests or connections it made."""
+def _used_s(pids: Iterable[int]) -> float:
+    """Processor time of some processes and of their children that have ended."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def repeated(once: Callable[[httpx.Client], None]) -> Attack:
-    def attack(url: str, until: Callable[[], bool]) -> int:
-        made = 0
-        while not until():
-            with suppress(httpx.TransportError, ValueError), client(url, ATTACKER) as sender:  # refused, or cut off
-                while not until():
-                    made += 1
-                    once(sender)
-        return made
-
-    return attack
-
-
-def copies(sender: httpx.Client) -> None:
-    """Thirty small files of twenty minutes each, no two alike."""
-    levels = np.random.default_rng().uniform(0.1, 0.9, 30)
-    sender.post("/stems", files=[("files", ("c.flac", constant(float(level), 1199.0))) for level in levels])
-
-
-def constant(level: float, seconds: float, rate: int = SAMPLE_RATE, channels: int = 1) -> bytes:
-    return encode(np.full((round(seconds * rate), channels), level, np.float32), rate=rate)
-
-
-def dense(sender: httpx.Client) -> None:
-    """A few bytes that cost much to decode."""
-    sender.post("/stems", files={"files": ("d.flac", _dense())})
-
-
-@functools.cache
-def _dense() -> bytes:
-    return constant(0.5, 100.0, 655_350, 8)
-
-
-def often(sender: httpx.Client) -> None:
-    """A mix of one stem, named 32 times."""
-    (stem,) = sender.get("/stems", params={"limit": 1}).json()["stems"]
-    sender.post("/retrieve", data={"stem_id": [stem["id"]] * 32})
-
-
-def methods(sender: httpx.Client) -> None:
-    sender.request("M" + os.urandom(6000).hex(), "/stems")
-
-
-def large_json(sender: httpx.Client) -> None:
-    sender.patch("/stems/x", json={f"unknown {n}": n for n in range(200_000)})
-
-
-def empty_files(sender: httpx.Client) -> None:
-    sender.post("/stems", files=[("files", ("e", b""))] * 1000)
-
-
-def other_sites(sender: httpx.Client) -> None:
-    sender.delete("/stems/x", headers={"Host": "evil.example"})
-    sender.post("/admin/reindex", headers={"Origin": "http://evil.example"})
-
-
-def long_metadata(sender: httpx.Client) -> None:
-    said = json.dumps([{f"unknown {n}": 1 for n in range(50_000)}])
-    sender.post("/stems", files={"files": ("m.flac", b"x")}, data={"metadata": said})
-
-
-def abandoned(url: str, until: Callable[[], bool]) -> int:
-    """Searches sent and left."""
-    made, audio = 0, clip(0)
-    while not until():
-        sent = []
-        for _ in range(8):
-            request = httpx.Request("POST", f"{url}/retrieve", files={"file": ("m.flac", audio)})
-            sent.append(connection := connect(url))
-            with suppress(OSError):
-                connection.sendall(head_of(request, "/retrieve") + request.read())
-            made += 1
-        time.sleep(0.3)
-        for connection in sent:
-            connection.close()
-    return made
-
-
-def silent(begun: bytes) -> Attack:
-    """Hundreds of connections that say no more than this."""
-
-    def attack(url: str, until: Callable[[], bool]) -> int:
-        held: list[socket.socket] = []
-        made = 0
-        while not until():
-            with suppress(OSError):
-                held.append(connection := connect(url))
-                connection.sendall(begun)
-                made += 1
-            if len(held) >= 1100:
-                for connection in held:
-                    connection.close()
-                held = []
-            time.sleep(0.005)
-        for connection in held:
-            connection.close()
-        return made
-
-    return attack
-
-
-def connect(url: str) -> socket.socket:
-    found = httpx.URL(url)
-    return socket.create_connection((found.host, found.port or 80), 10, (ATTACKER, 0))
-
-
-def head_of(request: httpx.Request, path: str) -> bytes:
-    length, kind = len(request.read()), request.headers["content-type"]
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nContent-Type: {kind}\r\n\r\n".encode()
-    )
-
-
-HALF = b"POST /stems HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-ATTACKS: dict[str, Attack] = {
-    "names of other hosts, pages of other sites": repeated(other_sites),
-    "thirty files of twenty minutes in a few kilobytes": repeated(copies),
-    "eight channels at 655 kHz": repeated(dense),
-    "one stem 32 times": repeated(often),
-    "searches sent and abandoned": abandoned,
-    "methods of 12 KB": repeated(methods),
-    "connections without a head": silent(b""),
-    "half a body": silent(HALF + b"Content-Length: 999999\r\n\r\n--x\r\n"),
-    "large JSON": repeated(large_json),
-    "long metadata": repeated(long_metadata),
-    "a thousand empty files": repeated(empty_files),
-}
-
-
-def run_attack(name: str, url: str, over: Any, made: Any) -> None:
-    """In a process of its own: what an attacker computes must not hold the honest client up."""
-    made.put(ATTACKS[name](url, over.is_set))
-
-
-def phase(honest: Honest, watch: Watch, attacks: dict[str, Attack], seconds: float) -> tuple[int, dict[str, float]]:
-    """The honest client beside some attacks; how many were made, and its 95th percentiles in seconds."""
-    ends = time.monotonic() + seconds
-    processes = multiprocessing.get_context("spawn")
-    over_for_all, made = processes.Event(), processes.Queue()
-    attackers = [
-        processes.Process(target=run_attack, args=(name, honest.url, over_for_all, made), daemon=True)
-        for name in attacks
-    ]
-
-    def over() -> bool:
-        return time.monotonic() >= ends
-
-    def enough() -> bool:
-        return over() and min(map(len, honest.waited.values())) >= ENOUGH
-
-    for attacker in attackers:
-        attacker.start()
-    working = threading.Thread(target=honest.work, args=(enough,))
-    working.start()
-    while working.is_alive():
-        watch.look()
-        time.sleep(WATCH_S)
-    over_for_all.set()
-    total = sum(made.get(timeout=300) for _ in attackers)
-    for attacker in attackers:
-        attacker.join()
-    return total, {kind: float(np.percentile(waited, 95)) for kind, waited in honest.waited.items()}
+def _all_used_s() -> float:
+    user, nice, system, _, _, irq, soft_irq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Installation]:
+    """A service in this folder, beside the audio that attackers send."""
     save_small_checkpoint(folder / "small.safetensors")
+    (folder / "clip.flac").write_bytes(clip(0))
+    (folder / "constant.flac").write_bytes(encode(np.full(SAMPLE_RATE * 1199, 0.5, np.float32)))
+    with soundfile.SoundFile(folder / "dense.flac", "w", 655_350, 8, "PCM_16") as dense:
+        for _ in range(100):
+            dense.write(np.full((655_350, 8), 2**14, np.int16))
     running = Installation(
         folder / "service", {"PHALAR_CHECKPOINT": str(folder / "small.safetensors")}, client_timeout_s=180
     ).start()
@@ -280,49 +208,41 @@ def started(folder: Path) -> Iterator[Installation]:
 
 def main() -> int:
     parser = page_parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each attack alone")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each attack alone; 0: none of them")
     parser.add_argument("--minutes", type=float, default=5.0, help="of all together")
-    parser.add_argument("--only", help="only attacks with these letters in their names")
+    parser.add_argument("--only", default="", help="only attacks with these letters in their names")
     arguments = parser.parse_args()
-    chosen = {name: attack for name, attack in ATTACKS.items() if (arguments.only or "") in name}
-    rows: list[list[str]] = []
+    chosen = [name for name in ATTACKS if arguments.only in name]
+    pieces = round(60 * arguments.minutes / PIECE_S)
+    phases = [(name, [name], arguments.seconds) for name in chosen if arguments.seconds]
+    phases += [("all of them", chosen, PIECE_S)] * pieces
+    seen = {name: Seen() for name in ["none", *dict.fromkeys(name for name, _, _ in phases)]}
+    quiet = seen["none"]
     with tempfile.TemporaryDirectory(prefix="phalar-abuse-") as scratch, started(Path(scratch)) as running:
-        honest = Honest(running.url, count(1))
+        honest = Honest(running.url)
         with running.client() as sender:
             wait_ready(sender, add_stem(sender, clip(0)))
-        _, quiet = phase(honest, Watch(running.pids()["api"]), {}, arguments.seconds)
-        most = 0.0
-        together = {"all of them": chosen}
-        for name, attacks in ({name: {name: attack} for name, attack in chosen.items()} | together).items():
-            seconds = 60 * arguments.minutes if attacks is chosen else arguments.seconds
-            watch = Watch(running.pids()["api"])
-            made, waited = phase(honest, watch, attacks, seconds)
-            slower = {kind: waited[kind] / quiet[kind] for kind in quiet}
-            most = max(most, *slower.values())
-            times = [f"{waited[kind]:.2f} ({slower[kind]:.1f})" for kind in ("upload", "search")]
-            rows.append([name, str(made), *times, f"{watch.memory / 2**30:.2f}", str(watch.files)])
-            print(rows[-1], file=sys.stderr, flush=True)
-            if watch.memory > MOST_BYTES or watch.files > MOST_FILES:
-                honest.wrong.append(f"{name}: {watch.memory} bytes, {watch.files} descriptors")
+        for name, attacks, seconds in phases:
+            for what, some, lasting in ((quiet, [], QUIET_S), (seen[name], attacks, seconds)):
+                with Attackers(running.url, Path(scratch), some) as attackers:
+                    what.go_on(honest, running, attackers, lasting)
+                time.sleep(SETTLE_S)
+            print(name, *seen[name].row(quiet), seen[name].load, sep="; ", file=sys.stderr, flush=True)
         lost = lost_of(running, honest)
-    quietly = [f"{quiet[kind]:.2f}" for kind in ("upload", "search")]
-    columns = [
-        "attack",
-        "made",
-        "upload p95, s (times quiet)",
-        "search p95, s (times quiet)",
-        "API, GiB",
-        "descriptors",
-    ]
-    table = markdown_table(columns, [["none", "", *quietly, "", ""], *rows])
+    for name, found in seen.items():
+        if found.memory > MOST_BYTES or found.files > MOST_FILES:
+            honest.wrong.append(f"{name}: {found.memory} bytes, {found.files} descriptors")
+    columns = ["attack", "made", *(f"{kind} p95, s (times quiet)" for kind in KINDS), "API, GiB", "descriptors"]
+    table = markdown_table(columns, [[name, *found.row(quiet)] for name, found in seen.items()])
     head = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}: {arguments.seconds:g} s each, {arguments.minutes:g} minutes together, "
+        f"Measured {datetime.now(UTC):%Y-%m-%d} on {len(os.sched_getaffinity(0))} cores: {arguments.seconds:g} s each, "
+        f"{arguments.minutes:g} minutes together, quiet between; {len(honest.uploaded)} honest uploads, {lost} lost, "
+        f"{len(honest.wrong)} wrong answers. In quiet {quiet.load}; at the end {seen[phases[-1][0]].load}."
     )
-    head += f"load {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores at the end; "
-    head += f"{len(honest.uploaded)} honest uploads, {lost} lost, {len(honest.wrong)} wrong answers."
     wrong = "".join(f"- {line}\n" for line in honest.wrong[:20])
     publish("\n".join([head, "", table, wrong]).strip() + "\n", arguments.page, "abuse")
-    return int(bool(lost or honest.wrong) or most > SLOWER)
+    slowest = max(found.p95(kind) / quiet.p95(kind) for found in seen.values() for kind in KINDS)
+    return int(bool(lost or honest.wrong) or slowest > SLOWER)
 
 
 def lost_of(running: Installation, honest: Honest) -> int:

@@ -19,6 +19,7 @@ from indexer.catalog.records import (
     NulInText,
     Rejected,
     SaidMusic,
+    SearchNotFound,
     Stem,
     StemEmbeddings,
     StemFilter,
@@ -26,6 +27,7 @@ from indexer.catalog.records import (
     StemMetadata,
     StemMusic,
     StemNotFound,
+    TooManySearches,
     Upload,
 )
 from indexer.diagonals import BestPlaces, Place, QueryWindows, best_places

@@ -1,5 +1,6 @@
 """Every PHALAR_* variable, with its unit and meaning. Nothing else in the project reads the environment."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -216,6 +217,8 @@ class Settings(BaseSettings):
     def make_data_folder(self) -> None:
         """Raises OSError, which names it."""
         self.data_folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.data_folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.data_folder))
 
     @property
     def resolved_database_url(self) -> str:
@@ -285,8 +288,9 @@ class Settings(BaseSettings):
         """What this process and its children write is their user's alone, and so is a data folder that is here."""
         os.umask(0o077)
         with suppress(OSError):  # none yet, or another user's
-            if self.data_folder.stat().st_uid == os.getuid():
-                self.data_folder.chmod(0o700)
+            here = self.data_folder.stat()
+            if here.st_uid == os.getuid():
+                self.data_folder.chmod(here.st_mode & 0o700)
 
     def refuse_insecure_bind(self) -> None:
         """Raise InsecureBind when anyone on the network could read and write."""

@@ -1,4 +1,4 @@
-"""Every query on the tables: stems, their embeddings per fingerprint, jobs, generations, the alias.
+"""Every query on the tables: stems, their embeddings per fingerprint, jobs, saved searches, generations, the alias.
 
 SQL is the only truth. Everything that must never be lost or answered wrongly is decided in one transaction here; the
 queue and the index can be rebuilt from these tables at any time.
@@ -20,11 +20,12 @@ from indexer.catalog.database import Database
 from indexer.catalog.embeddings import Embeddings
 from indexer.catalog.generations import Generations
 from indexer.catalog.music import Music
+from indexer.catalog.searches import Searches
 from indexer.catalog.stems import Stems
 
 
 @dataclass
-class Catalog(Stems, Music, Embeddings, Generations):
+class Catalog(Stems, Searches, Music, Embeddings, Generations):
     """The catalog of one installation. Open it with `Catalog.open`; every method is one transaction.
 
     Where the database is away or another transaction is in the way, a method tries again for a few seconds, then raises

@@ -151,6 +151,11 @@ class Database:
         if self._locks is not None:
             await self._locks.dispose()
 
+    @property
+    def postgresql(self) -> bool:
+        """Else it is SQLite."""
+        return self._locks is not None
+
     async def rows(self, statement: Executable, **values: Any) -> Sequence[Any]:
         """What one statement finds, which sees one instant and changes nothing.
 

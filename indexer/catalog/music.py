@@ -8,7 +8,7 @@ import numpy as np
 from sqlalchemy import BindParameter, Row, bindparam, select
 
 from indexer.catalog.database import OnDatabase, chunks, retried
-from indexer.catalog.records import StemMusic
+from indexer.catalog.records import Stem, StemMusic
 from indexer.catalog.tables import stems
 
 FACTS = ("tempo_bpm", "key", "kind")
@@ -82,7 +82,7 @@ def analysed(stem: Row[Any], music: StemMusic) -> dict[str, Any] | None:
     }
 
 
-def said_anew(stem: Row[Any], changed: Mapping[str, Any], beats: float | None) -> dict[str, Any]:
+def said_anew(stem: Stem, changed: Mapping[str, Any], beats: float | None) -> dict[str, Any]:
     """The columns that change where a person says tempo, key or kind, or takes it back (None).
 
     Another tempo, or a fact that is to be heard now, lets nothing stand that was heard, and sends a ready stem to be

@@ -40,6 +40,26 @@ class JobNotFound(CatalogError):
         self.job_id = job_id
 
 
+class SearchNotFound(CatalogError):
+    """The caller has saved no search of this name."""
+
+    public = "You have saved no search named {name!r}."
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no saved search is named {name!r}")
+        self.name = name
+
+
+class TooManySearches(CatalogError):
+    """The caller has saved as many searches as anybody may."""
+
+    public = "You have saved {maximum} searches, which is all you may: delete one first."
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(f"{maximum} searches are saved")
+        self.maximum = maximum
+
+
 class NothingToRollBackTo(CatalogError):
     """The alias has no previous generation."""
 
@@ -120,6 +140,8 @@ class StemMetadata:
     tempo_bpm: float | None = None
     key: str | None = None
     kind: Kind | None = None
+    favourite: bool = False
+    rating: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +191,8 @@ class Stem:
     sources: Mapping[str, str]
     sure: Mapping[str, bool]
     beat_bpm: float | None
+    favourite: bool
+    rating: int | None
     format: str
     duration_s: float
     sample_rate: int
@@ -267,6 +291,9 @@ class StemFilter:
     beat_bpm: tuple[float, float] | None = None  # from, to; around the octave's end where `to` is the lower
     as_recorded_bpm: tuple[float, float] | None = None  # the same, of stems that have one
     in_beat_time: bool | None = None  # whether it has a beat grid
+    text: str | None = None  # all of its words are in the stem's names, instrument, track, collection or tags
+    favourite: bool | None = None
+    rating_min: int | None = None
     exclude: tuple[str, ...] = ()
     exclude_tracks: tuple[str, ...] = ()
 

@@ -1,23 +1,21 @@
 """Stems: put in, found, listed, filtered, changed, taken out."""
 
-import math
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
-from itertools import groupby
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Row, Select, and_, bindparam, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.elements import ColumnElement
 
-from indexer.catalog.caseless import FILTERED, caseless
+from indexer.catalog.caseless import caseless
 from indexer.catalog.database import chunks, retried, tick
+from indexer.catalog.edits import Edits, row_of, searchable, set_tags
 from indexer.catalog.jobs import Jobs
-from indexer.catalog.music import FACTS, said_anew
+from indexer.catalog.music import FACTS
 from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
 from indexer.catalog.records import (
     BadCursor,
@@ -32,14 +30,13 @@ from indexer.catalog.records import (
     StemState,
     Upload,
 )
+from indexer.catalog.selecting import conditions, fast_order, stems_of, tagged
 from indexer.catalog.tables import WINDOW_BYTES, embeddings, job_items, jobs, stem_tags, stems
 
 LARGEST_ROW = 2**31 - 1
-WRITTEN_BPM = 0.005  # tempi are written to two decimals, and a loop's length tells more of them
-STEM_FIELDS = {field.name for field in fields(Stem)} - {"tags"}
 
 
-class Stems(Jobs):
+class Stems(Edits, Jobs):
     """What people see of a catalog, and change in it."""
 
     @retried
@@ -89,21 +86,17 @@ class Stems(Jobs):
     @retried
     async def stem(self, stem_id: str) -> Stem:
         """One stem. Raises StemNotFound."""
-        found = await self._stems(_STEM, id=stem_id)
+        found = stems_of(await self._database.rows(_STEM, id=stem_id))
         if not found:
             raise StemNotFound(stem_id)
         return found[0]
-
-    async def _stems(self, query: Select[Any], **values: Any) -> list[Stem]:
-        records = await self._database.rows(query, **values)  # a stem with several tags comes several times
-        return [_stem(list(group)) for _, group in groupby(records, key=lambda record: int(record.row))]
 
     @retried
     async def stems_by_row(self, rows: Collection[int]) -> dict[int, Stem]:
         """The stems of these rows that are ready; others are left out."""
         found: dict[int, Stem] = {}
         for chunk in chunks(list(rows)):
-            some = await self._stems(_READY_STEMS, rows=chunk)
+            some = stems_of(await self._database.rows(_READY_STEMS, rows=chunk))
             found |= {stem.row: stem for stem in some}
         return found
 
@@ -126,12 +119,13 @@ class Stems(Jobs):
         cursor: str | None = None,
     ) -> tuple[list[Stem], str | None]:
         """A page of stems, oldest first, and the cursor of the next page. Raises BadCursor."""
-        after = _parse_cursor(cursor)
-        where = [stems.c.row > after, *_conditions(wanted)]
+        after, postgresql = _parse_cursor(cursor), self._database.postgresql
+        row = fast_order(wanted, postgresql=postgresql)
+        where = [row > after, *conditions(wanted, postgresql=postgresql)]
         where.append(stems.c.state == state if state else stems.c.state != "deleted")
         if sha256 is not None:
             where.append(stems.c.sha256 == sha256)
-        page = await self._stems(_tagged(and_(*where), limit=limit + 1))
+        page = stems_of(await self._database.rows(tagged(and_(*where), limit=limit + 1, row=row)))
         return page[:limit], (f"s{page[limit - 1].row}" if len(page) > limit else None)
 
     @retried
@@ -163,37 +157,14 @@ class Stems(Jobs):
         return slowest, fastest
 
     @retried
-    async def change_metadata(self, stem_id: str, changed: Mapping[str, Any], beats: float | None = None) -> Stem:
-        """Replace some fields of a stem's metadata. Raises StemNotFound.
-
-        Args:
-            stem_id: which stem.
-            changed: by the names of StemMetadata's fields. Another tempo, or a fact taken back (None), sends a ready
-                stem to be embedded again.
-            beats: see `said_anew`.
-        """
-        async with self._database.write() as sql:
-            row = await _row_of(sql, stem_id)
-            stem = (await sql.execute(select(stems).where(stems.c.row == row))).one()
-            plain = {name: value for name, value in changed.items() if name != "tags"}
-            columns = _with_caseless(plain | said_anew(stem, changed, beats))
-            if columns.get("state") == "queued":
-                columns["seq"] = await tick(sql)
-                await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
-            if columns:
-                await sql.execute(update(stems).where(stems.c.row == row).values(columns))
-            if "tags" in changed:
-                await _set_tags(sql, row, changed["tags"])
-        return await self.stem(stem_id)
-
-    @retried
     async def delete(self, stem_id: str) -> str:
         """Take a stem out, for good. Returns the SHA-256 of its audio. Raises StemNotFound."""
         async with self._database.write() as sql:
-            row = await _row_of(sql, stem_id)
+            row = await row_of(sql, stem_id)
             sha256: str = (await sql.execute(select(stems.c.sha256).where(stems.c.row == row))).scalar_one()
             seq = await tick(sql)
-            await sql.execute(update(stems).where(stems.c.row == row).values(state="deleted", sha256=None, seq=seq))
+            gone = {"state": "deleted", "sha256": None, "words": None, "seq": seq}
+            await sql.execute(update(stems).where(stems.c.row == row).values(gone))
             await sql.execute(delete(embeddings).where(embeddings.c.stem_row == row))
             await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
             await give_back(sql, row)
@@ -236,7 +207,9 @@ class Stems(Jobs):
         """The rows of ready stems that pass the filter; None when it restricts nothing."""
         if wanted.is_empty:
             return None
-        query = select(stems.c.row).where(stems.c.state == "ready", *_conditions(wanted)).order_by(stems.c.row)
+        row = fast_order(wanted, postgresql=self._database.postgresql)
+        where = conditions(wanted, postgresql=self._database.postgresql)
+        query = select(stems.c.row).where(stems.c.state == "ready", *where).order_by(row)
         return np.array([row for (row,) in await self._database.rows(query)], dtype=np.int64)
 
     @retried
@@ -283,17 +256,21 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
     said, facts, stem_id = file.metadata, file.facts, secrets.token_hex(8)
     assert facts is not None, "bytes that no stem has are decoded first"
     music = file.music or _music_of(said)
+    columns = {
+        "file_name": file.file_name,
+        "title": said.title or file.file_name.rsplit(".", 1)[0].strip() or file.file_name,
+        "key": music.key,
+        **{name: getattr(said, name) for name in ("instrument", "track", "collection", "favourite", "rating")},
+    }
     made = await sql.execute(
         insert(stems).values(
             id=stem_id,
             sha256=file.sha256,
-            file_name=file.file_name,
-            title=said.title or file.file_name.rsplit(".", 1)[0].strip() or file.file_name,
             tempo_bpm=music.tempo_bpm,
             kind=music.kind,
             said_beats=music.beats,
             sources=dict(music.sources),
-            **_with_caseless({name: getattr(said, name) for name in FILTERED} | {"key": music.key}),
+            **searchable(columns, said.tags),
             format=facts.format,
             duration_s=facts.duration_s,
             sample_rate=facts.sample_rate,
@@ -306,7 +283,7 @@ async def _insert_stem(sql: AsyncConnection, file: Upload, now: float) -> tuple[
     )
     key = made.inserted_primary_key
     assert key is not None
-    await _set_tags(sql, key[0], said.tags)
+    await set_tags(sql, key[0], said.tags)
     return key[0], stem_id, True, "queued"
 
 
@@ -315,82 +292,9 @@ def _music_of(said: StemMetadata) -> SaidMusic:
     return SaidMusic(**named, sources=dict.fromkeys(named, "said"))
 
 
-def _with_caseless(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns for what was said, and those that filters look into."""
-    return {**said, **{f"{name}_caseless": caseless(said[name]) for name in FILTERED if name in said}}
-
-
-async def _set_tags(sql: AsyncConnection, row: int, tags: Iterable[str]) -> None:
-    await sql.execute(delete(stem_tags).where(stem_tags.c.stem_row == row))
-    if tagged := [{"stem_row": row, "tag": tag, "caseless": caseless(tag)} for tag in sorted(set(tags))]:
-        await sql.execute(insert(stem_tags), tagged)
-
-
-async def _row_of(sql: AsyncConnection, stem_id: str) -> int:
-    query = select(stems.c.row).where(stems.c.id == stem_id, stems.c.state != "deleted")
-    row = (await sql.execute(query)).scalar()
-    if row is None:
-        raise StemNotFound(stem_id)
-    return int(row)
-
-
-def _tagged(where: ColumnElement[bool], limit: int | None = None) -> Select[Any]:
-    """Stems that were not deleted, by ascending row, each once for each of its tags, or once without one."""
-    some = select(*_SHOWN).where(where, stems.c.state != "deleted").order_by(stems.c.row).limit(limit).subquery()
-    joined = some.join(stem_tags, stem_tags.c.stem_row == some.c.row, isouter=True)
-    return select(some, stem_tags.c.tag).select_from(joined).order_by(some.c.row)
-
-
-def _stem(records: Sequence[Row[Any]]) -> Stem:
-    """A stem from its row, once for each of its tags."""
-    shown = {name: value for name, value in records[0]._mapping.items() if name in STEM_FIELDS}
-    shown["warnings"] = (*shown["warnings"], *(records[0].music_warnings or ()))
-    shown |= {name: shown[name] or {} for name in ("sources", "sure")}
-    return Stem(**shown, tags=tuple(sorted(record.tag for record in records if record.tag is not None)))
-
-
 def _one_of_each(texts: list[str]) -> list[str]:
     """Sorted; of spellings that a filter does not tell apart, the last."""
     return sorted({caseless(text): text for text in sorted(texts)}.values())
-
-
-def _conditions(wanted: StemFilter) -> list[ColumnElement[bool]]:
-    where: list[ColumnElement[bool]] = []
-    for column, values in (
-        (stems.c.instrument_caseless, wanted.instruments),
-        (stems.c.track_caseless, wanted.tracks),
-        (stems.c.collection_caseless, wanted.collections),
-        (stems.c.key_caseless, wanted.keys),
-    ):
-        if values:
-            where.append(column.in_(map(caseless, values)))
-    if wanted.kinds:
-        where.append(stems.c.kind.in_(wanted.kinds))
-    for tag in wanted.tags:
-        where.append(exists().where(stem_tags.c.stem_row == stems.c.row, stem_tags.c.caseless == caseless(tag)))
-    if wanted.tempo_min is not None or wanted.tempo_max is not None:
-        slowest = (wanted.tempo_min or 0.0) - WRITTEN_BPM
-        fastest = (math.inf if wanted.tempo_max is None else wanted.tempo_max) + WRITTEN_BPM
-        octaves = (0.5, 1.0, 2.0) if wanted.tempo_octaves else (1.0,)
-        where.append(or_(*(stems.c.tempo_bpm.between(slowest * by, fastest * by) for by in octaves)))
-    if wanted.beat_bpm is not None:
-        where.append(_within(wanted.beat_bpm))
-    if wanted.as_recorded_bpm is not None:
-        where.append(or_(stems.c.beat_bpm.is_(None), _within(wanted.as_recorded_bpm)))
-    if wanted.in_beat_time is not None:
-        where.append(stems.c.beat_bpm.is_not(None) if wanted.in_beat_time else stems.c.beat_bpm.is_(None))
-    if wanted.exclude:
-        where.append(stems.c.id.not_in(wanted.exclude))
-    if wanted.exclude_tracks:
-        unwanted = [caseless(track) for track in wanted.exclude_tracks]
-        where.append(or_(stems.c.track_caseless.is_(None), stems.c.track_caseless.not_in(unwanted)))
-    return where
-
-
-def _within(tempi: tuple[float, float]) -> ColumnElement[bool]:
-    first, last = tempi
-    both = and_ if first <= last else or_
-    return both(stems.c.beat_bpm >= first, stems.c.beat_bpm <= last)
 
 
 def _parse_cursor(cursor: str | None) -> int:
@@ -403,8 +307,7 @@ def _parse_cursor(cursor: str | None) -> int:
     return row
 
 
-_SHOWN = [stems.c[name] for name in (*sorted(STEM_FIELDS), "music_warnings")]
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
-_STEM = _tagged(stems.c.id == bindparam("id"))
+_STEM = tagged(stems.c.id == bindparam("id"))
 _DURATIONS = select(stems.c.row, stems.c.duration_s).where(stems.c.row.in_(_ROWS), stems.c.state != "deleted")
-_READY_STEMS = _tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))
+_READY_STEMS = tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))

@@ -16,6 +16,8 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
+    func,
+    text,
 )
 from sqlalchemy import String as AnyString
 from sqlalchemy.types import TypeDecorator
@@ -73,8 +75,15 @@ stems = Table(
     Column("beat_bpm", Float, index=True),  # tempo of its grid, folded into one octave; NULL: no grid
     Column("beats_s", LargeBinary),  # float64: the grid
     Column("music_warnings", JSON(none_as_null=True)),  # the analysis's, which the next one replaces
+    Column("words", String),  # that are searched, folded; NULL once deleted. SQLite's index is made in migration 0005
+    Column("favourite", Boolean, index=True),  # NULL: no
+    Column("rating", Integer, index=True),  # 0 to 5
     sqlite_autoincrement=True,  # a row number is never used twice: the index would take a new stem for a deleted one
 )
+
+Index(
+    "ix_stems_words", func.array_to_tsvector(func.string_to_array(stems.c.words, text("' '"))), postgresql_using="gin"
+).ddl_if("postgresql")
 
 stem_tags = Table(
     "stem_tags",
@@ -170,4 +179,13 @@ quota_holdings = Table(
     Column("stem_row", ForeignKey("stems.row", ondelete="CASCADE"), primary_key=True),
     Column("owner", String(64), nullable=False),
     Column("bytes", BigInteger, nullable=False),
+)
+
+searches = Table(
+    "searches",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("wanted", JSON, nullable=False),
+    Column("saved_at", Float, nullable=False),
 )

@@ -16,4 +16,5 @@ from model.audio.errors import (
 )
 from model.audio.formats import AudioFormat, needs_ffmpeg
 from model.audio.harmony import compatible_keys
+from model.audio.stem_files import StemPart, stem_of_file, stems_in_file
 from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform, Windows, cut_windows, is_silent, window_starts

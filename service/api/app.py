@@ -12,7 +12,7 @@ from service.api.backend import Backend
 from service.api.door import Door
 from service.api.errors import add_error_handlers
 from service.api.methods import Methods
-from service.api.routes import admin, audio, explain, export, health, jobs, page, retrieve, stems
+from service.api.routes import admin, audio, explain, export, health, jobs, page, retrieve, searches, stems
 from service.api.routes.problems import problems_anywhere
 from service.settings import Settings
 
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=lifespan,
     )
-    for resource in (stems, audio, retrieve, explain, export, jobs, admin, health, page):
+    for resource in (stems, audio, retrieve, searches, explain, export, jobs, admin, health, page):
         app.include_router(resource.router, responses=problems_anywhere())
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     add_error_handlers(app)

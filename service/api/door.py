@@ -4,13 +4,16 @@ import base64
 import hashlib
 import re
 import time
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.bodies import Body
+from service.api.connections import client_address
 from service.api.errors import problem_response
 from service.api.origins import CrossSite, Origins, UnknownHost
+from service.api.pace import REQUEST_S, Metered, Pace
 from service.settings import Settings
 
 METHODS = ("GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS")
@@ -37,12 +40,19 @@ class Door:
         self._app = app
         self._origins = Origins(settings)
         self._largest = settings.max_body_bytes
+        self._pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        who = client_address(scope["client"][0] if scope.get("client") else None)
+        self._pace.charge(who, REQUEST_S)
+        await self._pace.turn(who)
+        await Metered(self._answer(scope, receive, send, who), partial(self._pace.charge, who))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, who: str) -> None:
         headers = Headers(scope=scope)
-        body = Body(receive, headers, self._largest)
+        body = Body(receive, headers, self._largest, partial(self._pace.turn, who))
         out = _Answer(scope, send, body)
         try:
             self._origins.check(scope["method"], headers)

@@ -21,11 +21,14 @@ from indexer import (
     NothingToRollBackTo,
     NulInText,
     QuotaExceeded,
+    SearchNotFound,
     StemNotFound,
+    TooManySearches,
 )
 from model.audio import AudioError, SilentClip, UnknownFormat
 from model.checkpoints import CheckpointError
 from service.api.bodies import BodyTooLarge, BodyTooSlow
+from service.api.ingest import NothingChosen
 from service.api.keys import KeyMissing, KeyRefused, KeyUnknown
 from service.api.metadata import BadMetadata
 from service.api.mixes import MixNotFound, MixNotReady, NoMix
@@ -63,6 +66,9 @@ TABLE: dict[type[Exception], ProblemType] = {
     AudioError: ProblemType(422, "unusable-audio", "The audio cannot be used"),
     StemNotFound: ProblemType(404, "stem-not-found", "No such stem"),
     JobNotFound: ProblemType(404, "job-not-found", "No such job"),
+    SearchNotFound: ProblemType(404, "search-not-found", "No such saved search"),
+    TooManySearches: ProblemType(409, "too-many-searches", "Too many saved searches"),
+    NothingChosen: ProblemType(422, "nothing-chosen", "Which stems are to be changed?"),
     BadCursor: ProblemType(422, "bad-cursor", "Not a cursor of this service"),
     NulInText: ProblemType(422, "nul-in-text", "Text may not hold a NUL character"),
     NothingToRollBackTo: ProblemType(409, "nothing-to-roll-back-to", "No previous index"),

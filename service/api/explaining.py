@@ -113,7 +113,7 @@ async def explained(retrieval: Retrieval, asked: ExplainIn, caller: Caller) -> E
             why = await explain(
                 index.fold,
                 index.fingerprint,
-                retrieval.embedder,
+                retrieval.embedder(caller.who),
                 waveform,
                 sound,
                 heard.grids[0] if heard.grids else None,

@@ -29,6 +29,7 @@ from indexer import (
 from model.audio import AudioError
 from model.audio.said import Said, exact_tempo, joined, key_of_text, key_parts, said_by, said_of_name
 from service.api.counts import Counts
+from service.api.keeping import ChangedOut, ChangeIn
 from service.api.keys import Caller
 from service.settings import Settings
 from service.text import LONGEST, shown
@@ -70,6 +71,15 @@ async def for_decoder(upload: UploadFile) -> AsyncIterator[Path | bytes]:
     else:
         async with on_disk(upload) as path:
             yield path
+
+
+class NothingChosen(Exception):
+    """Many stems are to be changed, and neither a filter nor `all` says which; or both do."""
+
+    public = "Say which stems: by filters, or by all=true where every one is meant, but not both."
+
+    def __init__(self) -> None:
+        super().__init__("neither filters nor all=true, or both")
 
 
 Shown = tuple[ClipFacts, Said]
@@ -118,14 +128,16 @@ class Ingest:
         limit = self.settings.max_queued_uploads
         if waiting + len(files) > limit:
             raise QueueFull("uploads", depth=waiting, limit=limit, retry_after_s=10.0)
-        digests = [await asyncio.to_thread(sha256_of, file.file) for file, _ in files]
+        digests = await asyncio.to_thread(lambda: [sha256_of(file.file) for file, _ in files])
         sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
         charge = self._charge(caller, sizes)
         await self.catalog.refuse_if_over(charge)
         known = await self.catalog.known(sizes)
         new = {sha256: file for sha256, (file, _) in zip(digests, files, strict=True) if sha256 not in known}
         few = waiting + len(files) <= HANDED_OVER
-        found = await asyncio.gather(*(self._check(sha256, new[sha256], caller.who, few) for sha256 in new))
+        found = await asyncio.gather(
+            *(self._check(sha256, new[sha256], caller.who, few, one_of_many=len(new) > 1) for sha256 in new)
+        )
         if len(files) == 1 and found and isinstance(found[0], AudioError):
             raise found[0]
         return Checked(files, digests, charge, caller.who, dict(zip(new, found, strict=True)))
@@ -173,18 +185,25 @@ class Ingest:
 
         Raises StemNotFound.
         """
-        beats = None
-        if changed.get("tempo_bpm") is not None:
-            stem = await self.catalog.stem(stem_id)
-            kind = changed.get("kind", None if stem.sources.get("kind") == "heard" else stem.kind)
-            said = exact_tempo(stem.duration_s, said_by("said", Said(changed["tempo_bpm"], kind=kind)))
-            changed, beats = {**changed, "tempo_bpm": said.tempo_bpm}, said.beats
-        stem = await self.catalog.change_metadata(stem_id, changed, beats)
-        alias = await self.catalog.alias()
-        if stem.state == "queued" and alias is not None:
-            self.counts.forget()
-            await self._enqueue([stem_id], alias.fingerprint)
+        stem = await self.catalog.change_metadata(stem_id, *exactly(await self.catalog.stem(stem_id), changed))
+        if stem.state == "queued":
+            await self._again([stem_id])
         return stem
+
+    async def change_many(self, wanted: ChangeIn, changed: Mapping[str, Any]) -> ChangedOut:
+        """Change what is said of every stem that passes the filters, or count them. Raises NothingChosen."""
+        chosen = wanted.as_filter()
+        if chosen.is_empty != wanted.all:
+            raise NothingChosen
+        count, until = await self.catalog.count_stems(chosen)
+        done, again, after = 0, 0, None if wanted.dry_run or not changed else 0
+        while after is not None:
+            some, queued, after = await self.catalog.change_some(
+                chosen, lambda stem: exactly(stem, changed), after, until
+            )
+            await self._again(queued)
+            done, again = done + some, again + len(queued)
+        return ChangedOut(stems=count if wanted.dry_run else done, queued=again, dry_run=wanted.dry_run)
 
     async def delete(self, stem_id: str) -> None:
         """Take a stem out with its audio. Raises StemNotFound."""
@@ -222,7 +241,7 @@ class Ingest:
     def _charge(self, caller: Caller, sizes: dict[str, int]) -> Charge:
         chosen = self.settings
         return Charge(
-            owner=caller.owner or "anybody",
+            owner=caller.account,
             sizes=sizes,
             own=Quota(chosen.quota_key_stems, chosen.quota_key_bytes),
             overall=Quota(chosen.quota_stems, chosen.quota_bytes),
@@ -235,16 +254,20 @@ class Ingest:
                 await self.blobs.delete(sha256)
                 await self.fitted.forget(sha256)
 
-    async def _check(self, sha256: str, file: UploadFile, who: str, hand_over: bool) -> Shown | AudioError:
-        """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it."""
+    async def _check(
+        self, sha256: str, file: UploadFile, who: str, hand_over: bool, *, one_of_many: bool
+    ) -> Shown | AudioError:
+        """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it.
+
+        A caller's many files step back behind searches; a single one does not, or others' many would keep it waiting.
+        """
         keep_s = HANDED_OVER_S if hand_over else 0.0
         try:
             async with self._turns.turn(who):
+                nice = UPLOAD_NICE if one_of_many or self._turns.of(who) > 1 else 0
                 await asyncio.to_thread(file.file.seek, 0)
                 async with for_decoder(file) as audio:
-                    facts, said, waveform = await self.decoder.look(
-                        audio, keep_s=keep_s, nice=UPLOAD_NICE, budget=self.budget
-                    )
+                    facts, said, waveform = await self.decoder.look(audio, keep_s=keep_s, nice=nice, budget=self.budget)
         except AudioError as error:
             return error.with_traceback(None)  # whose frames hold what was decoded
         if waveform is not None:
@@ -254,12 +277,28 @@ class Ingest:
                 log.warning("a worker will decode what could not be handed over: %s", error)
         return facts, said
 
+    async def _again(self, stem_ids: Sequence[str]) -> None:
+        """Have stems embedded that were ready before."""
+        alias = await self.catalog.alias()
+        if stem_ids and alias is not None:
+            self.counts.forget()
+            await self._enqueue(stem_ids, alias.fingerprint)
+
     async def _enqueue(self, stem_ids: Sequence[str], fingerprint: str) -> None:
         try:
             for stem_id in stem_ids:
                 await self.queue.submit_upload(stem_id, fingerprint)
         except QueueError as error:
             log.warning("the sweep will queue what could not be queued now: %s", error)
+
+
+def exactly(stem: Stem, changed: Mapping[str, Any]) -> tuple[Mapping[str, Any], float | None]:
+    """What is changed of a stem, with the exact tempo where its length tells it, and then how many beats it has."""
+    if changed.get("tempo_bpm") is None:
+        return changed, None
+    kind = changed.get("kind", None if stem.sources.get("kind") == "heard" else stem.kind)
+    said = exact_tempo(stem.duration_s, said_by("said", Said(changed["tempo_bpm"], kind=kind)))
+    return {**changed, "tempo_bpm": said.tempo_bpm}, said.beats
 
 
 def music_of(metadata: StemMetadata, of_file: Said, name: str, duration_s: float) -> SaidMusic:

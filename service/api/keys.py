@@ -63,6 +63,11 @@ class Caller:
         """Whose share of what is scarce it is: the key's, or, where there is none, the address's."""
         return f"key:{self.owner}" if self.owner is not None else f"address:{self.address}"
 
+    @property
+    def account(self) -> str:
+        """What is charged for stems, and holds saved searches; all callers without a key share one."""
+        return self.owner or "anybody"
+
     def check(self, needed: Scope) -> None:
         """Raise KeyRefused unless this caller's scope includes `needed`."""
         if SCOPES.index(self.scope) < SCOPES.index(needed):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer import Catalog, Index, LiveIndex, Place, Stem, StemFilter
-from model.audio import SAMPLE_RATE, Waveform
+from model.audio import SAMPLE_RATE, Waveform, Windows
 from service.api.keys import Caller
 from service.api.mixes import Mix, Mixes
 from service.api.schemas import (
@@ -35,6 +36,7 @@ from service.search.retrieval import Embedder, Finder, Found, Wish
 from service.search.sureness import Sureness
 from service.settings import Settings
 from service.work.models import Models, note_of
+from service.work.queue import Queue, Share
 from service.work.streams import QueueFull
 from service.work.turns import Turns
 
@@ -63,6 +65,19 @@ class QueryTimeout(Exception):
         self.seconds = seconds
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """An Embedder for one caller."""
+
+    queue: Queue
+    share: Share
+
+    async def embed(
+        self, fingerprint: str, waveform: Waveform, laid: Windows, deadline_s: float
+    ) -> NDArray[np.complex64]:
+        return await self.queue.embed(fingerprint, waveform, laid, deadline_s, self.share)
+
+
 @dataclass
 class Retrieval:
     """Answers queries from one index generation and one model each."""
@@ -70,7 +85,7 @@ class Retrieval:
     settings: Settings
     catalog: Catalog
     mixes: Mixes
-    embedder: Embedder
+    queue: Queue
     models: Models
     live: LiveIndex
     metrics: Metrics
@@ -93,19 +108,25 @@ class Retrieval:
         watch = Stopwatch(self.metrics)
         try:
             async with asyncio.timeout(self.settings.query_timeout_s) as deadline, self.turns.turn(caller.who):
-                return await self._answer(query, caller.owner, watch)
+                return await self._answer(query, caller, watch)
         except TimeoutError:
             if deadline.expired():
                 raise QueryTimeout(self.settings.query_timeout_s) from None
             raise
 
+    def embedder(self, who: str) -> Embedder:
+        """The queue, as a caller asks it: with its share of what the workers have before them."""
+        return _Shared(self.queue, Share(who, self.turns.share))
+
     def size_turns(self, batch_limits: Iterable[float]) -> None:
         """Let as many searches go on at a time as keep workers of these batch limits busy."""
         self.turns.resize(max(FEWEST_SEARCHES, sum(2 * max(1, round(limit) // 16) for limit in batch_limits)))
 
-    async def _answer(self, query: RetrieveIn, owner: str | None, watch: Stopwatch) -> RetrieveOut:
-        index, mix = await asyncio.gather(self.live.current(), self.mixes.of(query, owner, watch))
-        embedder = self.embedder if mix.mix_id is None else Remembering(self.embedder, self.mixes.shelf, mix.mix_id)
+    async def _answer(self, query: RetrieveIn, caller: Caller, watch: Stopwatch) -> RetrieveOut:
+        index, mix = await asyncio.gather(self.live.current(), self.mixes.of(query, caller.owner, watch))
+        embedder = self.embedder(caller.who)
+        if mix.mix_id is not None:
+            embedder = Remembering(embedder, self.mixes.shelf, mix.mix_id)
         finder = Finder(self.settings, self.catalog, embedder, self.live)
         heard = await finder.hear(mix.waveform, query.as_wish(), watch)
         if query.placed:

@@ -58,6 +58,8 @@ class Metadata(BaseModel):
     tempo_bpm: float | None = Field(None, gt=0, le=1000, description="beats a minute")
     key: ShortText | None = Field(None, description="such as 'F# minor'")
     kind: Kind | None = None
+    favourite: bool = False
+    rating: int | None = Field(None, ge=0, le=5)
 
     def as_record(self) -> StemMetadata:
         return StemMetadata(**self.model_dump(exclude={"tags"}), tags=tuple(self.tags))
@@ -66,6 +68,11 @@ class Metadata(BaseModel):
 class Filters(BaseModel):
     """Which stems are meant; what is not given does not restrict."""
 
+    q: ShortText | None = Field(
+        None,
+        description="words of the stem's title, file name, instrument, track, collection or tags, whatever their "
+        "case and accents: all of them; of the last the beginning is enough",
+    )
     instrument: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
     tag: list[ShortText] = Field(default_factory=list, max_length=50, description="all of these")
     track: list[ShortText] = Field(default_factory=list, max_length=1000, description="any of these")
@@ -78,6 +85,8 @@ class Filters(BaseModel):
     tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
     tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
     tempo_octaves: bool = Field(False, description="half and double of these tempi too")
+    favourite: bool | None = Field(None, description="true: favourites alone; false: all others")
+    rating_min: int | None = Field(None, ge=0, le=5, description="stems that are rated so, or better")
 
     def as_filter(self) -> StemFilter:
         return StemFilter(
@@ -89,7 +98,10 @@ class Filters(BaseModel):
             kinds=tuple(self.kind),
             tempo_min=self.tempo_min,
             tempo_max=self.tempo_max,
-            tempo_octaves=self.tempo_octaves,
+            tempo_octaves=self.tempo_octaves and (self.tempo_min, self.tempo_max) != (None, None),
+            text=self.q,
+            favourite=self.favourite,
+            rating_min=self.rating_min,
         )
 
 
@@ -111,25 +123,9 @@ class ListIn(Filters):
     cursor: str | None = Field(None, max_length=40, description="`next_cursor` of the page before")
 
 
-class RetrieveIn(Filters):
-    """A mix, and what is wanted: send either `file`, or `mix_id`, or `stem_id` once or more."""
+class SearchIn(Filters):
+    """What is wanted of a retrieval, whatever the mix."""
 
-    file: UploadFile | None = Field(None, description="the mix, in any common audio format")
-    mix_id: ShortText | None = Field(None, description="of an answer: the same mix again, without another upload")
-    stem_id: list[ShortText] = Field(
-        default_factory=list, max_length=32, description="stems of the catalog that make up the mix; not returned"
-    )
-    placed: Json[list[Placed]] = Field(
-        default_factory=list,
-        max_length=MOST_PLACED,
-        description="stems of the catalog that are mixed in before the search, which does not return them, as JSON",
-    )
-    complete: list[ShortText] = Field(
-        default_factory=list,
-        max_length=6,
-        description="instruments, with commas between or repeated: the hits are then one stem of each that fit the mix "
-        "and each other, and `band` says more",
-    )
     limit: int = Field(10, ge=1, le=100, description="hits wanted; with `complete`, alternatives of each")
     align: Literal["beats", "search", "grid"] = Field(
         "beats",
@@ -153,6 +149,30 @@ class RetrieveIn(Filters):
     )
     exclude: list[ShortText] = Field(default_factory=list, max_length=1000, description="ids of stems not wanted")
     exclude_track: list[ShortText] = Field(default_factory=list, max_length=1000, description="tracks not wanted")
+
+
+class RetrieveIn(SearchIn):
+    """A mix, and what is wanted: send either `file`, or `mix_id`, or `stem_id` once or more."""
+
+    file: UploadFile | None = Field(None, description="the mix, in any common audio format")
+    mix_id: ShortText | None = Field(None, description="of an answer: the same mix again, without another upload")
+    stem_id: list[ShortText] = Field(
+        default_factory=list, max_length=32, description="stems of the catalog that make up the mix; not returned"
+    )
+    placed: Json[list[Placed]] = Field(
+        default_factory=list,
+        max_length=MOST_PLACED,
+        description="stems of the catalog that are mixed in before the search, which does not return them, as JSON",
+    )
+    complete: list[ShortText] = Field(
+        default_factory=list,
+        max_length=6,
+        description="instruments, with commas between or repeated: the hits are then one stem of each that fit the mix "
+        "and each other, and `band` says more",
+    )
+    saved: ShortText | None = Field(
+        None, description="the name of a saved search of yours; each field that is sent stands before what it says"
+    )
 
     @field_validator("complete", mode="before")
     @classmethod
@@ -210,6 +230,8 @@ class StemOut(BaseModel):
     )
     sure: dict[str, bool] = Field(description="of what was heard, whether it is sure")
     beat_bpm: float | None = Field(description="tempo of its beats, from 84.85 to 169.7; null: none are known")
+    favourite: bool
+    rating: int | None = Field(description="0 to 5; null: nobody has rated it")
     duration_s: Seconds
     sample_rate: int
     channels: int
@@ -317,7 +339,7 @@ class HitOut(BaseModel):
     )
     sureness: float | None = Field(
         description="of stems that score so, the share that belong to the mix, where half of all do; "
-        "below 0.5 it fits no better than one drawn by chance. null: the model was not taught it, or one place was tried"
+        "below 0.5 it fits no better than one drawn by chance. null: not taught, or one place was tried"
     )
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")

@@ -60,20 +60,50 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class NewStem:
-    """A file to be ingested, and what is said about it."""
+    """A file to be ingested, and what is said about it; `part`: of a stem file, the stream that is meant."""
 
     path: Path
     metadata: Mapping[str, Any]
+    part: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is sent as."""
+        return shown(self.path.name if self.part is None else f"{self.path.name}.{self.part}.m4a")
+
+    @property
+    def title(self) -> str:
+        """What the service calls it."""
+        return self.metadata.get("title") or self.name.rpartition(".")[0].strip() or self.name
+
+    def read(self) -> bytes:
+        """Its bytes. Raises OSError."""
+        if self.part is None:
+            return self.path.read_bytes()
+        from model.audio import stem_of_file
+
+        return stem_of_file(self.path, self.part)
+
+    def sha256(self) -> str:
+        """Of its bytes. Raises OSError."""
+        if self.part is not None:
+            return hashlib.sha256(self.read()).hexdigest()
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: its stem, or the problem that kept it out. `known`: the bytes were there already."""
+    """What became of one file: its stem, or the problem that kept it out. `known`: the bytes were there already.
 
-    path: Path
+    `sha256`: of its bytes; None: they could not be read.
+    """
+
+    file: NewStem
     stem_id: str | None
     problem: Mapping[str, Any] | None
     known: bool = False
+    sha256: str | None = None
 
 
 class Client:
@@ -118,6 +148,34 @@ class Client:
         found = self._body("GET", "/stems", params={"sha256": sha256})["stems"]
         return found[0] if found else None
 
+    def stems(self, filters: Mapping[str, Any], limit: int) -> Iterator[Body]:
+        """The stems that pass the filters, oldest first, so many at most."""
+        asked: Body = {name: value for name, value in filters.items() if value not in (None, [])}
+        while limit > 0:
+            page = self._body("GET", "/stems", params=asked | {"limit": min(limit, 500)})
+            yield from page["stems"]
+            limit -= len(page["stems"])
+            if page["next_cursor"] is None:
+                return
+            asked["cursor"] = page["next_cursor"]
+
+    def stem(self, stem_id: str) -> Body | None:
+        """One stem; None: it was deleted."""
+        answer = self._answer("GET", f"/stems/{stem_id}", also=(404,))
+        return None if answer.status_code == 404 else _json(answer)
+
+    def change(self, stem_id: str, said: Mapping[str, Any]) -> Body:
+        """PATCH /stems/{id}."""
+        return self._body("PATCH", f"/stems/{stem_id}", json=dict(said))
+
+    def delete(self, stem_id: str) -> None:
+        """Take a stem out; one that is gone already is no error."""
+        try:
+            self._answer("DELETE", f"/stems/{stem_id}")
+        except Refused as error:
+            if error.problem.get("status") != 404:
+                raise
+
     def retrieve(self, mix: Path | None, form: Mapping[str, Any]) -> Body:
         """POST /retrieve. Raises OSError: the mix cannot be read."""
         files = {"file": (shown(mix.name), mix.read_bytes())} if mix is not None else None
@@ -153,23 +211,24 @@ class Client:
         Files whose bytes the service has already are not sent again, so an ingest that was cut off goes on where it
         stopped. A file that cannot be used keeps no other out.
         """
-        jobs: deque[tuple[Sequence[NewStem], Body]] = deque()
+        jobs: deque[tuple[Sequence[tuple[NewStem, str]], Body]] = deque()
         for group in _groups(files, FILES_AT_ONCE):
-            unknown: list[NewStem] = []
+            unknown: list[tuple[NewStem, str]] = []
             audio: list[bytes] = []
             for file in group:
                 try:
-                    stem = self.stem_with(_sha256(file.path))
+                    sha256 = file.sha256()
+                    stem = self.stem_with(sha256)
                     if stem is None or stem["state"] == "failed":
-                        audio.append(file.path.read_bytes())
-                        unknown.append(file)
+                        audio.append(file.read())
+                        unknown.append((file, sha256))
                         continue
                 except OSError as error:
-                    yield Outcome(file.path, None, {"title": error.strerror or str(error)})
+                    yield Outcome(file, None, {"title": error.strerror or str(error)})
                     continue
-                yield Outcome(file.path, stem["id"], None, known=True)
+                yield Outcome(file, stem["id"], None, True, sha256)
             if unknown:
-                jobs.append((unknown, self._upload(unknown, audio)))
+                jobs.append((unknown, self._upload([file for file, _ in unknown], audio)))
                 self.unsettled += len(unknown)
             while jobs and (len(jobs) > JOBS_AHEAD or not wait):
                 yield from self._outcomes(*jobs.popleft(), wait=wait)
@@ -179,7 +238,7 @@ class Client:
     def _upload(self, files: Sequence[NewStem], audio: Sequence[bytes]) -> Body:
         """One POST /stems. Where the service refuses them together, each is sent alone; what is refused alone is told
         as a job of one failed item."""
-        parts = [("files", (shown(file.path.name), sound)) for file, sound in zip(files, audio, strict=True)]
+        parts = [("files", (file.name, sound)) for file, sound in zip(files, audio, strict=True)]
         said = json.dumps([dict(file.metadata) for file in files])
         try:
             return self._body("POST", "/stems", files=parts, data={"metadata": said})
@@ -196,12 +255,12 @@ class Client:
     def _settled(self, job: Body) -> Body:
         return job if job["id"] is None else self.follow(job)
 
-    def _outcomes(self, files: Sequence[NewStem], job: Body, *, wait: bool) -> Iterator[Outcome]:
+    def _outcomes(self, files: Sequence[tuple[NewStem, str]], job: Body, *, wait: bool) -> Iterator[Outcome]:
         if wait:
             job = self._settled(job)
-        for file, item in zip(files, job["items"], strict=True):
+        for (file, sha256), item in zip(files, job["items"], strict=True):
             self.unsettled -= 1
-            yield Outcome(file.path, item["stem_id"], item["problem"] if item["state"] == "failed" else None)
+            yield Outcome(file, item["stem_id"], item["problem"] if item["state"] == "failed" else None, False, sha256)
 
     def _body(self, method: str, path: str, **request: Any) -> Body:
         return _json(self._answer(method, path, **request))
@@ -272,11 +331,6 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     if not isinstance(problem, dict):
         problem = {"title": f"HTTP {answer.status_code}"}
     raise Refused({"status": answer.status_code, **problem})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _groups(files: Iterable[NewStem], size: int) -> Iterator[list[NewStem]]:

@@ -41,6 +41,13 @@ def words(given: Words) -> Words:
 
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given several times.", callback=words)]
 
+Q = Annotated[
+    str | None,
+    typer.Option("--q", help="Words of names, instruments, tracks, collections and tags; all of them.", callback=words),
+]
+Favourite = Annotated[bool | None, typer.Option("--favourite/--no-favourite", help="Favourites alone; all others.")]
+RatingMin = Annotated[int | None, typer.Option(min=0, max=5, help="Rated so, or better.")]
+
 
 class Commands(TyperGroup):
     """All commands, each of which ends with an exit code and says why in one line."""

@@ -1,15 +1,19 @@
 """`phalar ingest`: files and folders into the catalog of a running service."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from service.commands.client import Client, NewStem, Refused, ServiceUnreachable
+from service.commands.client import Client, NewStem, Outcome, Refused, ServiceUnreachable
 from service.commands.console import FAILED, LOCAL, Key, Tags, Url, bar, err, fail, service, words
-from service.commands.folders import look_through
-from service.text import LONGEST, escaped, shown
+from service.commands.folders import Found, look_through
+from service.commands.tracks import stems_of
+from service.commands.watch import Watched
+from service.text import escaped
 
 
 def ingest(
@@ -23,25 +27,37 @@ def ingest(
     collection: Annotated[str | None, typer.Option(help="Said of every file.", callback=words)] = None,
     tag: Tags = None,
     wait: Annotated[bool, typer.Option(help="Wait until every stem is ready.")] = True,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on: follow what is added, changed and renamed.")] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="With --watch: delete the stems of files that are removed.")
+    ] = False,
 ) -> None:
     """Put stems into the catalog.
 
     A file that cannot be used is named and keeps no other out. Files that are there already are skipped, so an ingest
     that was cut off is simply started again.
 
-    Example: phalar ingest ~/stems --collection mine
+    A Native Stem file (.stem.mp4) becomes a track of its four stems, and so does a folder that a separator has
+    written: drums, bass, vocals, other.
+
+    Example: phalar ingest ~/stems --collection mine --watch
     """
     if not any(path.exists() or path.is_symlink() for path in paths):
         raise typer.BadParameter(f"{paths[0]} does not exist")
-    said = {"instrument": instrument, "collection": collection, "tags": tag or []}
+    if mirror and not watch:
+        raise typer.BadParameter("--mirror needs --watch")
+    said = {"instrument": instrument, "collection": collection, "tags": tag, "track": track}
+    stems_in = partial(stems_of, {name: value for name, value in said.items() if value})
+    if watch:
+        _watch(paths, stems_in, url, key, mirror=mirror, wait=wait)
+        return
     told = _Told("ready" if wait else "accepted")
     files: list[NewStem] = []
     for found in look_through(paths, told.passed_over):
         if found.problem is not None:
             told.failed(found.path, found.problem)
             continue
-        named = said | {"track": track or shown(found.folder or "")[:LONGEST]}
-        files.append(NewStem(found.path, {name: value for name, value in named.items() if value}))
+        files += stems_in(found)
     if not files and not told.reasons:
         told.summary()
         fail("no audio files there", FAILED)
@@ -70,13 +86,14 @@ class _Told:
         self.reasons[title] += 1
         err.print(escaped(f"{path}: {title}{f': {detail}' if detail else ''}"), markup=False, soft_wrap=True)
 
-    def outcome(self, path: Path, problem: Any, *, known: bool) -> None:
+    def outcome(self, outcome: Outcome) -> None:
         self.settled += 1
-        self._known += known
-        if problem is not None:
-            self.failed(path, str(problem.get("title")), str(problem.get("detail") or ""))
+        self._known += outcome.known
+        if outcome.problem is not None:
+            problem = outcome.problem
+            self.failed(outcome.file.path, str(problem.get("title")), str(problem.get("detail") or ""))
         else:
-            self._new += not known
+            self._new += not outcome.known
 
     def summary(self, unsettled: int = 0, unsent: int = 0) -> None:
         """`unsettled`: sent, and nothing more is known of them; `unsent`: for another time."""
@@ -93,14 +110,44 @@ class _Told:
             endings = Counter({f".{ending}" if ending else "no ending": n for ending, n in self.passed_over.items()})
             lines.append("passed over, by their names' endings: " + _counted(endings))
         for line in lines:
-            err.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
+            _say(line)
+
+
+def _watch(
+    paths: list[Path],
+    stems_in: Callable[[Found], list[NewStem]],
+    url: str,
+    key: str | None,
+    *,
+    mirror: bool,
+    wait: bool,
+) -> None:
+    done = "ready" if wait else "accepted"
+    told = _Told(done)
+
+    def each(outcome: Outcome) -> None:
+        told.outcome(outcome)
+        if outcome.problem is None and not outcome.known:
+            _say(f"{outcome.file.path}: {done}")
+
+    with service(url, key) as client:
+        client.readiness()
+        _say("watching; Ctrl-C ends it")
+        try:
+            Watched(client, paths, stems_in, mirror=mirror, wait=wait, told=each, noted=_say).follow()
+        finally:
+            told.summary()
+
+
+def _say(line: str) -> None:
+    err.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _send(client: Client, files: list[NewStem], told: _Told, wait: bool) -> None:
     with bar() as progress:
         task = progress.add_task("stems", total=len(files))
         for outcome in client.ingest(files, wait=wait):
-            told.outcome(outcome.path, outcome.problem, known=outcome.known)
+            told.outcome(outcome)
             progress.advance(task)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.console import LOCAL, Key, Tags, Url, cell, err, out, service, words
+from service.commands.console import LOCAL, Favourite, Key, Q, RatingMin, Tags, Url, cell, err, out, service, words
 
 
 class Kind(StrEnum):
@@ -53,24 +53,27 @@ def retrieve(
     complete: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Instruments: one stem of each, that fit each other.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Hits wanted; with --complete, alternatives.")] = 10,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Hits wanted; 10. With --complete, alternatives.")
+    ] = None,
     align: Annotated[
-        Align,
+        Align | None,
         typer.Option(
-            help="beats: stems may be played at the mix's tempo and in keys nearby; search: as recorded, the mix "
-            "starting anywhere; grid: as recorded, on the windows' grid."
+            help="beats (the default): stems may be played at the mix's tempo and in keys nearby; search: as recorded, "
+            "the mix starting anywhere; grid: as recorded, on the windows' grid."
         ),
-    ] = Align.beats,
+    ] = None,
     tempo: Annotated[float | None, typer.Option(help="Of the mix, beats a minute; else it is heard.")] = None,
     mix_key: Annotated[
         str | None, typer.Option(help="Of the mix, such as 'F# minor'; else it is heard.", callback=words)
     ] = None,
     max_stretch: Annotated[
-        float, typer.Option(min=0, max=0.5, help="How much faster or slower stems may be played, as a share.")
-    ] = 0.12,
+        float | None,
+        typer.Option(min=0, max=0.5, help="How much faster or slower stems may be played, as a share; 0.12."),
+    ] = None,
     max_transpose: Annotated[
-        int, typer.Option(min=0, max=6, help="Semitones that stems may be moved, up or down.")
-    ] = 2,
+        int | None, typer.Option(min=0, max=6, help="Semitones that stems may be moved, up or down; 2.")
+    ] = None,
     instrument: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
     tag: Tags = None,
     track: Annotated[list[str] | None, typer.Option(help="Any of these.", callback=words)] = None,
@@ -79,16 +82,24 @@ def retrieve(
         list[str] | None, typer.Option(help="Any of these, such as 'F# minor'.", callback=words)
     ] = None,
     key_match: Annotated[
-        KeyMatch, typer.Option(help="compatible: relative keys and those a fifth away too.")
-    ] = KeyMatch.exact,
+        KeyMatch | None, typer.Option(help="compatible: relative keys and those a fifth away too.")
+    ] = None,
     kind: Annotated[list[Kind] | None, typer.Option(help="Any of these.")] = None,
     tempo_min: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
     tempo_max: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
     group_duplicates: Annotated[
-        bool,
+        bool | None,
         typer.Option("--group-duplicates/--all-duplicates", help="One hit of stems that are the same audio, or all."),
-    ] = True,
-    tempo_octaves: Annotated[bool, typer.Option("--tempo-octaves", help="Half and double of these tempi too.")] = False,
+    ] = None,
+    tempo_octaves: Annotated[
+        bool | None, typer.Option("--tempo-octaves", help="Half and double of these tempi too.")
+    ] = None,
+    q: Q = None,
+    favourite: Favourite = None,
+    rating_min: RatingMin = None,
+    saved: Annotated[
+        str | None, typer.Option(help="A saved search; what else is given stands before it.", callback=words)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as it is.")] = False,
     url: Url = LOCAL,
     key: Key = None,
@@ -105,7 +116,7 @@ def retrieve(
         "placed": json.dumps([_placed(text) for text in place]) if place else None,
         "complete": complete,
         "limit": limit,
-        "align": align.value,
+        "align": align and align.value,
         "tempo_bpm": tempo,
         "mix_key": mix_key,
         "max_stretch": max_stretch,
@@ -117,10 +128,14 @@ def retrieve(
         "key": musical_key,
         "tempo_min": tempo_min,
         "tempo_max": tempo_max,
-        "key_match": key_match.value,
+        "key_match": key_match and key_match.value,
         "kind": [one.value for one in kind or ()],
         "tempo_octaves": tempo_octaves,
         "group_duplicates": group_duplicates,
+        "q": q,
+        "favourite": favourite,
+        "rating_min": rating_min,
+        "saved": saved,
     }
     with service(url, key) as client:
         answer = client.retrieve(mix, {name: value for name, value in form.items() if value not in (None, [])})

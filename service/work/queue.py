@@ -18,6 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,22 @@ from service.settings import Settings
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Kind, QueueError
 from service.work.streams import connect
 from service.work.taking import BLOCK_S, Taking
+from service.work.turns import LATELY_S
 
 log = logging.getLogger("phalar.queue")
 
+TICKET_S = int(3 * BLOCK_S)  # of a query that lives; whoever asks holds it for longer each BLOCK_S
+ASK_AGAIN_S = 0.03  # a caller that has its share of the stream
 HANDED_OVER_TTL_S = 60  # a waveform that no worker has fetched by then is decoded again
+
+
+@dataclass(frozen=True)
+class Share:
+    """A caller, and how many jobs it may have in the stream of queries while others have come lately: in all, however
+    many API processes it asks."""
+
+    who: str
+    most: int
 
 
 class EmbedTimeout(QueueError):
@@ -94,7 +107,12 @@ class Queue(Taking):
         await self._add("uploads", {"stem_id": stem_id, "fingerprint": fingerprint})
 
     async def embed(
-        self, fingerprint: str, waveform: NDArray[np.float32], laid: Windows, deadline_s: float
+        self,
+        fingerprint: str,
+        waveform: NDArray[np.float32],
+        laid: Windows,
+        deadline_s: float,
+        share: "Share | None" = None,
     ) -> NDArray[np.complex64]:
         """Have a worker embed windows of a waveform, before all uploads.
 
@@ -103,6 +121,7 @@ class Queue(Taking):
             waveform: float32 (samples,), 16 kHz; sent once, however many windows overlap in it.
             laid: q windows of it.
             deadline_s: seconds from now after which nobody wants the answer; a worker drops the job then.
+            share: of whom; the job waits, outside the stream, while it has its share there.
 
         Returns:
             complex64 (q, 512) of unit norm; a silent window's row is zero, so it scores 0 with everything.
@@ -125,6 +144,9 @@ class Queue(Taking):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise EmbedTimeout(deadline_s)
+                if share is not None and not await self._may(share, reply_to) and entry is None:
+                    await asyncio.sleep(ASK_AGAIN_S)
+                    continue
                 if entry is None:
                     entry = await self._add("queries", {**fields, "ttl_ms": math.ceil(left * 1000)})
                 block = max(0.01, min(BLOCK_S, left))
@@ -138,6 +160,8 @@ class Queue(Taking):
         finally:
             if entry is not None:
                 self._in_background(self._forget("queries", entry, reply_to))
+            if share is not None:
+                self._in_background(self._call(self._redis.zrem, self._share_key(share.who), reply_to))
 
     async def outstanding_uploads(self) -> set[str]:
         """Ids of the stems that wait or are being embedded."""
@@ -172,6 +196,15 @@ class Queue(Taking):
             else:
                 await self._call(self._redis.srem, self._workers_key, name)
         return stats
+
+    async def _may(self, share: "Share", ticket: str) -> bool:
+        """Whether a caller may have this job in the stream, too; its ticket holds for `TICKET_S`."""
+        keys = [f"{self._prefix}:callers", self._share_key(share.who)]
+        args = [share.who, ticket, share.most, TICKET_S, int(LATELY_S)]
+        return bool(await self._call(self._share, keys=keys, args=args))
+
+    def _share_key(self, who: str) -> str:
+        return f"{self._prefix}:share:{who}"
 
     def _in_background(self, work: Awaitable[None]) -> None:
         """Run to the end what a cancelled caller can no longer wait for."""

@@ -125,6 +125,23 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
 return #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
 """
 
+# KEYS callers, what this caller has in the stream; ARGV caller, ticket, most, seconds a ticket holds, seconds "lately"
+#   -> 1 with a ticket taken, or held for longer; 0 where the caller has its share and others have come lately
+_SHARE = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[5])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 1)
+local held = redis.call('ZCARD', KEYS[2])
+if not redis.call('ZSCORE', KEYS[2], ARGV[2]) and held >= tonumber(ARGV[3]) and redis.call('ZCARD', KEYS[1]) > 1 then
+  return 0
+end
+redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[4] + 1)
+return 1
+"""
+
 
 def connect(url: str, ca: Path | None = None) -> Redis:
     """A client whose commands fail at once when Redis is away; `Queue` decides what is tried again, and for how long.
@@ -175,6 +192,7 @@ class Streams:
         self._reap = redis.register_script(_REAP)
         self._hand_over = redis.register_script(_HAND_OVER)
         self._known = redis.register_script(_KNOWN)
+        self._share = redis.register_script(_SHARE)
         self._in_hand: dict[Kind, dict[str, UploadJob | QueryJob]] = {"uploads": {}, "queries": {}}
         self._alone: str | None = None
         self._opened_at = time.monotonic()

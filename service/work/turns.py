@@ -43,6 +43,15 @@ class Turns:
         self._hand_out()
 
     @property
+    def share(self) -> int:
+        """Slots that one caller may hold while others are about."""
+        return (self._slots + 1) // 2
+
+    def of(self, who: str) -> int:
+        """Slots that a caller has or waits for."""
+        return self._held[who] + len(self._waiting.get(who, ()))
+
+    @property
     def waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
 
@@ -87,7 +96,7 @@ class Turns:
 
     def _may_have(self, who: str) -> bool:
         alone = all(caller == who for caller in self._seen)
-        return alone or self._held[who] < (self._slots + 1) // 2
+        return alone or self._held[who] < self.share
 
     def _turn_away(self) -> None:
         assert self._full is not None

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Request
 
 from service.api.access import GuardedRoute, TheBackend, require
+from service.api.keeping import over
 from service.api.keys import Caller
 from service.api.routes.problems import problems
 from service.api.schemas import RetrieveIn, RetrieveOut
@@ -21,4 +22,6 @@ async def retrieve(
     wanted: Annotated[RetrieveIn, Form(media_type="multipart/form-data")],
 ) -> RetrieveOut:
     """Find the stems that fit a partial mix in harmony and in time, best first, each with its place."""
+    if wanted.saved is not None:
+        wanted = over(wanted, await services.catalog.saved_search(caller.account, wanted.saved))
     return await while_client_waits(request, services.retrieval.answer(wanted, caller))

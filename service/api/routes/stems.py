@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 
 from service.api.access import GuardedRoute, TheBackend, require
+from service.api.keeping import ChangedOut, ChangeIn
 from service.api.keys import Caller
 from service.api.metadata import metadata_of
 from service.api.routes.problems import problems
@@ -68,16 +69,30 @@ async def get_stem(services: TheBackend, stem_id: str) -> StemOut:
     return StemOut.of(await services.catalog.stem(stem_id), services.settings.root_path)
 
 
+@router.patch("/stems", dependencies=[Depends(require("ingest"))], responses=problems(422))
+async def change_stems(services: TheBackend, wanted: Annotated[ChangeIn, Query()], changed: Metadata) -> ChangedOut:
+    """Change what is said about all stems that pass the filters, as of one; `dry_run=true` only counts them.
+
+    Some are changed in each transaction, so others see the change in steps; broken off, it may be asked again.
+    """
+    return await services.ingest.change_many(wanted, said_in(changed))
+
+
 @router.patch("/stems/{stem_id}", dependencies=[Depends(require("ingest"))], responses=problems(404, 422))
 async def change_stem(services: TheBackend, stem_id: str, changed: Metadata) -> StemOut:
     """Change what is said about a stem; fields that are not sent stay. Filters see it at once.
 
     Another tempo sends the stem back to be embedded; so does null for a tempo, key or kind, which is heard then.
     """
+    return StemOut.of(await services.ingest.change(stem_id, said_in(changed)), services.settings.root_path)
+
+
+def said_in(changed: Metadata) -> dict[str, Any]:
+    """What a body says; fields that were not sent stay as they are."""
     fields: dict[str, Any] = changed.model_dump(include=changed.model_fields_set)
     if fields.get("title", "") is None:
         del fields["title"]  # a stem always has one
-    return StemOut.of(await services.ingest.change(stem_id, fields), services.settings.root_path)
+    return fields
 
 
 @router.delete("/stems/{stem_id}", status_code=204, dependencies=[Depends(require("ingest"))], responses=problems(404))

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from model.audio import Clip
 from service.settings import Settings
 from service.work.jobs import QueryJob
-from service.work.queue import open_queue
-from service.work.uploads import Decoder
+from service.work.queue import TICKET_S, Share, open_queue
+from service.work.uploads import UPLOAD_NICE, Decoder
 from tests.installation import add_stem, encode, eventually, noise_bursts, serving
 from tests.service.api.test_api import problem_of
 
@@ -35,6 +35,7 @@ class Decoded:
 
     def __init__(self) -> None:
         self.times = 0
+        self.nices: list[int] = []
         self.alive = 0
         self.most_alive = 0
 
@@ -60,6 +61,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 
     async def looked(self: Decoder, source: Any, **options: Any) -> tuple[Any, Any, NDArray[np.float32] | None]:
         seen.times += 1
+        seen.nices.append(options["nice"])
         facts, said, waveform = await look(self, source, **options)
         if waveform is not None:
             seen.hold(waveform)
@@ -86,7 +88,7 @@ def test_equal_bytes_are_decoded_once_and_known_ones_never(chosen: dict[str, Any
         answer = sender.post("/stems", files=[("files", (f"{n}.flac", audio)) for n in range(30)])
         assert answer.status_code == 202
         assert len({item["stem_id"] for item in answer.json()["items"]}) == 1
-        assert decoded.times == 1
+        assert (decoded.times, decoded.nices) == (1, [0]), "a single one does not step back"
         again = sender.post("/stems", files={"files": ("again.flac", audio)})
         assert [item["created"] for item in again.json()["items"]] == [False]
         assert decoded.times == 1
@@ -101,6 +103,7 @@ def test_memory_of_an_upload_does_not_grow_with_its_files(chosen: dict[str, Any]
     with serving(Settings(**chosen)) as url, client(url) as sender:
         assert sender.post("/stems", files=files).status_code == 202
         assert decoded.times == 12
+        assert set(decoded.nices) == {UPLOAD_NICE}, "many files step back behind searches"
         assert 1 <= decoded.most_alive <= 2 * chosen.get("decoders", 2)
 
 
@@ -244,6 +247,55 @@ def test_a_flood_of_searches_does_not_keep_another_client_waiting(chosen: dict[s
             assert sum(done.done() for done in flood) < 6, "the flood still waits"
             for done in flood:
                 done.result()
+
+
+def test_a_flood_over_two_api_processes_does_not_keep_a_client_of_either_waiting(chosen: dict[str, Any]) -> None:
+    """Each of them lets so many searches go on; what is between them, the workers' queue, has the caller's share."""
+    with (
+        serving(Settings(**chosen)) as one,
+        serving(Settings(**chosen)) as other,
+        worker(chosen),
+        ThreadPoolExecutor(16) as pool,
+        ExitStack() as clients,
+    ):
+        honest, greedy, also_greedy = (
+            clients.enter_context(client(url, source))
+            for url, source in ((one, "127.0.0.1"), (one, "127.0.0.2"), (other, "127.0.0.2"))
+        )
+
+        def search(sender: httpx.Client) -> float:
+            begun = time.monotonic()
+            answer = sender.post("/retrieve", files={"file": ("a.flac", AUDIO)}, data={"align": "grid"})
+            assert answer.status_code == 200
+            return time.monotonic() - begun
+
+        quiet = min(search(honest) for _ in range(2))
+        flood = [pool.submit(search, sender) for _ in range(8) for sender in (greedy, also_greedy)]
+        most = 0
+        while sum(done.done() for done in flood) < 4:
+            most = max(most, queries(honest))
+        assert most == 1, "of one caller, while another has come lately"
+        assert search(honest) < 3 * quiet
+        assert sum(done.done() for done in flood) < 12, "the flood still waits"
+        for done in flood:
+            done.result()
+
+
+def test_a_callers_share_is_free_again_soon_after_its_process_is_killed(chosen: dict[str, Any]) -> None:
+    async def ask() -> None:
+        dying, living = open_queue(Settings(**chosen)), open_queue(Settings(**chosen))
+        for who in ("greedy", "another"):
+            await dying._may(Share(who, 1), f"{who}'s first")
+        assert not await living._may(Share("greedy", 1), "second")
+        assert await living._may(Share("greedy", 2), "second")
+        begun = time.monotonic()
+        while not await living._may(Share("greedy", 1), "third"):  # noqa: ASYNC110 - it is Valkey that changes
+            await asyncio.sleep(0.1)
+        assert time.monotonic() - begun < TICKET_S + 3
+        await dying.aclose()
+        await living.aclose()
+
+    asyncio.run(ask())
 
 
 # What is kept.

@@ -1,6 +1,8 @@
 """The `phalar` command, as a person or a script runs it."""
 
+import ctypes
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -368,6 +370,49 @@ def test_a_data_folder_that_cannot_be_one_is_named_in_one_line(tmp_path: Path, f
         assert said.stderr.startswith("phalar: ")
         assert said.stderr.count("\n") == 1
         assert folder.split("/")[0] in said.stderr
+
+
+@contextmanager
+def files_guarded() -> Iterator[None]:
+    """This thread, and those that it starts, may do with files what another user may who is not root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    capabilities = "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"  # 1, 2 and 3
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, held) == 0
+    fewer = (ctypes.c_uint32 * 6)(*held)
+    for number, _ in enumerate(capabilities, start=1):
+        fewer[0] &= ~(1 << number)  # of the effective ones
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root's rights are Linux capabilities here")
+def test_a_data_folder_that_may_not_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("read-only", "below a read-only one/data", "another user's", "was in use")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert phalar("keys", "list", PHALAR_DATA=str(folders[3])).exit_code == 0  # makes a catalog
+    folders[1].rmdir()
+    for guarded in (folders[0], folders[1].parent, folders[3]):
+        guarded.chmod(0o500)
+    if os.geteuid() == 0:
+        os.chown(folders[2], 65534, 65534)
+    else:
+        folders[2] = Path("/phalar")
+    for folder in folders:
+        for command in (("serve", "--port", str(free_port())), ("keys", "list"), ("api",)):
+            with files_guarded():
+                said = phalar(*command, PHALAR_DATA=str(folder))
+            assert said.exit_code == 1, (command, folder, said.stderr)
+            assert said.stderr.startswith("phalar: "), (command, folder, said.stderr)
+            assert said.stderr.count("\n") == 1, (command, folder, said.stderr)
+            assert tmp_path.name in said.stderr or str(folders[2]) in said.stderr, said.stderr
 
 
 def test_a_data_folder_may_have_any_name_and_no_parent(tmp_path: Path, small_checkpoint: Path) -> None:
