@@ -156,7 +156,9 @@ class Ingest:
             stored: list[str] = []
             for (file, said), sha256 in zip(checked.files, checked.digests, strict=True):
                 if sha256 not in known and sha256 not in found:  # its stem was deleted meanwhile
-                    found[sha256] = await self._check(sha256, file, checked.who, False)
+                    found[sha256] = await self._check(
+                        sha256, file, checked.who, False, one_of_many=len(checked.files) > 1
+                    )
                 shows, name = found.get(sha256), _shown_name(file)
                 if isinstance(shows, AudioError):
                     records.append(Rejected(name, self.describe(shows)))

@@ -143,7 +143,8 @@ class Mixes:
         if told.frames / SAMPLE_RATE == fitting.duration_s and len(samples) == size:
             found = np.frombuffer(samples, "<f4")
             if np.isfinite(found).all():
-                return found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
+                mono: Waveform = found.reshape(told.frames, told.channels).mean(axis=1, dtype=np.float32)
+                return mono
         raise DecoderCrashed("its samples make no sense")
 
     async def _stems(self, stem_ids: Sequence[str]) -> list[Stem]:
