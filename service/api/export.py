@@ -86,7 +86,7 @@ class Export:
                     self._refuse_long(mix, stems)
                     tracks = [SessionTrack("mix", "audio/00 mix.wav", mix.channels, [("source", name)])]
                     for number, (stem, one) in enumerate(stems, start=1):
-                        order = _order_of(one, mix, number)
+                        order = _order_of(one, one.loops(stem.kind), mix, number)
                         path = f"audio/{number:02d} {fitted_name(stem, order)}"
 
                         async def write(into: BinaryIO, stem: Stem = stem, order: Order = order) -> FittedAudio:
@@ -123,13 +123,13 @@ def _append(zipped: ZipFile, path: str, file: BinaryIO) -> None:
         shutil.copyfileobj(file, into, 1 << 20)
 
 
-def _order_of(one: PlacedIn, mix: FittedAudio, number: int) -> Order:
+def _order_of(one: PlacedIn, loop: bool, mix: FittedAudio, number: int) -> Order:
     """A file as long as the mix, to the sample."""
     lead = round(one.at_s * mix.sample_rate)
     if lead >= mix.frames:
         raise BadPlaced(f"{number - 1}.at_s: the mix ends before")
     left_s = (mix.frames - lead) / mix.sample_rate
-    fitting = Fitting(one.speed, one.transpose, one.start_s, left_s, one.loop, mix.sample_rate)
+    fitting = Fitting(one.speed, one.transpose, one.start_s, left_s, loop, mix.sample_rate)
     return Order(fitting, "wav", lead / mix.sample_rate, one.gain_db)
 
 

@@ -4,14 +4,15 @@ import json
 from typing import Annotated
 
 from fastapi import UploadFile
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.api.placing import MOST_PLACED, Placed
 from service.api.schemas import Seconds, ShortText, faults_of
 from service.work.encoding import FittedFormat, Order
 from service.work.fitting import SPEEDS, TRANSPOSITIONS, Fitting
 
 DAY_S = 86_400.0
-MOST_PLACED, PLACED_BYTES = 32, 2**20
+PLACED_BYTES = 2**20
 
 
 class BadPlaced(Exception):
@@ -24,8 +25,8 @@ class BadPlaced(Exception):
         self.wrong = wrong
 
 
-class FittingIn(BaseModel):
-    """How a stem is to sound."""
+class AudioIn(BaseModel):
+    """Which audio of a stem is wanted; nothing given: its bytes as they were uploaded."""
 
     speed: float = Field(
         1.0, ge=SPEEDS[0], le=SPEEDS[1], allow_inf_nan=False, description="how many times faster it is played"
@@ -45,11 +46,6 @@ class FittingIn(BaseModel):
         description="the second of the stem, as recorded, where the first sample lies; negative: silence comes first",
     )
     loop: bool = Field(False, description="begin again where the stem ends")
-
-
-class AudioIn(FittingIn):
-    """Which audio of a stem is wanted; nothing given: its bytes as they were uploaded."""
-
     duration_s: Seconds | None = Field(
         None,
         ge=0.001,
@@ -65,14 +61,10 @@ class AudioIn(FittingIn):
         return Order(fitting, self.format)
 
 
-class PlacedIn(FittingIn):
-    """A stem in its place in a mix, with the names that a hit has for it; a hit's other fields may stand beside."""
+class PlacedIn(Placed):
+    """A stem in its place in a mix, as a hit has it: a hit's other fields may stand beside."""
 
-    stem_id: ShortText
-    gain_db: float = Field(0.0, ge=-60, le=24, allow_inf_nan=False, description="how much louder it is made")
-    at_s: Seconds = Field(
-        0.0, ge=0, le=DAY_S, allow_inf_nan=False, description="the second of the mix where it begins; silence before"
-    )
+    model_config = ConfigDict(extra="ignore")
 
 
 class ExportIn(BaseModel):

@@ -30,7 +30,7 @@ class Placed(BaseModel):
     speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False, description="how many times faster it is played")
     transpose: int = Field(0, ge=-12, le=12, description="semitones up")
     gain_db: float = Field(0.0, ge=-60, le=24, allow_inf_nan=False, description="how much louder it is mixed in")
-    at_s: Seconds = Field(0.0, ge=0, description="the second of the mix where it begins")
+    at_s: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False, description="the second of the mix where it begins")
     loop: bool | None = Field(None, description="whether it goes round; null: where its `kind` is loop")
 
     def loops(self, kind: str | None) -> bool:
