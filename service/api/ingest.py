@@ -257,7 +257,7 @@ class Ingest:
                 await self.fitted.forget(sha256)
 
     async def _check(
-        self, sha256: str, file: UploadFile, who: str, hand_over: bool, *, one_of_many: bool
+        self, sha256: str, file: UploadFile, who: str, hand_over: bool, *, one_of_many: bool = False
     ) -> Shown | AudioError:
         """What decoding a file shows; its waveform, if it is not long, goes ahead to the worker that will want it.
 

@@ -80,10 +80,13 @@ def test_a_flood_of_requests_does_not_keep_the_loop_from_another_address(tmp_pat
 
     async def request(door: Door, address: str) -> None:
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
-        await door(scope | {"client": (address, 1)}, nothing, nothing)
+        await door(scope | {"client": (address, 1)}, receive, send)
 
-    async def nothing(*_: object) -> Message:
+    async def receive() -> Message:
         return {}
+
+    async def send(message: Message) -> None:
+        raise NotImplementedError  # the application says nothing
 
     async def meet() -> None:
         door = Door(app, Settings(data=tmp_path))
