@@ -247,20 +247,29 @@ def analysis(
 @evaluate_app.command()
 def picture(
     answers: Annotated[
-        list[Path], typer.Argument(exists=True, dir_okay=False, help="What `retrieval --matched --json` gave.")
+        list[Path],
+        typer.Argument(
+            exists=True, dir_okay=False, help="What `retrieval --matched --json` gave, or `catalog --json`."
+        ),
     ],
     to: Annotated[Path, typer.Option("--out", dir_okay=False, help="The picture, such as matched.svg.")],
 ) -> None:
-    """Draw what `retrieval --matched` measured of several models, named for their files: candidates, delays and keys.
+    """Draw what was measured of several models or sets, named for their files.
+
+    Of `retrieval --matched` candidates, delays and keys; of `catalog` how sure a hit is said to be, and is.
 
     Example: phalar evaluate picture before.json now.json --out docs/matched.svg
     """
-    from model.evaluation.pictures import draw_matched
+    from model.evaluation.pictures import draw_matched, draw_sureness
 
     try:
-        draw_matched(_by_name(answers), to)
-    except KeyError as error:
-        fail(f"an answer has no {error}: measure it with --matched")
+        given = _by_name(answers)
+        draw = draw_sureness if all("rows" in answer for answer in given.values()) else draw_matched
+        draw(given, to)
+    except (KeyError, TypeError) as error:
+        fail(
+            f"an answer lacks what is drawn ({error}): measure it with --matched, or a model that tells how sure it is"
+        )
     except ModuleNotFoundError:
         fail("pictures need matplotlib: pip install 'phalar-retrieval[evaluation]'")
 

@@ -1,4 +1,4 @@
-"""What `phalar evaluate retrieval --matched` measured, drawn: several models beside each other."""
+"""What the evaluations measured, drawn: several models, or sets, beside each other."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ def draw_matched(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         KeyError: an answer without what `--matched` measures.
         ModuleNotFoundError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "phalar"  # the same figures give the same file
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = _figure(11, 3.6)
     among, late, keys = figure.subplots(1, 3)
     for at, (name, answer) in enumerate(answers.items()):
         style = STYLES[at % len(STYLES)]
@@ -47,7 +41,44 @@ def draw_matched(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     among.minorticks_off()
     late.set(xlabel="ms late", ylabel="mean score", title="The positive delayed")
     keys.set(xlabel="semitones", ylabel="share of pairs", ylim=(0.5, 1), title="Lower in another key")
-    for axes in (among, late, keys):
+    _save(figure, path)
+
+
+def draw_sureness(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw the share of stems that belong to their mix against the share that was said.
+
+    Args:
+        answers: the JSON of `phalar evaluate catalog`, by the name that its curve gets; of each, its row "beats".
+        path: as for `draw_matched`.
+
+    Raises:
+        KeyError, ModuleNotFoundError: as `draw_matched`.
+    """
+    figure = _figure(4.2, 3.8)
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), color="gray", linewidth=1)
+    for at, (name, answer) in enumerate(answers.items()):
+        measured = answer["rows"]["beats"]["sureness"]
+        points = [(each["said"], each["true"], each["weight"]) for each in measured["bins"]]
+        said, true, weight = zip(*points, strict=True)
+        axes.plot(said, true, STYLES[at][1:], color=f"C{at}", label=f"{name}: error {measured['error']:.3f}")
+        axes.scatter(said, true, [400 * share for share in weight], color=f"C{at}", alpha=0.5)
+    axes.set(xlabel="said", ylabel="true", xlim=(0, 1), ylim=(0, 1), title="Share of stems that belong to the mix")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "phalar"  # the same figures give the same file
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -41,6 +41,9 @@ ROWS: tuple[Row, ...] = get_args(Row)
 """What is asked: a mix cut anywhere with align=beats, search and grid; and with align=grid a mix cut where windows of
 the catalog start, for which alone that is meant."""
 
+ONE_PLACE: tuple[Row, ...] = ("grid", "grid_on_grid")
+"""Where a single place is tried, so that a score tells nothing of how sure a hit is."""
+
 _ALIGN: dict[Row, Align] = {"beats": "beats", "search": "search", "grid": "grid", "grid_on_grid": "grid"}
 
 Among = Literal["other_tracks", "not_in_mix", "all"]
@@ -190,6 +193,7 @@ async def _evaluate(
             for row in settings.rows:
                 answers[row].append(await _ask(installed, bank, held, rows, query, row, settings.seconds))
             report("queries asked", done, len(queries))
+        known = Sureness.of_notes(installed.notes)
         return CatalogResult(
             settings=settings,
             model=installed.model,
@@ -198,7 +202,7 @@ async def _evaluate(
             retimed=held is not bank,
             tracks_asked=len({query.track for query in queries}),
             rows={
-                row: figures(answers[row], pieces, settings.seed, Sureness.of_notes(installed.notes))
+                row: figures(answers[row], pieces, settings.seed, None if row in ONE_PLACE else known)
                 for row in settings.rows
             },
             learnt=_learnt(answers[settings.rows[0]]),

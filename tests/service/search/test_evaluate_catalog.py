@@ -368,9 +368,8 @@ def test_the_command_prints_one_json_object_and_leaves_a_users_data_alone(
 
     assert answer["rows"]["grid"]["sureness"] is None, "the model was not taught it"
 
-    shown = CliRunner().invoke(app, [*words, "--retimed", "--checkpoint", str(taught)])
-    assert "How sure, grid" in shown.stdout
-    assert "grid, cut on it" in shown.stdout
+    shown = CliRunner().invoke(app, [*words, "--retimed", "--checkpoint", str(taught), "--align", "beats"])
+    assert "How sure, beats" in shown.stdout
     assert "speed" in shown.stdout
     assert len(list((tmp_path / "banks" / "retimed").iterdir())) == 2, "a file a track, kept"
     assert "chance" in shown.stdout
