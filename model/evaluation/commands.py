@@ -267,9 +267,7 @@ def picture(
         draw = draw_sureness if all("rows" in answer for answer in given.values()) else draw_matched
         draw(given, to)
     except (KeyError, TypeError) as error:
-        fail(
-            f"an answer lacks what is drawn ({error}): measure it with --matched, or a model that tells how sure it is"
-        )
+        fail(f"an answer has no {error}: measure it with --matched, or with a model that tells how sure it is")
     except ModuleNotFoundError:
         fail("pictures need matplotlib: pip install 'phalar-retrieval[evaluation]'")
 

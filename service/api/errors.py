@@ -38,7 +38,7 @@ from service.api.placing import PlacedBeyondEnd
 from service.api.ranges import RangeNotSatisfiable
 from service.api.rates import TooManyRequests
 from service.api.reindex import NoIndexTypes, RecallTooLow
-from service.api.retrieval import MixTooLong, QueryTimeout
+from service.api.retrieval import QueryTimeout
 from service.api.schemas import PROBLEM_TYPE, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.fitted import NoRoom
@@ -89,7 +89,6 @@ TABLE: dict[type[Exception], ProblemType] = {
     QuotaExceeded: ProblemType(413, "quota-exceeded", "The quota is used up"),
     NoMix: ProblemType(422, "no-mix", "A query needs one mix"),
     MixNotFound: ProblemType(404, "mix-not-found", "No such mix"),
-    MixTooLong: ProblemType(422, "mix-too-long", "The mix is too long"),
     PlacedBeyondEnd: ProblemType(422, "placed-beyond-end", "Nothing is left there"),
     QueryTimeout: ProblemType(503, "query-timed-out", "The search took too long"),
     MixNotReady: ProblemType(409, "mix-not-ready", "A stem of the mix cannot be used"),

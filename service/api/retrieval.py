@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -28,9 +27,7 @@ from service.api.schemas import (
     WindowPair,
 )
 from service.metrics import Metrics, Stopwatch
-from service.search.band import CANDIDATES, MOST_HELD, Band
 from service.search.mix import HeardMix
-from service.search.placing import laid
 from service.search.remembered import Remembering
 from service.search.retrieval import Embedder, Finder, Found, Wish
 from service.search.sureness import Sureness
@@ -42,17 +39,6 @@ from service.work.turns import Turns
 
 SEARCHES = 3  # at most, for as many hits as were asked for while stems are deleted
 FEWEST_SEARCHES = 2  # that go on at a time
-
-
-class MixTooLong(Exception):
-    """A mix cannot be completed within the memory that queries have."""
-
-    public = "A mix that is to be completed may last {maximum_s:g} s; this one lasts {seconds:g} s."
-
-    def __init__(self, seconds: float, maximum_s: float) -> None:
-        super().__init__(f"a mix of {seconds:g} s is too long to be completed; it may last {maximum_s:g} s")
-        self.seconds = round(seconds, 3)
-        self.maximum_s = round(maximum_s, 1)
 
 
 class QueryTimeout(Exception):
@@ -101,8 +87,7 @@ class Retrieval:
             NoMix, MixNotFound: there is none, or there are several.
             StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
             PlacedBeyondEnd: a stem is placed where nothing is left.
-            MixTooLong: to be completed.
-            QueryTimeout: it waited and worked for longer than the settings allow.
+                QueryTimeout: it waited and worked for longer than the settings allow.
             IndexUnavailable, QueueError: not now.
         """
         watch = Stopwatch(self.metrics)
@@ -133,7 +118,7 @@ class Retrieval:
             mix = await self.mixes.lay(mix, query.placed, watch)
         search = _Search(query, mix, heard, query.as_wish(mix.rows), query.as_filter(mix.stem_ids), finder, watch)
         if query.complete:
-            return await self._complete(index, search, embedder)
+            return await self._complete(index, search)
         for _ in range(SEARCHES):
             found = await search.find(index)
             ranked = found.places | found.spare
@@ -145,45 +130,25 @@ class Retrieval:
         shown = [*places.items()][: query.limit]
         return self._told(search, found, [self._hit(*one, found, stems, rank) for rank, one in enumerate(shown, 1)])
 
-    async def _complete(self, index: Index, search: "_Search", embedder: Embedder) -> RetrieveOut:
-        """One stem of each instrument that is wanted, and what else would do."""
-        waveform, most = search.mix.waveform, self.settings.decoded_bytes // MOST_HELD
-        if waveform.nbytes > most:
-            raise MixTooLong(len(waveform) / SAMPLE_RATE, most / waveform.itemsize / SAMPLE_RATE)
-        found: dict[str, Found] = {}
-        stems: dict[int, Stem] = {}
+    async def _complete(self, index: Index, search: "_Search") -> RetrieveOut:
+        """The best stem of each instrument that is wanted, and what else would do: each by a search of its own, which
+        finds more than sets do that are scored together."""
+        hits, slots, exact = list[HitOut](), list[SlotOut](), True
         for name in search.query.complete:
-            found[name] = await search.find(index, instruments=(name,), limit=CANDIDATES)
-            index = found[name].index
-            stems |= await self._stems(found[name], found[name].places)
-
-        async def play(row: int, place: Place) -> Waveform:
-            sound, stem = np.zeros(len(waveform), np.float32), stems[row]
-            with suppress(ValueError):  # no window of it lies where something of it is left
-                at, fitting = laid(place, len(waveform), stem.duration_s, stem.kind == "loop")
-                part = await self.mixes.fitted(stem, fitting)
-                sound[at:] = part
-            return sound
-
-        with search.watch.stage("complete"):
-            band = Band(self.catalog, embedder, index, waveform, play, self.settings.query_timeout_s)
-            listed = {name: [one for one in some.scored if one.row in stems] for name, some in found.items()}
-            among = await band.complete(listed)
-        hits, slots = list[HitOut](), list[SlotOut]()
-        for name, some in among.items():
-            told = [self._hit(one.row, one.place, found[name], stems) for one in some]
+            found = await search.find(index, instruments=(name,), limit=search.query.limit + 1)
+            index, exact = found.index, exact and found.exact
+            stems = await self._stems(found, found.places)
+            told = [self._hit(row, place, found, stems) for row, place in found.places.items() if row in stems]
             hits += [hit.model_copy(update={"rank": len(hits) + 1}) for hit in told[:1]]
             slots.append(
                 SlotOut(
                     instrument=name,
                     rank=len(hits) if told else None,
-                    alternatives=told[1 : search.query.limit + 1],
+                    alternatives=told[1:],
                     note=None if told else "No stem that passes the filters is of this instrument.",
                 )
             )
-        score = float(np.mean([hit.score for hit in hits])) if hits else None
-        first = replace(next(iter(found.values())), exact=False)
-        return self._told(search, first, hits, BandOut(score=score, slots=slots))
+        return self._told(search, replace(found, exact=exact), hits, BandOut(slots=slots))
 
     async def _stems(self, found: Found, rows: Iterable[int]) -> dict[int, Stem]:
         """Those that are still there, of these hits and their copies."""

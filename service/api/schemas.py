@@ -23,7 +23,6 @@ from indexer import FactSource, Job, Kind, Stem, StemFilter, StemMetadata
 from model.audio import compatible_keys
 from model.audio.said import key_of_text
 from service.api.placing import MOST_PLACED, Placed
-from service.search.band import MOST_HELD
 from service.search.retrieval import Wish
 from service.text import LONGEST, BadText, said
 
@@ -167,8 +166,8 @@ class RetrieveIn(SearchIn):
     complete: list[ShortText] = Field(
         default_factory=list,
         max_length=6,
-        description="instruments, with commas between or repeated: the hits are then one stem of each that fit the mix "
-        "and each other, and `band` says more",
+        description="instruments, with commas between or repeated: the hits are then the best stem of each, and "
+        "`band` has others",
     )
     saved: ShortText | None = Field(
         None, description="the name of a saved search of yours; each field that is sent stands before what it says"
@@ -190,7 +189,7 @@ class RetrieveIn(SearchIn):
     @property
     def waveforms(self) -> int:
         """How many waveforms as long as the mix the answer needs at a time."""
-        return MOST_HELD if self.complete else 2 if self.placed else 1
+        return 2 if self.placed else 1
 
     def as_filter(self, mixed: Sequence[str] = ()) -> StemFilter:
         """The filters; a stem is never an answer to itself, nor one of the `mixed` ones, by their ids."""
@@ -399,16 +398,13 @@ class SlotOut(BaseModel):
 
     instrument: str
     rank: int | None = Field(description="of the hit that plays it; null: none does")
-    alternatives: list[HitOut] = Field(description="others that fit the mix and the rest of the set, best first")
+    alternatives: list[HitOut] = Field(description="others of this instrument, best first")
     note: str | None = Field(description="why there is none")
 
 
 class BandOut(BaseModel):
-    """A set of stems that fit a mix and each other; they are the hits."""
+    """One stem of each instrument that was asked for; they are the hits."""
 
-    score: float | None = Field(
-        description="mean of the hits' scores, each against the mix with all others of the set in it; null: no hits"
-    )
     slots: list[SlotOut]
 
 

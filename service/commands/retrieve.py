@@ -51,7 +51,7 @@ def retrieve(
         ),
     ] = None,
     complete: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="Instruments: one stem of each, that fit each other.")
+        str | None, typer.Option(metavar="NAME,NAME", help="Instruments: the best stem of each.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, max=100, help="Hits wanted; 10. With --complete, alternatives.")

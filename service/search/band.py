@@ -12,7 +12,6 @@ from service.search.retrieval import Embedder, Scored, only, timed
 CANDIDATES = 8  # stems of each instrument that are looked at: the best of its own search
 WIDTH = 3  # sets that are followed at a time
 ALONE = 0.5  # how much the score against the mix alone counts, beside that against the mix with the others in it
-MOST_HELD = 20  # waveforms as long as the mix, with six instruments
 
 Waveform = NDArray[np.float32]
 Play = Callable[[int, Place], Awaitable[Waveform]]

@@ -152,37 +152,8 @@ def test_a_set_has_a_stem_of_each_instrument_that_there_is(client: httpx.Client)
     assert [hit["stem"]["instrument"] for hit in drums["alternatives"] + bass["alternatives"]] == ["drums", "bass"]
     assert (none["rank"], none["alternatives"]) == (None, [])
     assert "of this instrument" in none["note"]
-    assert answer["band"]["score"] == pytest.approx(np.mean([hit["score"] for hit in answer["hits"]]))
-    assert not answer["exact"]
+    assert answer["exact"]
     assert again(client, mix_id=answer["mix_id"], align="grid")["band"] is None
-
-
-def test_stems_of_a_set_fit_each_other_where_one_alone_would_not(client: httpx.Client) -> None:
-    """The only bass drowns the mix, and one of the drums sounds like it."""
-    mix, bass = noise_bursts(400), noise_bursts(401)
-    rng = np.random.default_rng(0)
-    half = (mix + noise_bursts(402)) / 2
-    stems = {"like the mix": ("drums", half), "like the bass": ("drums", bass), "bass": ("bass", bass)}
-    added = [
-        add_stem(
-            client,
-            encode((audio + 1e-3 * rng.standard_normal(len(audio))).astype(np.float32)),
-            title=title,
-            instrument=instrument,
-            collection="set",
-        )
-        for title, (instrument, audio) in stems.items()
-    ]
-    wait_ready(client, *added)
-    form: dict[str, Any] = {"align": "grid", "collection": "set", "group_duplicates": False}
-    quiet = encode(mix / LOUD)
-    alone = retrieve(client, quiet, instrument="drums", **form)
-    assert alone["hits"][0]["stem"]["title"] == "like the mix"
-    together = retrieve(client, quiet, complete=["drums", "bass"], **form)
-    assert [hit["stem"]["title"] for hit in together["hits"]] == ["like the bass", "bass"]
-    assert together["band"]["slots"][0]["alternatives"][0]["stem"]["title"] == "like the mix"
-    for stem_id in added:
-        client.delete(f"/stems/{stem_id}")
 
 
 @pytest.mark.parametrize("named", ["", "drums,,bass", "drums,DRUMS", "a,b,c,d,e,f,g", "\x00", "x" * 300])
@@ -196,9 +167,3 @@ def test_one_mix_is_sent_and_one_way_to_name_instruments(client: httpx.Client) -
     problem_of(client.post("/retrieve", files=files, data={"mix_id": "a" * 32}), 422, "no-mix")
     both = {"complete": "drums", "instrument": "bass"}
     problem_of(client.post("/retrieve", files=files, data=both), 422, "invalid-request")
-
-
-def test_a_mix_too_long_to_be_completed_is_named(chosen: dict[str, Any]) -> None:
-    with serving(Settings(**chosen, decoded_bytes=2**20)) as url, client_with(url) as sender:
-        answer = sender.post("/retrieve", files={"file": ("mix.flac", AUDIO)}, data={"complete": "drums"})
-        assert problem_of(answer, 422, "mix-too-long")["seconds"] == 9.0
