@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model.audio import SAMPLE_RATE
 from model.audio.harmony import key_name
+from model.audio.windows import SAMPLE_RATE
 from model.demo.parts import write_bass, write_drums, write_keys, write_lead, write_pads
 from model.demo.plan import SHORTEST_NOTE_S, plan_track
 from model.demo.synthesis import KICK, VOICES, Note, Room, Waveform, play_drums, play_voice, tune_kit

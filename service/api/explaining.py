@@ -10,7 +10,7 @@ from model.audio import SAMPLE_RATE
 from service.api.keys import Caller
 from service.api.placing import PlacedBeyondEnd
 from service.api.retrieval import QueryTimeout, Retrieval
-from service.api.schemas import RetrieveIn
+from service.api.schemas import RetrieveIn, ShortText
 from service.metrics import Stopwatch
 from service.search.explaining import Explanation, explain
 from service.search.mix import HEARD_S, hear_mix
@@ -22,8 +22,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class ExplainIn(BaseModel):
     """A mix that is kept, a stem, and how it is played there: as a hit says."""
 
-    mix_id: str = Field(min_length=1, max_length=255)
-    stem_id: str = Field(min_length=1, max_length=255)
+    mix_id: ShortText
+    stem_id: ShortText
     start_s: Number = Field(0.0, ge=-86_400, le=86_400)
     speed: Number = Field(1.0, ge=0.5, le=2.0)
     transpose: int = Field(0, ge=-12, le=12)

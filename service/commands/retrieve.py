@@ -148,11 +148,11 @@ def retrieve(
     else:
         out.print(_heard(answer["mix"]))
         out.print(_table(answer))
-        for slot in (answer["band"] or {"slots": ()})["slots"]:
+        for slot in (answer.get("band") or {"slots": ()})["slots"]:
             others = [f"{cell(hit['stem']['title'])} ({hit['score']:.3f})" for hit in slot["alternatives"]]
             said = cell(slot["note"]) if slot["note"] else f"or {', '.join(others) or 'none'}"
             out.print(f"{cell(slot['instrument'])}: {said}")
-        if answer["mix_id"]:
+        if answer.get("mix_id"):
             out.print(f"the same mix again: --mix-id {answer['mix_id']}")
 
 

@@ -7,6 +7,7 @@ const LONGEST_S = 30; // of a longer mix this much goes round
 const BAR = 4; // beats, as most music has them
 const ON_A_BEAT = 0.03; // of one: a file may end so early
 const FADE = 0.005 * RATE; // into the end, so that the way round does not click; the first beat stays as it is
+const LEAST_S = 0.001; // of a stem: less is not asked for, it may round to nothing
 const UNDER_LU = 3; // a stem is so much softer than the mix it joins
 const ALONE_LUFS = -18; // a stem whose mix cannot be played
 const CEILING = 2; // the greatest sample of mix and stem together; the player halves it
@@ -44,7 +45,7 @@ export function renderingOf(hit, { fromS, lengthS }, more = {}) {
   const loop = stem.kind === "loop";
   const startS = startOf(hit) + fromS * speed;
   const start_s = loop ? startS % stem.duration_s : startS;
-  if (start_s >= stem.duration_s) return null;
+  if (start_s >= stem.duration_s - LEAST_S) return null;
   const query = new URLSearchParams({ speed, transpose, start_s, duration_s: lengthS, format: "wav", loop, ...more });
   return `stems/${encodeURIComponent(stem.id)}/audio?${query}`;
 }

@@ -66,7 +66,7 @@ def samples_of(answer: httpx.Response) -> tuple[np.ndarray, int]:
 def test_without_parameters_the_audio_is_as_uploaded(client: httpx.Client, audio: str) -> None:
     answer = client.get(audio)
     assert answer.content == AUDIO
-    assert "content-disposition" not in answer.headers
+    assert answer.headers["content-disposition"].startswith("inline; filename=")
 
 
 def test_fitted_audio_is_the_full_quality_file_fitted(client: httpx.Client, audio: str) -> None:

@@ -112,7 +112,7 @@ def test_head_is_get_without_a_body(url: str, stem_id: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "allowed"), [
-    ("/stems", "GET, HEAD, OPTIONS, POST"),
+    ("/stems", "GET, HEAD, OPTIONS, PATCH, POST"),
     ("/stems/x", "DELETE, GET, HEAD, OPTIONS, PATCH"),
     ("/stems/x/audio", "GET, HEAD, OPTIONS"),
     ("/retrieve", "OPTIONS, POST"),
