@@ -139,6 +139,8 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
             seconds %= hit["stem"]["duration_s"]
         expected = np.interp(seconds, np.arange(len(own) // 48) / 1000, attacks(own), left=0, right=0)
         length = round(loop["lengthS"] * RATE)
+        if seconds[0] > hit["stem"]["duration_s"] - 0.1:  # it ends where the mix begins
+            continue
         assert abs(late_s(attacks(stem[:length]), expected)) <= LATEST_S, hit["stem"]["title"]
         np.testing.assert_allclose(stem[length + RATE // 10 : length + RATE], stem[RATE // 10 : RATE], atol=1e-4)
         assert gain > 0

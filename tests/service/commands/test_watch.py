@@ -158,7 +158,12 @@ def test_many_files_dropped_at_once_are_followed(
 def test_the_command_watches_until_it_is_interrupted(installation: Installation, folder: Path) -> None:
     asked = ["ingest", str(folder), "--watch", "--collection", "watched", "--url", installation.url]
     command = subprocess.Popen(
-        [sys.executable, "-m", "service.commands", *asked], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [sys.executable, "-m", "service.commands", *asked],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell's background job is born ignoring it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert command.stderr is not None
     try:
