@@ -74,7 +74,8 @@ class Watched:
         """Follow what happens there until `stop` is set, or Ctrl-C."""
         from watchfiles import watch
 
-        busy = self.look()
+        self.look()
+        busy = True  # what came before the folders were watched is seen at the first yield, when they are
         changes = watch(
             *self._paths,
             watch_filter=None,
