@@ -1,4 +1,6 @@
-"""A set of stems, one for each instrument, that fit a mix and each other."""
+"""A set of stems, one for each instrument, that fit a mix and each other: measured by `phalar evaluate band`, and not
+served, because it finds less than a search for each. See docs/decisions/sets-of-stems.md.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
