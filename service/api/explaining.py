@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from model.audio import SAMPLE_RATE
 from service.api.keys import Caller
 from service.api.placing import PlacedBeyondEnd
-from service.api.retrieval import QueryTimeout, Retrieval
+from service.api.retrieval import Retrieval
 from service.api.schemas import RetrieveIn, ShortText
 from service.metrics import Stopwatch
 from service.search.explaining import Explanation, explain
@@ -95,32 +95,26 @@ async def explained(retrieval: Retrieval, asked: ExplainIn, caller: Caller) -> E
         PlacedBeyondEnd: nothing of the stem sounds there.
         QueryTimeout, IndexUnavailable, QueueError: not now.
     """
-    seconds = retrieval.settings.query_timeout_s
-    try:
-        async with asyncio.timeout(seconds) as deadline, retrieval.turns.turn(caller.who):
-            watch = Stopwatch(retrieval.metrics)
-            mix = await retrieval.mixes.of(RetrieveIn(mix_id=asked.mix_id), caller.owner, watch)
-            waveform = mix.waveform[: HEARD_S * SAMPLE_RATE]
-            stem = await retrieval.catalog.stem(asked.stem_id)
-            try:
-                at, fitting = laid(asked, len(waveform), stem.duration_s, stem.kind == "loop")
-            except ValueError:
-                raise PlacedBeyondEnd(stem.id) from None
-            sound = np.zeros_like(waveform)
-            sound[at:] = await retrieval.mixes.fitted(stem, fitting)
-            heard = await asyncio.to_thread(hear_mix, waveform, asked.tempo_bpm)
-            index = await retrieval.live.current()
-            why = await explain(
-                index.fold,
-                index.fingerprint,
-                retrieval.embedder(caller.who),
-                waveform,
-                sound,
-                heard.grids[0] if heard.grids else None,
-                seconds,
-            )
-            return ExplainOut.of(why)
-    except TimeoutError:
-        if deadline.expired():
-            raise QueryTimeout(seconds) from None
-        raise
+    async with retrieval.turn(caller):
+        watch = Stopwatch(retrieval.metrics)
+        mix = await retrieval.mixes.of(RetrieveIn(mix_id=asked.mix_id), caller.owner, watch)
+        waveform = mix.waveform[: HEARD_S * SAMPLE_RATE]
+        stem = await retrieval.catalog.stem(asked.stem_id)
+        try:
+            at, fitting = laid(asked, len(waveform), stem.duration_s, stem.kind == "loop")
+        except ValueError:
+            raise PlacedBeyondEnd(stem.id) from None
+        sound = np.zeros_like(waveform)
+        sound[at:] = await retrieval.mixes.fitted(stem, fitting)
+        heard = await asyncio.to_thread(hear_mix, waveform, asked.tempo_bpm)
+        index = await retrieval.live.current()
+        why = await explain(
+            index.fold,
+            index.fingerprint,
+            retrieval.embedder(caller.who),
+            waveform,
+            sound,
+            heard.grids[0] if heard.grids else None,
+            retrieval.settings.query_timeout_s,
+        )
+        return ExplainOut.of(why)

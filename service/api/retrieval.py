@@ -1,7 +1,8 @@
 """POST /retrieve: the mix comes in, is searched with, and hits go out."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -90,10 +91,15 @@ class Retrieval:
                 QueryTimeout: it waited and worked for longer than the settings allow.
             IndexUnavailable, QueueError: not now.
         """
-        watch = Stopwatch(self.metrics)
+        async with self.turn(caller):
+            return await self._answer(query, caller, Stopwatch(self.metrics))
+
+    @asynccontextmanager
+    async def turn(self, caller: Caller) -> AsyncIterator[None]:
+        """A caller's turn, and the time that a query may take, waiting included. Raises QueryTimeout, QueueFull."""
         try:
             async with asyncio.timeout(self.settings.query_timeout_s) as deadline, self.turns.turn(caller.who):
-                return await self._answer(query, caller, watch)
+                yield
         except TimeoutError:
             if deadline.expired():
                 raise QueryTimeout(self.settings.query_timeout_s) from None
