@@ -33,7 +33,7 @@ CLIENTS = (1, 8, 32)
 SECONDS = 8.0
 TRACK_S = 40.0
 TURNS = 2
-ASKED = (("grid", SECONDS), ("grid", 30.0), ("search", SECONDS))
+ASKED = (("beats", SECONDS), ("search", SECONDS), ("grid", SECONDS), ("grid", 30.0))
 CLAIM_AFTER_S = 6  # a worker reports three times in this time
 SETTINGS = {"PHALAR_CLAIM_AFTER_S": str(CLAIM_AFTER_S)}
 
