@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from model.audio import Waveform
 from model.audio.grid import Grid, folded
 from model.audio.harmony import key_name, tonic_of
+from model.audio.hearing import hear_key
 from model.evaluation.retrieval import draw_rng
 from model.evaluation.stretch import played
 from model.training.stems import BankedTrack, StemBank
@@ -35,7 +36,7 @@ class RetimedBank:
 
     def __init__(self, bank: StemBank, cache: Path, seed: int = 0) -> None:
         """`cache`: a folder where stretched stems are kept, by what they were made of."""
-        self._bank = bank
+        self.recorded = bank
         self._cache = cache
         drawn = [_draw(seed, track.name) for track in bank.tracks]
         self.speed = tuple(speed for speed, _ in drawn)
@@ -53,13 +54,13 @@ class RetimedBank:
     def audible(self, track: int, start: int, length: int) -> NDArray[np.bool_]:
         """Which stems of a track sound in a window, (stems,); to the nearest tenth of a second."""
         speed = self.speed[track]
-        return self._bank.audible(track, round(start * speed), round(length * speed))
+        return self.recorded.audible(track, round(start * speed), round(length * speed))
 
     def _rows(self, track: int) -> NDArray[np.int16]:
         """A track's stems as a bank keeps them, 16-bit (stems, samples), mapped."""
         if track in self._opened:
             return self._opened[track]
-        recorded, semitones = self._bank.waveforms(track), self._semitones(track)
+        recorded, semitones = self.recorded.waveforms(track), self._semitones(track)
         samples = self.tracks[track].samples
         made_of = f"{_FORMAT} {samples} {semitones} ".encode() + recorded.tobytes()
         path = self._cache / f"{hashlib.sha256(made_of).hexdigest()[:24]}.npy"
@@ -80,6 +81,21 @@ class RetimedBank:
     def _semitones(self, track: int) -> list[int]:
         """By stem: how far it is transposed."""
         return [self.transpose[track] if pitched else 0 for pitched in self.tracks[track].pitched]
+
+
+def key_of(bank: StemBank | RetimedBank, track: int) -> str | None:
+    """The key of a track: said, else heard in all of its stems that play notes; None: they tell none.
+
+    Of a track at another tempo it is that of the recording, moved as the stems are.
+    """
+    if isinstance(bank, RetimedBank):
+        recorded = key_of(bank.recorded, track)
+        return recorded and _higher(recorded, bank.transpose[track])
+    banked = bank.tracks[track]
+    if banked.key is not None or not any(banked.pitched):
+        return banked.key
+    heard = hear_key(bank.waveforms(track)[np.array(banked.pitched)].sum(axis=0))
+    return heard and heard[0]
 
 
 def _draw(seed: int, name: str) -> tuple[float, int]:

@@ -36,12 +36,19 @@ class Asked(StrEnum):
     """How the mixes are aligned."""
 
     beats = "beats"
+    told = "told"
     search = "search"
     grid = "grid"
     every = "all"
 
 
-ROW_NAMES = {"beats": "beats", "search": "search", "grid": "grid", "grid_on_grid": "grid, cut on it"}
+ROW_NAMES = {
+    "beats": "beats",
+    "told": "beats, told",
+    "search": "search",
+    "grid": "grid",
+    "grid_on_grid": "grid, cut on it",
+}
 AMONG_NAMES = {
     "other_tracks": "Rank of the missing stem among the stems of all other tracks",
     "not_in_mix": "The same among all stems that are not in the mix",
@@ -66,7 +73,8 @@ def catalog(
     align: Annotated[
         Asked,
         typer.Option(
-            help="beats: in beat time; search: as recorded, from anywhere; grid: where windows start; or all."
+            help="beats: in beat time; told: so, with tempo and key said; search: as recorded, from anywhere; "
+            "grid: where windows start; or all."
         ),
     ] = Asked.every,
     submix: Annotated[bool, typer.Option(help="Mix a random part of the other stems, not all.")] = False,

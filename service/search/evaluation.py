@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model.audio import MIN_SECONDS, SAMPLE_RATE
 from model.checkpoints import Heard, heard_of, piece_of
-from model.evaluation.retimed import RetimedBank
+from model.evaluation.retimed import RetimedBank, key_of
 from model.evaluation.retrieval import mean_with_interval
 from model.training.stems import StemBank
 from model.training.tracks import split_of
@@ -36,15 +36,16 @@ Drawn = TypeVar("Drawn")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
 
-Row = Literal["beats", "search", "grid", "grid_on_grid"]
+Row = Literal["beats", "told", "search", "grid", "grid_on_grid"]
 ROWS: tuple[Row, ...] = get_args(Row)
-"""What is asked: a mix cut anywhere with align=beats, search and grid; and with align=grid a mix cut where windows of
-the catalog start, for which alone that is meant."""
+"""What is asked: a mix cut anywhere with align=beats, the same with its tempo and its key said as those of the stems
+are, with align=search and grid; and with align=grid a mix cut where windows of the catalog start, for which alone that
+is meant."""
 
 ONE_PLACE: tuple[Row, ...] = ("grid", "grid_on_grid")
 """Where a single place is tried, so that a score tells nothing of how sure a hit is."""
 
-_ALIGN: dict[Row, Align] = {"beats": "beats", "search": "search", "grid": "grid", "grid_on_grid": "grid"}
+_HOW: dict[Row, Align] = {"beats": "beats", "told": "beats", "search": "search", "grid": "grid", "grid_on_grid": "grid"}
 
 Among = Literal["other_tracks", "not_in_mix", "all"]
 AMONG: tuple[Among, ...] = get_args(Among)
@@ -306,7 +307,10 @@ async def _ask(
         "not_in_mix": {own[stem] for stem in query.mixed},
         "all": set(),
     }
-    wish = Wish(limit=FOUND_WITHIN + len(of_piece), align=_ALIGN[row])
+    wish = Wish(limit=FOUND_WITHIN + len(of_piece), align=_HOW[row])
+    if row == "told":
+        grid, key = bank.tracks[query.track].grid, await asyncio.to_thread(key_of, bank, query.track)
+        wish = replace(wish, tempo_bpm=grid.tempo_bpm if grid else None, key=key)
     places, took_ms = await installed.find(mix, wish)
     ranks = {among: rank_among(list(places), missing, left_out[among], installed.stems) for among in AMONG}
     place = None

@@ -27,7 +27,8 @@ from indexer import (
 from model.audio import SAMPLE_RATE, Windows
 from model.audio.analysis import analyse
 from model.audio.hearing import Hearing
-from model.evaluation.retimed import RetimedBank
+from model.audio.said import Said
+from model.evaluation.retimed import RetimedBank, key_of
 from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
 from service.search.band import Band, Play
@@ -117,16 +118,18 @@ class SearchedCatalog:
     async def add(
         self, bank: StemBank | RetimedBank, track: int, instruments: Sequence[str] | None = None
     ) -> tuple[int, ...]:
-        """Put a track's stems in, each of its instrument, embedded as a worker embeds them; the row of each, one for
-        the same audio."""
+        """Put a track's stems in, each of its instrument and in the track's key, embedded as a worker embeds them; the
+        row of each, one for the same audio."""
         banked, waveforms = bank.tracks[track], bank.waveforms(track)
+        key = await asyncio.to_thread(key_of, bank, track)
+        said = None if key is None else Said(key=key, sources={"key": "said"})
         played: Sequence[str | None] = instruments or [None] * len(waveforms)
         facts = ClipFacts("wav", banked.samples / SAMPLE_RATE, SAMPLE_RATE, channels=1)
         uploads = [
             Upload(
                 hashlib.sha256(waveform.tobytes()).hexdigest(),
                 name,
-                StemMetadata(track=banked.name, instrument=instrument),
+                StemMetadata(track=banked.name, instrument=instrument, key=key),
                 facts,
             )
             for name, waveform, instrument in zip(banked.stems, waveforms, played, strict=True)
@@ -141,7 +144,7 @@ class SearchedCatalog:
             self._ids[stem.row] = stem.id
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
-                analysis = await asyncio.to_thread(analyse, waveform, None, together)
+                analysis = await asyncio.to_thread(analyse, waveform, said, together)
                 laid = lay(waveform, analysis, self._settings)
                 audible, embedding = await self.embedder.stem(self._fingerprint, laid.waveform, laid.parts)
                 starts_s = np.concatenate([part.starts for part in laid.parts])[audible] / SAMPLE_RATE

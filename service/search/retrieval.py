@@ -23,6 +23,7 @@ from indexer import (
 )
 from model.audio import SAMPLE_RATE, SilentClip, Windows
 from model.audio.grid import LOWEST_BPM, Grid
+from model.audio.harmony import tonic_of
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
 from service.search.mix import Align, HeardMix, Plan, hear_mix, plan_beats, plan_windows
@@ -73,13 +74,29 @@ class Wish:
 class Asked:
     """A mix as the stems of one time base are asked about it: with a grid those in beat time, else those in clock time.
 
-    `queries` hold its windows in each of these `keys`, semitones that stems are to be moved up.
+    `queries` hold its windows in each of these `keys`, semitones that stems are to be moved up. `tonic`: of the mix's
+    key where somebody said it, see `harmony.tonic_of`.
     """
 
     plan: Plan
     keys: tuple[int, ...]
     queries: dict[int, QueryWindows]  # by key
     allowed: NDArray[np.int64] | None
+    tonic: int | None = None
+
+    def may_move(self, music: StemMusic, key: int) -> bool:
+        """Whether a stem may be played so many semitones higher.
+
+        What plays no notes stays. Where the mix's key and the stem's were both said, not heard, it moves into that key
+        or its relative, or, where these are too far, not at all.
+        """
+        if not music.pitched:
+            return key == 0
+        tonic = None if music.sources.get("key", "heard") == "heard" else tonic_of(music.key or "")
+        if self.tonic is None or tonic is None:
+            return True
+        right = (self.tonic - tonic + 6) % 12 - 6
+        return key == (right if right in self.keys else 0)
 
     def cost(self, music: StemMusic, key: int) -> float | None:
         """Of playing a stem at the mix's tempo and in a key; None where either has no beats."""
@@ -177,6 +194,8 @@ class Finder:
         plans = await self._plans(waveform, wanted, wish, heard)
         with watch.stage("embed"):
             index, asked = await self._embed_mix(index, waveform, plans)
+        if heard.sources.get("key") == "said":
+            asked = [replace(each, tonic=tonic_of(heard.key or "")) for each in asked]
         looked_at = wish.limit
         while True:
             best, searched = await self._ranked(index, asked, replace(wish, limit=looked_at), watch)
@@ -335,7 +354,7 @@ def _best(
     in_beats = {row: timed(stem, in_beats=True) for row, stem in stems.items() if row in music}
     best: dict[int, Scored] = {}
     for key in sorted(asked.keys, key=abs):
-        some = {row: stem for row, stem in in_beats.items() if key == 0 or music[row].pitched}
+        some = {row: stem for row, stem in in_beats.items() if asked.may_move(music[row], key)}
         found = best_places(index.fold, asked.queries[key], some)
         for row, score in found.scores.items():
             score -= _cost(_speed(grid, music[row]), key)
