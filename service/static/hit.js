@@ -1,6 +1,6 @@
 // One hit on the page: what it is, where and how it is played, and what can be done with it.
 
-import { address, key, request } from "./api.js";
+import { address, getJson, key, request } from "./api.js";
 import { make } from "./elements.js";
 import { renderingOf, secondOf } from "./fitted.js";
 import * as format from "./format.js";
@@ -61,6 +61,7 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
         make(
           "span",
           { className: "actions" },
+          favourite(stem),
           control(`Keep ${title} with the mix`, "Keep", on.keep),
           solo,
           control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit, ".wav"))),
@@ -79,6 +80,25 @@ function sureOf({ sureness }) {
   if (sureness === null) return null;
   const title = `Of stems that score so, ${Math.round(100 * sureness)} of 100 belong to the mix`;
   return make("span", { className: sureness < 0.5 ? "sure doubtful" : "sure", title }, sureness < 0.5 ? "no better than chance" : `${Math.round(100 * sureness)} % sure`);
+}
+
+/** A star for the stem, in the catalog. */
+function favourite(stem) {
+  const star = make("button", { type: "button", className: "link star", "aria-label": `${stem.title} is a favourite`, "aria-pressed": String(stem.favourite), onclick: turn }, "★");
+  async function turn() {
+    star.disabled = true;
+    try {
+      const body = JSON.stringify({ favourite: !stem.favourite });
+      const changed = await getJson(`stems/${encodeURIComponent(stem.id)}`, { method: "PATCH", body, headers: { "Content-Type": "application/json" } });
+      stem.favourite = changed.favourite;
+      star.setAttribute("aria-pressed", String(stem.favourite));
+    } catch (problem) {
+      star.title = problem.message;
+    } finally {
+      star.disabled = false;
+    }
+  }
+  return star;
 }
 
 /** A choice among stems that may fill the same place of a band. */

@@ -15,6 +15,9 @@ export function filterFields(form) {
     const value = form.querySelector(`#${id}`).value.trim();
     if (value) fields.push([name, value]);
   }
+  const words = form.elements.q.value.trim();
+  if (words) fields.push(["q", words]);
+  if (form.elements.favourite.checked) fields.push(["favourite", "true"]);
   const given = new Set(fields.map(([name]) => name));
   if (given.has("key") && form.elements.key_match?.checked) fields.push(["key_match", "compatible"]);
   if ((given.has("tempo_min") || given.has("tempo_max")) && form.elements.tempo_octaves.checked) fields.push(["tempo_octaves", "true"]);
