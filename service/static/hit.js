@@ -84,20 +84,25 @@ function sureOf({ sureness }) {
 
 /** A star for the stem, in the catalog. */
 function favourite(stem) {
-  const star = make("button", { type: "button", className: "link star", "aria-label": `${stem.title} is a favourite`, "aria-pressed": String(stem.favourite), onclick: turn }, "★");
+  const star = make("button", { type: "button", className: "link star", "aria-label": `${stem.title} is a favourite`, onclick: turn });
+  const show = () => {
+    star.textContent = stem.favourite ? "★" : "☆";
+    star.setAttribute("aria-pressed", String(stem.favourite));
+  };
   async function turn() {
     star.disabled = true;
     try {
       const body = JSON.stringify({ favourite: !stem.favourite });
       const changed = await getJson(`stems/${encodeURIComponent(stem.id)}`, { method: "PATCH", body, headers: { "Content-Type": "application/json" } });
       stem.favourite = changed.favourite;
-      star.setAttribute("aria-pressed", String(stem.favourite));
+      show();
     } catch (problem) {
       star.title = problem.message;
     } finally {
       star.disabled = false;
     }
   }
+  show();
   return star;
 }
 
