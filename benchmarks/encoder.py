@@ -55,6 +55,20 @@ def whole_encoder(phalar: Phalar, repeats: int) -> str:
     return markdown_table(["batch", "plain, ms a clip", "embed, ms a clip", "ratio", "largest difference"], rows)
 
 
+def played_otherwise(phalar: Phalar, repeats: int) -> str:
+    """`embed` of eight clips at another tempo and in another key, beside the same as recorded."""
+    clips, rows = noise(8, WINDOW, phalar.device), []
+    for speed, transpose in ((1.0, 2), (1.05, -2)):
+        taken = interleaved_ms(
+            lambda: phalar.embed(clips),
+            lambda speed=speed, transpose=transpose: phalar.embed(clips, speed, transpose),
+            repeats=repeats,
+        )
+        ratio = np.median(taken[:, 1] / taken[:, 0])
+        rows.append([f"{speed:g}", f"{transpose:+d}", f"{np.median(taken[:, 1]) / 8:.1f}", f"{ratio:.2f}"])
+    return markdown_table(["speed", "semitones", "embed, ms a clip", "times as recorded"], rows)
+
+
 def axial_paths(phalar: Phalar, repeats: int) -> str:
     """The axial CNN alone, one clip and eight: layers, matrix products, each build of the kernel."""
     backbone, rows = phalar.backbone, []
@@ -150,7 +164,10 @@ def main() -> None:
         if device.type == "cuda":
             text += f"{torch.cuda.get_device_name(device)}\n\n" + ways_on_a_card(phalar, arguments.repeats)
         else:
-            parts = [measure(phalar, arguments.repeats) for measure in (whole_encoder, axial_paths, aligned_query)]
+            parts = [
+                measure(phalar, arguments.repeats)
+                for measure in (whole_encoder, played_otherwise, axial_paths, aligned_query)
+            ]
             text += "\n".join(parts)
     publish(text, arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card")
 
