@@ -16,6 +16,7 @@ DOORS = {
         "model.audio",
         "model.audio.analysis",
         "model.audio.grid",
+        "model.audio.harmony",
         "model.audio.hearing",
         "model.audio.said",
         "model.axial_kernel",
