@@ -98,11 +98,11 @@ class Caller:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def work(self, ending: asyncio.Event) -> None:
+    async def work(self, ending: asyncio.Event, shares: Mapping[str, int] = SHARES) -> None:
         """One request after the other until the end; what changes something is asked until it is answered."""
         self._ending = ending
         while not ending.is_set():
-            (kind,) = self._rng.choices([*SHARES], weights=[*SHARES.values()])
+            (kind,) = self._rng.choices([*shares], weights=[*shares.values()])
             with suppress(GivenUp):
                 await getattr(self, f"_{kind}")()
 

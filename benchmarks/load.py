@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ import httpx
 import numpy as np
 
 from benchmarks.bare import mixes
-from benchmarks.callers import CLIP_S, KNOWN, SENT, SHARES, TAGS, Books, Caller, Music
+from benchmarks.callers import CLIP_S, HITS, KNOWN, SENT, SHARES, TAGS, Books, Caller, Music
 from benchmarks.page import page_parser, publish
 from model.audio import load_clip
 from model.evaluation.results import markdown_table
@@ -44,11 +44,11 @@ from tests.installation import encode
 APIS, WORKERS = 2, 4
 STEPS = (4, 16)  # clients that are timed before as many as asked
 MIXES, TRACKS, TRACK_S = 8, 6, 20.0
-MOST_UPLOADS = 200  # that may wait: few, so that the limit is met
-MOST_QUERIES = 64
+MOST_UPLOADS, MOST_QUERIES = 40, 16  # that may wait: few, so that the limits are met
+FULL = {"upload": "429 queue-full", "search": "503 queue-full"}  # what is answered then
 START_S, SETTLE_S, LAST_S = 180.0, 600.0, 240.0
 WATCH_S = 3.0
-YOUNG_S = 20.0  # after its start a process still loads what it needs
+YOUNG_S = 45.0  # after its start a process still loads what it needs, and each of its threads takes its memory
 GROWTH = 1.15  # of memory between the first and the last third that is still flat
 KINDS = tuple(SHARES)
 
@@ -121,11 +121,14 @@ class Load:
             await self.fill(operator)
         watching = asyncio.create_task(self.watch(self.caller(1), timed))
         try:
-            for clients in [*(n for n in STEPS if n < self.arguments.clients), self.arguments.clients]:
-                await self.step(f"{clients}", clients, self.arguments.step_seconds)
+            most, seconds = self.arguments.clients, self.arguments.step_seconds
+            for clients in [*(n for n in STEPS if n < most), most]:
+                await self.step(f"{clients}", clients, seconds)
+            for kind in FULL:
+                await self.step(f"{most}, {kind} alone", most, seconds, shares={kind: 1})
             timed.set()
-            named = f"{self.arguments.clients}, with kills and a reindex"
-            await self.step(named, self.arguments.clients, 60 * self.arguments.minutes, self.faults(operator))
+            named = f"{most}, with kills and a reindex"
+            await self.step(named, most, 60 * self.arguments.minutes, self.faults(operator))
             timed.clear()
             async with asyncio.timeout(SETTLE_S):
                 await self.settle(operator)
@@ -147,16 +150,23 @@ class Load:
             self.books.known_audio[answer.json()["items"][0]["stem_id"]] = audio
         await self.settle(operator)
         for mix in range(len(self.music.mixes)):
-            self.books.known[mix] = await operator.search(mix, collection=KNOWN, limit=10)
+            self.books.known[mix] = await operator.search(mix, collection=KNOWN, limit=HITS)
             await operator.check_known(mix)
         self.books.seconds.clear()
 
-    async def step(self, name: str, clients: int, seconds: float, beside: Awaitable[None] | None = None) -> None:
+    async def step(
+        self,
+        name: str,
+        clients: int,
+        seconds: float,
+        beside: Awaitable[None] | None = None,
+        shares: Mapping[str, int] = SHARES,
+    ) -> None:
         """So many clients for so long, and something that happens meanwhile."""
         books, ending, began = self.books, asyncio.Event(), time.monotonic()
         books.seconds, books.again = defaultdict(list), Counter()
         callers = [self.caller(2 + number) for number in range(clients)]
-        work = [asyncio.create_task(caller.work(ending)) for caller in callers]
+        work = [asyncio.create_task(caller.work(ending, shares)) for caller in callers]
         meanwhile = asyncio.ensure_future(beside) if beside is not None else None
         await asyncio.wait(work, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         took = time.monotonic() - began
@@ -264,6 +274,10 @@ class Load:
         deepest = self.watched.deepest
         memory = {kind: self.watched.thirds(kind) for kind in self.watched.memory}
         held = {name: self.figures[name] == 0 for name in none}
+        again = sum((step.again for step in self.steps), Counter[str]())
+        for kind, refusal in FULL.items():
+            times = again[f"{kind}: {refusal}"]
+            held[f"where too many wait, {kind} is answered {refusal} with Retry-After: {times} times"] = times > 0
         most = MOST_UPLOADS + self.arguments.clients  # each may have been let in beside the others
         held[f"stems that waited, at most {deepest['stems']}, stay within {most}"] = deepest["stems"] <= most
         queries = deepest["queries"]
@@ -279,7 +293,8 @@ class Load:
             f"Measured {datetime.now(UTC):%Y-%m-%d} on {len(os.sched_getaffinity(0))} cores: {APIS} API processes, "
             f"{WORKERS} workers, {arguments.clients} clients for {arguments.minutes:g} minutes; "
             f"{killed['worker']} workers and {killed['api']} API processes killed, {len(self.reindexes)} reindex; "
-            f"at most {MOST_UPLOADS} stems may wait. {arguments.step_seconds:g} s for each other row.\n"
+            f"{MOST_UPLOADS} stems may wait, and {MOST_QUERIES} searches of each API; "
+            f"{arguments.step_seconds:g} s for each other row.\n"
         )
         columns = ["clients", "answers a second", *(f"{kind}, s: p50 / p95 / p99" for kind in KINDS), "asked again"]
         tables = [markdown_table(columns, [step.row() for step in self.steps])]
@@ -354,6 +369,7 @@ def main() -> int:
         "--keep", type=Path, help="a folder for the service's files and log; default: removed at the end"
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the supervisor listens for it
     with tempfile.TemporaryDirectory(prefix="phalar-load-") as scratch:
         folder = (arguments.keep or Path(scratch) / "service").resolve()
         folder.mkdir(parents=True)
