@@ -25,7 +25,7 @@ def machine() -> str:
     """What the figures were measured on: a table."""
     rows = [
         ["date", f"{datetime.now(UTC):%Y-%m-%d}"],
-        ["processor", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"],
+        ["processor", f"{processor()}, {len(os.sched_getaffinity(0))} cores"],
         ["memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"],
         ["system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"],
         ["load when it began", f"{os.getloadavg()[0]:.1f}"],
@@ -38,7 +38,7 @@ def machine() -> str:
     return markdown_table(["machine", ""], rows)
 
 
-def _processor() -> str:
+def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

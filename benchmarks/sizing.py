@@ -1,233 +1,313 @@
-"""What a stem takes: bytes in SQL, audio store and index, and seconds of a worker; and what many stems would take.
+"""What a stem takes on this machine: bytes in SQL, audio store and index, and seconds of its cores; for `phalar size`.
 
-    python -m benchmarks.sizing [--page deploy/sizing.md] [--tracks 12] [--seconds 20]
+    python -m benchmarks.sizing --write service/local/measured.json --page deploy/sizing.md
+    python -m benchmarks.sizing --check --windows 6000 --page deploy/sizing.md
 
-The demo catalog is ingested into an installation of its own and reindexed; then its files are measured. The search is
-timed over random keys, since a flat search reads every key whatever it holds. Times are of the processor, not of the
-clock, so that what else the machine does changes them little. Larger catalogs are extrapolated: everything grows with
-the windows.
+Short and long tracks of the demo's composer are ingested into an installation of its own, a worker on each core: what
+differs between them is what a second of audio takes, and the rest what a stem takes. Then it is searched and reindexed,
+small and filled with the same embeddings again. Seconds are of the service's processes, not of the clock, so that what
+else the machine does changes them little; only `busy` needs a free machine. `--check` ingests other stems and says how
+far `phalar size` is from what that takes.
 """
 
+import asyncio
 import os
-import platform
-import re
+import signal
 import sqlite3
+import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import faiss
-import httpx
 import numpy as np
 
+from benchmarks.__main__ import processor
+from benchmarks.bare import mixes, variations
+from benchmarks.ingest import ingest
 from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
-from model.audio import SAMPLE_RATE, window_starts
+from benchmarks.queries import SECONDS, ask, worker_windows
+from indexer import Catalog, ClipFacts, IndexType, StemMetadata, Upload
+from indexer.index.choice import machine_memory
+from model.audio import SAMPLE_RATE
 from model.evaluation.results import markdown_table
-from model.phalar import PhalarConfig
 from service.commands.client import Client
-from service.local.serve import ingest_demo
+from service.local.demo import compose_demo
+from service.local.sizing import MEASURED, Line, Machine, plan, told
 from service.settings import Settings
 
+SHORT, LONG = (8, 20.0), (4, 90.0)  # tracks, and seconds of each
+CHECKED_S = 45.0
+QUERIES = 16
+FILLED = 10_000  # windows of the large reindex
+DEEP, COMPARISONS = 500, 5
 CATALOGS = (100_000, 1_000_000, 10_000_000)  # stems
-STEM_S = 180.0  # a stem of a whole track
-KINDS: dict[str, tuple[int | None, str]] = {  # rank and type of an index
-    "float32": (None, "flat"),
-    "sq8": (None, "sq8"),
-    "sq8, rank 64": (64, "sq8"),
-}
-TIMED_KEYS = 100_000
-MANY_QUERIES = 64  # a mix of one window, tried at every 40 ms of a stride of 2.5 s
-SMALL_MACHINE, LARGE_MACHINE = 32e9, 256e9  # bytes of index that one machine holds beside everything else
+STEM_MINUTES, QUERIES_PER_S = 3.0, 1.0
+FAR = 0.2  # of the plan from what an ingest takes
+CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What was measured on one catalog."""
+class Ingested:
+    """Some stems of one length, and what the service took for them."""
 
     stems: int
-    windows: int
     audio_s: float
-    sql_bytes: int
-    embedding_bytes: int  # of sql_bytes, in the embeddings' own columns
-    blob_bytes: int
-    key_bytes: dict[str, int]  # of each kind of index, without what a generation has once
-    fold_bytes: int
-    work_s: float  # of a worker and its decoders
-    search_s: float  # MANY_QUERIES against TIMED_KEYS
-
-    @property
-    def sql_per_window(self) -> float:
-        return self.embedding_bytes / self.windows
-
-    @property
-    def sql_per_stem(self) -> float:
-        return (self.sql_bytes - self.embedding_bytes) / self.stems
+    windows: int
+    core_s: float
+    clock_s: float
 
 
-def main() -> None:
-    parser = page_parser(__doc__)
-    parser.add_argument("--tracks", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a track")
-    parser.add_argument("--threads", type=int, default=1, help="of the worker's network")
-    arguments = parser.parse_args()
-    sizes = measure(arguments.tracks, arguments.seconds, arguments.threads)
-    text = "\n".join([_head(arguments.threads, sizes), _measured(sizes), _extrapolated(sizes)])
-    publish(text, arguments.page, "sizing")
+class Service:
+    """An installation with a worker on each core."""
 
+    def __init__(self, folder: Path) -> None:
+        settings = {"PHALAR_WORKERS": str(CORES), "PHALAR_TORCH_THREADS": "1", "PHALAR_CLAIM_AFTER_S": "6"}
+        self.data = folder / "data"
+        self._running = Installation(folder, settings, client_timeout_s=600)
 
-def measure(tracks: int, seconds: float, threads: int) -> Sizes:
-    """Fill an installation, and look at what it has become."""
-    with tempfile.TemporaryDirectory() as folder:
-        service = Installation(Path(folder), {"PHALAR_TORCH_THREADS": str(threads)}, client_timeout_s=120).start()
+    @contextmanager
+    def started(self) -> Iterator[Installation]:
+        self._running.start()
         try:
-            with service.client() as http, Client(service.url) as client:
-                worker = _worker(http)
-                before = _processor_s(worker)
-                if ingest_demo(service.url, None, Path(folder) / "demo", tracks, seconds, seed=0):
-                    raise SystemExit("a stem failed")
-                work_s = _processor_s(worker) - before
-                data = Path(folder) / "data"
-                key_bytes = {kind: _reindexed(client, data, *wanted) for kind, wanted in KINDS.items()}
+            yield self._running
         finally:
-            service.stop()
-        return _sizes(data, key_bytes, work_s)
+            self._running.stop()
+
+    def core_s(self) -> float:
+        """What its processes have used, with their children, seconds."""
+        return _used_s(self._running.pid)
+
+    def ingested(self, stems: Sequence[Path]) -> Ingested:
+        """Have these stems embedded."""
+        before, begun = self.core_s(), time.monotonic()
+        held = self._totals()
+        ingest(self._running.url, stems)
+        stems_s, windows = (now - then for now, then in zip(self._totals(), held, strict=True))
+        return Ingested(len(stems), stems_s, round(windows), self.core_s() - before, time.monotonic() - begun)
+
+    def _totals(self) -> tuple[float, float]:
+        with sqlite3.connect(self.data / "catalog.sqlite") as sql:
+            (seconds,) = sql.execute("SELECT total(duration_s) FROM stems WHERE state = 'ready'").fetchone()
+            (windows,) = sql.execute("SELECT total(length(windows)) / 8 FROM embeddings").fetchone()
+        return seconds, windows
+
+    def reindexed(self, index_type: IndexType) -> tuple[float, int, Path]:
+        """Core seconds of a reindex, the windows it holds, and where it lies."""
+        before = self.core_s()
+        with Client(self._running.url) as client:
+            job = client.follow(client.reindex(None, None, index_type))
+        assert job["problem"] is None, job
+        folder = self.data / "index" / f"generation-{job['result']['generation']:06d}"
+        return self.core_s() - before, job["result"]["windows"], folder
 
 
-def _worker(http: httpx.Client) -> int:
-    """The process of the one worker, once it has reported."""
-    while True:
-        found = re.search(
-            r'^phalar_worker\{figure="pid",worker="[^"]*"\} (\S+)$', http.get("/metrics").text, re.MULTILINE
-        )
-        if found:
-            return int(float(found[1]))
-        time.sleep(1)
+def measure() -> tuple[Machine, list[Ingested]]:
+    """This machine's figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tracks = {name: _composed(folder / name, *size) for name, size in (("short", SHORT), ("long", LONG))}
+        warm = _composed(folder / "warm", 1, SHORT[1], seed=99)
+        service = Service(folder)
+        with service.started() as running:
+            service.ingested(_flat(warm))
+            ingested = [service.ingested(_flat(tracks[name])) for name in ("short", "long")]
+            with running.client() as client:
+                cuts = mixes(tracks["short"], QUERIES, SECONDS)
+                ask(client, cuts[0], "beats")
+                before, embedded = service.core_s(), worker_windows(client)
+                with ThreadPoolExecutor(CORES) as pool:
+                    list(pool.map(lambda cut: ask(client, cut, "beats"), cuts))
+                query_s = (service.core_s() - before) / QUERIES
+                each = (worker_windows(client) - embedded) / QUERIES
+                fingerprint = client.get("/readyz").json()["model"]["fingerprint"]
+            service.reindexed("flat")  # the first one makes the fold
+            small_s, small, _ = service.reindexed("flat")
+        sql_bytes, audio_bytes = _disk(service.data)
+        asyncio.run(_fill(Settings(data=service.data), fingerprint))
+        with service.started():
+            service.reindexed("flat")
+            large_s, large, _ = service.reindexed("flat")
+            kinds = {}
+            for kind in get_args(IndexType):
+                _, windows, at = service.reindexed(kind)
+                size = sum((at / name).stat().st_size for name in ("keys.faiss", "key_errors.npz"))
+                kinds[kind] = (size / windows, each * _compared_s(at / "keys.faiss") / windows)
+    window_s = (large_s - small_s) / (large - small)
+    machine = Machine(
+        name=f"{processor()}, {CORES} cores, measured {datetime.now(UTC):%Y-%m-%d}",
+        cores=CORES,
+        memory_bytes=machine_memory(),
+        windows=_line(ingested, "windows"),
+        ingest_s=_line(ingested, "core_s"),
+        sql_bytes=sql_bytes,
+        audio_bytes=audio_bytes,
+        index_bytes={kind: size for kind, (size, _) in kinds.items()},
+        busy=sum(some.core_s for some in ingested) / CORES / sum(some.clock_s for some in ingested),
+        query_s=query_s,
+        compare_s={kind: seconds for kind, (_, seconds) in kinds.items()},
+        reindex_s=Line(max(0.0, small_s - small * window_s), window_s),
+    )
+    return machine, ingested
 
 
-def _processor_s(process: int) -> float:
-    """What a process and its children have used, seconds."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
-    ticks = 0
-    for pid in [process, *children]:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        ticks += sum(map(int, fields[11:15]))  # of itself and of its own dead children, in user and in kernel mode
+async def _fill(settings: Settings, fingerprint: str) -> None:
+    """Put stems in that have the embeddings of those that are there."""
+    catalog = await Catalog.open(settings.resolved_database_url)
+    held = [stem async for some in catalog.all_embeddings(fingerprint) for stem in some.values()]
+    put = number = 0
+    while put < FILLED:
+        one = held[number % len(held)]
+        facts = ClipFacts("flac", SHORT[1], SAMPLE_RATE, 1)
+        _, (stem_id,) = await catalog.add([Upload(f"{number:064x}", f"{number}.flac", StemMetadata(), facts)])
+        row = (await catalog.stem(stem_id)).row
+        await catalog.store_embeddings(row, fingerprint, one.windows, one.starts_s, one.embedding, one.beats)
+        put, number = put + len(one.windows), number + 1
+    await catalog.close()
+
+
+def check(windows: int, machine: Machine) -> tuple[str, float]:
+    """Ingest other stems, at least so many windows; a table, and how far the plan is from it, by the clock."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tracks = _composed(folder / "tracks", 6, CHECKED_S, seed=50)
+        each = machine.windows.of(1, CHECKED_S)
+        stems = variations(tracks, round(windows / each), folder / "stems")
+        service = Service(folder)
+        with service.started():
+            service.ingested(_flat(_composed(folder / "warm", 1, SHORT[1], seed=99)))
+            found = service.ingested(stems)
+    planned = plan(machine, found.stems, found.audio_s / found.stems / 60, 0)
+    hours, cores = found.clock_s / 3600, found.core_s / 3600
+    rows = [
+        ["windows", f"{planned.windows:,}", f"{found.windows:,}", f"{planned.windows / found.windows:.2f}"],
+        ["hours", f"{planned.ingest_h:.3f}", f"{hours:.3f}", f"{planned.ingest_h / hours:.2f}"],
+        ["hours of a core", f"{planned.ingest_core_h:.3f}", f"{cores:.3f}", f"{planned.ingest_core_h / cores:.2f}"],
+    ]
+    head = (
+        f"Measured {datetime.now(UTC):%Y-%m-%d}, load {os.getloadavg()[0]:.1f} on {CORES} cores at the end: "
+        f"{found.stems} stems of {CHECKED_S:g} s, none of which the figures are from.\n\n"
+    )
+    table = markdown_table(["an ingest", "planned", "measured", "planned / measured"], rows)
+    return head + table, abs(planned.ingest_h / hours - 1)
+
+
+def _composed(folder: Path, tracks: int, seconds: float, seed: int = 0) -> list[list[Path]]:
+    return [[stem.path for stem in track] for track in compose_demo(folder, tracks, seconds, seed)]
+
+
+def _flat(tracks: Sequence[Sequence[Path]]) -> list[Path]:
+    return [path for track in tracks for path in track]
+
+
+def _used_s(process: int) -> float:
+    """What a process and all that it has started have used, seconds."""
+    ticks, waiting = 0, [process]
+    while waiting:
+        pid = waiting.pop()
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # of itself and of its own dead children, in user and kernel mode
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                waiting += map(int, (thread / "children").read_text(encoding="ascii").split())
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _reindexed(client: Client, data: Path, rank: int | None, index_type: str) -> int:
-    """Bytes of the keys of a new index."""
-    job = client.follow(client.reindex(None, rank, index_type))
-    folder = data / "index" / f"generation-{job['result']['generation']:06d}"
-    return sum((folder / name).stat().st_size for name in ("keys.faiss", "key_errors.npz"))
+def _line(ingested: Sequence[Ingested], what: str) -> Line:
+    """What a stem and what a second takes, of two lengths."""
+    counts = np.array([[some.stems, some.audio_s] for some in ingested])
+    stem, second = np.linalg.solve(counts, np.array([getattr(some, what) for some in ingested]))
+    return Line(float(stem), float(second))
 
 
-def _sizes(data: Path, key_bytes: dict[str, int], work_s: float) -> Sizes:
+def _disk(data: Path) -> tuple[Line, float]:
+    """Bytes of SQL of a stem and of a window, and bytes of a second of audio."""
     compact = data / "compact.sqlite"
     with sqlite3.connect(data / "catalog.sqlite") as sql:
         sql.execute("VACUUM INTO ?", (str(compact),))
-        stems, audio_s = sql.execute("SELECT count(*), sum(duration_s) FROM stems WHERE state = 'ready'").fetchone()
+        stems, audio_s = sql.execute("SELECT count(*), sum(duration_s) FROM stems").fetchone()
         columns = "length(windows) + length(starts_s) + length(embedding)"
         held, windows = sql.execute(f"SELECT sum({columns}), sum(length(windows)) / 8 FROM embeddings").fetchone()
-    return Sizes(
-        stems=stems,
-        windows=windows,
-        audio_s=audio_s,
-        sql_bytes=compact.stat().st_size,
-        embedding_bytes=held,
-        blob_bytes=sum(file.stat().st_size for file in (data / "audio").rglob("*") if file.is_file()),
-        key_bytes=key_bytes,
-        fold_bytes=(max((data / "index").glob("generation-*")) / "fold.npz").stat().st_size,
-        work_s=work_s,
-        search_s=_time_search(),
-    )
+    audio = sum(file.stat().st_size for file in (data / "audio").rglob("*") if file.is_file())
+    return Line((compact.stat().st_size - held) / stems, held / windows), audio / audio_s
 
 
-def _time_search() -> float:
-    """Median seconds of MANY_QUERIES against TIMED_KEYS random float32 keys of full rank, on this thread."""
-    rng = np.random.default_rng(0)
-    dimension = 2 * PhalarConfig().dimension
-    index = faiss.IndexFlatIP(dimension)
-    index.add(rng.standard_normal((TIMED_KEYS, dimension), dtype=np.float32))
-    queries = rng.standard_normal((MANY_QUERIES, dimension), dtype=np.float32)
+def _compared_s(keys: Path) -> float:
+    """Core seconds to compare one query window with all keys of an index, many at a time, as a search does."""
+    index = faiss.read_index(str(keys))
+    queries = np.random.default_rng(0).standard_normal((64, index.d), dtype=np.float32)
     faiss.omp_set_num_threads(1)
     times = []
-    for _ in range(5):
+    for _ in range(COMPARISONS):
         begun = time.thread_time()
-        index.search(queries, 500)
+        index.search(queries, DEEP)
         times.append(time.thread_time() - begun)
-    return float(np.median(times))
+    return float(np.median(times)) / len(queries)
 
 
-def _head(threads: int, sizes: Sizes) -> str:
-    return (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, a worker with {threads} "
-        f"thread: {sizes.stems} stems, {sizes.audio_s / 60:.0f} minutes, {sizes.windows} windows.\n"
-    )
-
-
-def _measured(sizes: Sizes) -> str:
-    hours = sizes.audio_s / 3600
+def measured_table(machine: Machine, ingested: Sequence[Ingested]) -> str:
+    hour = 3600
+    windows = machine.windows.second * hour
     rows = [
-        ["SQL (SQLite)", f"{sizes.sql_per_stem:,.0f}", f"{sizes.sql_per_window:,.0f}", _bytes(sizes.sql_bytes / hours)],
-        ["audio (the demo's FLAC: one channel, 16 bits)", "", "", _bytes(sizes.blob_bytes / hours)],
-        *(
-            [f"index, {kind}", "", f"{count / sizes.windows:,.0f}", _bytes(count / hours)]
-            for kind, count in sizes.key_bytes.items()
-        ),
+        ["windows", f"{machine.windows.stem:.2f}", "", f"{windows:,.0f}"],
+        ["SQL (SQLite)", told(machine.sql_bytes.stem), told(machine.sql_bytes.second), ""],
+        ["audio (the demo's FLAC: one channel, 16 bits)", "", "", told(hour * machine.audio_bytes)],
+        *([f"index, {kind}", "", told(size), told(windows * size)] for kind, size in machine.index_bytes.items()),
+        ["to ingest, core s", f"{machine.ingest_s.stem:.3f}", "", f"{hour * machine.ingest_s.second:,.0f}"],
+        ["to reindex, core s", "", f"{machine.reindex_s.second:.6f}", f"{windows * machine.reindex_s.second:.2f}"],
+        *([f"compared by a search, {kind}, core s", "", f"{s:.2e}", ""] for kind, s in machine.compare_s.items()),
     ]
-    table = markdown_table(["measured", "bytes a stem", "bytes a window", "an hour of audio"], rows)
-    times = markdown_table(
-        ["measured", "processor seconds"],
-        [
-            ["a worker and its decoders, an hour of audio", f"{sizes.work_s / hours:,.0f}"],
-            [f"{MANY_QUERIES} queries at once against {TIMED_KEYS:,} float32 keys", f"{sizes.search_s:.2f}"],
-        ],
+    head = (
+        f"{machine.name}, {told(machine.memory_bytes)} of memory: {sum(some.stems for some in ingested)} stems, "
+        f"{sum(some.audio_s for some in ingested) / 60:.0f} minutes, {sum(some.windows for some in ingested)} windows; "
+        f"an ingest kept {machine.busy:.0%} of the cores at work, at load {os.getloadavg()[0]:.1f}. A search with "
+        f"8 s takes {machine.query_s:.2f} core s beside comparing keys; a reindex {machine.reindex_s.stem:.1f} once.\n"
     )
-    return f"{table}\nThe fold is in every generation once: {_bytes(sizes.fold_bytes)}.\n\n{times}"
+    return f"{head}\n{markdown_table(['measured', 'a stem', 'a window', 'an hour of audio'], rows)}"
 
 
-def _extrapolated(sizes: Sizes) -> str:
-    defaults = Settings.model_fields
-    window, stride = (round(defaults[name].default * SAMPLE_RATE) for name in ("window_s", "stride_s"))
-    per_stem = len(window_starts(round(STEM_S * SAMPLE_RATE), window, stride))
+def planned_table(machine: Machine) -> str:
     rows = []
     for stems in CATALOGS:
-        windows = stems * per_stem
-        indexes = [windows * count / sizes.windows for count in sizes.key_bytes.values()]
+        found = plan(machine, stems, STEM_MINUTES, QUERIES_PER_S)
+        memory = [f"{told(kind.bytes)}{'' if kind.fits else ' (no)'}" for kind in found.kinds]
         rows.append(
-            [
-                f"{stems:,}",
-                f"{windows / 1e6:,.1f} million",
-                _bytes(stems * sizes.sql_per_stem + windows * sizes.sql_per_window),
-                _bytes(stems * STEM_S * sizes.blob_bytes / sizes.audio_s),
-                *map(_bytes, indexes),
-                f"{windows * sizes.search_s / TIMED_KEYS:,.0f} s",
-                f"{stems * STEM_S * sizes.work_s / sizes.audio_s / 86400:,.1f} days",
-                _advice(*indexes),
-            ]
+            [f"{stems:,}", f"{found.windows / 1e6:,.1f} million", told(found.sql_bytes), told(found.audio_bytes)]
         )
-    header = ["stems", "windows", "SQL", "audio", *(f"index, {kind}" for kind in sizes.key_bytes)]
-    header += ["one query, every key compared", "to embed, one core", "so"]
-    return f"Extrapolated, for stems of {STEM_S:.0f} s ({per_stem} windows each):\n\n{markdown_table(header, rows)}"
+        rows[-1] += [*memory, f"{found.ingest_h / 24:,.1f}", f"{found.reindex_h:,.1f}", "; ".join(found.advice)]
+    header = ["stems", "windows", "SQL", "audio", *(f"index, {kind}" for kind in machine.index_bytes)]
+    header += ["days to ingest", "core hours to reindex", "so"]
+    return (
+        f"For stems of {STEM_MINUTES:g} minutes and {QUERIES_PER_S:g} search a second; (no): more than a quarter of "
+        f"the memory.\n\n{markdown_table(header, rows)}"
+    )
 
 
-def _advice(*indexes: float) -> str:
-    if max(indexes) <= SMALL_MACHINE:
-        return "FAISS on one machine"
-    if min(indexes) <= LARGE_MACHINE / 4:
-        return "FAISS on one large machine, compressed; or Qdrant"
-    return "Qdrant on several machines"
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.{0 if count >= 100 * size else 1}f} {unit}"
-    return f"{count:.0f} bytes"
+def main() -> int:
+    parser = page_parser(__doc__)
+    parser.add_argument("--write", type=Path, help="the file that `phalar size` reads")
+    parser.add_argument("--check", action="store_true", help="compare the plan with an ingest instead")
+    parser.add_argument("--windows", type=int, default=6000, help="of the ingest that is compared with")
+    parser.add_argument("--machine", type=Path, default=MEASURED, help="the figures that are checked")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which stops the service
+    if arguments.check:
+        text, off = check(arguments.windows, Machine.read(arguments.machine))
+        publish(text, arguments.page, "sizing-checked")
+        return int(off > FAR)
+    machine, ingested = measure()
+    if arguments.write:
+        machine.write(arguments.write)
+    publish(f"{measured_table(machine, ingested)}\n{planned_table(machine)}", arguments.page, "sizing")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -55,7 +55,6 @@ class Catalog(Stems, Searches, Music, Embeddings, Generations):
     def alone(self, *names: str) -> AbstractAsyncContextManager[None]:
         """Hold these names until the context ends; of all processes on this database, one at a time holds a name.
 
-        For a change that SQL cannot make in one step, such as bytes in a store and the stem that names them. On SQLite,
-        which serves one API process, the names are held in this process.
+        For a change that SQL cannot make in one step, such as bytes in a store and the stem that names them.
         """
         return self._database.alone(names)

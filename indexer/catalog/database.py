@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import hashlib
 import logging
 import sqlite3
 import time
@@ -10,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
-from weakref import WeakValueDictionary
 
 from sqlalchemy import Engine, Executable, create_engine, event, func, select, update
 from sqlalchemy.engine import make_url
@@ -19,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from indexer.catalog.names import Names, number_of
 from indexer.catalog.records import CatalogUnavailable, UnsupportedDatabase
 from indexer.catalog.schema import bring_up_to_date
 from indexer.catalog.tables import clock
@@ -120,7 +120,8 @@ class Database:
         self._reader = engine.execution_options(read_only=True, **snapshot)
         self._locks = locks
         self._reads = reads
-        self._names: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        file = engine.url.database
+        self._names = Names(None if postgresql or file in (None, "", ":memory:") else Path(f"{file}-names"))
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -194,13 +195,11 @@ class Database:
     @asynccontextmanager
     async def alone(self, names: Iterable[str]) -> AsyncIterator[None]:
         """See Catalog.alone. Names are taken in one order, so two who want the same ones do not block each other."""
-        wanted = sorted(set(names))
         async with AsyncExitStack() as held:
             if self._locks is None:
-                for name in wanted:
-                    await held.enter_async_context(self._names.setdefault(name, asyncio.Lock()))
+                await held.enter_async_context(self._names.held(names))
             else:
-                sql = await self._hold(self._locks, wanted)
+                sql = await self._hold(self._locks, sorted(set(names)))
                 held.push_async_callback(_let_go, sql)
             yield
 
@@ -210,7 +209,7 @@ class Database:
         sql = await engine.connect()
         try:
             for name in names:
-                await sql.execute(select(func.pg_advisory_lock(_number(name))))
+                await sql.execute(select(func.pg_advisory_lock(number_of(name))))
         except BaseException:
             await _let_go(sql)
             raise
@@ -260,11 +259,6 @@ def _state(error: Exception) -> str:
     """PostgreSQL's five letters for what happened; an error of connecting comes as the driver's own."""
     found = error.orig if isinstance(error, DBAPIError) else error
     return getattr(found, "sqlstate", None) or ""
-
-
-def _number(name: str) -> int:
-    """A name as PostgreSQL's advisory locks want it: 64 bits, signed."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def _prepare_sqlite(engine: AsyncEngine) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from indexer.catalog.catalog import Catalog
+from indexer.catalog.records import Alias
 from indexer.index.build import FolderStore, Report, Wanted
 from indexer.index.choice import IndexType, Limits
 from indexer.index.fold import HermitianFold
@@ -101,6 +102,7 @@ class LiveIndex:
         self._stride_s = stride_s
         self._index: Index | None = None
         self._prepared: dict[int, Index] = {}
+        self._copying: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -185,7 +187,13 @@ class LiveIndex:
         index = self._index
         moved = index is None or index.generation != alias.generation
         if index is None or moved:
-            index = self._prepared.pop(alias.generation, None) or await self._load(alias.generation, alias.fingerprint)
+            found = self._prepared.pop(alias.generation, None)
+            if found is None and index is not None and index.fingerprint == alias.fingerprint:
+                found = await self._copied(alias)
+            else:
+                found = found or await self._load(alias.generation, alias.fingerprint)
+            moved, index = found is not None, found or index
+        assert index is not None
         if index.seq < seq:
             index = await self._caught_up(index)
         if moved:
@@ -193,6 +201,26 @@ class LiveIndex:
         self._index = index
         self._status = "ready"
         return index
+
+    async def _copied(self, alias: Alias) -> Index | None:
+        """A generation that another process built. Where the store lacks it, it is built here, too; None: meanwhile the
+        old one, which is of the same model and knows every change, goes on answering."""
+        if self._copying is None:
+            try:
+                return await self._store.load(self._catalog, alias.generation, alias.fingerprint)
+            except SnapshotError as error:
+                log.info("building what another process has built, while the old index answers: %s", error)
+            self._copying = asyncio.create_task(self._copy(alias.generation, alias.fingerprint))
+        return None
+
+    async def _copy(self, generation: int, fingerprint: str) -> None:
+        try:
+            index = await self.build(generation, fingerprint, await self._fold_of(fingerprint))
+            self._prepared[generation] = await self._caught_up(index)
+        except Exception:
+            log.exception("generation %d could not be built here; trying again", generation)
+        finally:
+            self._copying = None
 
     async def _caught_up(self, index: Index) -> Index:
         changes = await self._catalog.changes_since(index.seq, index.fingerprint)

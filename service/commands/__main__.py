@@ -28,6 +28,7 @@ from service.commands.keys import keys_app
 from service.commands.reindex import reindex, rollback
 from service.commands.retrieve import retrieve
 from service.commands.serve import serve
+from service.commands.size import size
 from service.commands.stems import stems
 from service.commands.worker import worker
 
@@ -42,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (serve, worker, ingest, stems, retrieve, export, analyse, embed, reindex, rollback, doctor, demo):
+for command in (serve, worker, ingest, stems, retrieve, export, analyse, embed, reindex, rollback, doctor, size, demo):
     app.command()(command)
 app.command(hidden=True)(api)
 app.add_typer(checkpoint_app, name="checkpoint")

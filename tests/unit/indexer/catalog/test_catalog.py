@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -354,7 +355,7 @@ async def test_a_deletion_and_an_upload_of_the_same_bytes_leave_no_half_stem(
             await catalog.delete(stem.id)
 
 
-async def test_a_name_is_held_by_one_at_a_time(catalog: Catalog, replica: Catalog, url: str) -> None:
+async def test_a_name_is_held_by_one_at_a_time(catalog: Catalog, replica: Catalog) -> None:
     holders: list[str] = []
 
     async def hold(side: Catalog, *names: str) -> None:
@@ -364,10 +365,37 @@ async def test_a_name_is_held_by_one_at_a_time(catalog: Catalog, replica: Catalo
                 await asyncio.sleep(0.005)
                 holders.append("out")
 
-    other = catalog if url.startswith("sqlite") else replica  # SQLite is for one API process
     async with asyncio.timeout(60):
-        await asyncio.gather(hold(catalog, "a", "b"), hold(other, "b", "a"), hold(other, "b"))
+        await asyncio.gather(hold(catalog, "a", "b"), hold(replica, "b", "a"), hold(replica, "b"))
     assert holders == ["in", "out"] * 15
+
+
+HOLD = """
+import asyncio, sys
+from indexer import Catalog
+
+async def hold():
+    async with (await Catalog.open(sys.argv[1])).alone("a"):
+        print("held", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(hold())
+"""
+
+
+async def test_a_name_is_free_again_when_its_holder_is_killed(catalog: Catalog, url: str) -> None:
+    holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLD, url, stdout=asyncio.subprocess.PIPE)
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2), catalog.alone("a"):
+            pass
+    async with catalog.alone("b"):
+        pass
+    holder.kill()
+    async with asyncio.timeout(60), catalog.alone("a"):
+        pass
+    await holder.wait()
 
 
 # What only a server does.

@@ -1,0 +1,65 @@
+"""Two processes on one catalog, each with a folder of its own for the index."""
+
+import asyncio
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.catalog.catalog import Catalog
+from indexer.index.build import FolderStore, Report, Wanted
+from indexer.index.choice import Limits
+from indexer.index.index import Index
+from tests.parity.test_index_stores import MODEL, World
+
+pytestmark = pytest.mark.anyio
+
+
+class SlowStore(FolderStore):
+    """Builds when it may."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.may_build = asyncio.Event()
+        self.may_build.set()
+        self.builds = 0
+
+    async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
+        self.builds += 1
+        await self.may_build.wait()
+        return await super().build(catalog, wanted, report)
+
+
+async def test_the_old_index_answers_while_another_processs_generation_is_built_here(tmp_path: Path) -> None:
+    catalog, folders, stores = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'c.sqlite'}"), count(), []
+
+    def new_store() -> SlowStore:
+        stores.append(SlowStore(tmp_path / f"index-{next(folders)}", Limits(2**30)))
+        return stores[-1]
+
+    world = await World.open(catalog, new_store)
+    rows = [await world.add(seed) for seed in range(4)]
+    first = await world.go_live()
+    other = world.another()
+    await other.open()
+    assert (await world.check(other)).generation == first
+
+    stores[-1].may_build.clear()
+    second = await world.go_live()
+    for seed in (20, 21):
+        await world.add(seed)
+        await world.delete(rows.pop())
+        async with asyncio.timeout(60):
+            index = await world.check(other)
+        assert (index.generation, other.status) == (first, "ready")
+    assert (await world.check()).generation == second
+
+    before = stores[-1].builds
+    stores[-1].may_build.set()
+    async with asyncio.timeout(60):
+        while (await other.current()).generation != second:  # noqa: ASYNC110 - what is waited for is asked for
+            await asyncio.sleep(0.01)
+    assert (await world.check(other)).fingerprint == MODEL
+    assert stores[-1].builds == before, "it was built once, however often it was asked for"
+    await catalog.close()
