@@ -9,6 +9,7 @@ long it waited, and what the API process held at most.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,7 +142,7 @@ class Seen:
         parts = {"service": [*pids.values(), *map(int, decoders)], "attackers": attackers.pids, "own": [os.getpid()]}
         begun, before = time.monotonic(), {name: _used_s(some) for name, some in parts.items()} | {"all": _all_used_s()}
         attackers.begin()
-        working = threading.Thread(target=honest.work, args=(self.waited, begun + seconds))
+        working = threading.Thread(target=honest.work, args=(self.waited, begun + seconds), daemon=True)
         working.start()
         while working.is_alive():
             self._look(api)
@@ -199,9 +200,9 @@ def started(folder: Path) -> Iterator[Installation]:
             dense.write(np.full((655_350, 8), 2**14, np.int16))
     running = Installation(
         folder / "service", {"PHALAR_CHECKPOINT": str(folder / "small.safetensors")}, client_timeout_s=180
-    ).start()
+    )
     try:
-        yield running
+        yield running.start()
     finally:
         running.stop()
 
@@ -212,6 +213,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="of all together")
     parser.add_argument("--only", default="", help="only attacks with these letters in their names")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends what it started
     chosen = [name for name in ATTACKS if arguments.only in name]
     pieces = round(60 * arguments.minutes / PIECE_S)
     phases = [(name, [name], arguments.seconds) for name in chosen if arguments.seconds]
@@ -246,8 +248,14 @@ def main() -> int:
 
 
 def lost_of(running: Installation, honest: Honest) -> int:
-    """Honest uploads that are not ready once nothing waits any more."""
+    """Honest uploads that are not ready once nothing waits any more; what attackers put before them is taken out."""
     with running.client() as sender:
+        asked: dict[str, str | int] | None = {"state": "queued", "limit": 500}
+        while asked:
+            page = sender.get("/stems", params=asked).json()
+            for stem in {found["id"] for found in page["stems"]} - set(honest.uploaded):
+                sender.delete(f"/stems/{stem}")
+            asked = page["next_cursor"] and asked | {"cursor": page["next_cursor"]}
         while sender.get("/readyz").json()["stems"]["queued"]:
             time.sleep(0.5)
         return sum(sender.get(f"/stems/{stem}").json().get("state") != "ready" for stem in set(honest.uploaded))

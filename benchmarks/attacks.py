@@ -38,10 +38,9 @@ def form(*parts: tuple[str, str | None, bytes]) -> bytes:
 
 
 class Attacker:
-    """One client, which goes on until it is told to end."""
+    """One client, which goes on for ever."""
 
-    def __init__(self, url: str, folder: Path, over: threading.Event) -> None:
-        self.over = over
+    def __init__(self, url: str, folder: Path) -> None:
         self.made = 0
         self._host, self._port = urlsplit(url).hostname or "", urlsplit(url).port or 80
         self._folder = folder
@@ -51,7 +50,7 @@ class Attacker:
 
     def repeat(self, once: Callable[[Send], object]) -> None:
         """Again and again over one connection, over a new one where the service ends it."""
-        while not self.over.is_set():
+        while True:
             connection = HTTPConnection(self._host, self._port, PATIENCE_S, (ADDRESS, 0))
 
             def send(
@@ -66,7 +65,7 @@ class Attacker:
                 return connection.getresponse().read()
 
             with suppress(HTTPException, OSError, ValueError):  # refused, or cut off
-                while not self.over.is_set():
+                while True:
                     once(send)
             connection.close()
             time.sleep(REFUSED_S)
@@ -78,7 +77,7 @@ class Attacker:
     def hold(self, begun: bytes) -> None:
         """Hundreds of connections that say no more than this."""
         held: list[socket.socket] = []
-        while not self.over.is_set():
+        while True:
             with suppress(OSError):
                 held.append(connection := self.connect())
                 connection.sendall(begun)
@@ -130,7 +129,7 @@ def abandoned(attacker: Attacker) -> None:
     body = form(("file", "m.flac", attacker.audio("clip")))
     head = f"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     head += f"Content-Type: {FORM['Content-Type']}\r\n\r\n"
-    while not attacker.over.is_set():
+    while True:
         sent = []
         for _ in range(8):
             with suppress(OSError):
@@ -181,18 +180,16 @@ ATTACKS: dict[str, Callable[[Attacker], None]] = {
 def main() -> None:
     name, url, folder = sys.argv[1:]
     os.nice(19)
-    over = threading.Event()
-    attacker = Attacker(url, Path(folder), over)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # where Linux weighs one session against another, that must be light, too
+            Path("/proc/self/autogroup").write_text("19", encoding="ascii")
+    attacker = Attacker(url, Path(folder))
     print("ready", flush=True)
     sys.stdin.readline()
-
-    def wait() -> None:
-        sys.stdin.read()
-        over.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    ATTACKS[name](attacker)
+    threading.Thread(target=ATTACKS[name], args=(attacker,), daemon=True).start()
+    sys.stdin.read()
     print(attacker.made, flush=True)
+    os._exit(0)  # whatever it still waits for
 
 
 if __name__ == "__main__":

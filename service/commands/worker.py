@@ -20,7 +20,7 @@ def worker(
     from service.commands.threads import keep_numpy_on_one_thread
     from service.local.supervisor import DEVICE_LOST
     from service.work.device import DeviceLost
-    from service.work.worker import run_worker
+    from service.work.process import run_worker
 
     log_to_stderr("worker")
     keep_numpy_on_one_thread()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,6 +111,7 @@ Batch = list[tuple[Work, int, int]]
 
 LATELY_S = 1.0  # after a query another is likely: until then micro-batches of uploads are smaller
 LATELY_SHARE = 4  # so many times
+SERVED_S = 10.0  # what a caller had fades away with this time constant
 
 
 def upload_limit(most: int, since_query_s: float) -> int:
@@ -143,6 +146,33 @@ def share_out(works: Sequence[Work], limit: int) -> Batch:
             work.taken += share
             limit -= share
     return batch
+
+
+class Served:
+    """Who had how many windows embedded lately. Whoever had the fewest goes first: who asks without end keeps nobody
+    waiting who asks now and then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._windows: dict[str, float] = {}
+        self._at = clock()
+
+    def first(self, works: Sequence[QueryWork], limit: int) -> list[QueryWork]:
+        """The queries of the next micro-batch, one at least: of as few callers as fill it."""
+        fade = math.exp((self._at - self._clock()) / SERVED_S)
+        self._at = self._clock()
+        self._windows = {who: had * fade for who, had in self._windows.items() if had * fade > 0.01}
+        chosen: list[QueryWork] = []
+        for who in sorted({work.job.who for work in works}, key=lambda who: self._windows.get(who, 0.0)):
+            if sum(work.left for work in chosen) < limit:
+                chosen += [work for work in works if work.job.who == who]
+        return chosen
+
+    def count(self, batch: Batch) -> None:
+        """A micro-batch of queries goes to the device."""
+        for work, start, end in batch:
+            if isinstance(work, QueryWork):
+                self._windows[work.job.who] = self._windows.get(work.job.who, 0.0) + end - start
 
 
 def loud(waveform: NDArray[np.float32], parts: Sequence[Windows]) -> NDArray[np.int64]:

@@ -72,7 +72,7 @@ class UploadJob:
 class QueryJob:
     """Embed windows of one waveform and send them back.
 
-    `waveform` float32 (samples,) at 16 kHz; `expires` in the seconds of this machine's monotonic clock.
+    `waveform` float32 (samples,) at 16 kHz; `expires` in the seconds of this machine's monotonic clock; `who` asks.
     """
 
     entry: str
@@ -82,6 +82,7 @@ class QueryJob:
     laid: Windows
     expires: float
     deliveries: int = 1
+    who: str = ""
 
     kind: Literal["queries"] = "queries"
 

@@ -133,6 +133,7 @@ class Queue(Taking):
         reply_to = f"{self._prefix}:reply:{uuid.uuid4().hex}"
         fields: dict[str, str | int | bytes] = {
             "reply_to": reply_to,
+            "who": "" if share is None else share.who,
             "fingerprint": fingerprint,
             "waveform": np.ascontiguousarray(waveform, dtype="<f4").tobytes(),
             "windows": np.stack([laid.starts, laid.lengths, laid.transpose]).astype("<i8").tobytes(),

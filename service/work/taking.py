@@ -70,14 +70,9 @@ class Taking(Streams):
     async def abandoned(self, jobs: Sequence[QueryJob]) -> list[QueryJob]:
         """Those of some queries in hand that their callers have taken back."""
 
-        async def look() -> list[Any]:
-            pipeline = self._redis.pipeline(transaction=False)
-            for job in jobs:
-                pipeline.xrange(self._streams["queries"], job.entry, job.entry)
-            return await pipeline.execute()
-
-        found = await self._call(look) if jobs else []
-        return [job for job, entry in zip(jobs, found, strict=True) if not entry]
+        stream = self._streams["queries"]
+        known = [await self._call(self._known, keys=[stream, job.reply_to], args=[job.entry]) for job in jobs]
+        return [job for job, found in zip(jobs, known, strict=True) if not found]
 
     async def reply(self, job: QueryJob, embedding: NDArray[np.complex64]) -> None:
         """Send a query's embeddings, complex64 (q, 512), and be done with the job."""
@@ -198,6 +193,7 @@ class Taking(Streams):
                         _laid(fields),
                         time.monotonic() + (int(fields[b"ttl_ms"]) - age_ms) / 1000,
                         deliveries,
+                        fields.get(b"who", b"").decode(),
                     )
             except (KeyError, ValueError) as error:
                 log.error("dropping entry %s of %s, which no worker can read: %r", entry, kind, error)

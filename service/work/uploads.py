@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +53,12 @@ _SERVER = "from service.work.decoding import serve_children; serve_children()"
 
 UPLOAD_NICE = 10
 """Uploads wait for the device anyway, so decoding them takes the time that no query wants."""
+
+
+def step_back() -> None:
+    """Give this thread the priority of uploads, on systems where a thread has one of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), UPLOAD_NICE)
 
 
 class DecoderTimeout(DecoderError):

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,9 @@ from model.audio.hearing import Hearing
 from model.device import facts_of
 from service.metrics import Figures
 from service.settings import Settings
-from service.work.batches import Batch, QueryWork, StemWork, Work, joined, loud, share_out, upload_limit
+from service.work.batches import Batch, QueryWork, Served, StemWork, Work, joined, loud, share_out, upload_limit
 from service.work.blobs import BlobMissing, Blobs
-from service.work.decoding import DecodeLimits, DecoderError
+from service.work.decoding import DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
 from service.work.endings import Endings
 from service.work.jobs import (
@@ -45,9 +44,9 @@ from service.work.jobs import (
     UploadJob,
 )
 from service.work.laying import lay, said_of
-from service.work.queue import Queue, consumer_name, open_queue
+from service.work.queue import Queue
 from service.work.streams import QueueUnavailable
-from service.work.uploads import UPLOAD_NICE, Decoder
+from service.work.uploads import UPLOAD_NICE, Decoder, step_back
 
 log = logging.getLogger("phalar.worker")
 T = TypeVar("T")
@@ -56,7 +55,8 @@ FEWEST_HELD, MOST_HELD = 8, 64  # uploads in hand; those of a killed worker come
 TAKE_MS = 500  # how long a taker waits; also the longest it delays an exit
 POLL_MS = 30  # how long it waits at most while its hands are full of uploads, or of queries
 QUERY_BATCHES = 8  # micro-batches of queries before one of uploads that wait, so that these do not starve
-LOOK_S = 0.5  # how often it is looked whether the queries in hand are still wanted
+FEWEST_QUERIES = 2  # in hand, so that a long one of a caller keeps nobody else waiting
+LOOK_S = 0.05  # how often it is looked whether the queries in hand are still wanted
 BEAT_S = 5.0
 
 Describe = Callable[[Exception], dict[str, Any]]
@@ -85,11 +85,13 @@ class Worker:
         self._decoder = decoder
         self._describe = describe
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._analysing = ThreadPoolExecutor(settings.decoders, "analysis", step_back)
         self._device: Device | None = None
         self._about: dict[str, str] = {}
         self._held_limit = min(max(FEWEST_HELD, settings.most_windows // 2), MOST_HELD)
         self._checking: set[QueryJob] = set()
         self._queries: list[QueryWork] = []
+        self._served = Served()
         self._stems: list[StemWork] = []
         self._query_batches = 0  # since the last one of stems
         self._asked_at = -math.inf  # when the device last had a query
@@ -132,7 +134,8 @@ class Worker:
             for task in [*loops, *self._preparing]:
                 task.cancel()
             await asyncio.gather(*loops, *self._preparing, *self._ending, return_exceptions=True)
-            self._thread.shutdown(wait=True, cancel_futures=True)
+            for threads in (self._thread, self._analysing):
+                threads.shutdown(wait=True, cancel_futures=True)
             try:
                 if not lost:  # what a device was lost with may be what it was lost by: its deliveries are counted
                     await self._queue.release()
@@ -145,8 +148,9 @@ class Worker:
         away = False
         while not self._stopping.is_set():
             free = self._held_limit - self._queue.in_hand
-            # No more queries than fill the next micro-batch: the rest is for other workers.
-            queries = self._windows_asked < self._settings.most_windows
+            # Hardly more queries than fill the next micro-batch: the rest is for other workers.
+            in_hand = len(self._checking) + len(self._queries)
+            queries = in_hand < FEWEST_QUERIES or self._windows_asked < self._settings.most_windows
             block_ms = 0 if not queries else TAKE_MS if free > 0 else POLL_MS
             self._room.clear()
             try:
@@ -249,9 +253,9 @@ class Worker:
                     waveform = await self._decode_blob(stem.sha256)
             with self.figures.timed("analyse"):
                 together = await self._heard_together(stem, waveform)
-                analysis = await asyncio.to_thread(analyse, waveform, said_of(stem), together)
-            laid = await asyncio.to_thread(lay, waveform, analysis, self._settings)
-            windows = await asyncio.to_thread(loud, laid.waveform, laid.parts)
+                analysis = await self._behind(lambda: analyse(waveform, said_of(stem), together))
+            laid = await self._behind(lambda: lay(waveform, analysis, self._settings))
+            windows = await self._behind(lambda: loud(laid.waveform, laid.parts))
             self._samples_held += len(laid.waveform)
         return StemWork(
             job=job,
@@ -275,7 +279,7 @@ class Worker:
                 with suppress(AudioError, BlobMissing):  # its own job says so
                     other = await self._decode_blob(sha256)
                     mix[: len(other)] += other[: len(mix)]
-            self._together = all_of_them, await asyncio.to_thread(Hearing, mix)
+            self._together = all_of_them, await self._behind(lambda: Hearing(mix))
         return self._together[1]
 
     async def _decode_blob(self, sha256: str) -> NDArray[np.float32]:
@@ -321,7 +325,8 @@ class Worker:
         if self._queries and not (self._stems and self._query_batches >= QUERY_BATCHES):
             self._query_batches += 1
             self._asked_at = time.monotonic()
-            batch = share_out(self._queries, limit)
+            batch = share_out(self._served.first(self._queries, limit), limit)
+            self._served.count(batch)
             self._queries = [work for work in self._queries if work.left]
             self._room.set()
             return batch
@@ -342,6 +347,7 @@ class Worker:
         for work in [work for work in self._queries if work.job in unwanted]:
             log.info("dropping a query that nobody waits for")
             self._queries.remove(work)
+            self._room.set()
             await self._settle(self._queue.done(work.job))
 
     async def _embed_batch(self, batch: Batch) -> None:
@@ -423,28 +429,12 @@ class Worker:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
+    async def _behind(self, call: Callable[[], T]) -> T:
+        """In a thread that steps back behind the device's."""
+        return await asyncio.get_running_loop().run_in_executor(self._analysing, call)
+
 
 def _spawn(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
     task = asyncio.create_task(work)
     among.add(task)
     task.add_done_callback(among.discard)
-
-
-async def run_worker(settings: Settings, describe: Describe, slot: int | None = None) -> None:
-    """A worker process from start to SIGTERM or SIGINT.
-
-    `describe`: see Describe. `slot`: the worker's number under its supervisor; one that is started again in the same
-    slot goes on with what its predecessor left.
-    """
-    catalog = await Catalog.open(settings.resolved_database_url)
-    queue = open_queue(settings, consumer_name(slot, settings.data_folder))
-    try:
-        async with Decoder(DecodeLimits.of(settings)) as decoder:
-            worker = Worker(settings, catalog, Blobs(settings.resolved_blob_url), queue, decoder, describe, slot or 0)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, worker.stop)
-            await worker.run()
-    finally:
-        await queue.aclose()
-        await catalog.close()

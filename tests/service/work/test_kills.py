@@ -25,7 +25,7 @@ import numpy as np
 from model.phalar import Phalar
 from service.api.errors import problem
 from service.settings import Settings
-from service.work.worker import run_worker
+from service.work.process import run_worker
 embed = Phalar.embed
 def deadly(self, windows):
     if (np.abs(windows).max(axis=1) == {POISON}).any():
