@@ -1,6 +1,7 @@
 """What holds for every route: HEAD wherever GET is, OPTIONS, a complete `Allow`, and the prefix of a proxy."""
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount
@@ -31,6 +32,8 @@ class Methods:
         async def answer(message: Message) -> None:
             if "route" in inner:  # found by the router, in its own copy
                 scope["route"] = inner["route"]
+            if message["type"] == "http.response.start" and message["status"] == 307:
+                message = {**message, "headers": [*map(_without_host, message["headers"])]}
             if message["type"] == "http.response.start" and message["status"] == 405:
                 others = [header for header in message["headers"] if header[0] != b"allow"]
                 message = {**message, "headers": [*others, (b"allow", self._allowed(whole).encode())]}
@@ -48,6 +51,14 @@ class Methods:
         }
         also = {"OPTIONS"} | ({"HEAD"} if "GET" in found else set())
         return ", ".join(sorted(found | also)) if found else ""
+
+
+def _without_host(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Of an address its path alone: a proxy that finds its own idea of our address there puts its prefix before it."""
+    name, value = header
+    if name == b"location":
+        value = b"/" + urlsplit(value)._replace(scheme=b"", netloc=b"").geturl().lstrip(b"/")
+    return name, value
 
 
 def _takes(route: BaseRoute, scope: Scope) -> bool:
