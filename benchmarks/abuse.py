@@ -36,6 +36,7 @@ from tests.installation import Installation, add_stem, encode, noise_bursts, sav
 HONEST = "127.0.0.1"
 KINDS = ("upload", "search")
 CLIP_S = 6.0
+PIECES = 5  # that the honest client sends by turns, in quiet as under attack
 PAUSE_S = 0.5  # of the honest client, between two requests
 WATCH_S = 0.2
 PIECE_S = 30.0  # of all attacks together, at a time
@@ -46,8 +47,11 @@ MOST_BYTES = 1.5 * 2**30
 MOST_FILES = 1500
 
 
-def clip(seed: int) -> bytes:
-    return encode(noise_bursts(seed, CLIP_S))
+def clip(number: int) -> bytes:
+    """One of a few pieces, in bytes that no other number has: what is heard in it decides how long a search takes."""
+    waveform = noise_bursts(number % PIECES, CLIP_S)
+    waveform[0] = number / 2**15
+    return encode(waveform)
 
 
 @dataclass
@@ -55,16 +59,15 @@ class Honest:
     """A client that uploads a clip and searches with it, again and again, and keeps the time."""
 
     url: str
-    seeds: Iterator[int] = field(default_factory=lambda: count(1))
     uploaded: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def work(self, waited: dict[str, list[float]], ends: float) -> None:
+    def work(self, waited: dict[str, list[float]], clips: Iterator[bytes], ends: float) -> None:
         """Until this moment, and at least once."""
         transport = httpx.HTTPTransport(local_address=HONEST)
         with httpx.Client(base_url=self.url, timeout=180, transport=transport) as sender:
             while True:
-                audio = clip(next(self.seeds))
+                audio = next(clips)
                 self._timed(sender, waited["upload"], 202, "/stems", "files", audio)
                 self._timed(sender, waited["search"], 200, "/retrieve", "file", audio)
                 if time.monotonic() >= ends:
@@ -127,6 +130,7 @@ class Attackers:
 class Seen:
     """What was seen under some attacks, in all their pieces. Shares of the processors in seconds."""
 
+    clips: Iterator[bytes]
     waited: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     made: int = 0
     memory: int = 0
@@ -142,7 +146,7 @@ class Seen:
         parts = {"service": [*pids.values(), *map(int, decoders)], "attackers": attackers.pids, "own": [os.getpid()]}
         begun, before = time.monotonic(), {name: _used_s(some) for name, some in parts.items()} | {"all": _all_used_s()}
         attackers.begin()
-        working = threading.Thread(target=honest.work, args=(self.waited, begun + seconds), daemon=True)
+        working = threading.Thread(target=honest.work, args=(self.waited, self.clips, begun + seconds), daemon=True)
         working.start()
         while working.is_alive():
             self._look(api)
@@ -218,7 +222,8 @@ def main() -> int:
     pieces = round(60 * arguments.minutes / PIECE_S)
     phases = [(name, [name], arguments.seconds) for name in chosen if arguments.seconds]
     phases += [("all of them", chosen, PIECE_S)] * pieces
-    seen = {name: Seen() for name in ["none", *dict.fromkeys(name for name, _, _ in phases)]}
+    names = ["none", *dict.fromkeys(name for name, _, _ in phases)]
+    seen = {name: Seen(map(clip, count(1000 * number))) for number, name in enumerate(names, 1)}
     quiet = seen["none"]
     with tempfile.TemporaryDirectory(prefix="phalar-abuse-") as scratch, started(Path(scratch)) as running:
         honest = Honest(running.url)
