@@ -72,7 +72,8 @@ class Installation:
         }
         with (self.folder / "log.txt").open("ab") as log:
             command = [sys.executable, "-m", "service.commands", "serve", *self.options]
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            # Whoever starts it may have made its own files private; most shells do not.
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, umask=0o022)
         if wait:
             eventually(self.ready, START_S)
         return self

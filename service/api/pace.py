@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-BUSY = 0.3  # of the loop's time; while all together take less, nobody waits
+BUSY = 0.1  # of the loop's time; while all together take less, nobody waits
 LATELY_S = 1.0  # what was taken fades away with this time constant
 FORGET_S = 10.0  # after about so long, an address that took nothing is nobody's neighbour any more
 REQUEST_S = 0.0003  # what the server takes for each request before and after the application

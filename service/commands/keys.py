@@ -88,6 +88,7 @@ def _with_keys(work: Work[T]) -> T:
     from indexer import ApiKeys, Catalog, CatalogError
 
     settings = read_settings()
+    settings.keep_private()
 
     async def run() -> T:
         settings.make_data_folder()

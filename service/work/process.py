@@ -1,7 +1,6 @@
 """A worker's process."""
 
 import asyncio
-import os
 import signal
 
 from indexer import Catalog
@@ -12,9 +11,6 @@ from service.work.queue import consumer_name, open_queue
 from service.work.uploads import Decoder
 from service.work.worker import Describe, Worker
 
-WORKER_NICE = 5
-"""Where API and workers share a machine, what answers goes before what computes."""
-
 
 async def run_worker(settings: Settings, describe: Describe, slot: int | None = None) -> None:
     """A worker process from start to SIGTERM or SIGINT.
@@ -22,7 +18,6 @@ async def run_worker(settings: Settings, describe: Describe, slot: int | None = 
     `describe`: see Describe. `slot`: the worker's number under its supervisor; one that is started again in the same
     slot goes on with what its predecessor left.
     """
-    os.nice(WORKER_NICE)
     catalog = await Catalog.open(settings.resolved_database_url)
     queue = open_queue(settings, consumer_name(slot, settings.data_folder))
     try:

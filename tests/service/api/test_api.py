@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import wave
 from typing import Any
 
@@ -296,8 +295,3 @@ def test_text_with_a_nul_is_a_problem_of_the_request(client: httpx.Client) -> No
         client.post("/retrieve", data={"stem_id": "\0"}),
     ):
         assert "\\x00" in problem_of(answer, 422, "invalid-request")["detail"]
-
-
-def test_what_answers_goes_before_what_computes(installation: Installation) -> None:
-    api, worker = (os.getpriority(os.PRIO_PROCESS, installation.pids()[name]) for name in ("api", "worker"))
-    assert api < worker

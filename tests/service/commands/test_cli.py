@@ -32,10 +32,11 @@ def phalar(*arguments: str | Path, **environment: str) -> Result:
     return CliRunner().invoke(app, [*map(str, arguments)], env=environment, catch_exceptions=False)
 
 
-def phalar_alone(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def phalar_alone(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command as a shell starts it."""
     command = [sys.executable, "-m", "service.commands", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    given = os.environ | environment
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=120, check=False, umask=0o022)
 
 
 @pytest.fixture
@@ -207,6 +208,14 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert "revoked" in phalar("keys", "list", COLUMNS="200", **data).stdout
     assert phalar("keys", "revoke", "nobody", **data).exit_code == 1
     assert phalar("keys", "create", "--scope", "read", "--name", "x", "--expires", "soon", **data).exit_code == 2
+
+
+def test_the_catalog_that_keys_are_made_in_is_its_users_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o755)  # as an earlier release left it
+    assert phalar_alone("keys", "list", PHALAR_DATA=str(tmp_path / "data")).returncode == 0
+    for path in (tmp_path / "data", tmp_path / "data" / "catalog.sqlite"):
+        assert not path.stat().st_mode & 0o077, path
 
 
 def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_path: Path) -> None:
