@@ -180,9 +180,6 @@ ATTACKS: dict[str, Callable[[Attacker], None]] = {
 def main() -> None:
     name, url, folder = sys.argv[1:]
     os.nice(19)
-    if os.getsid(0) == os.getpid():
-        with suppress(OSError):  # where Linux weighs one session against another, that must be light, too
-            Path("/proc/self/autogroup").write_text("19", encoding="ascii")
     attacker = Attacker(url, Path(folder))
     print("ready", flush=True)
     sys.stdin.readline()
