@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -11,8 +11,11 @@ import httpx
 import numpy as np
 import pytest
 
+from indexer import Stem
 from model.audio import SAMPLE_RATE
+from service.api.retrieval import Retrieval
 from service.local.valkey import EmbeddedValkey
+from service.search.retrieval import SPARE, Found
 from service.settings import Settings
 from tests.installation import Installation, add_stem, encode, noise_bursts, serving, wait_ready
 
@@ -37,6 +40,37 @@ def test_a_query_gets_as_many_hits_as_it_asked_for_while_stems_are_deleted(insta
             found.append(len(client.post("/retrieve", files=mix, data=form).json()["hits"]))
         delete_all(installation, stems[MORE:], asked)
     assert set(found) == {LIMIT}, found
+
+
+def test_hits_that_are_deleted_before_they_are_shown_are_made_up_for(
+    installation: Installation, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than there are to spare, between the search and the answer."""
+    look, limit = Retrieval._stems, 4
+
+    async def deleted_first(self: Retrieval, found: Found, rows: Iterable[int]) -> dict[int, Stem]:
+        while doomed:
+            await self.catalog.delete(doomed.pop())
+        return await look(self, found, rows)
+
+    chosen = Settings(
+        data=installation.folder / "data",
+        database_url=installation.stores.get("PHALAR_DATABASE_URL"),
+        redis_url=installation.stores.get("PHALAR_REDIS_URL"),
+        checkpoint=small_checkpoint,
+    )
+    with installation.client() as client, serving(chosen) as url:
+        stems = [add_stem(client, tiny(1000 + seed), collection="doomed") for seed in range(2 * limit + SPARE)]
+        wait_ready(client, *stems)
+        mix, form = {"file": ("m.flac", tiny(999))}, {"limit": limit, "align": "grid", "collection": "doomed"}
+        ranked = client.post("/retrieve", files=mix, data=form | {"limit": len(stems)}).json()["hits"]
+        doomed = [hit["stem"]["id"] for hit in ranked[: limit + SPARE]]
+        rest = [hit["stem"]["id"] for hit in ranked[limit + SPARE :]]
+        monkeypatch.setattr(Retrieval, "_stems", deleted_first)
+        hits = httpx.post(f"{url}/retrieve", files=mix, data=form, timeout=60).json()["hits"]
+        assert [hit["stem"]["id"] for hit in hits] == rest[:limit]
+        for stem_id in rest:
+            client.delete(f"/stems/{stem_id}")
 
 
 def delete_all(installation: Installation, stems: list[str], asked: Event) -> None:
