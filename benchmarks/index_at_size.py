@@ -30,7 +30,7 @@ from indexer.index.build import PROBES, SAMPLE_WINDOWS
 from indexer.index.choice import CODE_BYTES, MEMORY_SHARE, Choice, IndexType, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.snapshot import SnapshotWriter
+from indexer.index.writer import SnapshotWriter
 
 Complex64 = NDArray[np.complex64]
 

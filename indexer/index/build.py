@@ -1,11 +1,14 @@
 """Embeddings of the whole catalog -> one sealed, measured generation, in a folder of this machine."""
 
 import asyncio
+import fcntl
 import logging
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,8 @@ from indexer.catalog.catalog import Catalog
 from indexer.index.choice import Choice, IndexType, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotWriter
+from indexer.index.snapshot import MANIFEST, Snapshot, SnapshotCorrupt, SnapshotError
+from indexer.index.writer import SnapshotWriter
 
 log = logging.getLogger("phalar.index")
 Report = Callable[[int], Awaitable[None]]
@@ -48,23 +52,51 @@ async def build_snapshot(
     """Seal every ready stem's keys under one fingerprint, in the most exact kind of index that the limits allow.
 
     The catalog may change meanwhile: the snapshot states the clock value from before its first read, and the index that
-    loads it applies the changes since. What an unfinished build left in the folder is removed first. An approximate
-    type that nobody asked for must reach the required recall on this catalog's own windows, else every key is compared.
+    loads it applies the changes since. A build of the same that was killed is gone on with, and a whole snapshot that
+    lies there already is taken as it is. An approximate type that nobody asked for must reach the required recall on
+    this catalog's own windows, else every key is compared.
 
     Args:
         report: called with the number of stems folded so far.
     """
-    choice = choose(
-        await catalog.window_count(wanted.fingerprint), wanted.fold.rank, limits, index_type=wanted.index_type
+    folder = snapshot_folder(index_folder, wanted.generation)
+    with await asyncio.to_thread(_alone_in, folder):
+        try:
+            found = await asyncio.to_thread(Snapshot.load, folder)
+            if _is(found, wanted):
+                return found
+        except SnapshotError:
+            pass
+        choice = choose(
+            await catalog.window_count(wanted.fingerprint), wanted.fold.rank, limits, index_type=wanted.index_type
+        )
+        snapshot = await _write(catalog, folder, wanted, choice, report)
+        if choice.index_type == "ivf" and wanted.index_type is None and not _worthwhile(snapshot, limits):
+            manifest = snapshot.manifest
+            exact = choose(manifest.windows, wanted.fold.rank, limits, approximate=False)
+            why = f"{exact.reason}; ivf was tried and needed {manifest.probed} of its {manifest.lists} lists"
+            log.info("comparing every key after all: %s", why)
+            snapshot = await _write(catalog, folder, wanted, replace(exact, reason=why), report)
+        return snapshot
+
+
+def _alone_in(folder: Path) -> BinaryIO:
+    """One builder in a folder at a time, of all processes: another waits here until this file is closed, and then finds
+    what the first has made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _is(snapshot: Snapshot, wanted: Wanted) -> bool:
+    manifest = snapshot.manifest
+    return (manifest.generation, manifest.fingerprint, manifest.highest_rank, manifest.asked_type) == (
+        wanted.generation,
+        wanted.fingerprint,
+        wanted.fold.rank,
+        wanted.index_type,
     )
-    snapshot = await _write(catalog, index_folder, wanted, choice, report)
-    if choice.index_type == "ivf" and wanted.index_type is None and not _worthwhile(snapshot, limits):
-        manifest = snapshot.manifest
-        exact = choose(manifest.windows, wanted.fold.rank, limits, approximate=False)
-        why = f"{exact.reason}; ivf was tried and needed {manifest.probed} of its {manifest.lists} lists"
-        log.info("comparing every key after all: %s", why)
-        snapshot = await _write(catalog, index_folder, wanted, replace(exact, reason=why), report)
-    return snapshot
 
 
 def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:
@@ -74,12 +106,8 @@ def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:
     return recall is None or (recall.rescored >= limits.minimum_recall and 2 * manifest.probed <= manifest.lists)
 
 
-async def _write(
-    catalog: Catalog, index_folder: Path, wanted: Wanted, choice: Choice, report: Report | None
-) -> Snapshot:
-    folder = snapshot_folder(index_folder, wanted.generation)
-    if folder.exists():
-        await asyncio.to_thread(shutil.rmtree, folder)
+async def _write(catalog: Catalog, folder: Path, wanted: Wanted, choice: Choice, report: Report | None) -> Snapshot:
+    (folder / MANIFEST).unlink(missing_ok=True)
     log.info("generation %d is built as %s: %s", wanted.generation, choice.index_type, choice.reason)
     seq = await catalog.clock_value()
     learns = choice.index_type in ("sq8", "ivf")
@@ -101,8 +129,8 @@ async def _write(
         probes=await draw_windows(catalog, wanted, PROBES),
     )
     del sample
-    done = 0
-    async for stems in catalog.all_embeddings(wanted.fingerprint, STEMS_AT_ONCE):
+    done = writer.stems
+    async for stems in catalog.all_embeddings(wanted.fingerprint, STEMS_AT_ONCE, after=writer.last_row):
         await asyncio.to_thread(writer.add, stems)
         done += len(stems)
         if report:
@@ -136,15 +164,26 @@ class FolderStore:
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder, self._limits = folder, limits
+        self.damaged: dict[int, SnapshotCorrupt] = {}
+        """By generation, what reading a mapped file through has found."""
 
     async def load(self, catalog: Catalog, generation: int, fingerprint: str) -> Index:
-        """See `IndexStore.load`."""
+        """See `IndexStore.load`. A mapped file is read through beside the first answers; see `check`."""
         folder = snapshot_folder(self._folder, generation)
-        snapshot = await asyncio.to_thread(Snapshot.load, folder)
+        damaged = self.damaged.pop(generation, None) is not None
+        snapshot = await asyncio.to_thread(Snapshot.load, folder, check_mapped=damaged)
         found = snapshot.manifest
         if (found.fingerprint, found.generation) != (fingerprint, generation):
             raise SnapshotCorrupt(path=folder, reason="belongs to another model or generation")
+        if snapshot.mapped and not damaged:
+            threading.Thread(target=self._read_through, args=(snapshot,), name="phalar-snapshot", daemon=True).start()
         return await asyncio.to_thread(Index.of, snapshot)
+
+    def _read_through(self, snapshot: Snapshot) -> None:
+        try:
+            snapshot.check_mapped()
+        except SnapshotCorrupt as error:
+            self.damaged[snapshot.manifest.generation] = error
 
     async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
         """See `IndexStore.build`."""
@@ -155,7 +194,9 @@ class FolderStore:
         """The alias is in SQL alone."""
 
     async def check(self, index: Index) -> None:
-        """What was loaded stays in memory."""
+        """See `IndexStore.check`. What was copied stays in memory; a mapped file that was found damaged is named."""
+        if problem := self.damaged.get(index.generation):
+            raise problem
 
     async def absorb(self, index: Index) -> Index:
         """A snapshot never changes; the index stays as it is."""

@@ -4,11 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from indexer.index.recall import Recall
 
 FORMAT = 2
+
+_HASH_BLOCK = 4 * 2**20
 
 
 class ManifestUnreadable(ValueError):
@@ -19,6 +22,16 @@ class ManifestUnreadable(ValueError):
 class FileFacts:
     sha256: str
     size: int  # bytes
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Read a whole file. Raises OSError."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileFacts(digest.hexdigest(), size)
 
 
 @dataclass(frozen=True)
