@@ -77,7 +77,7 @@ class WindowFiles:
         shape = (self.kept.windows, 2 * self.kept.dimension)
         self._windows = np.memmap(folder / WINDOWS, np.float16, "r", shape=shape)
         queries = np.fromfile(folder / QUERIES, np.float16, self.kept.queries * 2 * self.kept.dimension)
-        self.queries = _embeddings(queries.reshape(-1, 2 * self.kept.dimension))
+        self.queries = embeddings(queries.reshape(-1, 2 * self.kept.dimension))
         """complex64 (m, D): each the rest of a mix from which one stem was taken."""
         self.answers: Int64 = np.fromfile(folder / ANSWERS, np.int64, self.kept.queries)
         """int64 (m,): the row of the window that was taken."""
@@ -87,10 +87,11 @@ class WindowFiles:
 
     def __getitem__(self, rows: slice | Int64) -> Complex64:
         """complex64 (n, D), of unit norm."""
-        return _embeddings(self._windows[rows])
+        return embeddings(self._windows[rows])
 
 
-def _embeddings(halves: NDArray[np.float16]) -> Complex64:
+def embeddings(halves: NDArray[np.float16]) -> Complex64:
+    """float16 (n, 2D) -> complex64 (n, D), of unit norm."""
     rows = np.ascontiguousarray(halves, np.float32).view(np.complex64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from indexer.index.recall import Recall
 
-FORMAT = 2
+FORMAT = 3
+# Format 2 knew no turned folds.
+_READ = (2, 3)
 
 _HASH_BLOCK = 4 * 2**20
 
@@ -77,8 +79,8 @@ def manifest_of(raw: bytes) -> Manifest:
         raise ManifestUnreadable("is no manifest") from error
     if rewritten != raw:
         raise ManifestUnreadable("does not carry its own checksum")
-    if fields.get("format") != FORMAT:
-        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {FORMAT}")
+    if fields.get("format") not in _READ:
+        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {_READ}")
     try:
         del fields["sha256"]
         fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}

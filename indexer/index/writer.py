@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 from zipfile import BadZipFile
 
 import faiss
@@ -36,16 +36,17 @@ _TEMPORARY = ".partial"
 _PROGRESS, _TRAINED = "progress.npz", "trained.faiss"
 _CODES, _IDS, _ERRORS = "codes.raw", "ids.raw", "errors.raw"
 _WORKING = (_PROGRESS, _TRAINED, _CODES, _IDS, _ERRORS)
-# What of the manifest a build must have in common with the one that it goes on from.
-_SAME = ("fingerprint", "generation", "rank", "dim", "index_type", "asked_type", "highest_rank", "window_s", "stride_s")
 
 
 class SnapshotWriter:
     """Collects stems and seals them as one snapshot: `add` some at a time, then `seal` once.
 
-    Until `seal` returns, the folder has no manifest, and `Snapshot.load` says SnapshotMissing. A writer of the same
-    facts in the same folder goes on after `last_row`, with the clock, the sample and the probes of the first.
+    Until `seal` returns, the folder has no manifest, and `Snapshot.load` says SnapshotMissing; what a writer that was
+    killed had done, `resumed` takes up.
     """
+
+    _files: dict[str, BinaryIO]
+    _since: int  # windows since the last force to the disk
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class SnapshotWriter:
     ) -> None:
         """
         Args:
-            folder: made if need be.
+            folder: made if need be; what an unfinished writer left there is overwritten.
             seq: the catalog's change number that the stems cover.
             index_type: `flat` keeps float32; `fp16` halves it; `sq8` quarters it, with a range learnt per coordinate;
                 `ivf` holds the same 8 bits in lists of similar keys, of which a search looks at a part.
@@ -92,10 +93,45 @@ class SnapshotWriter:
             asked_type=asked_type,
             highest_rank=highest_rank or fold.rank,
         )
-        if not self._goes_on():
-            self._begin(sample, probes)
-        self._since = 0
-        self._files = {name: (folder / name).open("ab") for name in (_CODES, _IDS, _ERRORS)}
+        keys = fold.keys(sample) if sample is not None and len(sample) else np.zeros((1, fold.dim), np.float32)
+        self._take(_trained_keys(index_type, keys), windows=0, seen=set())
+        self._meter = None if probes is None else RecallMeter(fold, probes)
+        for name in _WORKING:
+            (folder / name).unlink(missing_ok=True)
+        _replace(folder / _TRAINED, lambda path: faiss.write_index(self._trained, str(path)))
+        _replace(folder / FOLD, fold.save)
+        self._keep_progress()
+
+    @classmethod
+    def resumed(cls, folder: Path, **facts: Any) -> "SnapshotWriter | None":
+        """The writer that was killed in this folder, as it last forced its work to the disk: it goes on after
+        `last_row`, with the clock, the fold, the sample and the probes that it began with.
+
+        Args:
+            facts: of its manifest, which must agree; else, or where there is none, None.
+        """
+        try:
+            with np.load(folder / _PROGRESS, allow_pickle=False) as found:
+                state = dict(found)
+            left = manifest_of(state["manifest"].tobytes())
+            trained = faiss.read_index(str(folder / _TRAINED))
+            fold = HermitianFold.load(folder / FOLD)
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, BadZipFile):  # there is none of this build
+            return None
+        if any(getattr(left, name) != fact for name, fact in facts.items()):
+            return None
+        sizes = {_CODES: int(trained.sa_code_size()) * left.windows, _IDS: 8 * left.windows, _ERRORS: 8 * left.windows}
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size < size:
+                return None
+            os.truncate(path, size)
+        writer = cls.__new__(cls)
+        writer._folder, writer._fold, writer._manifest = folder, fold, replace(left, windows=0)
+        seen = split_ids(np.fromfile(folder / _IDS, np.int64))[0]
+        writer._take(trained, windows=left.windows, seen=set(seen.tolist()))
+        writer._meter = RecallMeter.restored(fold, state) if "probes" in state else None
+        return writer
 
     @property
     def last_row(self) -> int:
@@ -124,6 +160,7 @@ class SnapshotWriter:
             self._meter.see(checked.ids, checked.embedding)
         codes = self._trained.sa_encode(checked.keys)
         errors = np.stack([checked.tails, self._residuals(checked.keys, codes)], axis=1)
+        self._files = self._files or {name: (self._folder / name).open("ab") for name in (_CODES, _IDS, _ERRORS)}
         for name, values in ((_CODES, codes), (_IDS, checked.ids), (_ERRORS, errors)):
             self._files[name].write(values.tobytes())
         self._windows += len(checked.ids)
@@ -139,6 +176,8 @@ class SnapshotWriter:
         """Write the files, the manifest last, and return the snapshot as read back from them. Call it once."""
         for raw in self._files.values():
             raw.close()
+        for name in (_CODES, _IDS, _ERRORS):
+            (self._folder / name).touch()  # of no windows
         ids = np.fromfile(self._folder / _IDS, np.int64)
         tails, residuals = np.fromfile(self._folder / _ERRORS, np.float32).reshape(-1, 2).T
         keys, recall, probed = self._sealed_keys(ids)
@@ -169,68 +208,26 @@ class SnapshotWriter:
 
     # ---------------------------------------------------------------- what lies on disk meanwhile
 
-    def _begin(self, sample: npt.NDArray[np.complex64] | None, probes: npt.NDArray[np.complex64] | None) -> None:
-        keys = (
-            self._fold.keys(sample) if sample is not None and len(sample) else np.zeros((1, self._fold.dim), np.float32)
-        )
-        self._take(_trained_keys(self._manifest.index_type, keys))
-        self._meter = None if probes is None else RecallMeter(self._fold, probes)
-        self._seen: set[int] = set()
-        self._windows = 0
-        for name in _WORKING:
-            (self._folder / name).unlink(missing_ok=True)
-        _replace(self._folder / _TRAINED, lambda path: faiss.write_index(self._trained, str(path)))
-        self._keep_progress()
-
-    def _goes_on(self) -> bool:
-        """Take up what a writer of the same facts left, cut to what it had forced to the disk."""
-        try:
-            with np.load(self._folder / _PROGRESS, allow_pickle=False) as found:
-                state = dict(found)
-            left = manifest_of(state["manifest"].tobytes())
-            trained = faiss.read_index(str(self._folder / _TRAINED))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            EOFError,
-            BadZipFile,
-        ):  # there is none, or none of this build
-            return False
-        if any(getattr(left, name) != getattr(self._manifest, name) for name in _SAME):
-            return False
-        self._take(trained)
-        sizes = {_CODES: self._code_bytes * left.windows, _IDS: 8 * left.windows, _ERRORS: 8 * left.windows}
-        for name, size in sizes.items():
-            path = self._folder / name
-            if (path.stat().st_size if path.is_file() else 0) < size:
-                return False
-            if path.is_file():
-                os.truncate(path, size)
-        ids = np.fromfile(self._folder / _IDS, np.int64) if left.windows else np.empty(0, np.int64)
-        self._manifest = replace(left, windows=0)
-        self._meter = RecallMeter.restored(self._fold, state) if "probes" in state else None
-        self._seen = set(split_ids(ids)[0].tolist())
-        self._windows = left.windows
-        return True
-
     def _keep_progress(self) -> None:
         manifest = manifest_bytes(asdict(replace(self._manifest, windows=self._windows)))
-        state = {"manifest": np.frombuffer(manifest, np.uint8), **(self._meter.state() if self._meter else {})}
+        state: dict[str, Any] = {"manifest": np.frombuffer(manifest, np.uint8)}
+        if self._meter is not None:
+            state |= self._meter.state()
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, **state)  # type: ignore[arg-type]
+                np.savez(file, **state)
 
         _replace(self._folder / _PROGRESS, write)
 
     # ---------------------------------------------------------------- keys
 
-    def _take(self, trained: Any) -> None:
-        self._trained = trained
+    def _take(self, trained: Any, *, windows: int, seen: set[int]) -> None:
+        self._trained, self._windows, self._seen = trained, windows, seen
+        self._since = 0
         self._code_bytes = int(trained.sa_code_size())
         self._manifest = replace(self._manifest, lists=lists_of(trained))
+        self._files = {}
 
     def _residuals(self, keys: Float32, codes: npt.NDArray[np.uint8]) -> Float32:
         """How far each stored key lies from the key that was given."""

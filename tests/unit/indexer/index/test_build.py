@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+import indexer.index.build
 import indexer.index.snapshot
 import indexer.index.writer
 from indexer.catalog.catalog import Catalog
@@ -19,6 +21,7 @@ from indexer.catalog.records import ClipFacts, StemMetadata, Upload
 from indexer.index.build import FolderStore, Wanted, build_snapshot, snapshot_folder
 from indexer.index.choice import Limits
 from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
 from indexer.index.keys import split_ids
 from indexer.index.live import LiveIndex
 from indexer.index.snapshot import SnapshotCorrupt
@@ -59,14 +62,15 @@ async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
     await catalog.close()
 
 
-async def add(catalog: Catalog, seed: int) -> tuple[int, str]:
+async def add(catalog: Catalog, seed: int, embedding: NDArray[np.complex64] | None = None) -> tuple[int, str]:
     upload = Upload(
         hashlib.sha256(f"{seed}".encode()).hexdigest(), f"{seed}.wav", StemMetadata(), ClipFacts("wav", 9.0, 16_000, 1)
     )
     _, (stem_id,) = await catalog.add([upload])
     row = (await catalog.stem(stem_id)).row
     windows = np.arange(EACH, dtype=np.int64)
-    assert await catalog.store_embeddings(row, MODEL, windows, windows * 2.5, random_rows(seed, EACH, DIMENSION))
+    own = random_rows(seed, EACH, DIMENSION) if embedding is None else embedding
+    assert await catalog.store_embeddings(row, MODEL, windows, windows * 2.5, own)
     return row, stem_id
 
 
@@ -110,6 +114,28 @@ async def test_a_killed_build_goes_on_where_it_was_and_knows_what_changed_meanwh
     found = index.search(index.fold.queries(random_rows(99, 1, DIMENSION)), 100)[1]
     rows, counts = np.unique(split_ids(found[found >= 0])[0], return_counts=True)
     assert (set(rows.tolist()), set(counts.tolist())) == (left, {EACH})
+
+
+async def test_a_large_catalog_is_kept_in_the_directions_that_its_music_has(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.index.build, "TURNED_FROM", 1)
+    plane = random_rows(7, 2, DIMENSION)
+    embeddings = random_rows(8, 20 * EACH, 2) @ plane
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    for seed, own in enumerate(embeddings.reshape(20, EACH, DIMENSION)):
+        await add(catalog, seed, own)
+    snapshot = await build_snapshot(catalog, tmp_path / "index", WANTED, LIMITS)
+    assert (snapshot.manifest.rank, snapshot.manifest.highest_rank) == (2, DIMENSION)
+    index = Index.of(snapshot)
+    scores, ids = index.search(index.fold.queries(embeddings), 60)
+    rows, windows = split_ids(ids)
+    exact = WANTED.fold.scores(embeddings, embeddings)
+    first = int(rows.min())
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, (rows - first) * EACH + windows, axis=1), atol=1e-4)
+    assert index.slack(embeddings).max() < 1e-4, "nothing is lost, and known to be"
+    asked = Wanted(3, MODEL, WANTED.fold.at_rank(5), 5.0, 2.5)
+    assert (await build_snapshot(catalog, tmp_path / "index", asked, LIMITS)).manifest.rank == 5
 
 
 async def test_of_two_builders_of_one_generation_the_second_takes_what_the_first_made(

@@ -311,7 +311,8 @@ def test_a_build_that_was_killed_goes_on_and_makes_the_same_snapshot(
 
     whole = filled(SnapshotWriter(tmp_path / "whole", **known), stems).seal()
     filled(SnapshotWriter(tmp_path / "cut", **known), range(1, 11))  # and is gone
-    again = SnapshotWriter(tmp_path / "cut", **known | {"seq": 99, "sample": None, "probes": None})
+    again = SnapshotWriter.resumed(tmp_path / "cut", fingerprint="f" * 64, generation=3)
+    assert again is not None
     assert (again.last_row, again.stems) == (8, 8), "what was forced to the disk, and no more"
     sealed = filled(again, range(9, 31)).seal()
     for name, stated in whole.manifest.files.items():
@@ -320,17 +321,22 @@ def test_a_build_that_was_killed_goes_on_and_makes_the_same_snapshot(
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {"manifest.json", *whole.manifest.files}
 
 
-def test_a_build_of_something_else_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_of_something_else_or_with_damaged_files_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 1)
-    for changed in ({"fingerprint": "0" * 64}, {"index_type": "fp16"}, {"fold": make_fold(rank=2)}, {"generation": 4}):
-        folder = tmp_path / next(iter(changed))
-        SnapshotWriter(folder, **facts()).add({1: make_stem(1)})
-        assert SnapshotWriter(folder, **facts(**changed)).last_row == 0
-    for damaged in ("progress.npz", "trained.faiss", "codes.raw", "ids.raw", "errors.raw"):
-        for length in (0, 20):
-            SnapshotWriter(tmp_path / damaged, **facts()).add({1: make_stem(1)})
-            (tmp_path / damaged / damaged).write_bytes(b"PK" * (length // 2))
-            assert SnapshotWriter(tmp_path / damaged, **facts()).last_row == 0
+    SnapshotWriter(tmp_path, **facts()).add({1: make_stem(1)})
+    assert SnapshotWriter.resumed(tmp_path, generation=4) is None
+    assert SnapshotWriter.resumed(tmp_path, fingerprint="0" * 64) is None
+    for name in ("progress.npz", "trained.faiss", "fold.npz", "codes.raw", "ids.raw", "errors.raw"):
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (b"", b"PK" * 2):
+            (tmp_path / name).write_bytes(damaged)
+            assert SnapshotWriter.resumed(tmp_path, generation=3) is None
+        (tmp_path / name).write_bytes(whole)
+    again = SnapshotWriter.resumed(tmp_path, generation=3)
+    assert again is not None
+    assert again.last_row == 1
 
 
 def test_an_approximate_snapshot_states_how_much_it_looks_at(tmp_path: Path) -> None:
