@@ -139,7 +139,8 @@ class Reindexer:
             fingerprint = (await asyncio.to_thread(self.models.named, name)).fingerprint
         await self._embed_lacking(job, fingerprint)
         generation = (job.progress or {}).get("generation")  # of a process that was killed while it built
-        if generation is None or await self.catalog.fingerprint_of(generation) != fingerprint:
+        answered = generation in (None, alias.generation, alias.previous)  # it was killed after the switch
+        if answered or await self.catalog.fingerprint_of(generation) != fingerprint:
             generation = await self.catalog.new_generation(fingerprint)
         index = await self._build(generation, fingerprint, job.request.get("rank"), job.request.get("index_type"), job)
         manifest = index.manifest
