@@ -138,8 +138,9 @@ class Reindexer:
         if name is not None:
             fingerprint = (await asyncio.to_thread(self.models.named, name)).fingerprint
         await self._embed_lacking(job, fingerprint)
-        generation = (job.progress or {}).get("generation")  # of a process that was killed while it built
-        answered = generation in (None, alias.generation, alias.previous)  # it was killed after the switch
+        # Of a process that was killed while it built; one that has answered already is no such.
+        generation: int = (job.progress or {}).get("generation", alias.generation)
+        answered = generation in (alias.generation, alias.previous)
         if answered or await self.catalog.fingerprint_of(generation) != fingerprint:
             generation = await self.catalog.new_generation(fingerprint)
         index = await self._build(generation, fingerprint, job.request.get("rank"), job.request.get("index_type"), job)
