@@ -396,14 +396,13 @@ def comparison(kept: WindowFiles, fold: HermitianFold) -> str:
         "key norm",
         "directions for 99 %",
         "sq8 @10",
-        "pq @10",
         "rabitq @10",
     )
     return markdown_table(names, [[name, f"{n:,}", *traits(rows, fold)] for name, rows in sets.items()])
 
 
 def traits(embedding: Complex64, fold: HermitianFold) -> list[str]:
-    """Scores of windows of other stems, norms of keys, and what three kinds of code find at rank 64."""
+    """Scores of windows of other stems, norms of keys, and what two kinds of code find at rank 64."""
     probes = np.arange(0, len(embedding), max(1, len(embedding) // 300))
     keys, queries = fold.keys(embedding), fold.queries(embedding[probes])
     scores = queries @ keys.T
@@ -416,7 +415,7 @@ def traits(embedding: Complex64, fold: HermitianFold) -> list[str]:
     few = fold.turned_to(embedding).at_rank(64)
     truth = np.argsort(-queries @ keys.T, axis=1)[:, :RECALL_AT]
     found = []
-    for name in ("SQ8", "PQ32", "RaBitQ"):
+    for name in ("SQ8", "RaBitQ"):
         index = faiss.index_factory(few.dim, name, faiss.METRIC_INNER_PRODUCT)
         index.train(few.keys(embedding))
         index.add(few.keys(embedding))
