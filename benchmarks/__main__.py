@@ -17,7 +17,7 @@ from benchmarks.page import page_parser, publish
 from model.evaluation.results import markdown_table
 
 SUBJECTS = ("cqt", "encoder", "ingest", "queries", "fitted", "threads", "fold", "index_at_size", "large", "words")
-LARGE = "10000,100000,1000000"
+LARGE = "200000,1000000"
 PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu")
 
 

@@ -3,14 +3,13 @@
 python -m benchmarks.fold [--page docs/performance.md]
 """
 
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.index_at_size import Complex64, demo_embeddings
+from benchmarks.index_at_size import form
 from benchmarks.page import page_parser, publish
+from benchmarks.windows import Complex64
 from indexer import HermitianFold
 from model.evaluation.results import markdown_table
 
@@ -31,10 +30,9 @@ def rate(fold: HermitianFold, embedding: Complex64) -> float:
 def main() -> None:
     parser = page_parser(__doc__)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        embedding, hermitian = demo_embeddings(Path(name))
-    whole = HermitianFold(hermitian)
-    many = np.resize(embedding, (KEYS, embedding.shape[1]))
+    whole = HermitianFold(form())
+    parts = np.random.default_rng(0).standard_normal((KEYS, whole.embedding_dim, 2), dtype=np.float32)
+    many = parts.view(np.complex64)[..., 0]
     rows = []
     for rank in (whole.rank, whole.rank // 2, whole.rank // 8):
         fold = whole.at_rank(rank)

@@ -1,10 +1,11 @@
 """FAISS at the sizes of catalogs: what each kind of index takes, how fast it is, and what it finds.
 
-    python -m benchmarks.index_at_size [--windows 10000,1000000] [--memory-gb 24] [--types flat,sq8] [--page FILE]
+    python -m benchmarks.index_at_size [--kept WINDOWS] [--windows 200000,1000000] [--kinds flat,sq8] [--page FILE]
 
-Real embeddings of the demo catalog, each repeated with a jitter of its own, go into an index as a reindex puts them in,
-a few stems at a time. Each kind is loaded and searched in a process of its own, so that its memory is its own. What a
-reindex chooses by itself within a quarter of the memory is said below the table, and has a row.
+`--kept` is a folder of `benchmarks.windows`; without one, a few thousand windows of composed tracks are made first.
+Where more are wanted than it holds, blocks of them are mixed, which is compared with real ones below the table. Each
+kind is built and searched in a process of its own. What a reindex chooses within a quarter of the memory is built as a
+reindex does it, opened as after a restart, and searched with filters.
 """
 
 import argparse
@@ -19,121 +20,290 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.page import page_parser, publish
+from benchmarks.windows import WINDOWS_EACH, Complex64, Float32, Int64, WindowFiles, embeddings
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.build import PROBES, SAMPLE_WINDOWS
-from indexer.index.choice import CODE_BYTES, MEMORY_SHARE, Choice, IndexType, Limits, choose
+from indexer.index.build import PROBES, SAMPLE_WINDOWS, TURNED_FROM, turned
+from indexer.index.choice import LEARNING, MEMORY_SHARE, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.snapshot import SnapshotWriter
+from indexer.index.recall import RECALL_AT, RESCORED
+from indexer.index.snapshot import KEYS
+from indexer.index.writer import SnapshotWriter
 
-Complex64 = NDArray[np.complex64]
-
-WINDOWS_EACH = 8  # of a stem, as 20 s of audio have
 STEMS_AT_ONCE = 500
-# How far a window is moved from the one it repeats, of its length 1: from nearly the same audio to other audio.
-JITTER = (0.05, 0.6)
-SIZES = (10_000, 100_000)
-DEEP = 500  # what grouping by stem asks for
-SINGLE_QUERIES, BATCHES, BATCH = 100, 5, 64
-COLUMNS = (
-    *("windows", "index", "rank", "build s", "file MB", "bytes a window", "load s", "resident MB"),
-    *("p50 ms", "p99 ms", "row of 64, ms"),
-    *("recall@10", "@10 rescored", "@500"),
-)
+SIZES = (200_000,)
+FEW = 4_000  # windows that are made where none are kept
+# A cheap block is a real one, some of a second and less of a third, as far from its neighbours as real ones are.
+SECOND, THIRD = 0.55, -0.2
+ROWS = 50  # of a whole search
+SINGLES, SEARCHES = 20, 4
+# Kinds as FAISS's factory names them, and whether their keys are turned to the catalog or keep the largest eigenvalues.
+KINDS = {
+    "flat, all directions": ("Flat", None),
+    "fp16, all directions": ("SQfp16", None),
+    "sq8, all directions": ("SQ8", None),
+    "flat, eigenvectors": ("Flat", False),
+    "flat": ("Flat", True),
+    "fp16": ("SQfp16", True),
+    "sq8": ("SQ8", True),
+    "ivf sq8": ("IVF{lists},SQ8", True),
+    "ivf pq": ("IVF{lists},PQ{half}", True),
+    "hnsw sq8": ("HNSW32,SQ8", True),
+    "rabitq": ("RaBitQ", True),
+    "rabitq 4 bits": ("RaBitQ4", True),
+}
+SMALL_ONLY = {"flat, all directions", "fp16, all directions", "sq8, all directions", "hnsw sq8"}  # up to LARGE windows
+LARGE = 300_000
+COLUMNS = ("windows", "index", "rank", "build CPU s", "bytes a window", "of flat", "load s", "resident MB")
+COLUMNS += ("a row, CPU ms", f"{ROWS} rows, CPU ms", "recall@10", "@10 rescored", "true stem", "by exact search")
+CHOSEN = ("windows", "chosen", "build CPU s", "file MB", "opened in s", "a row, CPU ms", f"{ROWS} rows, CPU ms")
+CHOSEN += ("50 % allowed", "1 % allowed", "a stem added, ms", "removed, ms", "recall@10", "@10 rescored", "@500")
+
+
+class Catalog:
+    """As many windows as wanted, stem after stem, the same each time: kept ones, then mixed ones, in a file."""
+
+    def __init__(self, kept: WindowFiles, windows: int, scratch: Path) -> None:
+        self.kept, self.windows = kept, windows // WINDOWS_EACH * WINDOWS_EACH
+        path, width = scratch / "catalog.f16", 2 * kept.kept.dimension
+        rows = np.memmap(path, np.float16, "w+", shape=(self.windows, width))
+        real = min(len(kept), self.windows) // WINDOWS_EACH * WINDOWS_EACH
+        step = STEMS_AT_ONCE * WINDOWS_EACH
+        for start in range(0, self.windows, step):
+            wanted = min(step, self.windows - start)
+            if start + wanted <= real:
+                embedding = kept[start : start + wanted]
+            else:
+                embedding = mixed(kept, wanted, np.random.default_rng(start))
+                embedding[: max(0, real - start)] = kept[start : max(start, real)]
+            rows[start : start + wanted] = embedding.view(np.float32)
+        rows.flush()
+        self._rows = np.memmap(path, np.float16, "r", shape=(self.windows, width))
+
+    def parts(self) -> Iterator[tuple[int, Complex64]]:
+        """The first row of each part, and its embeddings, complex64 (n, D)."""
+        step = STEMS_AT_ONCE * WINDOWS_EACH
+        for start in range(0, self.windows, step):
+            yield start, embeddings(self._rows[start : start + step])
+
+    def sample(self, most: int, seed: int) -> Complex64:
+        """Windows drawn from all of it."""
+        drawn = np.random.default_rng(seed).choice(self.windows, min(most, self.windows), replace=False)
+        return embeddings(self._rows[np.sort(drawn)])
+
+
+def mixed(kept: WindowFiles, windows: int, rng: np.random.Generator) -> Complex64:
+    """Cheap blocks: complex64 (windows, D)."""
+    blocks = windows // WINDOWS_EACH
+    drawn = rng.integers(len(kept) // WINDOWS_EACH, size=(3, blocks, 1)) * WINDOWS_EACH
+    order = rng.permuted(np.tile(np.arange(WINDOWS_EACH), (3, blocks, 1)), axis=2)
+    order[0] = np.arange(WINDOWS_EACH)
+    first, second, third = ((at + places).ravel() for at, places in zip(drawn, order, strict=True))
+    rows = kept[first] + np.float32(SECOND) * kept[second] + np.float32(THIRD) * kept[third]
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.complex64)
 
 
 def main() -> None:
     parser = page_parser(__doc__)
+    parser.add_argument("--kept", type=Path, help="a folder of benchmarks.windows")
     parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
-    parser.add_argument("--exact-windows", type=int, default=2_000_000, help="windows beyond which ivf is tried")
-    parser.add_argument("--types", default=",".join(CODE_BYTES))
+    parser.add_argument("--kinds", default=",".join(KINDS).replace(", ", "; "), help="some of: " + " | ".join(KINDS))
     parser.add_argument("--scratch", type=Path, help="folder with room for the largest index; default: a temporary one")
-    parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)  # the child process: search the snapshot there
-    parser.add_argument("--queries", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.search:
-        print(json.dumps(timed(arguments.search, np.load(arguments.queries))))
+    if arguments.child:
+        print(json.dumps(timed(arguments.child)))
         return
     from model.evaluation.results import markdown_table
 
-    limits = Limits(int(arguments.memory_gb * 2**30 * MEMORY_SHARE), arguments.exact_windows)
+    limits = Limits(int(arguments.memory_gb * 2**30 * MEMORY_SHARE))
     rows, chosen = [], []
-    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        embedding, hermitian = demo_embeddings(Path(scratch) / "demo")
-        fold = HermitianFold(hermitian)
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
+        scratch = Path(name)
+        kept = WindowFiles(arguments.kept or made(scratch / "kept"))
+        fold = HermitianFold(form())
         for windows in map(int, arguments.windows.split(",")):
-            automatic = choose(windows, fold.rank, limits)
-            choices = [Choice(kind, fold.rank, "asked for") for kind in arguments.types.split(",")]
-            if not any((one.index_type, one.rank) == (automatic.index_type, automatic.rank) for one in choices):
-                choices.append(automatic)
-            rows += [measured(choice, fold, embedding, windows, Path(scratch)) for choice in choices]
-            chosen.append(f"{windows:,} windows: {automatic.index_type}, rank {automatic.rank}; {automatic.reason}.")
+            catalog = Catalog(kept, windows, scratch)
+            sample = catalog.sample(SAMPLE_WINDOWS, 2)
+            using = turned(fold, sample) if windows >= TURNED_FROM else fold
+            kinds = [kind.replace("; ", ", ") for kind in arguments.kinds.split(",")]
+            kinds = [kind for kind in kinds if windows <= LARGE or kind not in SMALL_ONLY]
+            rows += measured(catalog, fold, using, sample, kinds, scratch)
+            chosen.append(as_a_reindex(catalog, using, sample, limits, scratch))
+            print(chosen[-1], flush=True)
+        compared = comparison(kept, fold)
     text = (
         f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} "
-        f"OpenMP threads, faiss {faiss.__version__}, {len(embedding)} different windows, "
-        f"keys of {fold.dim} coordinates, {PROBES} probes.\n\n{markdown_table(COLUMNS, rows)}\n\n"
-        f"Chosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the memory:\n\n"
-        + "\n".join(f"- {line}" for line in chosen)
+        f"OpenMP threads, faiss {faiss.__version__}, {len(kept):,} kept windows and mixed ones, {PROBES} probes, "
+        f"{len(kept.queries)} mixes without a stem; load {os.getloadavg()[0]:.0f}.\n\n"
+        f"{markdown_table(COLUMNS, rows)}\n\nChosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the "
+        f"memory, and built as a reindex does it:\n\n{markdown_table(CHOSEN, [row for row, _ in chosen])}\n\n"
+        + "\n".join(f"- {line}." for _, line in chosen)
+        + f"\n\nAs many mixed windows as real ones of other tracks:\n\n{compared}"
     )
     publish(text, arguments.page, "index-at-size")
 
 
-def demo_embeddings(folder: Path) -> tuple[Complex64, NDArray[np.complex128]]:
-    """Every audible window of the demo catalog by the default model, complex64 (n, D), and the model's H."""
-    from model.audio import SAMPLE_RATE, cut_windows, is_silent, load_clip, window_starts
+def form() -> NDArray[np.complex128]:
+    """The default model's H."""
     from model.checkpoints import load_phalar
-    from service.local.demo import compose_demo
     from service.work.models import DEFAULT_CHECKPOINT
 
-    model = load_phalar(DEFAULT_CHECKPOINT)
-    window, stride = 5 * SAMPLE_RATE, 5 * SAMPLE_RATE // 2
-    embedded = []
-    for track in compose_demo(folder):
-        for stem in track:
-            waveform = load_clip(stem.path).waveform
-            windows = cut_windows(waveform, window_starts(len(waveform), window, stride), window)
-            audible = np.array([not is_silent(one) for one in windows])
-            if audible.any():
-                embedded.append(model.embed(windows[audible]).numpy())
-    return np.concatenate(embedded), np.asarray(model.hermitian)
+    return np.asarray(load_phalar(DEFAULT_CHECKPOINT).hermitian)
 
 
-def jittered(embedding: Complex64, n: int, rng: np.random.Generator) -> Complex64:
-    """n windows near randomly drawn ones, of unit norm."""
-    drawn = embedding[rng.integers(len(embedding), size=n)]
-    noise = rng.standard_normal((n, drawn.shape[1], 2), dtype=np.float32).view(np.complex64)[..., 0]
-    noise *= rng.uniform(*JITTER, (n, 1)).astype(np.float32) / np.linalg.norm(noise, axis=1, keepdims=True)
-    moved = drawn + noise
-    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.complex64)
+def made(folder: Path) -> Path:
+    """A few windows of composed tracks."""
+    subprocess.run([sys.executable, "-m", "benchmarks.windows", str(folder), "--windows", str(FEW)], check=True)
+    return folder
 
 
-def stems(embedding: Complex64, windows: int) -> Iterator[dict[int, StemEmbeddings]]:
-    """The catalog, some stems at a time and the same each time it is asked for."""
-    rng = np.random.default_rng(1)
-    numbers, starts_s = np.arange(WINDOWS_EACH), np.arange(WINDOWS_EACH) * 2.5
-    last = windows // WINDOWS_EACH
-    for first in range(0, last, STEMS_AT_ONCE):
-        rows = range(first, min(first + STEMS_AT_ONCE, last))
-        some = jittered(embedding, len(rows) * WINDOWS_EACH, rng).reshape(len(rows), WINDOWS_EACH, -1)
-        yield {row: StemEmbeddings.in_clock_time(numbers, starts_s, own) for row, own in zip(rows, some, strict=True)}
+# ---------------------------------------------------------------- kinds of index, side by side
 
 
-def measured(choice: Choice, fold: HermitianFold, embedding: Complex64, windows: int, scratch: Path) -> list[str]:
-    """One row of the table."""
-    folder, asked = scratch / choice.index_type, scratch / "queries.npy"
-    kept = fold.at_rank(choice.rank)
-    learns: set[IndexType] = {"sq8", "ivf"}
-    began = time.perf_counter()
+def measured(
+    catalog: Catalog, fold: HermitianFold, using: HermitianFold, sample: Complex64, kinds: list[str], scratch: Path
+) -> list[list[str]]:
+    """A row of the table for each kind."""
+    folds = {None: fold, True: using, False: fold.at_rank(using.rank)}
+    probes = np.concatenate([catalog.sample(PROBES, 3), catalog.kept.queries])
+    truth = exact(catalog, fold, probes)
+    rows = []
+    for basis in dict.fromkeys(KINDS[kind][1] for kind in kinds):
+        own = folds[basis]
+        folder = scratch / "keys"
+        folder.mkdir()
+        keys = np.lib.format.open_memmap(folder / "keys.npy", "w+", np.float32, (catalog.windows, own.dim))
+        for start, embedding in catalog.parts():
+            keys[start : start + len(embedding)] = own.keys(embedding)
+        del keys
+        for name, array in (
+            ("sample", own.keys(sample)),
+            ("queries", own.queries(probes)),
+            ("truth", truth),
+            ("answers", catalog.kept.answers),
+        ):
+            np.save(folder / f"{name}.npy", array)
+        for kind in kinds:
+            if KINDS[kind][1] is basis:
+                (folder / "kind").write_text(kind)
+                found = child(folder)
+                rows.append([f"{catalog.windows:,}", kind, f"{own.rank}", *row_of(found, fold.dim)])
+                print(rows[-1], flush=True)
+        shutil.rmtree(folder)
+    return rows
+
+
+def exact(catalog: Catalog, fold: HermitianFold, probes: Complex64) -> Int64:
+    """The rows of each probe's ten best windows, by the full form: int64 (probes, 10)."""
+    best = np.full((len(probes), RECALL_AT), -np.inf, np.float32)
+    rows = np.full((len(probes), RECALL_AT), -1, np.int64)
+    real, imaginary = np.split(fold.form_rows(probes).astype(np.float32), 2, axis=1)
+    asked = np.stack([real, imaginary], axis=2).reshape(len(probes), -1)  # as an embedding's parts lie in memory
+    for start, embedding in catalog.parts():
+        scores = np.concatenate([best, asked @ embedding.view(np.float32).T], axis=1)
+        known = np.broadcast_to(np.arange(start, start + len(embedding)), (len(probes), len(embedding)))
+        known = np.concatenate([rows, known], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :RECALL_AT]
+        best, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(known, order, axis=1)
+    return rows
+
+
+def child(folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.index_at_size", "--child", str(folder)]
+    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return answer
+
+
+def row_of(found: dict[str, Any], flat_dim: int) -> list[str]:
+    return [
+        f"{found['build_s']:.1f}",
+        f"{found['bytes']:.0f}",
+        f"1/{4 * flat_dim / found['bytes']:.1f}",
+        f"{found['load_s']:.2f}",
+        f"{found['resident'] / 1e6:.0f}",
+        f"{found['row_ms']:.1f}",
+        f"{found['search_ms']:.0f}",
+        *(f"{found[name]:.3f}" for name in ("recall", "rescored", "true", "true_exact")),
+    ]
+
+
+def timed(folder: Path) -> dict[str, float]:
+    """Build the kind that the folder names, read it as after a restart, search it."""
+    kind = (folder / "kind").read_text()
+    keys, sample = np.load(folder / "keys.npy", mmap_mode="r"), np.load(folder / "sample.npy")
+    queries, truth, answers = (np.load(folder / f"{name}.npy") for name in ("queries", "truth", "answers"))
+    lists = min(1024, len(sample) // 39)
+    began = time.process_time()
+    name = KINDS[kind][0].format(lists=lists, half=keys.shape[1] // 2)
+    index = faiss.index_factory(keys.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+    index.train(sample)
+    for start in range(0, len(keys), 20_000):
+        index.add(np.ascontiguousarray(keys[start : start + 20_000]))
+    build_s = time.process_time() - began
+    faiss.write_index(index, str(folder / "index"))
+    del index
+    before, began = resident(), time.perf_counter()
+    index = faiss.read_index(str(folder / "index"))
+    load_s, held = time.perf_counter() - began, resident() - before
+    if name.startswith("IVF"):
+        faiss.extract_index_ivf(index).nprobe = lists // 16
+    if name.startswith("HNSW"):
+        faiss.downcast_index(index).hnsw.efSearch = 2 * RESCORED
+    found = index.search(queries, RESCORED)[1]
+    probed, asked = len(queries) - len(answers), answers // WINDOWS_EACH
+    return {
+        "build_s": build_s,
+        "load_s": load_s,
+        "resident": held,
+        "bytes": (folder / "index").stat().st_size / len(keys),
+        "row_ms": float(np.median([spent(index, queries[[at]]) for at in range(SINGLES)])),
+        "search_ms": float(np.median([spent(index, queries[:ROWS]) for _ in range(SEARCHES)])),
+        "recall": shared(truth[:probed], found[:probed, :RECALL_AT]),
+        "rescored": shared(truth[:probed], found[:probed]),
+        "true": float((found[probed:] // WINDOWS_EACH == asked[:, None]).any(axis=1).mean()),
+        "true_exact": float((truth[probed:] // WINDOWS_EACH == asked[:, None]).any(axis=1).mean()),
+    }
+
+
+def spent(index: Any, queries: Float32, *more: Any) -> float:
+    """ms of processors."""
+    began = time.process_time()
+    index.search(queries, RESCORED, *more)
+    return (time.process_time() - began) * 1000
+
+
+def shared(truth: Int64, found: Int64) -> float:
+    return float(np.mean([len(np.intersect1d(*pair)) / RECALL_AT for pair in zip(truth, found, strict=True)]))
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---------------------------------------------------------------- as a reindex builds it
+
+
+def as_a_reindex(
+    catalog: Catalog, using: HermitianFold, sample: Complex64, limits: Limits, scratch: Path
+) -> tuple[list[str], str]:
+    """What would be chosen: its row, and why."""
+    folder = scratch / "chosen"
+    began = time.process_time()
+    choice = choose(catalog.windows, using.rank, limits)
     writer = SnapshotWriter(
         folder,
-        fold=kept,
+        fold=using.at_rank(choice.rank),
         fingerprint="f" * 64,
         generation=1,
         seq=0,
@@ -141,69 +311,121 @@ def measured(choice: Choice, fold: HermitianFold, embedding: Complex64, windows:
         stride_s=2.5,
         index_type=choice.index_type,
         reason=choice.reason,
-        sample=jittered(embedding, min(windows, SAMPLE_WINDOWS), np.random.default_rng(2))
-        if choice.index_type in learns
-        else None,
-        probes=jittered(embedding, PROBES, np.random.default_rng(3)),
+        sample=sample if choice.index_type in LEARNING else None,
+        probes=catalog.sample(PROBES, 3),
     )
-    for some in stems(embedding, windows):
+    for some in stems(catalog):
         writer.add(some)
     manifest = writer.seal().manifest
-    del writer
-    build_s = time.perf_counter() - began
-    np.save(asked, kept.queries(jittered(embedding, SINGLE_QUERIES + BATCHES * BATCH, np.random.default_rng(4))))
-    child = [sys.executable, "-m", "benchmarks.index_at_size", "--search", str(folder), "--queries", str(asked)]
-    found = json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
-    size = sum(file.size for file in manifest.files.values())
-    shutil.rmtree(folder)
+    build_s = time.process_time() - began
+    for path in folder.iterdir():  # as after a restart: nothing of it is in memory
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    wall = time.perf_counter()
+    index = Index.load(folder, check_mapped=False)
+    opened_s = time.perf_counter() - wall
+    queries = index.fold.queries(catalog.sample(ROWS, 4))
+    index.search(queries, RESCORED)
+    last = catalog.windows // WINDOWS_EACH
+    allowed = [np.arange(0, last, every) for every in (2, 100)]
+    new = {last: next(iter(stems(catalog)))[0]}
+    changing = []
+    for change in (lambda: index.with_changes(new, [], 1), lambda: index.with_changes({}, [0], 1)):
+        wall = time.process_time()
+        change()
+        changing.append((time.process_time() - wall) * 1000)
     assert manifest.recall is not None
-    lists = f", {manifest.probed} of {manifest.lists} lists" if manifest.lists else ""
-    return [
-        f"{windows:,}",
-        f"{manifest.index_type}{lists}",
-        str(manifest.rank),
-        f"{build_s:.1f}",
-        f"{size / 1e6:.0f}",
-        f"{size / windows:,.0f}",
-        f"{found['load_s']:.1f}",
-        f"{found['resident'] / 1e6:.0f}",
-        f"{found['p50_ms']:.1f}",
-        f"{found['p99_ms']:.1f}",
-        f"{found['batch_ms']:.1f}",
-        f"{manifest.recall.value:.3f}",
-        f"{manifest.recall.rescored:.3f}",
-        f"{manifest.recall.deep:.3f}",
+    row = [
+        f"{catalog.windows:,}",
+        f"{manifest.index_type}, rank {manifest.rank}"
+        + (f", {manifest.probed} of {manifest.lists} lists" * bool(manifest.lists)),
+        f"{build_s:.0f}",
+        f"{manifest.files[KEYS].size / 1e6:.0f}",
+        f"{opened_s:.1f}",
+        f"{np.median([spent(index, queries[[at]]) for at in range(SINGLES)]):.1f}",
+        f"{spent(index, queries):.0f}",
+        *(f"{spent(index, queries[:1], rows):.1f}" for rows in allowed),
+        *(f"{ms:.1f}" for ms in changing),
+        *(f"{value:.3f}" for value in (manifest.recall.value, manifest.recall.rescored, manifest.recall.deep)),
     ]
+    shutil.rmtree(folder)
+    return row, f"{catalog.windows:,} windows: {choice.reason}"
 
 
-def timed(folder: Path, queries: NDArray[np.float32]) -> dict[str, float]:
-    """Load a snapshot in this process, and search it."""
-    before = resident()
-    began = time.perf_counter()
-    index = Index.load(folder)
-    load_s = time.perf_counter() - began
-    index.search(queries[:1], DEEP)
-    singles = [clocked(index, queries[at : at + 1]) for at in range(SINGLE_QUERIES)]
-    batches = [clocked(index, queries[at : at + BATCH]) for at in range(SINGLE_QUERIES, len(queries), BATCH)]
-    return {
-        "load_s": load_s,
-        "resident": resident() - before,
-        "p50_ms": float(np.percentile(singles, 50)),
-        "p99_ms": float(np.percentile(singles, 99)),
-        "batch_ms": float(np.median(batches)) / BATCH,
-    }
+def stems(catalog: Catalog) -> Iterator[dict[int, StemEmbeddings]]:
+    """The catalog as stems by row, some at a time."""
+    numbers, starts_s = np.arange(WINDOWS_EACH), np.arange(WINDOWS_EACH) * 2.5
+    for start, embedding in catalog.parts():
+        own = embedding.reshape(-1, WINDOWS_EACH, embedding.shape[1])
+        rows = range(start // WINDOWS_EACH, start // WINDOWS_EACH + len(own))
+        yield {row: StemEmbeddings.in_clock_time(numbers, starts_s, one) for row, one in zip(rows, own, strict=True)}
 
 
-def clocked(index: Index, queries: NDArray[np.float32]) -> float:
-    began = time.perf_counter()
-    index.search(queries, DEEP)
-    return (time.perf_counter() - began) * 1000
+# ---------------------------------------------------------------- mixed windows beside real ones
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+class _Half:
+    """Every window of one half of the kept ones."""
+
+    def __init__(self, kept: WindowFiles, first: bool) -> None:
+        size = len(kept) // (2 * WINDOWS_EACH) * WINDOWS_EACH
+        self._kept, self._size, self._from = kept, min(size, 20_000), 0 if first else size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, rows: Any) -> Complex64:
+        return self._kept[np.arange(self._size)[rows] + self._from]
+
+
+def comparison(kept: WindowFiles, fold: HermitianFold) -> str:
+    """A table of what makes a search easy or hard: real windows of either half, and those mixed from the first half."""
+    from model.evaluation.results import markdown_table
+
+    halves = [_Half(kept, first) for first in (True, False)]
+    n = len(halves[0])
+    sets = {"real, one half": halves[0][:], "real, other half": halves[1][:]}
+    sets["mixed of the one"] = mixed(halves[0], n, np.random.default_rng(0))  # type: ignore[arg-type]
+    names = (
+        "",
+        "windows",
+        "best score",
+        "10th",
+        "50th",
+        "all",
+        "key norm",
+        "directions for 99 %",
+        "sq8 @10",
+        "rabitq @10",
+    )
+    return markdown_table(names, [[name, f"{n:,}", *traits(rows, fold)] for name, rows in sets.items()])
+
+
+def traits(embedding: Complex64, fold: HermitianFold) -> list[str]:
+    """Scores of windows of other stems, norms of keys, and what two kinds of code find at rank 64."""
+    probes = np.arange(0, len(embedding), max(1, len(embedding) // 300))
+    keys, queries = fold.keys(embedding), fold.queries(embedding[probes])
+    scores = queries @ keys.T
+    own = np.arange(len(embedding)) // WINDOWS_EACH
+    scores[own[probes][:, None] == own] = -np.inf
+    ordered = -np.sort(-scores, axis=1)
+    spread = ordered[np.isfinite(ordered)]
+    norms = np.linalg.norm(keys, axis=1)
+    lengths = np.cumsum(np.linalg.eigvalsh(keys.T @ keys)[::-1])
+    few = fold.turned_to(embedding).at_rank(64)
+    truth = np.argsort(-queries @ keys.T, axis=1)[:, :RECALL_AT]
+    found = []
+    for name in ("SQ8", "RaBitQ"):
+        index = faiss.index_factory(few.dim, name, faiss.METRIC_INNER_PRODUCT)
+        index.train(few.keys(embedding))
+        index.add(few.keys(embedding))
+        found.append(shared(truth, index.search(few.queries(embedding[probes]), RECALL_AT)[1]))
+    return [
+        *(f"{ordered[:, at].mean():.2f} ± {ordered[:, at].std():.2f}" for at in (0, 9, 49)),
+        *(f"{values.mean():.2f} ± {values.std():.2f}" for values in (spread, norms)),
+        f"{np.searchsorted(lengths, 0.99 * lengths[-1]) + 1}",
+        *(f"{share:.3f}" for share in found),
+    ]
 
 
 if __name__ == "__main__":

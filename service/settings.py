@@ -188,7 +188,9 @@ class Settings(BaseSettings):
     sweep_s: float = Field(5.0, description="how often the catalog is swept for stems the queue forgot, seconds", gt=0)
 
     # The index.
-    rank: int | None = Field(None, description="eigenvalues kept by the fold; unset: all", ge=1)
+    rank: int | None = Field(
+        None, description="directions kept by the fold; unset: as many as the catalog's music needs", ge=1
+    )
     minimum_recall: float = Field(
         0.95,
         description="a new index that misses more of the exact top 10, after scoring its first 50 again, stays out",

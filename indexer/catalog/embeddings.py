@@ -179,9 +179,10 @@ class Embeddings(OnDatabase):
         query = select(stems.c.row).where(stems.c.seq > seq, stems.c.state != "ready")
         return frozenset(row for (row,) in await self._database.rows(query))
 
-    async def all_embeddings(self, fingerprint: str, chunk: int = 200) -> AsyncIterator[dict[int, StemEmbeddings]]:
-        """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row."""
-        after = 0
+    async def all_embeddings(
+        self, fingerprint: str, chunk: int = 200, *, after: int = 0
+    ) -> AsyncIterator[dict[int, StemEmbeddings]]:
+        """Every ready stem's embeddings under one fingerprint, some stems at a time, by ascending row after `after`."""
         while found := await self._embeddings_after(after, fingerprint, chunk):
             yield found
             after = max(found)

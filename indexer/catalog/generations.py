@@ -26,6 +26,12 @@ class Generations(OnDatabase):
             return int(key[0])
 
     @retried
+    async def fingerprint_of(self, generation: int) -> str:
+        """The model that a generation is of."""
+        async with self._database.read() as sql:
+            return await _fingerprint_of(sql, generation)
+
+    @retried
     async def alias(self) -> Alias | None:
         """Where `live` points; None before the first index."""
         async with self._database.read() as sql:

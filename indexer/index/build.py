@@ -1,27 +1,36 @@
 """Embeddings of the whole catalog -> one sealed, measured generation, in a folder of this machine."""
 
 import asyncio
+import fcntl
 import logging
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalog.catalog import Catalog
-from indexer.index.choice import Choice, IndexType, Limits, choose
+from indexer.index.choice import LEARNING, IndexType, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotWriter
+from indexer.index.snapshot import MANIFEST, Snapshot, SnapshotCorrupt, SnapshotError
+from indexer.index.writer import SnapshotWriter
 
 log = logging.getLogger("phalar.index")
 Report = Callable[[int], Awaitable[None]]
 
 PROBES = 64  # queries of a recall measurement; each is compared with every window exactly
 STEMS_AT_ONCE = 200
-# Windows from which sq8 learns each coordinate's range and ivf its lists; more change little, and cost memory.
+# From so many windows on keys are kept in as few directions as hold them; below, nothing is gained.
+TURNED_FROM = 20_000
+# How far a score may be off then, before it is scored again exactly: neighbours lie several times as far apart.
+LOST_OF_A_SCORE = 0.02
+# Windows from which a fold learns its directions, sq8 each coordinate's range and ivf its lists; more change
+# little, and cost memory.
 SAMPLE_WINDOWS = 50_000
 
 
@@ -48,23 +57,57 @@ async def build_snapshot(
     """Seal every ready stem's keys under one fingerprint, in the most exact kind of index that the limits allow.
 
     The catalog may change meanwhile: the snapshot states the clock value from before its first read, and the index that
-    loads it applies the changes since. What an unfinished build left in the folder is removed first. An approximate
-    type that nobody asked for must reach the required recall on this catalog's own windows, else every key is compared.
+    loads it applies the changes since. A build of the same that was killed is gone on with, and a whole snapshot that
+    lies there already is taken as it is. An approximate type that nobody asked for must reach the required recall on
+    this catalog's own windows, else every key is compared.
 
     Args:
         report: called with the number of stems folded so far.
     """
-    choice = choose(
-        await catalog.window_count(wanted.fingerprint), wanted.fold.rank, limits, index_type=wanted.index_type
-    )
-    snapshot = await _write(catalog, index_folder, wanted, choice, report)
-    if choice.index_type == "ivf" and wanted.index_type is None and not _worthwhile(snapshot, limits):
+    folder = snapshot_folder(index_folder, wanted.generation)
+    with await asyncio.to_thread(_alone_in, folder):
+        try:
+            found = await asyncio.to_thread(Snapshot.load, folder)
+            if all(getattr(found.manifest, name) == fact for name, fact in _facts(wanted).items()):
+                return found
+        except SnapshotError:  # none, or a damaged one
+            pass
+        (folder / MANIFEST).unlink(missing_ok=True)
+        writer = await asyncio.to_thread(SnapshotWriter.resumed, folder, **_facts(wanted))
+        if writer is not None:
+            log.info("generation %d is gone on with after %d stems", wanted.generation, writer.stems)
+        else:
+            writer = await _begun(catalog, folder, wanted, limits)
+        snapshot = await _filled(writer, catalog, wanted, report)
         manifest = snapshot.manifest
-        exact = choose(manifest.windows, wanted.fold.rank, limits, approximate=False)
-        why = f"{exact.reason}; ivf was tried and needed {manifest.probed} of its {manifest.lists} lists"
-        log.info("comparing every key after all: %s", why)
-        snapshot = await _write(catalog, index_folder, wanted, replace(exact, reason=why), report)
-    return snapshot
+        if manifest.index_type == "ivf" and wanted.index_type is None and not _worthwhile(snapshot, limits):
+            why = f"ivf was tried and needed {manifest.probed} of its {manifest.lists} lists"
+            log.info("comparing every key after all: %s", why)
+            (folder / MANIFEST).unlink()
+            writer = await _begun(catalog, folder, wanted, limits, not_approximate=why)
+            snapshot = await _filled(writer, catalog, wanted, report)
+        return snapshot
+
+
+def _alone_in(folder: Path) -> BinaryIO:
+    """One builder in a folder at a time, of all processes: another waits here until this file is closed, and then finds
+    what the first has made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _facts(wanted: Wanted) -> dict[str, object]:
+    """Of a manifest: what a snapshot, or a part of one, must say to be of what is wanted."""
+    return {
+        "generation": wanted.generation,
+        "fingerprint": wanted.fingerprint,
+        "highest_rank": wanted.fold.rank,
+        "asked_type": wanted.index_type,
+        "window_s": wanted.window_s,
+        "stride_s": wanted.stride_s,
+    }
 
 
 def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:
@@ -74,35 +117,57 @@ def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:
     return recall is None or (recall.rescored >= limits.minimum_recall and 2 * manifest.probed <= manifest.lists)
 
 
-async def _write(
-    catalog: Catalog, index_folder: Path, wanted: Wanted, choice: Choice, report: Report | None
-) -> Snapshot:
-    folder = snapshot_folder(index_folder, wanted.generation)
-    if folder.exists():
-        await asyncio.to_thread(shutil.rmtree, folder)
-    log.info("generation %d is built as %s: %s", wanted.generation, choice.index_type, choice.reason)
+async def _begun(
+    catalog: Catalog, folder: Path, wanted: Wanted, limits: Limits, *, not_approximate: str | None = None
+) -> SnapshotWriter:
+    """A writer of what the catalog's size and the limits call for, and has learnt what that must learn."""
     seq = await catalog.clock_value()
-    learns = choice.index_type in ("sq8", "ivf")
-    sample = await draw_windows(catalog, wanted, SAMPLE_WINDOWS, whole_stems=True) if learns else None
-    writer = await asyncio.to_thread(
+    windows = await catalog.window_count(wanted.fingerprint)
+    fold, sample = await fold_for(catalog, wanted)
+    choice = choose(windows, fold.rank, limits, index_type=wanted.index_type, approximate=not_approximate is None)
+    if sample is None and choice.index_type in LEARNING:
+        sample = await draw_windows(catalog, wanted, SAMPLE_WINDOWS, whole_stems=True)
+    log.info("generation %d is built as %s: %s", wanted.generation, choice.index_type, choice.reason)
+    return await asyncio.to_thread(
         SnapshotWriter,
         folder,
-        fold=wanted.fold if choice.rank == wanted.fold.rank else wanted.fold.at_rank(choice.rank),
+        fold=fold if choice.rank == fold.rank else fold.at_rank(choice.rank),
         fingerprint=wanted.fingerprint,
         generation=wanted.generation,
         seq=seq,
         window_s=wanted.window_s,
         stride_s=wanted.stride_s,
         index_type=choice.index_type,
-        reason=choice.reason,
+        reason="; ".join(filter(None, [choice.reason, not_approximate])),
         asked_type=wanted.index_type,
         highest_rank=wanted.fold.rank,
         sample=sample,
         probes=await draw_windows(catalog, wanted, PROBES),
     )
-    del sample
-    done = 0
-    async for stems in catalog.all_embeddings(wanted.fingerprint, STEMS_AT_ONCE):
+
+
+async def fold_for(catalog: Catalog, wanted: Wanted) -> tuple[HermitianFold, NDArray[np.complex64] | None]:
+    """The fold of a new generation, turned to the catalog where that is large, and the windows it was turned to."""
+    if await catalog.window_count(wanted.fingerprint) < TURNED_FROM:
+        return wanted.fold, None
+    sample = await draw_windows(catalog, wanted, SAMPLE_WINDOWS, whole_stems=True)
+    return await asyncio.to_thread(turned, wanted.fold, sample), sample
+
+
+def turned(fold: HermitianFold, sample: NDArray[np.complex64]) -> HermitianFold:
+    """The fold turned to a catalog's windows, at the lowest rank that loses next to nothing of their scores.
+
+    A rank that somebody asked for stays as it is.
+    """
+    to_these = fold.turned_to(sample)
+    if fold.rank < fold.embedding_dim:
+        return to_these
+    return to_these.at_rank(to_these.rank_within(LOST_OF_A_SCORE, sample[:: max(1, len(sample) // 5000)]))
+
+
+async def _filled(writer: SnapshotWriter, catalog: Catalog, wanted: Wanted, report: Report | None) -> Snapshot:
+    done = writer.stems
+    async for stems in catalog.all_embeddings(wanted.fingerprint, STEMS_AT_ONCE, after=writer.last_row):
         await asyncio.to_thread(writer.add, stems)
         done += len(stems)
         if report:
@@ -136,15 +201,26 @@ class FolderStore:
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder, self._limits = folder, limits
+        self.damaged: dict[int, SnapshotCorrupt] = {}
+        """By generation, what reading a mapped file through has found."""
 
     async def load(self, catalog: Catalog, generation: int, fingerprint: str) -> Index:
-        """See `IndexStore.load`."""
+        """See `IndexStore.load`. A mapped file is read through beside the first answers; see `check`."""
         folder = snapshot_folder(self._folder, generation)
-        snapshot = await asyncio.to_thread(Snapshot.load, folder)
+        damaged = self.damaged.pop(generation, None) is not None
+        snapshot = await asyncio.to_thread(Snapshot.load, folder, check_mapped=damaged)
         found = snapshot.manifest
         if (found.fingerprint, found.generation) != (fingerprint, generation):
             raise SnapshotCorrupt(path=folder, reason="belongs to another model or generation")
+        if snapshot.mapped and not damaged:
+            threading.Thread(target=self._read_through, args=(snapshot,), name="phalar-snapshot", daemon=True).start()
         return await asyncio.to_thread(Index.of, snapshot)
+
+    def _read_through(self, snapshot: Snapshot) -> None:
+        try:
+            snapshot.check_mapped()
+        except SnapshotCorrupt as error:
+            self.damaged[snapshot.manifest.generation] = error
 
     async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
         """See `IndexStore.build`."""
@@ -155,7 +231,9 @@ class FolderStore:
         """The alias is in SQL alone."""
 
     async def check(self, index: Index) -> None:
-        """What was loaded stays in memory."""
+        """See `IndexStore.check`. What was copied stays in memory; a mapped file that was found damaged is named."""
+        if problem := self.damaged.get(index.generation):
+            raise problem
 
     async def absorb(self, index: Index) -> Index:
         """A snapshot never changes; the index stays as it is."""

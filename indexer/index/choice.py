@@ -9,8 +9,10 @@ IndexType = Literal["flat", "fp16", "sq8", "ivf"]
 
 # Bytes of a stored coordinate.
 CODE_BYTES: dict[IndexType, int] = {"flat": 4, "fp16": 2, "sq8": 1, "ivf": 1}
-# Bytes of a window beside its code: its id (ours, FAISS's, and FAISS's way back from it), its row, its two errors.
-WINDOW_BYTES = 96
+# Types that learn from a sample of the keys.
+LEARNING: frozenset[IndexType | None] = frozenset({"sq8", "ivf"})
+# Bytes of a window beside its code: its id (ours and FAISS's), its row, its two errors.
+WINDOW_BYTES = 40
 # Below this rank the dropped tail is so large that little can be proven; the recall then decides.
 LOWEST_RANK = 32
 MEMORY_SHARE = 0.25  # the live index and the next one are held at a time, and the service has other needs
@@ -54,7 +56,7 @@ class Choice:
 
 
 def index_bytes(windows: int, index_type: IndexType, rank: int) -> int:
-    """Memory of a sealed index: two coordinates for each kept eigenvalue, and what each window has beside them."""
+    """Memory of a sealed index: two coordinates for each kept direction, and what each window has beside them."""
     return windows * (2 * rank * CODE_BYTES[index_type] + WINDOW_BYTES)
 
 

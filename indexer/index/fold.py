@@ -88,26 +88,61 @@ class HermitianFold:
         values, vectors = np.linalg.eigh(form)
         self._keep(form, values, vectors, rank)
 
-    def _keep(self, form: Complex128, values: Float64, vectors: Complex128, rank: int | None) -> None:
+    def _keep(
+        self, form: Complex128, values: Float64, vectors: Complex128, rank: int | None, turn: Complex128 | None = None
+    ) -> None:
         dimension = len(values)
         rank = dimension if rank is None else rank
         if not 1 <= rank <= dimension:
             raise RankOutOfRange(rank=rank, largest=dimension)
         order = np.argsort(-np.abs(values), kind="stable")
         values, vectors = values[order], vectors[:, order]
-        self._hermitian, self._values, self._vectors, self._rank = form, values, vectors, rank
+        self._hermitian, self._values, self._vectors, self._rank, self._turn = form, values, vectors, rank, turn
         for array in (form, values, vectors):
             array.flags.writeable = False
         # Embeddings are rows here, so Uᴴ x is x @ conj(U).
-        scaled = vectors.conj() * np.sqrt(np.abs(values))
-        self._kept, self._dropped = scaled[:, :rank], scaled[:, rank:]
-        self._signs = np.where(values[:rank] < 0, -1.0, 1.0)
+        queries = vectors.conj() * np.sqrt(np.abs(values))
+        keys = queries * np.where(values < 0, -1.0, 1.0)
+        if turn is not None:
+            queries, keys = queries @ turn, keys @ turn
+        self._queries, self._keys = queries, keys
+        self._bound = 0.0
+        if rank < dimension:
+            left, right = queries[:, rank:], keys[:, rank:]
+            self._bound = float(abs(values[rank])) if turn is None else float(np.linalg.norm(left.conj() @ right.T, 2))
 
     def at_rank(self, rank: int) -> "HermitianFold":
-        """The same decomposition with another number of eigenvalues kept. Raises RankOutOfRange."""
+        """The same decomposition with another number of directions kept. Raises RankOutOfRange."""
         fold = HermitianFold.__new__(HermitianFold)
-        fold._keep(self._hermitian, self._values, self._vectors, rank)
+        fold._keep(self._hermitian, self._values, self._vectors, rank, self._turn)
         return fold
+
+    def turned_to(self, embeddings: npt.ArrayLike) -> "HermitianFold":
+        """The same score with its directions in the order in which the keys of these embeddings are large.
+
+        Both sides are turned by one unitary matrix, so no inner product changes, and a rank keeps what music has rather
+        than what the form weighs most: with the shipped model 64 of 512 directions hold all but a thousandth.
+
+        Args:
+            embeddings: complex64 (n, D), of the catalog.
+        """
+        keys = self._checked(embeddings).astype(np.complex128) @ (
+            self._vectors.conj() * np.sqrt(np.abs(self._values)) * np.where(self._values < 0, -1.0, 1.0)
+        )
+        _, directions = np.linalg.eigh(keys.conj().T @ keys)
+        fold = HermitianFold.__new__(HermitianFold)
+        turn = np.ascontiguousarray(directions[:, ::-1])
+        fold._keep(self._hermitian, self._values, self._vectors, self._rank, turn)
+        return fold
+
+    def rank_within(self, error: float, embeddings: npt.ArrayLike) -> int:
+        """The lowest rank at which the mean query tail times the largest key tail of these embeddings is no more than
+        `error`: how far a score may then be off."""
+        rows = self._checked(embeddings).astype(np.complex128)
+        queries, keys = (np.square(np.abs(rows @ basis)) for basis in (self._queries, self._keys))
+        tails = [np.sqrt(np.cumsum(part[:, ::-1], axis=1)[:, ::-1]) for part in (queries, keys)]  # from a rank on
+        errors = tails[0].mean(axis=0) * tails[1].max(axis=0)
+        return int(np.count_nonzero(errors > error)) or 1
 
     @property
     def hermitian(self) -> Complex128:
@@ -126,7 +161,7 @@ class HermitianFold:
 
     @property
     def rank(self) -> int:
-        """How many eigenvalues are kept."""
+        """How many directions are kept: eigenvectors, unless the fold was turned to something."""
         return self._rank
 
     @property
@@ -136,8 +171,9 @@ class HermitianFold:
 
     @property
     def bound(self) -> float:
-        """The next |eigenvalue|, 0.0 at full rank: unit-norm embeddings score off by at most this (and `rounding`)."""
-        return float(abs(self._values[self._rank])) if self._rank < self.embedding_dim else 0.0
+        """The largest |eigenvalue| of what is dropped, 0.0 at full rank: unit-norm embeddings score off by at most this
+        (and `rounding`)."""
+        return self._bound
 
     @property
     def rounding(self) -> float:
@@ -152,26 +188,20 @@ class HermitianFold:
     def queries(self, x: npt.ArrayLike) -> Float32:
         """complex64 (n, D) -> float32 (n, dim), the searching side."""
         rows = self._checked(x)
-        return _fold_rows(rows, self._kept, None)
+        return _fold_rows(rows, self._queries[:, : self._rank])
 
     def keys(self, y: npt.ArrayLike) -> Float32:
         """complex64 (n, D) -> float32 (n, dim), the stored side. H is indefinite, so keys differ in norm."""
         rows = self._checked(y)
-        return _fold_rows(rows, self._kept, self._signs)
+        return _fold_rows(rows, self._keys[:, : self._rank])
 
     def query_tail(self, x: npt.ArrayLike) -> Float64:
         """complex64 (n, D) -> float64 (n,), the norm of what the rank drops from each query; 0 at full rank."""
-        rows = self._checked(x)
-        tails = np.zeros(len(rows))
-        if self._dropped.shape[1]:
-            for start in range(0, len(rows), _FOLD_ROWS):
-                part = rows[start : start + _FOLD_ROWS].astype(np.complex128) @ self._dropped
-                tails[start : start + _FOLD_ROWS] = np.linalg.norm(part, axis=1)
-        return tails
+        return _norms(self._checked(x), self._queries[:, self._rank :])
 
     def key_tail(self, y: npt.ArrayLike) -> Float64:
-        """complex64 (n, D) -> float64 (n,), the same norm on the stored side (a sign does not change it)."""
-        return self.query_tail(y)
+        """complex64 (n, D) -> float64 (n,), the same norm on the stored side."""
+        return _norms(self._checked(y), self._keys[:, self._rank :])
 
     def form_rows(self, x: npt.ArrayLike) -> Float64:
         """xᴴ H as reals: complex64 (n, D) -> float64 (n, 2D); times `real_rows(y)` transposed it is the score."""
@@ -190,13 +220,15 @@ class HermitianFold:
     def to_bytes(self) -> bytes:
         """Everything needed to fold again, without torch and bit for bit, as an uncompressed .npz."""
         file = io.BytesIO()
-        np.savez(
-            file,
-            hermitian=self._hermitian,
-            eigenvalues=self._values,
-            eigenvectors=self._vectors,
-            rank=np.int64(self._rank),
-        )
+        parts: dict[str, Any] = {
+            "hermitian": self._hermitian,
+            "eigenvalues": self._values,
+            "eigenvectors": self._vectors,
+            "rank": np.int64(self._rank),
+        }
+        if self._turn is not None:
+            parts["turn"] = self._turn
+        np.savez(file, **parts)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
@@ -220,17 +252,19 @@ class HermitianFold:
             values = np.asarray(data["eigenvalues"], dtype=np.float64)
             vectors = np.asarray(data["eigenvectors"], dtype=np.complex128)
             rank = int(data["rank"])
+            turn = np.asarray(data["turn"], dtype=np.complex128) if "turn" in data else None
         dimension = len(values)
         for what, array, shape in (
             ("the Hermitian form", form, (dimension, dimension)),
             ("the eigenvalues", values, (dimension,)),
             ("the eigenvectors", vectors, (dimension, dimension)),
+            ("the turn", np.eye(dimension) if turn is None else turn, (dimension, dimension)),
         ):
             if array.shape != shape:
                 raise WrongShape(what, shape=array.shape, expected=str(shape))
             _require_finite(what, array)
         fold = cls.__new__(cls)
-        fold._keep(form, values, vectors, rank)
+        fold._keep(form, values, vectors, rank, turn)
         return fold
 
     def _checked(self, embeddings: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -241,16 +275,23 @@ class HermitianFold:
         return rows
 
 
-def _fold_rows(rows: npt.NDArray[Any], basis: Complex128, signs: Float64 | None) -> Float32:
+def _fold_rows(rows: npt.NDArray[Any], basis: Complex128) -> Float32:
     rank = basis.shape[1]
     folded = np.empty((len(rows), 2 * rank), dtype=np.float32)
     for start in range(0, len(rows), _FOLD_ROWS):
         part = rows[start : start + _FOLD_ROWS].astype(np.complex128) @ basis  # (rows, rank)
-        if signs is not None:
-            part *= signs
         folded[start : start + _FOLD_ROWS, :rank] = part.real
         folded[start : start + _FOLD_ROWS, rank:] = part.imag
     return folded
+
+
+def _norms(rows: npt.NDArray[Any], basis: Complex128) -> Float64:
+    norms = np.zeros(len(rows))
+    if basis.shape[1]:
+        for start in range(0, len(rows), _FOLD_ROWS):
+            part = rows[start : start + _FOLD_ROWS].astype(np.complex128) @ basis
+            norms[start : start + _FOLD_ROWS] = np.linalg.norm(part, axis=1)
+    return norms
 
 
 def _require_finite(what: str, array: npt.NDArray[Any]) -> None:

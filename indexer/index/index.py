@@ -39,7 +39,7 @@ Int64 = npt.NDArray[np.int64]
 _PARAMETERS: Any = faiss.SearchParameters
 _IVF_PARAMETERS: Any = faiss.SearchParametersIVF
 # From so many query rows on FAISS multiplies matrices, which is up to five times faster; by itself it does from 128,000
-# on. `python -m benchmarks.index_at_size` times a row alone and one of 64.
+# on. `python -m benchmarks.index_at_size` times a row alone and fifty.
 faiss.cvar.distance_compute_blas_threshold = 8
 # Query rows times keys up to which one thread compares them, in ten milliseconds at most.
 _SCORES_OF_ONE_THREAD = 50_000
@@ -246,9 +246,9 @@ class Index:
         return cls(snapshot.manifest, snapshot.fold, base, (), snapshot.manifest.seq)
 
     @classmethod
-    def load(cls, folder: Path) -> "Index":
-        """The index of the snapshot in `folder`. Raises SnapshotMissing, SnapshotCorrupt."""
-        return cls.of(Snapshot.load(folder))
+    def load(cls, folder: Path, *, check_mapped: bool = True) -> "Index":
+        """The index of the snapshot in `folder`; see `Snapshot.load`. Raises SnapshotMissing, SnapshotCorrupt."""
+        return cls.of(Snapshot.load(folder, check_mapped=check_mapped))
 
     @property
     def _parts(self) -> tuple[Base, ...]:

@@ -4,11 +4,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from indexer.index.recall import Recall
 
-FORMAT = 2
+FORMAT = 3
+# Format 2 knew no turned folds.
+_READ = (2, 3)
+
+_HASH_BLOCK = 4 * 2**20
 
 
 class ManifestUnreadable(ValueError):
@@ -19,6 +24,16 @@ class ManifestUnreadable(ValueError):
 class FileFacts:
     sha256: str
     size: int  # bytes
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Read a whole file. Raises OSError."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileFacts(digest.hexdigest(), size)
 
 
 @dataclass(frozen=True)
@@ -64,8 +79,8 @@ def manifest_of(raw: bytes) -> Manifest:
         raise ManifestUnreadable("is no manifest") from error
     if rewritten != raw:
         raise ManifestUnreadable("does not carry its own checksum")
-    if fields.get("format") != FORMAT:
-        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {FORMAT}")
+    if fields.get("format") not in _READ:
+        raise ManifestUnreadable(f"has format {fields.get('format')}, this build reads {_READ}")
     try:
         del fields["sha256"]
         fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}

@@ -18,7 +18,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from indexer.catalog.catalog import Catalog
-from indexer.index.build import PROBES, STEMS_AT_ONCE, Report, Wanted, draw_windows
+from indexer.index.build import PROBES, STEMS_AT_ONCE, Report, Wanted, draw_windows, fold_for
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import fold_stems, split_ids
@@ -99,6 +99,8 @@ class QdrantStore:
         """See `IndexStore.build`. What an unfinished build left is removed first."""
         seq = await catalog.clock_value()
         name = self._name(wanted.generation, wanted.fingerprint)
+        highest_rank = wanted.fold.rank
+        wanted = replace(wanted, fold=(await fold_for(catalog, wanted))[0])
         meter = RecallMeter(wanted.fold, await draw_windows(catalog, wanted, PROBES))
         fold = await asyncio.to_thread(self._create, name, wanted.fold)
         done = windows = stems = 0
@@ -113,7 +115,7 @@ class QdrantStore:
             if report:
                 await report(done)
         facts = {"windows": windows, "stems": stems, "largest_tail": largest_tail, "seq": seq}
-        return await asyncio.to_thread(self._seal, name, wanted, facts, fold, meter)
+        return await asyncio.to_thread(self._seal, name, wanted, highest_rank, facts, fold, meter)
 
     async def point(self, index: Index) -> None:
         """See `IndexStore.point`."""
@@ -184,7 +186,15 @@ class QdrantStore:
             batch = models.Batch(ids=ids[some].tolist(), vectors=keys[some].tolist(), payloads=payloads)
             self._connection(self._client.upsert, name, batch, wait=True)
 
-    def _seal(self, name: str, wanted: Wanted, facts: dict[str, Any], fold: FileFacts, meter: RecallMeter) -> Index:
+    def _seal(
+        self,
+        name: str,
+        wanted: Wanted,
+        highest_rank: int,
+        facts: dict[str, Any],
+        fold: FileFacts,
+        meter: RecallMeter,
+    ) -> Index:
         base = self._keys(name, facts)
         manifest = replace(
             Snapshot.empty(
@@ -197,6 +207,7 @@ class QdrantStore:
             ).manifest,
             index_type=f"qdrant-{self._mode}",
             reason=f"kept by Qdrant; {self._mode} was asked for",
+            highest_rank=highest_rank,
             windows=facts["windows"],
             stems=facts["stems"],
             recall=meter.measure(lambda queries, k: base.search(queries, k, None)),

@@ -1,7 +1,8 @@
 """How much of the exact answer an index returns, measured with windows of the catalog itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,22 @@ class RecallMeter:
         self._windows = 0
         self._scores = np.empty((len(probes), 0), np.float32)
         self._ids = np.empty((len(probes), 0), np.int64)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What `restored` needs to go on from here."""
+        return {
+            "probes": self._probes,
+            "seen": np.array([self._windows]),
+            "best": self._scores,
+            "best_ids": self._ids,
+        }
+
+    @classmethod
+    def restored(cls, fold: HermitianFold, state: Mapping[str, npt.NDArray[Any]]) -> "RecallMeter":
+        """A meter that has seen what the one behind `state` had."""
+        meter = cls(fold, state["probes"])
+        meter._windows, meter._scores, meter._ids = int(state["seen"][0]), state["best"], state["best_ids"]
+        return meter
 
     def see(self, ids: Int64, embedding: Complex64) -> None:
         """Take some windows into account: int64 (n,) and complex64 (n, D)."""

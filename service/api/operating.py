@@ -10,13 +10,13 @@ from service.work.sandbox import Confinement
 
 
 class ReindexIn(BaseModel):
-    """What the next index is to be made with; nothing given: the same model at full rank."""
+    """What the next index is to be made with; nothing given: the same model, at the rank that its music needs."""
 
     model_config = ConfigDict(extra="forbid")
 
     checkpoint: ShortText | None = Field(None, description="a file in the checkpoints folder")
     rank: int | None = Field(
-        None, ge=1, le=512, description="eigenvalues the fold keeps; null: as many as memory holds"
+        None, ge=1, le=512, description="directions the fold keeps; null: as many as the music needs and memory holds"
     )
     index_type: IndexType | None = Field(
         None, description="flat, fp16, sq8 or ivf; null: what the catalog's size and the memory call for (FAISS only)"

@@ -138,7 +138,11 @@ class Reindexer:
         if name is not None:
             fingerprint = (await asyncio.to_thread(self.models.named, name)).fingerprint
         await self._embed_lacking(job, fingerprint)
-        generation = await self.catalog.new_generation(fingerprint)
+        # Of a process that was killed while it built; one that has answered already is no such.
+        generation: int = (job.progress or {}).get("generation", alias.generation)
+        answered = generation in (alias.generation, alias.previous)
+        if answered or await self.catalog.fingerprint_of(generation) != fingerprint:
+            generation = await self.catalog.new_generation(fingerprint)
         index = await self._build(generation, fingerprint, job.request.get("rank"), job.request.get("index_type"), job)
         manifest = index.manifest
         recall = manifest.recall
@@ -181,7 +185,8 @@ class Reindexer:
     ) -> Index:
         async def report(stems: int) -> None:
             if job is not None:
-                await self.catalog.report_progress(job.id, {"stage": "building", "stems": stems})
+                progress = {"stage": "building", "stems": stems, "generation": generation}
+                await self.catalog.report_progress(job.id, progress)
 
         fold = await asyncio.to_thread(self.models.fold, fingerprint, rank)
         return await self.live.build(generation, fingerprint, fold, index_type or self.settings.index_type, report)

@@ -1,6 +1,7 @@
 """Every store of the index gives the hits of brute force, whatever happened to the catalog: one suite for all of them.
 
-With PHALAR_TEST_QDRANT_URL (and PHALAR_TEST_QDRANT_KEY) it runs against that server also; its collections are removed.
+Qdrant is met three times: its engine itself (`edge`), its client's own re-implementation in Python (`qdrant`), and with
+PHALAR_TEST_QDRANT_URL (and PHALAR_TEST_QDRANT_KEY) a server; its collections are removed.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ DIMENSION = 6
 SCORE_TOLERANCE = 1e-5
 FACTS = ClipFacts("wav", 9.0, 16_000, channels=1)
 MODEL, OTHER_MODEL = "a" * 64, "b" * 64
-STORES = ["folder", "qdrant"] + (["server"] if "PHALAR_TEST_QDRANT_URL" in os.environ else [])
+STORES = ["folder", "qdrant", "edge"] + (["server"] if "PHALAR_TEST_QDRANT_URL" in os.environ else [])
 
 
 make_fold = partial(random_fold, DIMENSION)
@@ -146,14 +147,17 @@ async def world(
     if request.param == "folder":
         yield await World.open(catalog, lambda: FolderStore(tmp_path / "index", Limits(2**30)))
     else:
-        server = request.param == "server"
-        client = (
-            QdrantClient(
-                url=os.environ["PHALAR_TEST_QDRANT_URL"], api_key=os.environ.get("PHALAR_TEST_QDRANT_KEY"), timeout=60
-            )
-            if server
-            else QdrantClient(":memory:", force_disable_check_same_thread=True)
-        )
+        client: Any
+        if request.param == "server":
+            url, key = os.environ["PHALAR_TEST_QDRANT_URL"], os.environ.get("PHALAR_TEST_QDRANT_KEY")
+            client = QdrantClient(url=url, api_key=key, timeout=60)
+        elif request.param == "edge":
+            pytest.importorskip("qdrant_edge")
+            from tests.qdrant_edge import EdgeClient
+
+            client = EdgeClient(tmp_path / "edge")
+        else:
+            client = QdrantClient(":memory:", force_disable_check_same_thread=True)
         prefix = f"test-{secrets.token_hex(4)}"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Payload indexes have no effect in the local Qdrant")

@@ -16,6 +16,7 @@ from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import window_ids
 from indexer.index.snapshot import Snapshot
+from indexer.index.writer import write_snapshot
 from tests.embeddings import random_rows
 
 DIMENSION = 5
@@ -74,7 +75,7 @@ class IndexAgainstDictionary(RuleBasedStateMachine):
         self.index = self.write(self.folder / str(self.index.generation + 1), "flat")
 
     def write(self, folder: Path, kind: str) -> Index:
-        Snapshot.write(
+        write_snapshot(
             folder,
             [self.stems],
             fold=self.index.fold,

@@ -8,7 +8,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.diagonals import Place, QueryWindows, best_places
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.snapshot import Snapshot
+from indexer.index.writer import write_snapshot
 from indexer.search import FEWEST_CANDIDATES, LARGEST_K, Candidates, candidates, proven
 from tests.mixes import (
     DIMENSION,
@@ -28,7 +28,7 @@ def catalog(rng: np.random.Generator, n: int) -> dict[int, StemEmbeddings]:
 
 
 def make_index(folder: Path, stems: dict[int, StemEmbeddings], fold: HermitianFold, kind: str = "flat") -> Index:
-    Snapshot.write(
+    write_snapshot(
         folder, [stems], fold=fold, fingerprint="f", generation=1, seq=1, window_s=5.0, stride_s=2.5, index_type=kind
     )
     return Index.load(folder)

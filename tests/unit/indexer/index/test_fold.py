@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from indexer.index.fold import HermitianFold, NotFinite, NotHermitian, RankOutOfRange, WrongShape
-from tests.embeddings import random_form, random_rows
+from tests.embeddings import random_fold, random_form, random_rows
 
 
 def test_fold_gives_two_float32_for_each_kept_eigenvalue() -> None:
@@ -90,3 +90,24 @@ def test_the_form_of_a_fold_cannot_be_changed_behind_its_back() -> None:
     fold = HermitianFold(random_form(4))
     with pytest.raises(ValueError, match="read-only"):
         fold.hermitian[0, 0] = 1
+
+
+def test_a_turned_fold_scores_alike_and_knows_what_its_rank_drops(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    plain = random_fold(8)
+    few = random_rows(1, 3, 8)
+    likely = random_rows(2, 200, 3) @ few + 0.05 * random_rows(3, 200, 8)
+    likely /= np.linalg.norm(likely, axis=1, keepdims=True)
+    turned = plain.turned_to(likely)
+    x, y = random_rows(4, 20, 8), random_rows(5, 30, 8)
+    np.testing.assert_allclose(turned.queries(x) @ turned.keys(y).T, plain.scores(x, y), atol=1e-5)
+    for rank in (1, 3, 7):
+        fold = turned.at_rank(rank)
+        errors = np.abs(fold.queries(x) @ fold.keys(y).T - plain.scores(x, y))
+        assert (errors <= np.outer(fold.query_tail(x), fold.key_tail(y)) + fold.rounding).all()
+        assert errors.max() <= fold.bound + fold.rounding
+    assert turned.at_rank(3).key_tail(likely).max() < 0.5 * plain.at_rank(3).key_tail(likely).max()
+    assert turned.rank_within(1e-9, likely) == 8 > turned.rank_within(0.2, likely) >= 1
+    turned.at_rank(3).save(tmp_path / "fold.npz")
+    loaded = HermitianFold.load(tmp_path / "fold.npz")
+    assert np.array_equal(loaded.keys(y), turned.at_rank(3).keys(y))
+    assert loaded.bound == turned.at_rank(3).bound > 0

@@ -13,7 +13,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import NotFinite, WrongShape
 from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import DuplicateWindow, EmbeddingNotFinite, split_ids
-from indexer.index.snapshot import Snapshot
+from indexer.index.writer import write_snapshot
 from tests.embeddings import random_fold, random_rows, snapshot_facts
 
 DIMENSION = 8
@@ -32,7 +32,7 @@ def facts(**changed: Any) -> dict[str, Any]:
 
 
 def sealed(folder: Path, rows: range = range(5), **changed: Any) -> Index:
-    return Index.of(Snapshot.write(folder, [{row: make_stem(row) for row in rows}], **facts(**changed)))
+    return Index.of(write_snapshot(folder, [{row: make_stem(row) for row in rows}], **facts(**changed)))
 
 
 def found_rows(index: Index) -> set[int]:

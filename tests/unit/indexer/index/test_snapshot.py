@@ -1,6 +1,6 @@
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import indexer.index.snapshot
+import indexer.index.writer
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.index import Index
 from indexer.index.keys import (
@@ -20,7 +21,8 @@ from indexer.index.keys import (
     split_ids,
     window_ids,
 )
-from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotExists, SnapshotMissing, SnapshotWriter
+from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotExists, SnapshotMissing
+from indexer.index.writer import SnapshotWriter, write_snapshot
 from tests.embeddings import random_fold, random_rows, snapshot_facts
 
 DIMENSION = 6
@@ -40,7 +42,7 @@ def facts(**changed: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, **changed: Any) -> Snapshot:
-    return Snapshot.write(folder, [{row: make_stem(row) for row in (1, 2)}, {5: make_stem(5)}], **facts(**changed))
+    return write_snapshot(folder, [{row: make_stem(row) for row in (1, 2)}, {5: make_stem(5)}], **facts(**changed))
 
 
 def probes() -> npt.NDArray[np.complex64]:
@@ -93,7 +95,7 @@ def test_a_truncated_snapshot_keeps_each_keys_tail(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
 def test_an_empty_snapshot_loads_and_answers_nothing(tmp_path: Path, index_type: str) -> None:
-    snapshot = Snapshot.write(tmp_path, [], **facts(index_type=index_type))
+    snapshot = write_snapshot(tmp_path, [], **facts(index_type=index_type))
     assert (snapshot.manifest.windows, snapshot.manifest.stems) == (0, 0)
     assert Index.of(snapshot).search(snapshot.fold.queries(probes()), 2)[1].max() == -1
 
@@ -136,8 +138,8 @@ def test_a_crash_at_any_step_leaves_a_whole_snapshot_or_none(tmp_path: Path, mon
 
             return call
 
-        monkeypatch.setattr(indexer.index.snapshot.os, "replace", failing(os_replace))
-        monkeypatch.setattr(indexer.index.snapshot.os, "fsync", failing(os_fsync))
+        monkeypatch.setattr(indexer.index.writer.os, "replace", failing(os_replace))
+        monkeypatch.setattr(indexer.index.writer.os, "fsync", failing(os_fsync))
 
     os_replace, os_fsync = os.replace, os.fsync
     outcomes = []
@@ -198,7 +200,7 @@ def test_a_manifest_of_another_format_is_named_as_such(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / "manifest.json"
     fields = json.loads(path.read_text())
-    path.write_bytes(indexer.index.snapshot.manifest_bytes({**fields, "format": 99}))
+    path.write_bytes(indexer.index.writer.manifest_bytes({**fields, "format": 99}))
     with pytest.raises(SnapshotCorrupt, match="format 99"):
         Snapshot.load(tmp_path)
 
@@ -244,7 +246,7 @@ def test_keys_that_faiss_would_swallow_are_refused_by_name(tmp_path: Path) -> No
 @pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
 def test_a_snapshot_measures_its_recall_and_its_rounding(tmp_path: Path, index_type: str) -> None:
     stems = {row: make_stem(row, 10) for row in range(20)}
-    snapshot = Snapshot.write(tmp_path, [stems], **facts(index_type=index_type, probes=probes()))
+    snapshot = write_snapshot(tmp_path, [stems], **facts(index_type=index_type, probes=probes()))
     recall = snapshot.manifest.recall
     assert recall is not None
     assert (recall.at, recall.probes) == (10, 8)
@@ -262,7 +264,7 @@ def test_a_snapshot_measures_its_recall_and_its_rounding(tmp_path: Path, index_t
 
 def test_windows_of_the_same_audio_do_not_lower_the_recall(tmp_path: Path) -> None:
     same = make_stem(1, 1)
-    snapshot = Snapshot.write(tmp_path, [{row: same for row in range(15)}], **facts(probes=probes()))
+    snapshot = write_snapshot(tmp_path, [{row: same for row in range(15)}], **facts(probes=probes()))
     assert snapshot.manifest.recall is not None
     assert snapshot.manifest.recall.value == 1.0
 
@@ -278,21 +280,80 @@ def test_a_large_snapshot_is_mapped_and_answers_the_same(tmp_path: Path, monkeyp
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_a_mapped_file_opens_unread_and_is_checked_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(indexer.index.snapshot, "MAPPED_FROM_BYTES", 1)
+    path = tmp_path / "keys.faiss"
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1  # a coordinate
+    path.write_bytes(flipped)
+    opened = Snapshot.load(tmp_path, check_mapped=False)
+    assert opened.mapped
+    with pytest.raises(SnapshotCorrupt, match="another SHA-256"):
+        opened.check_mapped()
+    with pytest.raises(SnapshotCorrupt, match="another SHA-256"):
+        Snapshot.load(tmp_path)
+
+
+@pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
+def test_a_build_that_was_killed_goes_on_and_makes_the_same_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_type: str
+) -> None:
+    monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 12)
+    stems = {row: make_stem(row, 3) for row in range(1, 31)}
+    sample = np.concatenate([stem.embedding for stem in stems.values()])
+    known = facts(index_type=index_type, probes=probes(), sample=sample)
+
+    def filled(writer: SnapshotWriter, rows: Iterable[int]) -> SnapshotWriter:
+        for row in rows:
+            writer.add({row: stems[row]})
+        return writer
+
+    whole = filled(SnapshotWriter(tmp_path / "whole", **known), stems).seal()
+    filled(SnapshotWriter(tmp_path / "cut", **known), range(1, 11))  # and is gone
+    again = SnapshotWriter.resumed(tmp_path / "cut", fingerprint="f" * 64, generation=3)
+    assert again is not None
+    assert (again.last_row, again.stems) == (8, 8), "what was forced to the disk, and no more"
+    sealed = filled(again, range(9, 31)).seal()
+    for name, stated in whole.manifest.files.items():
+        assert sealed.manifest.files[name] == stated
+    assert (sealed.manifest.seq, sealed.manifest.recall) == (17, whole.manifest.recall), "the clock of the first start"
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"manifest.json", *whole.manifest.files}
+
+
+def test_a_writer_of_something_else_or_with_damaged_files_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 1)
+    SnapshotWriter(tmp_path, **facts()).add({1: make_stem(1)})
+    assert SnapshotWriter.resumed(tmp_path, generation=4) is None
+    assert SnapshotWriter.resumed(tmp_path, fingerprint="0" * 64) is None
+    for name in ("progress.npz", "trained.faiss", "fold.npz", "codes.raw", "ids.raw", "errors.raw"):
+        whole = (tmp_path / name).read_bytes()
+        for damaged in (b"", b"PK" * 2):
+            (tmp_path / name).write_bytes(damaged)
+            assert SnapshotWriter.resumed(tmp_path, generation=3) is None
+        (tmp_path / name).write_bytes(whole)
+    again = SnapshotWriter.resumed(tmp_path, generation=3)
+    assert again is not None
+    assert again.last_row == 1
+
+
 def test_an_approximate_snapshot_states_how_much_it_looks_at(tmp_path: Path) -> None:
     stems = {row: make_stem(row, 10) for row in range(200)}
-    snapshot = Snapshot.write(tmp_path, [stems], **facts(index_type="ivf", probes=probes()))
+    snapshot = write_snapshot(tmp_path, [stems], **facts(index_type="ivf", probes=probes()))
     manifest, recall = snapshot.manifest, snapshot.manifest.recall
     assert manifest.lists > 10
     assert 1 <= manifest.probed <= manifest.lists
     assert recall is not None
-    assert recall.rescored >= indexer.index.snapshot.PROBED_RECALL
-    assert recall.deep >= indexer.index.snapshot.PROBED_DEEP_RECALL
+    assert recall.rescored >= indexer.index.writer.PROBED_RECALL
+    assert recall.deep >= indexer.index.writer.PROBED_DEEP_RECALL
     assert Snapshot.load(tmp_path).manifest == manifest
 
 
 def test_an_approximate_snapshot_proves_nothing_and_loses_nothing(tmp_path: Path) -> None:
     stems = {row: make_stem(row, 10) for row in range(100)}
-    index = Index.of(Snapshot.write(tmp_path, [stems], **facts(index_type="ivf", probes=probes())))
+    index = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type="ivf", probes=probes())))
     assert index.base.approximate
     assert (index.slack(probes()) >= 2 * abs(index.fold.eigenvalues[0])).all()
     queries = index.fold.queries(probes())
