@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,12 +19,6 @@ pytestmark = pytest.mark.anyio
 SLOW: dict[Scope, Rate] = {"read": Rate(per_s=0.001, burst=5)}  # gains nothing worth mentioning during a test
 
 Open = Callable[..., RateLimiter]
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 @pytest.fixture
