@@ -49,13 +49,8 @@ class Share:
 
 
 class EmbedTimeout(QueueError):
-    """No worker answered a query in time."""
-
     public = "No worker embedded the query within {seconds:g} s."
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"no worker embedded the query within {seconds:g} s")
-        self.seconds = seconds
+    seconds: float
 
 
 def open_queue(settings: Settings, consumer: str | None = None) -> "Queue":
