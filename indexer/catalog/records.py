@@ -1,6 +1,6 @@
 """What the catalog gives and takes: stems, their embeddings, filters, jobs; and the errors it raises."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -83,7 +83,7 @@ class NewerSchema(CatalogError):
 
 
 class ForeignTables(CatalogError):
-    tables: Sequence[str]
+    tables: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"the database holds tables of something else ({', '.join(self.tables)}); give the catalog its own"

@@ -178,6 +178,6 @@ def test_the_indexer_runs_without_torch() -> None:
         str(path.relative_to(ROOT))
         for path in modules_of(ROOT, "indexer").values()
         for _, module, _ in imports_of(path)
-        if module.split(".")[0] in {"torch", "model"}
+        if module.split(".")[0] in {"torch", "model"} and module != "model.errors"  # it lies under all and imports none
     }
     assert needing <= {ONLY_BUILD_NEEDS_TORCH}

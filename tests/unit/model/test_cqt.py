@@ -8,7 +8,7 @@ import torch
 
 from model.audio import SAMPLE_RATE
 from model.audio.windows import TOO_SHORT
-from model.cqt import FRAMES_AT_ONCE, CQTSettings, FastCQT, ScaledCQT, plain_cqt, scale_decibels
+from model.cqt import CQTSettings, FastCQT, ScaledCQT, plain_cqt, scale_decibels
 
 ROUNDING = 1e-4  # of the scaled range: the logarithm of a float32 magnitude of a quiet bin
 MAGNITUDE_TOLERANCE = 2e-6  # of the clip's peak or largest magnitude, from double precision; nnAudio itself: 5e-6
@@ -133,8 +133,9 @@ def test_fast_cqt_equals_nnaudio_at_any_length(samples: int) -> None:
     assert (FastCQT(SETTINGS)(clip) - plain).norm() < NORM_TOLERANCE * plain.norm()
 
 
-@pytest.mark.parametrize("frames", [FRAMES_AT_ONCE, FRAMES_AT_ONCE + 1, 2 * FRAMES_AT_ONCE, 2 * FRAMES_AT_ONCE + 1])
-def test_fast_cqt_cuts_long_clips_without_a_seam(frames: int) -> None:
+@pytest.mark.parametrize("frames", [200, 201, 400, 401])
+def test_fast_cqt_cuts_long_clips_without_a_seam(monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+    monkeypatch.setattr("model.cqt.FRAMES_AT_ONCE", 200)
     clip = torch.cat([signal(kind, (frames - 1) * 160 + 17) for kind in ("noise", "low tone")])
     fast, plain = FastCQT(SETTINGS)(clip), plain_cqt(SETTINGS)(clip)
     assert fast.shape == plain.shape == (2, 96, frames)

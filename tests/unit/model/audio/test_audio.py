@@ -176,6 +176,7 @@ def test_few_bytes_that_cost_much_to_decode_are_refused_at_once(kind: str) -> No
     assert load_clip(encode(tone(192_000, 2), 192_000, kind), max_seconds=SECONDS).channels == 2
 
 
+@pytest.mark.slow
 def test_hour_of_silence_is_left_at_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "silence.flac"
     with soundfile.SoundFile(path, "w", 44100, 1, format="FLAC", subtype="PCM_16") as file:
