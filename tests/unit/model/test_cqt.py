@@ -19,14 +19,12 @@ A440_BIN = 57  # 12 log2(440 / 16.35) = 57.0
 EDGE_FRAMES = 5  # at the ends a kernel sees the tone reflected, and its phase broken
 
 
+SETTINGS = CQTSettings(sample_rate=SAMPLE_RATE, hop=160, lowest_hz=16.35, bins=96, bins_per_octave=12)
+
+
 @pytest.fixture(scope="module")
 def cqt() -> ScaledCQT:
-    return ScaledCQT(
-        sample_rate=SAMPLE_RATE, hop=160, lowest_hz=16.35, bins=96, bins_per_octave=12, dynamic_range_db=80.0
-    )
-
-
-SETTINGS = CQTSettings(sample_rate=SAMPLE_RATE, hop=160, lowest_hz=16.35, bins=96, bins_per_octave=12)
+    return ScaledCQT(SETTINGS, 80.0)
 
 
 def tone(frequency: float, seconds: float = 2.0, amplitude: float = 0.5) -> torch.Tensor:
