@@ -1,5 +1,6 @@
 """Fresh installations' settings, for tests that serve in this process, and a service for the tests of one file."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests.installation import serving
 
@@ -15,18 +15,12 @@ Fresh = Callable[..., Settings]
 
 
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory, valkey: EmbeddedValkey, small_checkpoint: Path) -> Fresh:
+def fresh(tmp_path_factory: pytest.TempPathFactory, redis_url: str, small_checkpoint: Path) -> Fresh:
     """Settings of a fresh installation, with what is chosen beside."""
 
     def settings(**chosen: Any) -> Settings:
         folder = tmp_path_factory.mktemp("fresh")
-        given = {"data": folder / "data", "redis_url": valkey.url, "redis_prefix": folder.name, "sweep_s": 3600}
+        given = {"data": folder / "data", "redis_url": redis_url, "redis_prefix": uuid.uuid4().hex, "sweep_s": 3600}
         return Settings(**given | {"checkpoint": small_checkpoint} | chosen)
 
     return settings

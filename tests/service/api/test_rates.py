@@ -22,13 +22,13 @@ Open = Callable[..., RateLimiter]
 
 
 @pytest.fixture
-async def opened(valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+async def opened(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Opens limiters of one fresh prefix, as several processes would."""
     monkeypatch.setattr("service.api.rates.ANSWER_S", 30.0)  # a busy machine is not a lost Redis
     prefix = uuid.uuid4().hex
     async with AsyncExitStack() as stack:
 
-        def open_one(rates: dict[Scope, Rate] = SLOW, url: str = valkey.url) -> RateLimiter:
+        def open_one(rates: dict[Scope, Rate] = SLOW, url: str = redis_url) -> RateLimiter:
             limiter = RateLimiter(connect(url), prefix, rates)
             stack.push_async_callback(limiter.aclose)
             return limiter
