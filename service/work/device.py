@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ MODELS_HELD = 2  # the live one, and the one a reindex is on its way to
 class UnknownModel(Told):
     says = "no checkpoint with the fingerprint {fingerprint} is kept"
     fingerprint: str
-    held: Sequence[str]
+    held: tuple[str, ...]
 
 
 class NonFiniteEmbedding(Exception):
@@ -119,10 +118,10 @@ class Device:
             model = load_phalar(path, self.device)
         except (CheckpointError, OSError) as error:
             log.warning("cannot load the model %s: %s", fingerprint, error)
-            raise UnknownModel(fingerprint, list(self._held)) from error
+            raise UnknownModel(fingerprint, tuple(self._held)) from error
         if model.fingerprint != fingerprint:
             log.error("%s holds the model %s", path, model.fingerprint)
-            raise UnknownModel(fingerprint, list(self._held))
+            raise UnknownModel(fingerprint, tuple(self._held))
         return model
 
 

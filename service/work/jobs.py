@@ -1,7 +1,6 @@
 """What the queue carries: an upload or a query, and what may become of it."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,9 +25,11 @@ class EmbedFailed(QueueError):
 class FingerprintMismatch(QueueError):
     """The workers do not hold the model that a job asks for."""
 
-    says = "the job asks for model {wanted:.16}, the worker holds {held}"
     wanted: str
-    held: Sequence[str]
+    held: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"the job asks for model {self.wanted[:16]}, the worker holds {[held[:16] for held in self.held]}"
 
 
 class KilledItsWorker(Told):

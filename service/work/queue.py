@@ -220,7 +220,7 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
     header_line, _, body = message.partition(b"\n")
     header = json.loads(header_line)
     if header.get("error") == "fingerprint-mismatch":
-        raise FingerprintMismatch(fingerprint, header["held"])
+        raise FingerprintMismatch(fingerprint, tuple(header["held"]))
     if "error" in header:
         raise EmbedFailed(header["reason"])
     embedding = np.frombuffer(body, "<c8").reshape(header["shape"]).astype(np.complex64)

@@ -49,7 +49,7 @@ def test_a_body_for_which_the_disk_has_no_place_is_no_fault_of_the_client(
     [
         QueueUnavailable(SECRET),
         EmbedFailed(SECRET),
-        FingerprintMismatch(SECRET, [SECRET]),
+        FingerprintMismatch(SECRET, (SECRET,)),
         CatalogUnavailable(SECRET),
         BlobStoreUnavailable(SECRET),
         BlobMissing(SECRET),
