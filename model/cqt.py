@@ -356,17 +356,15 @@ def refuse_other_keys_of(clips: BeatClips) -> None:
 class ScaledCQT(nn.Module):
     """The constant-Q transform as nnAudio's CQT1992v2 computes it, in scaled decibels.
 
-    Its kernels are no part of a checkpoint: they follow from the numbers below.
+    Its kernels are no part of a checkpoint: they follow from the settings.
     """
 
     lengths: Tensor
 
-    def __init__(
-        self, sample_rate: int, hop: int, lowest_hz: float, bins: int, bins_per_octave: int, dynamic_range_db: float
-    ) -> None:
+    def __init__(self, settings: CQTSettings, dynamic_range_db: float) -> None:
         super().__init__()
         self.dynamic_range_db = dynamic_range_db
-        self.settings = settings = CQTSettings(sample_rate, hop, lowest_hz, bins, bins_per_octave)
+        self.settings = settings
         self.transform = FastCQT(settings)
         # Each bin's kernel length in samples: what tells one CQT's checkpoint from another's.
         self.register_buffer("lengths", _kernels(settings).lengths.clone(), persistent=False)

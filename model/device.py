@@ -6,18 +6,19 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from model.errors import Told
+
 if TYPE_CHECKING:
     import torch  # at run time inside the functions: a command's help must not load it
     from torch import Tensor
 
 
-class DeviceUnavailable(Exception):
-    """The device that was asked for cannot be used; says what was found, and what to do."""
+class DeviceUnavailable(Told):
+    """The device that was asked for cannot be used; `reason` says what was found, and what to do."""
 
-    def __init__(self, wanted: str, reason: str) -> None:
-        super().__init__(f"the device {wanted!r} cannot be used: {reason}")
-        self.wanted = wanted
-        self.reason = reason
+    says = "the device {wanted!r} cannot be used: {reason}"
+    wanted: str
+    reason: str
 
 
 @dataclass(frozen=True)

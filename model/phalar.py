@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.audio import ClipTooShort
 from model.axial import AxialBackbone
 from model.complex_layers import ComplexDropout, ComplexLinear, ComplexRMSNorm, ModReLU
-from model.cqt import MOST_SEMITONES, BeatClips, ScaledCQT
+from model.cqt import MOST_SEMITONES, BeatClips, CQTSettings, ScaledCQT
 from model.device import upload
 from model.pooling import SpectralPooling
 from model.similarity import HermitianSimilarity, to_unit_norm
@@ -73,6 +73,11 @@ class PhalarConfig:
             if not lowest <= value <= highest:
                 raise ValueError(f"{name} must be from {lowest} to {highest}, not {value!r}")
 
+    @property
+    def cqt(self) -> CQTSettings:
+        """Which constant-Q transform its clips become."""
+        return CQTSettings(self.sample_rate, self.hop, self.lowest_hz, self.bins, self.bins_per_octave)
+
 
 class Phalar(nn.Module):
     """The encoder and its similarity. `forward` is for training, `embed` and `score` are for use."""
@@ -84,14 +89,7 @@ class Phalar(nn.Module):
         """Whether the weights were learned: retrieval by seeded weights must never look like the real thing."""
         self.notes: Mapping[str, str] = {}
         """Free-form notes that a checkpoint carried."""
-        self.cqt = ScaledCQT(
-            sample_rate=config.sample_rate,
-            hop=config.hop,
-            lowest_hz=config.lowest_hz,
-            bins=config.bins,
-            bins_per_octave=config.bins_per_octave,
-            dynamic_range_db=config.dynamic_range_db,
-        )
+        self.cqt = ScaledCQT(config.cqt, config.dynamic_range_db)
         self.backbone = AxialBackbone(config.channels, config.growth, config.depth, config.dropout)
         self.pooling = SpectralPooling(
             config.bins, self.backbone.out_channels, config.pooled_channels, config.n_components

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from indexer import IndexType, Limits
+from model.errors import Told
 
 Scope = Literal["read", "ingest", "admin"]
 SOCKET_PATH_BYTES = 107  # sun_path on Linux, less its final zero; macOS has 103
@@ -30,15 +31,14 @@ class Rate:
     burst: int
 
 
-class InsecureBind(Exception):
+class InsecureBind(Told):
     """The service would listen beyond this machine without a single API key."""
 
-    def __init__(self, host: str) -> None:
-        super().__init__(
-            f"refusing to listen on {host} without API keys: set PHALAR_REQUIRE_KEYS=true and use `phalar keys "
-            "create`, or set PHALAR_READ_KEY, PHALAR_INGEST_KEY and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
-        )
-        self.host = host
+    says = (
+        "refusing to listen on {host} without API keys: set PHALAR_REQUIRE_KEYS=true and use `phalar keys create`, "
+        "or set PHALAR_READ_KEY, PHALAR_INGEST_KEY and PHALAR_ADMIN_KEY, or listen on 127.0.0.1"
+    )
+    host: str
 
 
 class Settings(BaseSettings):

@@ -15,7 +15,8 @@ DEMO_TRACKS, DEMO_SECONDS = 3, 10.0
 # They train, render, or start programs; `make quick` goes without them.
 SLOW = {
     *("test_baselines.py", "test_beats.py", "test_benchmarks.py", "test_chords.py", "test_cocola.py", "test_deploy.py"),
-    *("test_render.py", "test_retrieval_protocol.py", "test_threads.py", "test_training.py", "test_training_parts.py"),
+    *("test_matched.py", "test_on_a_card.py", "test_render.py", "test_retimed.py", "test_retrieval_protocol.py"),
+    *("test_servers.py", "test_threads.py", "test_training.py", "test_training_parts.py"),
 }
 
 

@@ -22,6 +22,7 @@ from indexer.catalog.names import Names, number_of
 from indexer.catalog.records import CatalogUnavailable, UnsupportedDatabase
 from indexer.catalog.schema import bring_up_to_date
 from indexer.catalog.tables import clock
+from model.errors import Told
 
 log = logging.getLogger("phalar.catalog")
 P = ParamSpec("P")
@@ -50,11 +51,10 @@ LASTING = ("53", "57", "58", "25006")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
-class CommitUnknown(Exception):
+class CommitUnknown(Told):
     """The connection was lost in the very moment of a commit: it may or may not have happened."""
 
-    def __init__(self) -> None:
-        super().__init__("the connection was lost in the moment of a commit")
+    says = "the connection was lost in the moment of a commit"
 
 
 def retried(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:

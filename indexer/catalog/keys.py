@@ -11,11 +11,8 @@ from indexer.catalog.tables import api_keys
 
 
 class ApiKeyNotFound(CatalogError):
-    """No API key has this id."""
-
-    def __init__(self, key_id: str) -> None:
-        super().__init__(f"no API key has the id {key_id!r}")
-        self.key_id = key_id
+    says = "no API key has the id {key_id!r}"
+    key_id: str
 
 
 @dataclass(frozen=True)

@@ -40,16 +40,11 @@ class QuotaExceeded(CatalogError):
     """An upload would take its key, or the whole installation, over its quota; deleting stems gives room."""
 
     public = "This {whose} holds {used} {what} of the {quota} it may, and the upload has {asked}: delete some first."
-
-    def __init__(
-        self, whose: Literal["key", "installation"], what: Literal["stems", "bytes"], used: int, asked: int, quota: int
-    ) -> None:
-        super().__init__(f"{whose} holds {used} {what} of {quota}, and the upload has {asked}")
-        self.whose = whose
-        self.what = what
-        self.used = used
-        self.asked = asked
-        self.quota = quota
+    whose: Literal["key", "installation"]
+    what: Literal["stems", "bytes"]
+    used: int
+    asked: int
+    quota: int
 
 
 @dataclass(frozen=True)

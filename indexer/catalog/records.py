@@ -1,12 +1,14 @@
 """What the catalog gives and takes: stems, their embeddings, filters, jobs; and the errors it raises."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.exc import DontWrapMixin
+
+from model.errors import Told
 
 StemState = Literal["queued", "ready", "failed", "deleted"]
 JobState = Literal["running", "done", "failed"]
@@ -16,76 +18,43 @@ FactSource = Literal["said", "tags", "chunk", "name", "heard"]
 """Where a stem's tempo, key or kind is from; the first of these that knows it is believed."""
 
 
-class CatalogError(Exception):
+class CatalogError(Told):
     """Something asked of the catalog cannot be. What a client may read of it, its class says in `public`."""
 
 
 class StemNotFound(CatalogError):
-    """No stem has this id (or it was deleted)."""
-
     public = "No stem has the id {stem_id!r}."
-
-    def __init__(self, stem_id: str) -> None:
-        super().__init__(f"no stem has the id {stem_id!r}")
-        self.stem_id = stem_id
+    stem_id: str
 
 
 class JobNotFound(CatalogError):
-    """No job has this id."""
-
     public = "No job has the id {job_id!r}."
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"no job has the id {job_id!r}")
-        self.job_id = job_id
+    job_id: str
 
 
 class SearchNotFound(CatalogError):
-    """The caller has saved no search of this name."""
-
     public = "You have saved no search named {name!r}."
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no saved search is named {name!r}")
-        self.name = name
+    name: str
 
 
 class TooManySearches(CatalogError):
-    """The caller has saved as many searches as anybody may."""
-
     public = "You have saved {maximum} searches, which is all you may: delete one first."
-
-    def __init__(self, maximum: int) -> None:
-        super().__init__(f"{maximum} searches are saved")
-        self.maximum = maximum
+    maximum: int
 
 
 class NothingToRollBackTo(CatalogError):
-    """The alias has no previous generation."""
-
     public = "There is no previous index to go back to."
-
-    def __init__(self) -> None:
-        super().__init__("there is no previous index to go back to")
 
 
 class BadCursor(CatalogError):
-    """A page cursor that this service did not give out."""
-
     public = "{cursor!r} is not a cursor of this service."
-
-    def __init__(self, cursor: str) -> None:
-        super().__init__(f"{cursor!r} is not a cursor of this service")
-        self.cursor = cursor
+    cursor: str
 
 
 class NulInText(CatalogError, DontWrapMixin):
     """A NUL character, which no text of the catalog can hold."""
 
     public = "Text may not hold a NUL character."
-
-    def __init__(self) -> None:
-        super().__init__("text may not hold a NUL character")
 
 
 class CatalogUnavailable(CatalogError):
@@ -94,38 +63,30 @@ class CatalogUnavailable(CatalogError):
     `full`: its disk is.
     """
 
-    def __init__(self, reason: str, *, full: bool = False) -> None:
-        super().__init__("the catalog cannot be reached")
-        self.reason = reason  # for the log: it may name hosts
-        self.full = full
+    says = "the catalog cannot be reached"
+    reason: str  # for the log: it may name hosts
+    full: bool = False
 
 
 class UnsupportedDatabase(CatalogError):
-    """A database URL of a kind that the catalog is not tested on."""
-
-    def __init__(self, found: str) -> None:
-        super().__init__(f"a catalog lies in sqlite+aiosqlite://... or postgresql+asyncpg://..., not in {found}://...")
-        self.found = found
+    says = "a catalog lies in sqlite+aiosqlite://... or postgresql+asyncpg://..., not in {found}://..."
+    found: str
 
 
 class NewerSchema(CatalogError):
-    """The database was made by a newer release, whose tables this one does not know."""
-
-    def __init__(self, found: str, known: str) -> None:
-        super().__init__(
-            f"the catalog has schema {found} and this release knows schemas up to {known}: "
-            "run the release that made it, or a newer one"
-        )
-        self.found = found
-        self.known = known
+    says = (
+        "the catalog has schema {found} and this release knows schemas up to {known}: "
+        "run the release that made it, or a newer one"
+    )
+    found: str
+    known: str
 
 
 class ForeignTables(CatalogError):
-    """The database holds tables of our names that no release of ours has made."""
+    tables: tuple[str, ...]
 
-    def __init__(self, tables: Sequence[str]) -> None:
-        super().__init__(f"the database holds tables of something else ({', '.join(tables)}); give the catalog its own")
-        self.tables = tuple(tables)
+    def __str__(self) -> str:
+        return f"the database holds tables of something else ({', '.join(self.tables)}); give the catalog its own"
 
 
 @dataclass(frozen=True)

@@ -56,4 +56,4 @@ def _adopt(connection: Connection, config: Config) -> None:
     if ours == FIRST_TABLES:
         command.stamp(config, FIRST)
     elif ours:
-        raise ForeignTables(sorted(ours))
+        raise ForeignTables(tuple(sorted(ours)))

@@ -69,9 +69,7 @@ PITCHED_SECONDS = 20.0
 @lru_cache(maxsize=1)
 def _cqt() -> ScaledCQT:
     config = PhalarConfig()
-    return ScaledCQT(
-        config.sample_rate, config.hop, config.lowest_hz, config.bins, config.bins_per_octave, config.dynamic_range_db
-    )
+    return ScaledCQT(config.cqt, config.dynamic_range_db)
 
 
 _FRAME_S = PhalarConfig().hop / SAMPLE_RATE

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.errors import UnsupportedModel
-from model.checkpoints.lightning import read_root, read_weights, refuse_other_choices
-from model.checkpoints.torch_archive import TorchArchive
+from model.checkpoints.lightning import read_lightning, read_weights, refuse_other_choices
 from model.phalar import Phalar, PhalarConfig
 
 _AUTHORS_OUTSIDE_BLOCKS = {
@@ -77,14 +76,13 @@ def read_authors(path: Path) -> tuple[Phalar, dict[str, Tensor], dict[str, int]]
     Raises:
         CheckpointError: one of its children, which says what is wrong.
     """
-    with TorchArchive(path) as archive:
-        root, stored, parameters = read_root(path, archive)
-        model = Phalar(_authors_config(path, parameters))
-        weights = read_weights(path, archive, stored, model, authors_names(model), _CQT_BUFFERS)
-        if _CQT_LENGTHS in stored:
-            lengths = archive.read(stored[_CQT_LENGTHS]).float()
-            if not torch.equal(lengths, model.cqt.lengths):
-                raise UnsupportedModel(path, "CQT kernels' lengths", lengths.tolist(), model.cqt.lengths.tolist())
+    root, stored, parameters = read_lightning(path)
+    model = Phalar(_authors_config(path, parameters))
+    weights = read_weights(path, stored, model, authors_names(model), _CQT_BUFFERS)
+    if _CQT_LENGTHS in stored:
+        lengths = stored[_CQT_LENGTHS].float()
+        if not torch.equal(lengths, model.cqt.lengths):
+            raise UnsupportedModel(path, "CQT kernels' lengths", lengths.tolist(), model.cqt.lengths.tolist())
     return model, weights, {key: root[key] for key in ("epoch", "global_step") if isinstance(root.get(key), int)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from model.checkpoints.errors import LegacyPickle, UnsupportedModel
-from model.checkpoints.torch_archive import Inert, NotACheckpoint, StoredTensor, TorchArchive
+from model.checkpoints.torch_archive import Inert, NotACheckpoint, read_torch_file
 from model.checkpoints.weights import refuse_other_keys, refuse_other_shape
 
 
@@ -26,16 +26,18 @@ def is_lightning(path: Path) -> bool:
     return magic[:2] == b"PK"
 
 
-def read_root(path: Path, archive: TorchArchive) -> tuple[dict[Any, Any], dict[str, StoredTensor], dict[Any, Any]]:
+def read_lightning(path: Path) -> tuple[dict[Any, Any], dict[str, Tensor], dict[Any, Any]]:
     """All that the file says, its state_dict, and its hyper-parameters (none: empty).
 
     Raises:
         NotACheckpoint: it holds no state_dict of tensors, or hyper-parameters of another form.
+        CheckpointError: as `read_torch_file`.
     """
-    root = archive.root if isinstance(archive.root, dict) else {}
+    held = read_torch_file(path)
+    root = held if isinstance(held, dict) else {}
     stored, parameters = root.get("state_dict"), root.get("hyper_parameters")
     if not isinstance(stored, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, StoredTensor) for name, tensor in stored.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items()
     ):
         raise NotACheckpoint(path, "its pickle holds no state_dict of tensors")
     if parameters is not None and not isinstance(parameters, dict):
@@ -55,8 +57,7 @@ def refuse_other_choices(path: Path, parameters: Mapping[Any, Any], choices: Map
 
 def read_weights(
     path: Path,
-    archive: TorchArchive,
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, Tensor],
     model: nn.Module,
     names: Mapping[str, str],
     unread: frozenset[str] = frozenset(),
@@ -68,5 +69,5 @@ def read_weights(
     """
     refuse_other_keys(path, stored.keys() - unread, names.values())
     for ours, weight in model.state_dict().items():
-        refuse_other_shape(path, names[ours], stored[names[ours]].shape, tuple(weight.shape))
-    return {ours: archive.read(stored[theirs]) for ours, theirs in names.items()}
+        refuse_other_shape(path, names[ours], tuple(stored[names[ours]].shape), tuple(weight.shape))
+    return {ours: stored[theirs] for ours, theirs in names.items()}

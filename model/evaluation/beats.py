@@ -26,6 +26,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, Waveform, cut_windows, load_clip
 from model.demo.synthesis import RIM, Note, play_drums, tune_kit
+from model.errors import Told
 from model.evaluation.retrieval import mean_with_interval
 from model.evaluation.systems import System
 from model.training.tracks import SUFFIXES, Dropped
@@ -46,23 +47,19 @@ PULSE_BPM = 120.0
 """The blind answer that is measured beside a system: a pulse of this tempo from the start of the clip."""
 
 
-class BadAnnotation(ValueError):
+class BadAnnotation(Told, ValueError):
     """A line of an annotation file (`path`, `line` from 1) that cannot be read; line 0 is the file as a whole."""
 
-    def __init__(self, path: Path, line: int, reason: str) -> None:
-        super().__init__(f"{path}:{line}: {reason}")
-        self.path = path
-        self.line = line
-        self.reason = reason
+    says = "{path}:{line}: {reason}"
+    path: Path
+    line: int
+    reason: str
 
 
-class NothingAnnotated(ValueError):
-    """A folder without any usable audio file that has its annotation beside it."""
-
-    def __init__(self, folder: Path, suffix: str) -> None:
-        super().__init__(f"{folder}: no audio file that can be used has a {suffix} file of its name beside it")
-        self.folder = folder
-        self.suffix = suffix
+class NothingAnnotated(Told, ValueError):
+    says = "{folder}: no audio file that can be used has a {suffix} file of its name beside it"
+    folder: Path
+    suffix: str
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, load_clip, window_starts
+from model.errors import Told
 from model.evaluation.beats import BadAnnotation, NothingAnnotated, annotated_files, embed_windows
 from model.evaluation.systems import System
 from model.training.tracks import Dropped
@@ -35,13 +36,10 @@ numbers needs another than one of a thousand; each fold chooses on some of its t
 MOST_ITERATIONS = 1000
 
 
-class TooFewClips(ValueError):
-    """`clips` with labelled windows, and the folds need one each."""
-
-    def __init__(self, clips: int, folds: int) -> None:
-        super().__init__(f"{clips} clips have labelled windows; {folds} folds need at least {folds}")
-        self.clips = clips
-        self.folds = folds
+class TooFewClips(Told, ValueError):
+    says = "{clips} clips have labelled windows; {folds} folds need at least {folds}"
+    clips: int
+    folds: int
 
 
 class Span(NamedTuple):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import piece_of
+from model.errors import Told
 from model.evaluation.systems import System
 from model.training.examples import Example, draw_example
 from model.training.stems import ACTIVITY_HOP, StemBank
@@ -34,15 +35,10 @@ APART_S = 0.5
 """Another window of a track starts at least this far from the true one."""
 
 
-class TooFewTracks(ValueError):
-    """Retrieval needs a track with a pair, and another one to tell it from."""
-
-    def __init__(self, usable: int, given: int) -> None:
-        super().__init__(
-            f"{usable} of {given} tracks have a window in which two stems sound; two are needed, of different pieces"
-        )
-        self.usable = usable
-        self.given = given
+class TooFewTracks(Told, ValueError):
+    says = "{usable} of {given} tracks have a window in which two stems sound; two are needed, of different pieces"
+    usable: int
+    given: int
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,12 +25,9 @@ MOST_BURSTS = 10
 
 CPU = torch.device("cpu")
 
-_OCTAVES_FROM_HZ = 31.25
-"""The lowest knot of the equaliser; the others lie an octave apart, up to the Nyquist frequency."""
-
 
 def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Change each waveform's tone and level and put noise under some of them.
+    """Change each waveform's level and put noise under some of them.
 
     Args:
         waveforms: float32, (n, samples) at 16 kHz.
@@ -51,63 +46,9 @@ def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Gener
     rows = noisy.nonzero().flatten()
     device = waveforms.device
     under = noise([NOISES[kind] for kind in kinds[rows].tolist()], length, generator, device)
-    if settings.equaliser_db:
-        waveforms = equalise(waveforms, settings.equaliser_db, generator)
     level, gain, at = (upload(fact, device) for fact in (10 ** (-snr_db[rows] / 20), 10 ** (gain_db / 20), rows))
     rms = waveforms[at].square().mean(dim=1, keepdim=True).sqrt()
     return waveforms.index_add(0, at, under * level[:, None] * rms) * gain[:, None]
-
-
-def equalise(waveforms: Tensor, most_db: float, generator: torch.Generator) -> Tensor:
-    """Filter each waveform by itself: another gain for each octave, smooth between them, without delay.
-
-    Args:
-        waveforms: float32, (n, samples) at 16 kHz.
-        most_db: an octave is raised or lowered by at most so much.
-        generator: on the CPU.
-
-    Returns:
-        float32, (n, samples), on the same device.
-    """
-    n, length = waveforms.shape
-    frequency = torch.fft.rfftfreq(length, 1 / SAMPLE_RATE)
-    octaves = round(math.log2(SAMPLE_RATE / 2 / _OCTAVES_FROM_HZ))
-    gains_db = most_db * (2 * torch.rand(n, octaves + 1, generator=generator) - 1)
-    position = (frequency / _OCTAVES_FROM_HZ).clamp_min(1e-9).log2().clamp(0, octaves)
-    below = position.floor().clamp_max(octaves - 1).long()
-    part = position - below
-    curve_db = gains_db[:, below] * (1 - part) + gains_db[:, below + 1] * part  # (n, frequencies)
-    response = upload(10 ** (curve_db / 20), waveforms.device)
-    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveforms) * response, n=length)
-    return filtered
-
-
-def samples_at_speed(length: int, semitones: float, rng: np.random.Generator) -> int:
-    """How many samples become `length` when they are played faster or slower by up to so many semitones.
-
-    One speed a batch: were each pair out of tune by itself, its tuning alone would tell it from the others.
-    """
-    if not semitones:
-        return length
-    return 2 * round(length / 2 * 2 ** (float(rng.uniform(-semitones, semitones)) / 12))
-
-
-def played_at(waveforms: Tensor, length: int) -> Tensor:
-    """The same sound in another number of samples: faster and higher in fewer, slower and lower in more.
-
-    Args:
-        waveforms: float32, (n, samples).
-        length: samples wanted, even.
-
-    Returns:
-        float32, (n, length): what lies below the lower of both Nyquist frequencies, each clip taken as periodic.
-    """
-    given = waveforms.shape[1]
-    if given == length:
-        return waveforms
-    spectrum = torch.fft.rfft(waveforms)[:, : length // 2]
-    played: Tensor = torch.fft.irfft(spectrum, n=length) * (length / given)
-    return played
 
 
 def noise(kinds: Sequence[str], length: int, generator: torch.Generator, device: torch.device = CPU) -> Tensor:

@@ -21,7 +21,7 @@ from model.audio.harmony import tonic_of
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.device import upload
 from model.phalar import PhalarConfig
-from model.training.augment import augment, played_at, samples_at_speed
+from model.training.augment import augment
 from model.training.examples import Example, draw_decoys, draw_examples, draw_submixes, mix_examples, mix_stretches
 from model.training.recipe import LossSettings, Recipe
 from model.training.stems import StemBank
@@ -89,16 +89,15 @@ def draw_batch(
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
     length = round(seconds * SAMPLE_RATE)
-    drawn = samples_at_speed(length, data.speed_semitones, rng)
-    examples = draw_examples(bank, tracks, recipe.batch, drawn, rng, data.unpitched)[mine]
+    examples = draw_examples(bank, tracks, recipe.batch, length, rng, data.unpitched)[mine]
     late: list[Example] = []
     decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
     if step >= loss.decoys_from:
         shifts = round(loss.nearest_decoy_s * SAMPLE_RATE), round(loss.farthest_decoy_s * SAMPLE_RATE)
-        late = draw_decoys(bank, examples, round(loss.decoys * share), drawn, shifts, decoy_rng)
-    anchors, positives = mix_examples(bank, examples, drawn)
-    decoys = mix_examples(bank, late, drawn)[1]
-    return Batch(played_at(torch.cat([anchors, positives, decoys]), length), share, torch.arange(len(late)))
+        late = draw_decoys(bank, examples, round(loss.decoys * share), length, shifts, decoy_rng)
+    anchors, positives = mix_examples(bank, examples, length)
+    decoys = mix_examples(bank, late, length)[1]
+    return Batch(torch.cat([anchors, positives, decoys]), share, torch.arange(len(late)))
 
 
 def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> Batch:

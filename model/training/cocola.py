@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE, ClipTooShort
 from model.checkpoints.errors import NonFiniteWeights
-from model.checkpoints.lightning import is_lightning, read_root, read_weights, refuse_other_choices
-from model.checkpoints.torch_archive import NotACheckpoint, TorchArchive
+from model.checkpoints.lightning import is_lightning, read_lightning, read_weights, refuse_other_choices
+from model.checkpoints.torch_archive import NotACheckpoint
 from model.checkpoints.weights import read_safetensors, write_safetensors
 from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of
 from model.training.separation import separate, to_decibels
@@ -334,10 +334,9 @@ _AUTHORS_CHOICES: dict[str, object] = {
 
 
 def _read_authors(path: Path, model: Cocola) -> dict[str, Tensor]:
-    with TorchArchive(path) as archive:
-        _, stored, parameters = read_root(path, archive)
-        refuse_other_choices(path, parameters, _AUTHORS_CHOICES)
-        return read_weights(path, archive, stored, model, authors_names(model))
+    _, stored, parameters = read_lightning(path)
+    refuse_other_choices(path, parameters, _AUTHORS_CHOICES)
+    return read_weights(path, stored, model, authors_names(model))
 
 
 def _read_native(path: Path, model: Cocola) -> dict[str, Tensor]:

@@ -51,7 +51,6 @@ class DataSettings:
     most_seconds: float | None = None  # of each track on disk; unset: all
     shortest_s: float = 2.0  # of an example; each batch draws one length for all its examples
     longest_s: float = 10.0
-    speed_semitones: float = 0.0  # each batch is played faster or slower by up to so much, its pitch and tuning with it
     matched: float = 0.0  # part of the batches that are in beat time: one tempo, each window on a beat
     fewest_beats: int = 4  # of an example in beat time; each batch draws one number for all its examples
     most_beats: int = 10
@@ -70,7 +69,6 @@ class AugmentSettings:
     noise: float = 0.5  # part of the sides that get noise, of a kind drawn anew each time
     quietest_snr_db: float = 40.0
     loudest_snr_db: float = 10.0
-    equaliser_db: float = 0.0  # a smooth filter raises or lowers each octave by up to so much
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,6 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         )
     if recipe.encoder != PhalarConfig() and recipe.model == "cocola":
         raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")
-    if data.matched == 1 and data.speed_semitones:
-        raise BadRecipe(path, "data.speed_semitones is for batches as recorded; data.matched leaves none")
 
 
 def _entries(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

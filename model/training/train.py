@@ -29,6 +29,7 @@ from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
+from model.errors import Told
 from model.training.batches import Ahead, Batch, augmented, draw_batch
 from model.training.clock import Clock
 from model.training.cocola import Cocola, refresh_statistics
@@ -68,13 +69,14 @@ MAY_CHANGE = frozenset({"steps", "checkpoint_minutes", "validate_every", "clips_
 _DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = range(5)
 
 
-class OtherRun(Exception):
+class OtherRun(Told):
     """The folder holds a run of another recipe or of other data."""
 
-    def __init__(self, folder: Path, entry: str, there: object, here: object) -> None:
-        super().__init__(f"{folder} holds a run whose {entry} is {there!r}, not {here!r}: choose another folder")
-        self.folder = folder
-        self.entry = entry
+    says = "{folder} holds a run whose {entry} is {there!r}, not {here!r}: choose another folder"
+    folder: Path
+    entry: str
+    there: object
+    here: object
 
 
 class RunLost(Exception):

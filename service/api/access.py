@@ -63,6 +63,10 @@ def require(scope: Scope) -> Guard:
     return Guard(scope)
 
 
+Reader = Annotated[Caller, Depends(require("read"))]
+"""Whoever may search."""
+
+
 async def limit(request: Request, scope: Scope, owner: str | None) -> None:
     """Count a request of this owner, or, where there is none, of its address. Raises TooManyRequests."""
     who = f"key:{owner}" if owner is not None else f"address:{_address(request)}"

@@ -9,6 +9,8 @@ from typing import ClassVar
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from model.errors import Told
+
 PAUSE_S = 20.0  # how long a sender may be silent, and its credit at the beginning
 SLOWEST_BYTES_S = 1024  # over all, no sender may be slower
 SMALL_BYTES = 64 * 2**10  # of a body that is no form with files: it is read into memory and parsed in the event loop
@@ -16,15 +18,13 @@ HEADS = 32  # of parts of a form, that are parsed at a time
 DISCONNECT: Message = {"type": "http.disconnect"}
 
 
-class BodyTooLarge(Exception):
+class BodyTooLarge(Told):
     """The body is larger than it may be."""
 
     public = "This request may hold at most {maximum_bytes} bytes."
     headers: ClassVar = {"Connection": "close"}
 
-    def __init__(self, maximum_bytes: int) -> None:
-        super().__init__(maximum_bytes)
-        self.maximum_bytes = maximum_bytes
+    maximum_bytes: int
 
 
 class BodyTooSlow(Exception):

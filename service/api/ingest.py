@@ -28,6 +28,7 @@ from indexer import (
 )
 from model.audio import AudioError
 from model.audio.said import Said, exact_tempo, joined, key_of_text, key_parts, said_by, said_of_name
+from model.errors import Told
 from service.api.counts import Counts
 from service.api.keeping import ChangedOut, ChangeIn
 from service.api.keys import Caller
@@ -73,13 +74,10 @@ async def for_decoder(upload: UploadFile) -> AsyncIterator[Path | bytes]:
             yield path
 
 
-class NothingChosen(Exception):
+class NothingChosen(Told):
     """Many stems are to be changed, and neither a filter nor `all` says which; or both do."""
 
     public = "Say which stems: by filters, or by all=true where every one is meant, but not both."
-
-    def __init__(self) -> None:
-        super().__init__("neither filters nor all=true, or both")
 
 
 Shown = tuple[ClipFacts, Said]

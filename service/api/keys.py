@@ -10,44 +10,36 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from indexer import ApiKey, ApiKeys
+from model.errors import Told
 from service.settings import Scope, Settings
 
 SCOPES: tuple[Scope, ...] = ("read", "ingest", "admin")  # each includes those before it
 _TOKEN = re.compile(r"phalar_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
 
-class KeyMissing(Exception):
+class KeyMissing(Told):
     """A key is needed and the request carries none."""
 
     public = "This needs a key with the scope {scope!r}: Authorization: Bearer <key>."
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This needs a key with the scope {scope!r}: Authorization: Bearer <key>.")
-        self.scope = scope
-        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar"'}
+    headers: ClassVar = {"WWW-Authenticate": 'Bearer realm="phalar"'}
+    scope: str
 
 
-class KeyUnknown(Exception):
-    """The key is nobody's, or was revoked, or has expired: which of them is not told."""
-
+class KeyUnknown(Told):
     public = "This key is unknown, was revoked or has expired."
-
-    def __init__(self) -> None:
-        super().__init__("This key is unknown, was revoked or has expired.")
-        self.headers = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
+    headers: ClassVar = {"WWW-Authenticate": 'Bearer realm="phalar", error="invalid_token"'}
 
 
-class KeyRefused(Exception):
-    """The key may not do this."""
-
+class KeyRefused(Told):
     public = "This key does not grant the scope {scope!r}."
+    scope: str
 
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This key does not grant the scope {scope!r}.")
-        self.scope = scope
-        self.headers = {"WWW-Authenticate": f'Bearer realm="phalar", error="insufficient_scope", scope="{scope}"'}
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": f'Bearer realm="phalar", error="insufficient_scope", scope="{self.scope}"'}
 
 
 @dataclass(frozen=True)

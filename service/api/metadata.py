@@ -4,40 +4,32 @@ import json
 
 from pydantic import TypeAdapter, ValidationError
 
+from model.errors import Told
 from service.api.schemas import Metadata, faults_of
 
 METADATA_BYTES, METADATA_BYTES_EACH = 2**16, 2**10  # of JSON: in all, and more for each file
 
 
-class BadMetadata(Exception):
-    """`metadata` is not the JSON that POST /stems takes; `wrong` says how."""
+class BadMetadata(Told):
+    """`metadata` is not the JSON that POST /stems takes."""
+
+
+class MetadataUnreadable(BadMetadata):
+    """It is no JSON, or of another form; `wrong` says how."""
 
     public = "`metadata` cannot be read: {wrong}."
-
-    def __init__(self, wrong: str) -> None:
-        super().__init__(wrong)
-        self.wrong = wrong
+    wrong: str
 
 
 class MetadataTooLong(BadMetadata):
-    """More text than so many files need."""
-
     public = "`metadata` may have {maximum_bytes} bytes for so many files."
-
-    def __init__(self, maximum_bytes: int) -> None:
-        super().__init__("it is too long")
-        self.maximum_bytes = maximum_bytes
+    maximum_bytes: int
 
 
 class MetadataMiscounted(BadMetadata):
-    """One object for each file was meant, and there are more or fewer."""
-
     public = "`metadata` has {objects} objects for {files} files."
-
-    def __init__(self, objects: int, files: int) -> None:
-        super().__init__("there are not as many objects as files")
-        self.objects = objects
-        self.files = files
+    objects: int
+    files: int
 
 
 _ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
@@ -56,7 +48,7 @@ def metadata_of(text: str | None, files: int) -> list[Metadata]:
         if isinstance(error, ValidationError):
             said = error.errors(include_url=False, include_context=False, include_input=False)
             wrong = "; ".join(f"{at.partition('.')[2]}: {what}" for at, what in faults_of(said))
-        raise BadMetadata(wrong) from None
+        raise MetadataUnreadable(wrong) from None
     if isinstance(read, Metadata):
         return [read] * files
     if len(read) != files:

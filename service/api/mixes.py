@@ -11,6 +11,7 @@ import numpy as np
 
 from indexer import Catalog, Stem
 from model.audio import SAMPLE_RATE, Waveform
+from model.errors import Told
 from service.api.ingest import for_decoder
 from service.api.placing import Placed, PlacedBeyondEnd
 from service.api.schemas import RetrieveIn
@@ -27,33 +28,20 @@ from service.work.uploads import Decoder
 SAMPLE_BYTES = 4  # float32
 
 
-class NoMix(Exception):
-    """A query has no mix, or more than one."""
-
+class NoMix(Told):
     public = "Send either `file`, or `mix_id`, or `stem_id` once or more."
 
-    def __init__(self) -> None:
-        super().__init__(self.public)
 
-
-class MixNotFound(Exception):
+class MixNotFound(Told):
     """No mix is kept under this id for this caller: there never was one, or its time is over."""
 
     public = "No mix is kept as {mix_id}: send it again."
-
-    def __init__(self, mix_id: str) -> None:
-        super().__init__(f"no mix is kept as {mix_id}")
-        self.mix_id = mix_id
+    mix_id: str
 
 
-class MixNotReady(Exception):
-    """A mix is made of stems of which one failed."""
-
+class MixNotReady(Told):
     public = "The stem {stem_id} of the mix could not be used itself."
-
-    def __init__(self, stem_id: str) -> None:
-        super().__init__(f"The stem {stem_id} of the mix could not be used itself.")
-        self.stem_id = stem_id
+    stem_id: str
 
 
 @dataclass(frozen=True, eq=False)

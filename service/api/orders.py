@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from model.errors import Told
 from service.api.placing import MOST_PLACED, Placed
 from service.api.schemas import Seconds, ShortText, faults_of
 from service.work.encoding import FittedFormat, Order
@@ -15,14 +16,11 @@ DAY_S = 86_400.0
 PLACED_BYTES = 2**20
 
 
-class BadPlaced(Exception):
+class BadPlaced(Told):
     """`placed` is no list of stems as they are placed; `wrong` says how."""
 
     public = "`placed` cannot be used: {wrong}."
-
-    def __init__(self, wrong: str) -> None:
-        super().__init__(wrong)
-        self.wrong = wrong
+    wrong: str
 
 
 class AudioIn(BaseModel):

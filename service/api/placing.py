@@ -4,18 +4,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.errors import Told
+
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=-86_400, le=86_400)]
 MOST_PLACED = 32
 
 
-class PlacedBeyondEnd(Exception):
-    """A stem is placed where nothing of it, or of the mix, is left."""
-
+class PlacedBeyondEnd(Told):
     public = "The stem {stem_id} would begin after its own end, or after the mix's."
-
-    def __init__(self, stem_id: str) -> None:
-        super().__init__(f"the stem {stem_id} would begin after its own end, or after the mix's")
-        self.stem_id = stem_id
+    stem_id: str
 
 
 class Placed(BaseModel):

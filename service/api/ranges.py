@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Callable
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from model.errors import Told
 
-class RangeNotSatisfiable(Exception):
-    """A byte range that the audio does not have."""
 
+class RangeNotSatisfiable(Told):
     public = "The audio has {size} bytes."
+    size: int
 
-    def __init__(self, size: int) -> None:
-        super().__init__(f"The audio has {size} bytes.")
-        self.size = size
-        self.headers = {"Content-Range": f"bytes */{size}"}
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Range": f"bytes */{self.size}"}
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:

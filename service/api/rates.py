@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from model.errors import Told
 from service.settings import Rate, Scope
 
 log = logging.getLogger("phalar.rates")
@@ -22,17 +23,12 @@ AWAY_S = 1.0  # after a failure, Redis is left alone for so long
 MOST_LOCAL = 10_000  # buckets kept in this process
 
 
-class TooManyRequests(Exception):
-    """The caller has used up its rate."""
-
+class TooManyRequests(Told):
     public = "{per_s:g} requests a second are allowed to {scope}; try again in {retry_after_s:.1f} s."
-
-    def __init__(self, scope: str, per_s: float, retry_after_s: float, headers: dict[str, str]) -> None:
-        super().__init__(f"{per_s:g} requests a second are allowed; try again in {retry_after_s:.1f} s.")
-        self.scope = scope
-        self.per_s = per_s
-        self.retry_after_s = retry_after_s
-        self.headers = headers
+    scope: str
+    per_s: float
+    retry_after_s: float
+    headers: dict[str, str]
 
 
 # KEYS bucket; ARGV requests a second, burst -> {1 taken | 0, requests left as text}

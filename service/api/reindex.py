@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from indexer import Alias, Catalog, Index, IndexType, Job, LiveIndex
+from model.errors import Told
 from service.api.operating import ReindexIn
 from service.settings import Settings
 from service.work.jobs import QueueError
@@ -18,25 +19,15 @@ POLL_S = 0.5
 MOST_TOMBSTONES = 10_000
 
 
-class NoIndexTypes(Exception):
-    """A reindex names a FAISS index type, and the index is kept by Qdrant."""
-
+class NoIndexTypes(Told):
     public = "Qdrant keeps this index; index types are those of FAISS."
-
-    def __init__(self, index_type: IndexType) -> None:
-        super().__init__("Qdrant keeps this index; index types are those of FAISS.")
-        self.index_type = index_type
+    index_type: IndexType
 
 
-class RecallTooLow(Exception):
-    """The new index misses too many of the right answers; the live one stays."""
-
+class RecallTooLow(Told):
     public = "The new index finds {recall:.4f} of the exact best windows, {minimum:g} is required."
-
-    def __init__(self, recall: float, minimum: float) -> None:
-        super().__init__(f"the new index finds {recall:.4f} of the exact best windows, {minimum:g} is required")
-        self.recall = recall
-        self.minimum = minimum
+    recall: float
+    minimum: float
 
 
 @dataclass

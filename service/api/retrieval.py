@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from indexer import Catalog, Index, LiveIndex, Place, Stem, StemFilter
 from model.audio import SAMPLE_RATE, Waveform, Windows
+from model.errors import Told
 from service.api.keys import Caller
 from service.api.mixes import Mix, Mixes
 from service.api.schemas import (
@@ -42,14 +43,9 @@ SEARCHES = 3  # at most, for as many hits as were asked for while stems are dele
 FEWEST_SEARCHES = 2  # that go on at a time
 
 
-class QueryTimeout(Exception):
-    """A query waited and worked for longer than it may."""
-
+class QueryTimeout(Told):
     public = "The search took longer than {seconds:g} s."
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"a query took longer than {seconds:g} s")
-        self.seconds = seconds
+    seconds: float
 
 
 @dataclass(frozen=True)

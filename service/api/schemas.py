@@ -209,7 +209,17 @@ class RetrieveIn(SearchIn):
         )
 
 
-class StemOut(BaseModel):
+class OfStem(BaseModel):
+    """What is told of a stem."""
+
+    audio_url: str
+
+    @classmethod
+    def of(cls, stem: Stem, root_path: str) -> Self:
+        return cls.model_validate({**vars(stem), "audio_url": f"{root_path}/stems/{stem.id}/audio"})
+
+
+class StemOut(OfStem):
     """A stem of the catalog."""
 
     id: str
@@ -241,11 +251,6 @@ class StemOut(BaseModel):
     windows: int = Field(description="windows that can be found; silent ones cannot")
     sha256: str
     created_at: datetime
-    audio_url: str
-
-    @classmethod
-    def of(cls, stem: Stem, root_path: str) -> Self:
-        return cls.model_validate({**vars(stem), "audio_url": f"{root_path}/stems/{stem.id}/audio"})
 
 
 class StemPage(BaseModel):
@@ -310,7 +315,7 @@ class WindowPair(BaseModel):
     score: float
 
 
-class CopyOut(BaseModel):
+class CopyOut(OfStem):
     """A stem that is the same audio as a hit's."""
 
     id: str
@@ -321,11 +326,6 @@ class CopyOut(BaseModel):
     format: str
     sample_rate: int
     channels: int
-    audio_url: str
-
-    @classmethod
-    def of(cls, stem: Stem, root_path: str) -> Self:
-        return cls.model_validate({**vars(stem), "audio_url": f"{root_path}/stems/{stem.id}/audio"})
 
 
 class HitOut(BaseModel):

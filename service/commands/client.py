@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import httpx
 
+from model.errors import Told
 from service.text import shown
 
 PATIENCE_S = 120.0  # a service that restarts, or whose queue is full, is waited for this long
@@ -29,27 +30,18 @@ LARGEST = 2**31  # bytes of a file: what is longer than any clip need not be rea
 Body = dict[str, Any]
 
 
-class ServiceUnreachable(Exception):
-    """Nobody answers at the URL."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f"no service answers at {url}; start one with `phalar serve`")
-        self.url = url
+class ServiceUnreachable(Told):
+    says = "no service answers at {url}; start one with `phalar serve`"
+    url: str
 
 
-class BadAddress(ValueError):
-    """Not the address of a service."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f"{url!r} is not an address such as http://127.0.0.1:8000")
-        self.url = url
+class BadAddress(Told, ValueError):
+    says = "{url!r} is not an address such as http://127.0.0.1:8000"
+    url: str
 
 
-class BadKey(ValueError):
-    """No API key looks like this."""
-
-    def __init__(self) -> None:
-        super().__init__("an API key has ASCII letters, digits and signs only")
+class BadKey(Told, ValueError):
+    says = "an API key has ASCII letters, digits and signs only"
 
 
 class Refused(Exception):

@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from model.training.console import FAILED as FAILED
+from model.training.console import bar as bar
+from model.training.console import err as err
+from model.training.console import out as out
 from service.commands.client import BadAddress, BadKey, Client, Refused, ServiceUnreachable
 from service.text import BadText, escaped, said, shown
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-FAILED, WRONG_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130
-
-out = Console()
-err = Console(stderr=True)
+WRONG_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 2, 3, 4, 130
 
 Url = Annotated[str, typer.Option(envvar="PHALAR_URL", help="Where the service listens.")]
 Key = Annotated[str | None, typer.Option(envvar="PHALAR_KEY", help="API key, where the service wants one.")]
@@ -104,20 +104,6 @@ def expected_errors() -> Iterator[None]:
         fail(str(error), WRONG_USAGE)
     except Refused as error:
         fail(str(error), WRONG_USAGE if error.problem.get("type") == "/problems/invalid-request" else REFUSED)
-
-
-def bar(*, transient: bool = False) -> Any:
-    """A bar on stderr for each thing that is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=transient,
-    )
 
 
 def complain(sentence: str) -> None:

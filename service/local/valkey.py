@@ -26,10 +26,7 @@ VALKEY_START_S = 30.0  # a large append-only file takes a while to load
 class ValkeyNotFound(ProcessError):
     """There is no Valkey or Redis to run."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "no Valkey for this platform: install valkey-server or redis-server, or set PHALAR_REDIS_URL to one"
-        )
+    says = "no Valkey for this platform: install valkey-server or redis-server, or set PHALAR_REDIS_URL to one"
 
 
 def valkey_binary() -> Path:

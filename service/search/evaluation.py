@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from model.audio import MIN_SECONDS, SAMPLE_RATE
 from model.checkpoints import Heard, heard_of, piece_of
+from model.errors import Told
 from model.evaluation.retimed import RetimedBank, key_of
 from model.evaluation.retrieval import mean_with_interval
 from model.training.stems import StemBank
@@ -59,13 +60,12 @@ IN_TIME_MS = 40
 TRIES = 10  # places of a track that are tried for one query
 
 
-class NothingToAsk(ValueError):
+class NothingToAsk(Told, ValueError):
     """No track has a place where two stems sound."""
 
-    def __init__(self, tracks: int, seconds: float) -> None:
-        super().__init__(f"none of {tracks} tracks has a stretch of {seconds:g} s in which two different stems sound")
-        self.tracks = tracks
-        self.seconds = seconds
+    says = "none of {tracks} tracks has a stretch of {seconds:g} s in which two different stems sound"
+    tracks: int
+    seconds: float
 
 
 @dataclass(frozen=True)

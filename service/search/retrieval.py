@@ -21,9 +21,8 @@ from indexer import (
     best_places,
     search,
 )
-from model.audio import SAMPLE_RATE, SilentClip, Windows
+from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
 from model.audio.grid import LOWEST_BPM, Grid
-from model.audio.harmony import tonic_of
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
 from service.search.mix import Align, HeardMix, Plan, hear_mix, plan_beats, plan_windows

@@ -99,7 +99,7 @@ async def _read_fields(sock: socket.socket, checked: Callable[[dict[str, Any]], 
         if "code" not in answer:
             return checked(answer)
         problem = _KINDS[answer["code"]](**{name: _shown(fact) for name, fact in answer["facts"].items()})
-        json.dumps(problem.facts, allow_nan=False)
+        json.dumps([str(problem), problem.facts], allow_nan=False)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DecoderCrashed("its answer makes no sense") from error
     raise problem

@@ -14,6 +14,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from model.errors import Told
+
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
@@ -25,20 +27,16 @@ RETRY: "RetryConfig" = {"max_retries": 4, "retry_timeout": timedelta(seconds=15)
 CLIENT: "ClientConfig" = {"connect_timeout": "5s", "timeout": "60s", "allow_http": True}
 
 
-class BlobMissing(Exception):
-    """The catalog names audio that the store does not hold."""
-
-    def __init__(self, sha256: str) -> None:
-        super().__init__(f"no audio is stored under {sha256}")
-        self.sha256 = sha256
+class BlobMissing(Told):
+    says = "no audio is stored under {sha256}"
+    sha256: str
 
 
-class BlobStoreUnavailable(Exception):
+class BlobStoreUnavailable(Told):
     """The store does not answer, does not let us in, has no such bucket, or its disk is full."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__("the audio store cannot be used now")
-        self.reason = reason  # for the log: it may name folders and hosts
+    says = "the audio store cannot be used now"
+    reason: str  # for the log: it may name folders and hosts
 
 
 @contextmanager

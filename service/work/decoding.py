@@ -46,10 +46,8 @@ class DecoderCrashed(DecoderError):
 
     code = "decoder-crashed"
     public = "The file broke the decoder."
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"The file broke the decoder ({reason}).", reason=reason)
-        self.reason = reason
+    says = "The file broke the decoder ({reason})."
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from model.audio import SAMPLE_RATE
 from model.checkpoints import CheckpointError, load_phalar
 from model.cqt import BeatClips
 from model.device import facts_of, open_device
+from model.errors import Told
 from model.phalar import Phalar
 from service.settings import Settings
 from service.work.batches import Clips
@@ -23,25 +23,22 @@ log = logging.getLogger("phalar.worker")
 MODELS_HELD = 2  # the live one, and the one a reindex is on its way to
 
 
-class UnknownModel(Exception):
-    """No checkpoint with this fingerprint is configured or kept."""
-
-    def __init__(self, fingerprint: str, held: Sequence[str]) -> None:
-        super().__init__(f"no checkpoint with the fingerprint {fingerprint} is kept")
-        self.fingerprint = fingerprint
-        self.held = tuple(held)
+class UnknownModel(Told):
+    says = "no checkpoint with the fingerprint {fingerprint} is kept"
+    fingerprint: str
+    held: tuple[str, ...]
 
 
 class NonFiniteEmbedding(Exception):
     """The network gave a NaN or an infinity."""
 
 
-class DeviceLost(Exception):
+class DeviceLost(Told):
     """The device no longer answers, whatever it is asked: only a new process may find it well again."""
 
-    def __init__(self, device: str, reason: str) -> None:
-        super().__init__(f"the device {device} no longer answers ({reason}); what was in hand is left to others")
-        self.device = device
+    says = "the device {device} no longer answers ({reason}); what was in hand is left to others"
+    device: str
+    reason: str
 
 
 class Device:
@@ -121,10 +118,10 @@ class Device:
             model = load_phalar(path, self.device)
         except (CheckpointError, OSError) as error:
             log.warning("cannot load the model %s: %s", fingerprint, error)
-            raise UnknownModel(fingerprint, list(self._held)) from error
+            raise UnknownModel(fingerprint, tuple(self._held)) from error
         if model.fingerprint != fingerprint:
             log.error("%s holds the model %s", path, model.fingerprint)
-            raise UnknownModel(fingerprint, list(self._held))
+            raise UnknownModel(fingerprint, tuple(self._held))
         return model
 
 

@@ -20,27 +20,18 @@ _SUBTYPES = {"flac": ("FLAC", "PCM_24"), "mp3": ("MP3", "MPEG_LAYER_III"), "ogg"
 
 
 class FormatCannotHold(AudioError):
-    """The format has no such number of channels, or no such rate."""
-
     code = "format-cannot-hold"
-
-    def __init__(self, format: str, channels: int, rate: int) -> None:
-        super().__init__(
-            f"A {format} file cannot hold {channels} channels at {rate} Hz.",
-            format=format,
-            channels=channels,
-            rate=rate,
-        )
+    says = "A {format} file cannot hold {channels} channels at {rate} Hz."
+    format: str
+    channels: int
+    rate: int
 
 
 class FittedTooLong(AudioError):
-    """More seconds of fitted audio were asked for than a clip may have."""
-
     code = "fitted-too-long"
-
-    def __init__(self, seconds: float, maximum: float) -> None:
-        sentence = f"The fitted audio would last {seconds:g} s, of {maximum:g} s at most."
-        super().__init__(sentence, seconds=seconds, maximum=maximum)
+    says = "The fitted audio would last {seconds:g} s, of {maximum:g} s at most."
+    seconds: float
+    maximum: float
 
 
 @dataclass(frozen=True)

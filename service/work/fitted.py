@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from model.errors import Told
 from service.work.encoding import Order
 
 log = logging.getLogger("phalar.fitted")
@@ -20,13 +21,12 @@ SOUND = 1
 """Another number where the same order sounds otherwise; what was kept under the last one is not found any more."""
 
 
-class NoRoom(Exception):
+class NoRoom(Told):
     """The disk that fitted audio and sessions are made on is full, or cannot be written."""
 
     public = "There is no room on the service's disk for this audio."
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"no room for fitted audio: {reason}")
+    says = "no room for fitted audio: {reason}"
+    reason: str
 
 
 class KeptFile:

@@ -33,16 +33,10 @@ SEED = 1
 
 
 class StartBeyondEnd(AudioError):
-    """Audio was asked for from a second that the recording does not have."""
-
     code = "start-beyond-end"
-
-    def __init__(self, start_s: float, seconds: float) -> None:
-        super().__init__(
-            f"The recording is {seconds:g} s long; it has nothing from second {start_s:g} on.",
-            start_s=start_s,
-            seconds=seconds,
-        )
+    says = "The recording is {seconds:g} s long; it has nothing from second {start_s:g} on."
+    start_s: float
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What the queue carries: an upload or a query, and what may become of it."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,39 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.audio import Windows
+from model.errors import Told
 
 Kind = Literal["uploads", "queries"]
 
 
-class QueueError(Exception):
+class QueueError(Told):
     """The queue could not do what it was asked."""
 
 
 class EmbedFailed(QueueError):
-    """A worker took the query and could not embed it."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the query could not be embedded: {reason}")
-        self.reason = reason
+    says = "the query could not be embedded: {reason}"
+    reason: str
 
 
 class FingerprintMismatch(QueueError):
     """The workers do not hold the model that a job asks for."""
 
-    def __init__(self, wanted: str, held: Iterable[str]) -> None:
-        self.wanted = wanted
-        self.held = tuple(held)
-        super().__init__(f"the job asks for model {wanted[:16]}, the worker holds {[h[:16] for h in self.held]}")
+    wanted: str
+    held: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"the job asks for model {self.wanted[:16]}, the worker holds {[held[:16] for held in self.held]}"
 
 
-class KilledItsWorker(Exception):
+class KilledItsWorker(Told):
     """A stem ended the process that embedded it as often as it may."""
 
     public = "Embedding this stem {reason}."
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"embedding a stem {reason}")
-        self.reason = reason
+    reason: str
 
 
 class StemNotEmbedded(Exception):

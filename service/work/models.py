@@ -12,6 +12,7 @@ from pathlib import Path
 from indexer import HermitianFold
 from model.checkpoints import load_phalar, save_phalar
 from model.device import open_device
+from model.errors import Told
 from model.phalar import Phalar, untrained_phalar
 from service.settings import Settings
 
@@ -24,14 +25,11 @@ UNTRAINED = (
 )
 
 
-class UnknownCheckpoint(Exception):
+class UnknownCheckpoint(Told):
     """A checkpoint that is not in the checkpoints folder: a reindex names it, or the live index needs it."""
 
     public = "The checkpoints folder has no file {checkpoint!r}."
-
-    def __init__(self, checkpoint: str) -> None:
-        super().__init__(f"the checkpoints folder has no file {checkpoint!r}")
-        self.checkpoint = checkpoint
+    checkpoint: str
 
 
 def configured_model(settings: Settings, device: str = "cpu") -> Phalar:

@@ -49,13 +49,8 @@ class Share:
 
 
 class EmbedTimeout(QueueError):
-    """No worker answered a query in time."""
-
     public = "No worker embedded the query within {seconds:g} s."
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"no worker embedded the query within {seconds:g} s")
-        self.seconds = seconds
+    seconds: float
 
 
 def open_queue(settings: Settings, consumer: str | None = None) -> "Queue":
@@ -225,7 +220,7 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
     header_line, _, body = message.partition(b"\n")
     header = json.loads(header_line)
     if header.get("error") == "fingerprint-mismatch":
-        raise FingerprintMismatch(fingerprint, header["held"])
+        raise FingerprintMismatch(fingerprint, tuple(header["held"]))
     if "error" in header:
         raise EmbedFailed(header["reason"])
     embedding = np.frombuffer(body, "<c8").reshape(header["shape"]).astype(np.complex64)

@@ -13,16 +13,17 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from model.errors import Told
+
 Confinement = Literal["filtered", "limits-only"]
 """How decoders are held: by the filter and resource limits, or, where the kernel has no filter, by limits alone."""
 
 
-class FilterUnavailable(Exception):
+class FilterUnavailable(Told):
     """The kernel, the platform or its architecture has no filter that we know how to set; `reason` says which."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"no system call filter: {reason}")
-        self.reason = reason
+    says = "no system call filter: {reason}"
+    reason: str
 
 
 @dataclass(frozen=True)

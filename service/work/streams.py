@@ -29,24 +29,18 @@ RETRY_AFTER_S: dict[Kind, float] = {"uploads": 10.0, "queries": 1.0}
 
 
 class QueueFull(QueueError):
-    """The stream holds as many jobs as it may."""
-
     public = "{depth} {kind} are waiting and {limit} are allowed; try again in {retry_after_s:g} s."
-
-    def __init__(self, kind: Kind, depth: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"{depth} {kind} are waiting and {limit} are allowed; try again in {retry_after_s:g} s")
-        self.kind = kind
-        self.depth = depth
-        self.limit = limit
-        self.retry_after_s = retry_after_s
+    kind: Kind
+    depth: int
+    limit: int
+    retry_after_s: float
 
 
 class QueueUnavailable(QueueError):
     """Redis cannot be reached, or takes nothing, although it was tried again for a few seconds."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the queue cannot be reached: {reason}")
-        self.reason = reason
+    says = "the queue cannot be reached: {reason}"
+    reason: str
 
 
 # Every script touches one stream (and a key that belongs to it), atomically.

@@ -62,26 +62,19 @@ def step_back() -> None:
 
 
 class DecoderTimeout(DecoderError):
-    """The child was killed after `seconds`."""
-
     code = "decoder-timeout"
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"The file could not be decoded within {seconds:g} s.", seconds=seconds)
-        self.seconds = seconds
+    says = "The file could not be decoded within {seconds:g} s."
+    seconds: float
 
 
 class DecoderOutOfMemory(DecoderError):
     """Decoding needed more than `memory_bytes`."""
 
     code = "decoder-out-of-memory"
+    memory_bytes: int
 
-    def __init__(self, memory_bytes: int) -> None:
-        super().__init__(
-            f"The file needs more than the {memory_bytes / 2**20:.0f} MiB that a decoder may use.",
-            memory_bytes=memory_bytes,
-        )
-        self.memory_bytes = memory_bytes
+    def __str__(self) -> str:
+        return f"The file needs more than the {self.memory_bytes / 2**20:.0f} MiB that a decoder may use."
 
 
 @dataclass(frozen=True, eq=False)

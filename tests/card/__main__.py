@@ -1,4 +1,4 @@
-"""What a card without numbers is asked for: `python -m tests.card step paper bfloat16 64 6`, a line of JSON each."""
+"""What a card without numbers is asked for: `python -m tests.card step paper --batch 64`, a line of JSON each."""
 
 from tests.card import Card, torch  # first: it tells torch of the card
 
@@ -6,6 +6,7 @@ import argparse  # isort: skip
 import dataclasses
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -91,21 +92,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["step", "serve"])
     parser.add_argument("recipes", nargs="*")
-    parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.4)
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--resumed", action="store_true")
+    parser.add_argument("--resumed", action="store_true", help="after the same steps of a new run")
     parser.add_argument("--small", action="store_true")
     asked = parser.parse_args()
     if asked.what == "serve":
         print(json.dumps(serve()))
-    for name in asked.recipes:
+    for name, resumed in product(asked.recipes, (False, True) if asked.resumed else (False,)):
         try:
-            recipe = load_recipe(Path(name), batch=asked.batch, precision=asked.precision)
+            recipe = load_recipe(Path(name), batch=asked.batch)
             if asked.small:
                 recipe = dataclasses.replace(recipe, encoder=SMALL)
-            told = step(recipe, asked.seconds, asked.steps, asked.resumed)
+            told = step(recipe, asked.seconds, asked.steps, resumed)
         except Exception as error:  # each recipe is to be heard of
             told = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps({"recipe": name} | told), flush=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model.errors import Told
 from model.evaluation.baselines.resampling import resample
 
 HUB_NAME = "m-a-p/MERT-v1-95M"
@@ -20,13 +21,11 @@ CLIPS_AT_ONCE = 8
 """How many clips go through the model together, which bounds memory."""
 
 
-class UnsupportedMert(ValueError):
-    """A variant whose `field` HubertModel does not have."""
-
-    def __init__(self, name: str, field: str, value: object) -> None:
-        super().__init__(f"{name}: its {field} is {value!r}, which HuBERT does not have")
-        self.field = field
-        self.value = value
+class UnsupportedMert(Told, ValueError):
+    says = "{name}: its {field} is {value!r}, which HuBERT does not have"
+    name: str
+    field: str
+    value: object
 
 
 class Mert:

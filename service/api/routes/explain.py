@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 
-from service.api.access import GuardedRoute, TheBackend, require
+from service.api.access import GuardedRoute, Reader, TheBackend
 from service.api.explaining import ExplainIn, ExplainOut, explained
-from service.api.keys import Caller
 from service.api.routes.problems import problems
 from service.api.waiting import while_client_waits
 
@@ -16,7 +15,7 @@ router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 @router.get("/explain", responses=problems(404, 409, 415, 422))
 async def explain(
     services: TheBackend,
-    caller: Annotated[Caller, Depends(require("read"))],
+    caller: Reader,
     request: Request,
     asked: Annotated[ExplainIn, Query()],
 ) -> ExplainOut:

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.access import GuardedRoute, TheBackend, require
+from service.api.access import GuardedRoute, Reader, TheBackend
 from service.api.downloads import disposition
-from service.api.keys import Caller
 from service.api.orders import ExportIn
 from service.api.routes.problems import problems
 from service.api.waiting import while_client_waits
@@ -25,7 +24,7 @@ router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 )
 async def export(
     services: TheBackend,
-    caller: Annotated[Caller, Depends(require("read"))],
+    caller: Reader,
     request: Request,
     wanted: Annotated[ExportIn, Form(media_type="multipart/form-data")],
 ) -> Response:

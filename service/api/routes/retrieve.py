@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request
+from fastapi import APIRouter, Form, Request
 
-from service.api.access import GuardedRoute, TheBackend, require
+from service.api.access import GuardedRoute, Reader, TheBackend
 from service.api.keeping import over
-from service.api.keys import Caller
 from service.api.routes.problems import problems
 from service.api.schemas import RetrieveIn, RetrieveOut
 from service.api.waiting import while_client_waits
@@ -17,7 +16,7 @@ router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 @router.post("/retrieve", responses=problems(404, 409, 415, 422))
 async def retrieve(
     services: TheBackend,
-    caller: Annotated[Caller, Depends(require("read"))],
+    caller: Reader,
     request: Request,
     wanted: Annotated[RetrieveIn, Form(media_type="multipart/form-data")],
 ) -> RetrieveOut:

@@ -1,27 +1,52 @@
-"""A fresh installation's settings, for tests that serve in this process."""
+"""Fresh installations' settings, for tests that serve in this process, and a service for the tests of one file."""
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from service.local.valkey import EmbeddedValkey
+from service.settings import Settings
+from tests.installation import serving
+
+Fresh = Callable[..., Settings]
 
 
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
+def fresh(tmp_path_factory: pytest.TempPathFactory, redis_url: str, small_checkpoint: Path) -> Fresh:
+    """Settings of a fresh installation, with what is chosen beside."""
+
+    def settings(**chosen: Any) -> Settings:
+        folder = tmp_path_factory.mktemp("fresh")
+        given = {"data": folder / "data", "redis_url": redis_url, "redis_prefix": uuid.uuid4().hex, "sweep_s": 3600}
+        return Settings(**given | {"checkpoint": small_checkpoint} | chosen)
+
+    return settings
 
 
 @pytest.fixture
-def chosen(tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path) -> dict[str, Any]:
-    """Settings of a fresh installation."""
-    return {
-        "data": tmp_path / "data",
-        "redis_url": valkey.url,
-        "redis_prefix": tmp_path.name,
-        "checkpoint": small_checkpoint,
-        "sweep_s": 3600,
-    }
+def chosen(fresh: Fresh) -> dict[str, Any]:
+    """The same, to be added to."""
+    return fresh().model_dump(exclude_unset=True)
+
+
+@pytest.fixture(scope="module")
+def limits() -> dict[str, Any]:
+    """What a file's own service is set to; a file says its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def own(fresh: Fresh, limits: dict[str, Any]) -> Iterator[tuple[httpx.Client, Path]]:
+    """An API without workers for the tests of one file: its client, and its data folder."""
+    settings = fresh(**limits)
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=120) as client:
+        yield client, settings.data
+
+
+@pytest.fixture(scope="module")
+def fitted(own: tuple[httpx.Client, Path]) -> Path:
+    """Where it keeps fitted audio."""
+    return own[1] / "fitted"

@@ -203,8 +203,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("path", ["/stems", "/retrieve"])
+@pytest.mark.parametrize(("name", "path"), [*((name, "/stems") for name in HOSTILE), ("text", "/retrieve")])
 def test_unusable_audio_gets_its_own_problem_and_the_next_good_upload_works(
     client: httpx.Client, name: str, path: str
 ) -> None:

@@ -14,10 +14,10 @@ import pytest
 from indexer import Stem
 from model.audio import SAMPLE_RATE
 from service.api.retrieval import Retrieval
-from service.local.valkey import EmbeddedValkey
 from service.search.retrieval import SPARE, Found
 from service.settings import Settings
 from tests.installation import Installation, add_stem, encode, noise_bursts, serving, wait_ready
+from tests.service.api.conftest import Fresh
 
 LIMIT, MORE = 40, 20
 
@@ -99,16 +99,14 @@ def fill(path: Path) -> None:
             file.write(bytes(1000))
 
 
-def test_on_a_full_disk_a_stem_can_be_deleted_which_makes_room(small_disk: Path, small_checkpoint: Path) -> None:
-    with EmbeddedValkey(small_disk.parent / "valkey") as valkey:
-        chosen = Settings(data=small_disk, redis_url=valkey.url, checkpoint=small_checkpoint)
-        with serving(chosen) as url, httpx.Client(base_url=url, timeout=60) as client:
-            stems = [add_stem(client, encode(noise_bursts(seed))) for seed in range(4)]
-            fill(small_disk / "filler")
-            refused = client.post("/stems", files={"files": ("a.flac", encode(noise_bursts(9)))})
-            assert refused.status_code == 503
-            for stem_id in stems[:2]:
-                assert client.delete(f"/stems/{stem_id}").status_code == 204
-                assert client.get(f"/stems/{stem_id}").status_code == 404
-            add_stem(client, encode(noise_bursts(9, 2.0)))
-            assert len(client.get("/stems").json()["stems"]) == 3
+def test_on_a_full_disk_a_stem_can_be_deleted_which_makes_room(small_disk: Path, fresh: Fresh) -> None:
+    with serving(fresh(data=small_disk)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        stems = [add_stem(client, encode(noise_bursts(seed))) for seed in range(4)]
+        fill(small_disk / "filler")
+        refused = client.post("/stems", files={"files": ("a.flac", encode(noise_bursts(9)))})
+        assert refused.status_code == 503
+        for stem_id in stems[:2]:
+            assert client.delete(f"/stems/{stem_id}").status_code == 204
+            assert client.get(f"/stems/{stem_id}").status_code == 404
+        add_stem(client, encode(noise_bursts(9, 2.0)))
+        assert len(client.get("/stems").json()["stems"]) == 3

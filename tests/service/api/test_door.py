@@ -5,9 +5,8 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,9 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.audio import SAMPLE_RATE
-from service.local.valkey import EmbeddedValkey
-from service.settings import Settings
 from tests.installation import add_stem, encode, noise_bursts, serving
+from tests.service.api.conftest import Fresh
 from tests.service.api.test_api import problem_of
 
 AUDIO = encode(noise_bursts(0, 3.0))
@@ -33,35 +31,8 @@ ELSEWHERE: tuple[dict[str, str], ...] = (
 
 
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
-@contextmanager
-def service(folder: Path, valkey: EmbeddedValkey, checkpoint: Path, **chosen: Any) -> Iterator[str]:
-    """An API without workers in a folder of its own."""
-    settings = Settings(
-        data=folder / "data",
-        redis_url=valkey.url,
-        redis_prefix=folder.name,
-        checkpoint=checkpoint,
-        sweep_s=3600,
-        **chosen,
-    )
-    with serving(settings) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def keyless(
-    tmp_path_factory: pytest.TempPathFactory, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> Iterator[httpx.Client]:
-    with (
-        service(tmp_path_factory.mktemp("keyless"), valkey, small_checkpoint) as url,
-        httpx.Client(base_url=url, timeout=120) as client,
-    ):
-        yield client
+def keyless(own: tuple[httpx.Client, Path]) -> httpx.Client:
+    return own[0]
 
 
 def asking(client: httpx.Client, headers: dict[str, str]) -> list[httpx.Response]:
@@ -90,10 +61,8 @@ def test_without_keys_only_names_of_this_machine_are_answered(keyless: httpx.Cli
     assert keyless.get("/stems").json()["stems"] == []
 
 
-def test_other_names_are_answered_where_they_are_allowed(
-    tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> None:
-    with service(tmp_path, valkey, small_checkpoint, allowed_hosts="music.example, *.studio.example") as url:
+def test_other_names_are_answered_where_they_are_allowed(fresh: Fresh) -> None:
+    with serving(fresh(allowed_hosts="music.example, *.studio.example")) as url:
         for host, status in {
             "music.example": 200,
             "Music.Example:8443": 200,
@@ -105,10 +74,8 @@ def test_other_names_are_answered_where_they_are_allowed(
             assert httpx.get(f"{url}/stems", headers={"Host": host}).status_code == status, host
 
 
-def test_with_keys_any_name_is_answered_until_some_are_named(
-    tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> None:
-    with service(tmp_path, valkey, small_checkpoint, admin_key="administrator") as url:
+def test_with_keys_any_name_is_answered_until_some_are_named(fresh: Fresh) -> None:
+    with serving(fresh(admin_key="administrator")) as url:
         bearer = {"Authorization": "Bearer administrator"}
         assert httpx.get(f"{url}/stems", headers=bearer | {"Host": "music.example"}).status_code == 200
         for elsewhere in ELSEWHERE:
@@ -247,12 +214,10 @@ UNFINISHED = (
 )
 
 
-def test_whoever_does_not_finish_a_request_is_not_waited_for(
-    tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_does_not_finish_a_request_is_not_waited_for(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api.connections.HEAD_S", 1.0)
     monkeypatch.setattr("service.api.bodies.PAUSE_S", 1.0)
-    with service(tmp_path, valkey, small_checkpoint) as url, ExitStack() as stack:
+    with serving(fresh()) as url, ExitStack() as stack:
         connections = [stack.enter_context(connect(url)) for _ in UNFINISHED]
         for connection, begun in zip(connections, UNFINISHED, strict=True):
             connection.sendall(begun)
@@ -261,11 +226,11 @@ def test_whoever_does_not_finish_a_request_is_not_waited_for(
 
 
 def test_a_body_that_trickles_in_is_refused_and_a_slow_one_is_not(
-    tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.api.bodies.PAUSE_S", 1.0)
     monkeypatch.setattr("service.api.bodies.SLOWEST_BYTES_S", 2000)
-    with service(tmp_path, valkey, small_checkpoint) as url:
+    with serving(fresh()) as url:
 
         def slowly(size: int, pause_s: float) -> Iterator[bytes]:
             body = b'{"title": "' + b"x" * 8000 + b'"}'
@@ -296,10 +261,8 @@ def is_open(connection: socket.socket) -> bool:
         return False
 
 
-def test_connections_are_bounded_in_all_and_by_address(
-    tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> None:
-    with service(tmp_path, valkey, small_checkpoint, max_connections=40) as url, ExitStack() as stack:
+def test_connections_are_bounded_in_all_and_by_address(fresh: Fresh) -> None:
+    with serving(fresh(max_connections=40)) as url, ExitStack() as stack:
         greedy = [stack.enter_context(connect(url, "127.0.0.2")) for _ in range(200)]
         assert httpx.get(f"{url}/livez", timeout=10).status_code == 200
         assert sum(map(is_open, greedy)) <= 10, "a quarter of all"
@@ -310,13 +273,11 @@ def test_connections_are_bounded_in_all_and_by_address(
         assert sum(map(is_open, [*greedy, *crowd])) <= 40
 
 
-def test_an_answer_that_is_not_read_is_not_kept_for_ever(
-    tmp_path: Path, valkey: EmbeddedValkey, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_is_not_read_is_not_kept_for_ever(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api.connections.UNREAD_S", 1.0)
     noise = np.random.default_rng(0).uniform(-1, 1, 200 * SAMPLE_RATE).astype(np.float32)
     audio = encode(noise, "WAV", subtype="DOUBLE")
-    with service(tmp_path, valkey, small_checkpoint) as url, httpx.Client(base_url=url, timeout=120) as client:
+    with serving(fresh()) as url, httpx.Client(base_url=url, timeout=120) as client:
         path = f"/stems/{add_stem(client, audio)}/audio"
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

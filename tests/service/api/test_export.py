@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -16,11 +15,9 @@ import pytest
 import rpp
 import soundfile
 
-from service.local.valkey import EmbeddedValkey
-from service.settings import Settings
 from service.work.fitting import Fitting, fit
 from tests.dawproject import METADATA, PROJECT, faults
-from tests.installation import add_stem, encode, serving
+from tests.installation import add_stem, encode
 from tests.service.api.test_api import problem_of
 
 RATE = 44_100
@@ -33,20 +30,13 @@ UNHEARD = 1e-6  # of the energy: -60 dB
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("export")
-    with EmbeddedValkey(folder / "valkey") as valkey:
-        chosen = Settings(
-            data=folder / "data", redis_url=valkey.url, checkpoint=small_checkpoint, sweep_s=3600, max_clip_s=5
-        )
-        with serving(chosen) as url:
-            yield url, folder / "data" / "fitted"
+def limits() -> dict[str, Any]:
+    return {"max_clip_s": 5}
 
 
 @pytest.fixture(scope="module")
-def client(house: tuple[str, Path]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=house[0]) as client:
-        yield client
+def client(own: tuple[httpx.Client, Path]) -> httpx.Client:
+    return own[0]
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +150,11 @@ def test_a_stem_may_enter_late_and_go_round(client: httpx.Client, stems: list[st
     ([{"stem_id": "../etc"}], 404, "stem-not-found"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_is_a_named_problem(
-    client: httpx.Client, house: tuple[str, Path], stems: list[str], asked: object, status: int, kind: str
+    client: httpx.Client, fitted: Path, stems: list[str], asked: object, status: int, kind: str
 ) -> None:
     text = (asked if isinstance(asked, str) else json.dumps(asked)).replace("ID", stems[0])
     problem_of(export(client, text), status, kind)
-    assert leftovers(house) == []
+    assert leftovers(fitted) == []
 
 
 def test_a_mix_that_is_no_audio_is_a_named_problem(client: httpx.Client, placed: list[dict[str, Any]]) -> None:
@@ -177,9 +167,7 @@ def test_a_stem_deleted_meanwhile_is_a_named_problem(client: httpx.Client, place
     problem_of(export(client, [*placed, {"stem_id": gone}]), 404, "stem-not-found")
 
 
-def test_a_full_disk_leaves_nothing_behind(
-    client: httpx.Client, house: tuple[str, Path], placed: list[dict[str, Any]]
-) -> None:
+def test_a_full_disk_leaves_nothing_behind(client: httpx.Client, fitted: Path, placed: list[dict[str, Any]]) -> None:
     """No file of this process, in which the service runs, may grow beyond 1 MB: the mix fits, the archive does not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -189,10 +177,10 @@ def test_a_full_disk_leaves_nothing_behind(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
-    assert leftovers(house) == []
+    assert leftovers(fitted) == []
     assert export(client, placed).status_code == 200
-    assert leftovers(house) == []
+    assert leftovers(fitted) == []
 
 
-def leftovers(house: tuple[str, Path]) -> list[str]:
-    return os.listdir(house[1]) if house[1].exists() else []
+def leftovers(fitted: Path) -> list[str]:
+    return os.listdir(fitted) if fitted.exists() else []

@@ -4,7 +4,6 @@ import io
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from service.local.valkey import EmbeddedValkey
-from service.settings import Settings
 from service.work.fitting import Fitting, fit
-from tests.installation import add_stem, encode, serving
+from tests.installation import add_stem, encode
 from tests.service.api.test_api import problem_of
 
 RATE = 44_100
@@ -26,25 +23,13 @@ ASKED = {"speed": 1.04, "transpose": -2, "start_s": 0.5, "duration_s": 0.8}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("fitted")
-    with EmbeddedValkey(folder / "valkey") as valkey:
-        chosen = Settings(
-            data=folder / "data",
-            redis_url=valkey.url,
-            checkpoint=small_checkpoint,
-            sweep_s=3600,
-            fitted_bytes=3_000_000,
-            max_clip_s=30,
-        )
-        with serving(chosen) as url:
-            yield url, folder / "data" / "fitted"
+def limits() -> dict[str, Any]:
+    return {"fitted_bytes": 3_000_000, "max_clip_s": 30}
 
 
 @pytest.fixture(scope="module")
-def client(house: tuple[str, Path]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=house[0]) as client:
-        yield client
+def client(own: tuple[httpx.Client, Path]) -> httpx.Client:
+    return own[0]
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +139,11 @@ def test_fitted_audio_answers_conditions_ranges_and_head(
     ({"loop": "maybe"}, "invalid-request"),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_a_named_problem(
-    client: httpx.Client, house: tuple[str, Path], audio: str, asked: dict[str, Any], kind: str
+    client: httpx.Client, fitted: Path, audio: str, asked: dict[str, Any], kind: str
 ) -> None:
-    before = sorted(os.listdir(house[1])) if house[1].exists() else []
+    before = sorted(os.listdir(fitted)) if fitted.exists() else []
     problem_of(client.get(audio, params=asked), 422, kind)
-    assert (sorted(os.listdir(house[1])) if house[1].exists() else []) == before
+    assert (sorted(os.listdir(fitted)) if fitted.exists() else []) == before
 
 
 def test_a_stem_that_is_not_there_is_no_audio(client: httpx.Client) -> None:
@@ -171,10 +156,10 @@ def test_a_loop_goes_on_for_as_long_as_asked(client: httpx.Client, audio: str) -
     assert np.array_equal(samples[:, : 2 * RATE - 200], NOISE.T[:, RATE : 3 * RATE - 200])
 
 
-def test_a_second_request_is_answered_from_the_disk(client: httpx.Client, house: tuple[str, Path], audio: str) -> None:
+def test_a_second_request_is_answered_from_the_disk(client: httpx.Client, fitted: Path, audio: str) -> None:
     asked = {**ASKED, "start_s": 0.75}
     first = client.get(audio, params=asked)
-    (kept,) = [path for path in house[1].iterdir() if path.read_bytes() == first.content]
+    (kept,) = [path for path in fitted.iterdir() if path.read_bytes() == first.content]
     marked = bytearray(first.content)
     marked[-4:] = b"mark"
     kept.write_bytes(marked)
@@ -184,36 +169,34 @@ def test_a_second_request_is_answered_from_the_disk(client: httpx.Client, house:
 
 
 def test_the_disk_holds_no_more_than_it_may_and_what_is_asked_for_stays(
-    client: httpx.Client, house: tuple[str, Path], audio: str
+    client: httpx.Client, fitted: Path, audio: str
 ) -> None:
     wanted = {"start_s": 0.1, "duration_s": 1.0}
     tag = client.head(audio, params=wanted).headers["etag"]
     for step in range(12):  # 350 kB each, of 3 MB
         client.get(audio, params={"start_s": 0.2, "duration_s": 1.0, "transpose": step - 6})
         assert client.head(audio, params=wanted).headers["etag"] == tag
-    held = [path.stat().st_size for path in house[1].iterdir()]
+    held = [path.stat().st_size for path in fitted.iterdir()]
     assert 2_000_000 < sum(held) <= 3_000_000
-    assert not [path for path in house[1].iterdir() if path.name.startswith(".")]
+    assert not [path for path in fitted.iterdir() if path.name.startswith(".")]
 
 
-def test_a_deleted_stem_leaves_no_fitted_audio(client: httpx.Client, house: tuple[str, Path]) -> None:
+def test_a_deleted_stem_leaves_no_fitted_audio(client: httpx.Client, fitted: Path) -> None:
     stem = add_stem(client, encode(NOISE[::-1], "WAV", RATE), title="gone/../../etc \u266f")
     answer = client.get(f"/stems/{stem}/audio", params=ASKED)
     name = answer.headers["content-disposition"]
     assert "/" not in name.replace("UTF-8''", "")
     assert name.endswith("%E2%99%AF.wav")
     sha256 = client.get(f"/stems/{stem}").json()["sha256"]
-    assert [path for path in house[1].iterdir() if sha256 in path.name]
+    assert [path for path in fitted.iterdir() if sha256 in path.name]
     assert client.delete(f"/stems/{stem}").status_code == 204
     problem_of(client.get(f"/stems/{stem}/audio", params=ASKED), 404, "stem-not-found")
-    assert not [path for path in house[1].iterdir() if sha256 in path.name]
+    assert not [path for path in fitted.iterdir() if sha256 in path.name]
 
 
-def test_a_full_disk_is_a_named_problem_and_leaves_no_half_file(
-    client: httpx.Client, house: tuple[str, Path], audio: str
-) -> None:
+def test_a_full_disk_is_a_named_problem_and_leaves_no_half_file(client: httpx.Client, fitted: Path, audio: str) -> None:
     """No file of this process, in which the service runs, may grow beyond 100 kB: the write fails as on a full disk."""
-    before = sorted(os.listdir(house[1]))
+    before = sorted(os.listdir(fitted))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -222,5 +205,5 @@ def test_a_full_disk_is_a_named_problem_and_leaves_no_half_file(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
-    assert sorted(os.listdir(house[1])) == before
+    assert sorted(os.listdir(fitted)) == before
     assert client.get(audio, params={**ASKED, "start_s": 0.9}).status_code == 200

@@ -1,14 +1,11 @@
 """What HTTP promises beyond GET and 200: conditions, ranges, HEAD, OPTIONS, and a proxy in front."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.local.valkey import EmbeddedValkey
-from service.settings import Settings
-from tests.installation import add_stem, encode, noise_bursts, serving
+from tests.installation import add_stem, encode, noise_bursts
 from tests.service.api.test_api import problem_of
 
 AUDIO = encode(noise_bursts(0, 3.0))
@@ -16,19 +13,19 @@ SIZE = len(AUDIO)
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Iterator[str]:
-    """A service below /music of a proxy, asked as the proxy asks it; it has one stem."""
-    folder = tmp_path_factory.mktemp("http")
-    with EmbeddedValkey(folder / "valkey") as valkey:
-        chosen = Settings(data=folder / "data", redis_url=valkey.url, checkpoint=small_checkpoint, root_path="/music")
-        with serving(chosen) as url:
-            yield url
+def limits() -> dict[str, str]:
+    return {"root_path": "/music"}
 
 
 @pytest.fixture(scope="module")
-def stem_id(url: str) -> str:
-    with httpx.Client(base_url=url) as client:
-        return add_stem(client, AUDIO)
+def url(own: tuple[httpx.Client, Path]) -> str:
+    """A service below /music of a proxy, asked as the proxy asks it; it has one stem."""
+    return str(own[0].base_url).rstrip("/")
+
+
+@pytest.fixture(scope="module")
+def stem_id(own: tuple[httpx.Client, Path]) -> str:
+    return add_stem(own[0], AUDIO)
 
 
 @pytest.fixture

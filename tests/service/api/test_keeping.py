@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.local.valkey import EmbeddedValkey
-from service.settings import Settings
 from tests.installation import add_stem, encode, noise_bursts, retrieve, serving
+from tests.service.api.conftest import Fresh
 from tests.service.api.test_api import problem_of
 
 KEYS = {"read": "r" * 40, "ingest": "i" * 40}
@@ -19,15 +18,9 @@ STEMS = ("bass", "bass", "drums", "keys")
 
 
 @pytest.fixture(scope="module")
-def keyed(
-    tmp_path_factory: pytest.TempPathFactory, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> Iterator[dict[str, httpx.Client]]:
+def keyed(fresh: Fresh) -> Iterator[dict[str, httpx.Client]]:
     """Clients of an installation that needs keys, by scope; its STEMS wait for a worker that never comes."""
-    folder = tmp_path_factory.mktemp("keyed")
-    settings = Settings(
-        data=folder / "data", redis_url=valkey.url, redis_prefix=folder.name, checkpoint=small_checkpoint,
-        sweep_s=3600, read_key=KEYS["read"], ingest_key=KEYS["ingest"],
-    )  # fmt: skip
+    settings = fresh(read_key=KEYS["read"], ingest_key=KEYS["ingest"])
     with serving(settings) as url:
         clients = {
             scope: httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) for scope, key in KEYS.items()

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -21,20 +21,14 @@ SLOW: dict[Scope, Rate] = {"read": Rate(per_s=0.001, burst=5)}  # gains nothing 
 Open = Callable[..., RateLimiter]
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
-
-
 @pytest.fixture
-async def opened(valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+async def opened(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Opens limiters of one fresh prefix, as several processes would."""
     monkeypatch.setattr("service.api.rates.ANSWER_S", 30.0)  # a busy machine is not a lost Redis
     prefix = uuid.uuid4().hex
     async with AsyncExitStack() as stack:
 
-        def open_one(rates: dict[Scope, Rate] = SLOW, url: str = valkey.url) -> RateLimiter:
+        def open_one(rates: dict[Scope, Rate] = SLOW, url: str = redis_url) -> RateLimiter:
             limiter = RateLimiter(connect(url), prefix, rates)
             stack.push_async_callback(limiter.aclose)
             return limiter

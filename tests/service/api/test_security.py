@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 import service.text
 from indexer import ApiKeys, Catalog
 from service.api.keys import new_api_key
-from service.local.valkey import EmbeddedValkey
 from service.settings import Scope, Settings
 from service.text import LONGEST
 from tests.installation import add_stem, encode, noise_bursts, serving
 from tests.servers import Authority, RedisServer
+from tests.service.api.conftest import Fresh
 from tests.service.api.test_api import problem_of
 
 EXAMPLES = settings(
@@ -247,16 +247,14 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def api(
-    tmp_path_factory: pytest.TempPathFactory, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> Iterator[tuple[str, Path, str]]:
+def limits() -> dict[str, int]:
+    return {"max_body_bytes": 2**20}
+
+
+@pytest.fixture(scope="module")
+def api(own: tuple[httpx.Client, Path]) -> tuple[str, Path, str]:
     """An API that needs no key: its URL, its data folder, and the path of the audio of a stem that it holds."""
-    data = tmp_path_factory.mktemp("fuzzed") / "data"
-    fuzzed = Settings(
-        data=data, redis_url=valkey.url, redis_prefix="fuzzed", checkpoint=small_checkpoint, max_body_bytes=2**20
-    )
-    with serving(fuzzed) as url, client(url) as sender:
-        yield url, data, f"/stems/{add_stem(sender, AUDIO)}/audio"
+    return str(own[0].base_url), own[1], f"/stems/{add_stem(own[0], AUDIO)}/audio"
 
 
 HOSTILE_TEXT = st.one_of(
@@ -404,15 +402,9 @@ def test_no_content_type_or_body_breaks_an_answer(
 
 
 @pytest.fixture(scope="module")
-def locked(
-    tmp_path_factory: pytest.TempPathFactory, valkey: EmbeddedValkey, small_checkpoint: Path
-) -> Iterator[tuple[str, str]]:
+def locked(fresh: Fresh) -> Iterator[tuple[str, str]]:
     """An API that needs keys, and one that works."""
-    data = tmp_path_factory.mktemp("locked") / "data"
-    chosen: dict[str, Any] = {
-        "data": data, "redis_url": valkey.url, "redis_prefix": "locked", "checkpoint": small_checkpoint,
-        "require_keys": True, "read_key": "réad",
-    }  # fmt: skip
+    chosen = fresh(require_keys=True, read_key="réad").model_dump(exclude_unset=True)
     (token,) = keys_of(chosen, "read")
     with serving(Settings(**chosen)) as url:
         yield url, token

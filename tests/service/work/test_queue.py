@@ -292,7 +292,7 @@ async def test_worker_with_full_hands_still_takes_queries(opened: Open) -> None:
 async def test_mismatch_names_both_models(opened: Open) -> None:
     api, worker = opened(), opened("a")
     asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
-    await worker.fail(await take_query(worker), FingerprintMismatch(MODEL, ["e" * 64]))
+    await worker.fail(await take_query(worker), FingerprintMismatch(MODEL, ("e" * 64,)))
     with pytest.raises(FingerprintMismatch) as mismatch:
         await asking
     assert (mismatch.value.wanted, mismatch.value.held) == (MODEL, ("e" * 64,))

@@ -218,6 +218,7 @@ def test_kernel_gives_the_same_bits_of_gradients_for_any_threads(kernel: AxialKe
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_kernel_learns_as_the_layers_do(kernel: AxialKernel) -> None:
     cqt, wanted = torch.randn(6, 12, 120), torch.randn(6, 60, 12, 4)
     losses: list[list[float]] = []
@@ -226,14 +227,14 @@ def test_kernel_learns_as_the_layers_do(kernel: AxialKernel) -> None:
         optimiser = torch.optim.AdamW(backbone.parameters(), 1e-3)
         torch.manual_seed(3)
         losses.append([])
-        for _ in range(20):
+        for _ in range(10):
             features = backbone.forward_by_kernel(kernel, cqt) if by_kernel else backbone.forward_by_layers(cqt)
             loss = (features - wanted).square().mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses[-1].append(loss.item())
-    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[0][-1] < 0.95 * losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=LOSS_TOLERANCE)
 
 

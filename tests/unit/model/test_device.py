@@ -92,6 +92,7 @@ def phalar(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 @needs_no_card
 def test_training_on_a_card_that_is_not_there_ends_with_one_sentence(tmp_path: Path) -> None:
     ran = phalar("train", "smoke", "--device", "cuda", "--out", str(tmp_path / "run"), "--cache", str(tmp_path))
@@ -101,6 +102,7 @@ def test_training_on_a_card_that_is_not_there_ends_with_one_sentence(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @needs_no_card
 def test_training_says_what_it_is_done_on_and_that_bfloat16_is_not(tmp_path: Path) -> None:
     recipe = tmp_path / "half.toml"

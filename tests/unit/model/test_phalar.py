@@ -126,6 +126,7 @@ def test_score_refuses_other_dimensions(phalar: Phalar) -> None:
         phalar.score(np.zeros((1, 511), np.complex64), np.zeros((1, 512), np.complex64))
 
 
+@pytest.mark.slow
 def test_fingerprint_changes_with_any_weight(phalar: Phalar) -> None:
     seen = {phalar.fingerprint}
     for parameter in phalar.parameters():

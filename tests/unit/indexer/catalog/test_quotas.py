@@ -60,7 +60,7 @@ async def test_upload_over_the_quota_records_nothing(catalog: Catalog) -> None:
 async def test_quota_is_counted_by_key_and_for_all_together(catalog: Catalog) -> None:
     limits = {"own": Quota(stems=2), "overall": Quota(bytes=3 * SIZE)}
     await add(catalog, "one", "a", "b", **limits)
-    with pytest.raises(QuotaExceeded, match="key holds 2 stems of 2"):
+    with pytest.raises(QuotaExceeded, match="key holds 2 stems of the 2"):
         await add(catalog, "one", "c", **limits)
     await add(catalog, "two", "c", **limits)
     with pytest.raises(QuotaExceeded, match="installation holds 3000 bytes"):

@@ -177,7 +177,7 @@ def test_ogg_comments_are_read_among_countless_others_and_across_pages() -> None
     assert (said.tempo_bpm, said.key, said.warnings) == (128.0, "A minor", ())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_mutated_ogg_comments_raise_nothing(data: st.DataObject) -> None:
     file = bytearray(ogg(comments(b"title=some", b"bpm=128"), page=1))
@@ -186,7 +186,7 @@ def test_mutated_ogg_comments_raise_nothing(data: st.DataObject) -> None:
     assert tags(bytes(file[: data.draw(st.integers(0, len(file)))])).key is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_mutated_tags_raise_nothing(data: st.DataObject) -> None:
     tag = id3(text_frame(b"TBPM", "128", 1), text_frame(b"TKEY", "Am"))

@@ -204,7 +204,7 @@ HEADERS = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_mutated_chunks_raise_nothing_and_say_nothing_that_cannot_be(data: st.DataObject) -> None:
     file = bytearray(data.draw(st.sampled_from(HEADERS)))

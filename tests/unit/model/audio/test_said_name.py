@@ -150,7 +150,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join)))
 def test_said_of_name_gives_only_what_music_has(name: str) -> None:
     said = said_of_name(name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.audio import SAMPLE_RATE
-from model.training.augment import NOISES, augment, equalise, noise, played_at, samples_at_speed
+from model.training.augment import NOISES, augment, noise
 from model.training.recipe import AugmentSettings
 
 SLOPE_DB = 0.5  # of a fit over two decades of 60 s of noise; what chance leaves
@@ -75,47 +75,3 @@ def test_noise_lies_under_the_music_by_what_the_recipe_says() -> None:
     snr_db = 10 * torch.log10(waves.square().mean(dim=1) / under.square().mean(dim=1))
     assert snr_db.min() >= 10 - 0.01
     assert snr_db.max() <= 40 + 0.01
-
-
-def test_an_equaliser_changes_each_octave_of_each_waveform_within_its_limit() -> None:
-    impulses = torch.zeros(50, SAMPLE_RATE)
-    impulses[:, SAMPLE_RATE // 2] = 1.0
-    filtered = equalise(impulses, 9.0, torch.Generator().manual_seed(0))
-    response_db = 20 * torch.log10(torch.fft.rfft(filtered).abs())
-    assert response_db.abs().max() <= 9.0 + 1e-3
-    for hz in (62.5, 500, 4000):
-        at = response_db[:, round(hz)]
-        assert at.min() < -7, "among fifty draws some come near the limit"
-        assert at.max() > 7
-
-
-def test_an_equaliser_delays_nothing() -> None:
-    impulses = torch.zeros(20, SAMPLE_RATE)
-    impulses[:, SAMPLE_RATE // 2] = 1.0
-    filtered = equalise(impulses, 9.0, torch.Generator().manual_seed(1))
-    assert (filtered.argmax(dim=1) == SAMPLE_RATE // 2).all()
-    assert torch.allclose(filtered[:, 1:], filtered[:, 1:].flip(1), atol=ROUNDING), "as much before as after"
-
-
-def test_what_is_played_faster_sounds_higher_and_is_otherwise_the_same() -> None:
-    seconds = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
-    tone = torch.sin(2 * torch.pi * 440 * seconds)[None]  # whole periods: the clip is taken as periodic
-    faster = played_at(tone, SAMPLE_RATE)
-    expected = torch.sin(2 * torch.pi * 880 * seconds[:SAMPLE_RATE])
-    assert torch.allclose(faster[0], expected, atol=1e-3)
-    assert torch.allclose(played_at(faster, 2 * SAMPLE_RATE), tone, atol=1e-3), "and back again"
-
-
-def test_what_is_played_as_it_was_is_not_touched() -> None:
-    waves = torch.randn(3, 1_000)
-    assert played_at(waves, 1_000) is waves
-
-
-def test_a_batch_is_played_at_one_speed_within_its_limit() -> None:
-    rng = np.random.default_rng(0)
-    drawn = np.array([samples_at_speed(48_000, 1.0, rng) for _ in range(200)])
-    semitones = 12 * np.log2(drawn / 48_000)
-    assert np.abs(semitones).max() <= 1.001
-    assert semitones.min() < -0.9
-    assert semitones.max() > 0.9
-    assert samples_at_speed(48_000, 0.0, rng) == 48_000

@@ -194,7 +194,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
     return bank_of(root)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), seconds=st.floats(0.5, 5.5))
 def test_submixes_are_disjoint_never_empty_and_never_silent(bank: StemBank, seed: int, seconds: float) -> None:
     length = round(seconds * SAMPLE_RATE)

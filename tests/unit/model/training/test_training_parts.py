@@ -207,7 +207,6 @@ def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
         ("[data]\nfewest_beats = 1", "data.fewest_beats"),
         ("[data]\nsemitones = 7", "data.semitones"),
         ("model = 'mel'\n[data]\nmatched = 0.5", "data.semitones"),
-        ("[data]\nmatched = 1.0\nspeed_semitones = 1.0", "data.speed_semitones"),
         ("[loss]\nkey_decoys = -0.5", "loss.key_decoys"),
         ("[encoder]\ndepth = 99", "encoder.depth"),
         ("model = 'cocola'\n[encoder]\ndepth = 2", "encoder"),

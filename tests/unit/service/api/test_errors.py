@@ -49,7 +49,7 @@ def test_a_body_for_which_the_disk_has_no_place_is_no_fault_of_the_client(
     [
         QueueUnavailable(SECRET),
         EmbedFailed(SECRET),
-        FingerprintMismatch(SECRET, [SECRET]),
+        FingerprintMismatch(SECRET, (SECRET,)),
         CatalogUnavailable(SECRET),
         BlobStoreUnavailable(SECRET),
         BlobMissing(SECRET),
@@ -80,7 +80,7 @@ def test_facts_of_a_problem_are_those_of_its_public_sentence() -> None:
         problem(KilledItsWorker("killed its worker twice"))["detail"] == "Embedding this stem killed its worker twice."
     )
     for kind in TABLE:
-        names = [name for _, name, _, _ in Formatter().parse(getattr(kind, "public", "")) if name is not None]
+        names = [name for _, name, _, _ in Formatter().parse(getattr(kind, "public", None) or "") if name is not None]
         assert all(name.isidentifier() for name in names), kind
         assert not issubclass(kind, AudioError) or not names
 
