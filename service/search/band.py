@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Catalog, Index, Place
-from service.search.retrieval import Embedder, Scored, only, timed
+from service.search.mix import only
+from service.search.retrieval import Embedder, Scored, timed
 
 CANDIDATES = 8  # stems of each instrument that are looked at: the best of its own search
 WIDTH = 3  # sets that are followed at a time

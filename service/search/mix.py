@@ -166,6 +166,18 @@ def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
     return Plan(laid, (begin + places).astype(np.float64), shift, round(beat_s * SAMPLE_RATE), shifts, grid)
 
 
+def only(waveform: NDArray[np.float32], laid: Windows) -> tuple[NDArray[np.float32], Windows]:
+    """What of a waveform its windows need, end to end, and the windows in that."""
+    order = np.argsort(laid.starts, kind="stable")
+    starts, ends = laid.starts[order], np.maximum.accumulate((laid.starts + laid.lengths)[order])
+    gaps = np.concatenate([[starts[0]], np.maximum(0, starts[1:] - ends[:-1])])  # that nobody needs, before each
+    begins = np.flatnonzero(gaps[1:]) + 1
+    spans = zip(starts[np.concatenate([[0], begins])], ends[np.concatenate([begins - 1, [-1]])], strict=True)
+    moved = np.empty_like(starts)
+    moved[order] = starts - np.cumsum(gaps)
+    return np.concatenate([waveform[start:end] for start, end in spans]), replace(laid, starts=moved)
+
+
 def _loudest(waveform: NDArray[np.float32], starts: NDArray[np.int64], length: int, last: int) -> NDArray[np.int64]:
     """Of windows, STRIDES at most: the loudest of as many equal parts of the mix. Where there is a choice, none that
     starts after `last`."""

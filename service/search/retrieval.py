@@ -25,7 +25,7 @@ from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
 from model.audio.grid import LOWEST_BPM, Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
-from service.search.mix import Align, HeardMix, Plan, hear_mix, plan_beats, plan_windows
+from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
 from service.settings import Settings
 from service.work.jobs import FingerprintMismatch
 
@@ -435,18 +435,6 @@ def _tempi(tempo_bpm: float, max_stretch: float) -> tuple[float, float] | None:
         return None
     slow, fast = (LOWEST_BPM * 2 ** (float(np.log2(bpm / LOWEST_BPM)) % 1) for bpm in (low, high))
     return slow, fast
-
-
-def only(waveform: NDArray[np.float32], laid: Windows) -> tuple[NDArray[np.float32], Windows]:
-    """What of a waveform its windows need, end to end, and the windows in that."""
-    order = np.argsort(laid.starts, kind="stable")
-    starts, ends = laid.starts[order], np.maximum.accumulate((laid.starts + laid.lengths)[order])
-    gaps = np.concatenate([[starts[0]], np.maximum(0, starts[1:] - ends[:-1])])  # that nobody needs, before each
-    begins = np.flatnonzero(gaps[1:]) + 1
-    spans = zip(starts[np.concatenate([[0], begins])], ends[np.concatenate([begins - 1, [-1]])], strict=True)
-    moved = np.empty_like(starts)
-    moved[order] = starts - np.cumsum(gaps)
-    return np.concatenate([waveform[start:end] for start, end in spans]), replace(laid, starts=moved)
 
 
 def _samples(seconds: float) -> int:
