@@ -41,14 +41,10 @@ LATE = {"sixteenth": 0.25, "eighth": 0.5, "beat": 1.0}
 class NoBeats(TooFewTracks):
     """Fewer than two pieces have a steady tempo and a pair on their beats."""
 
-    def __init__(self, usable: int, given: int) -> None:
-        ValueError.__init__(
-            self,
-            f"{usable} of {given} tracks have a steady tempo and a window on their beats in which two stems sound; two "
-            "are needed, of different pieces",
-        )
-        self.usable = usable
-        self.given = given
+    says = (
+        "{usable} of {given} tracks have a steady tempo and a window on their beats in which two stems sound; two are "
+        "needed, of different pieces"
+    )
 
 
 @dataclass(frozen=True)

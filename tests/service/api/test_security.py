@@ -349,7 +349,8 @@ def test_no_file_name_or_metadata_leaves_the_folder(
     kept = [path.relative_to(api[1]).as_posix() for path in (api[1] / "audio").rglob("*") if path.is_file()]
     assert all(re.fullmatch(r"audio/[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{64}", path) for path in kept)
     assert {path.name for path in api[1].iterdir()} <= {
-        "audio", "index", "checkpoints", "catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"
+        "audio", "index", "checkpoints", "catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm",
+        "catalog.sqlite-names",
     }  # fmt: skip
     assert [path.name for path in api[1].parent.iterdir()] == ["data"]
 

@@ -302,13 +302,11 @@ def test_a_callers_share_is_free_again_soon_after_its_process_is_killed(chosen: 
 
 
 def rows(folder: Path, table: str) -> int:
-    with sqlite3.connect(folder / "data" / "catalog.sqlite") as database:
+    with sqlite3.connect(folder / "catalog.sqlite") as database:
         return int(database.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
 
 
-def test_a_request_of_refused_files_keeps_their_number_and_no_row_for_each(
-    chosen: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_request_of_refused_files_keeps_their_number_and_no_row_for_each(chosen: dict[str, Any]) -> None:
     with serving(Settings(**chosen)) as url, client(url) as sender:
         files = [("files", (f"{n}.flac", b"")) for n in range(300)]
         answer = sender.post("/stems", files=files)
@@ -316,4 +314,4 @@ def test_a_request_of_refused_files_keeps_their_number_and_no_row_for_each(
         assert [item["problem"]["type"] for item in answer.json()["items"]] == ["/problems/empty-file"] * 300
         job = sender.get(answer.headers["location"]).json()
         assert (job["state"], job["items"], job["result"]) == ("done", [], {"refused": 300})
-    assert (rows(tmp_path, "jobs"), rows(tmp_path, "job_items")) == (1, 0)
+    assert (rows(chosen["data"], "jobs"), rows(chosen["data"], "job_items")) == (1, 0)
