@@ -46,7 +46,7 @@ from service.settings import Settings
 SHORT, LONG = (8, 20.0), (4, 90.0)  # tracks, and seconds of each
 CHECKED_S = 45.0
 QUERIES = 16
-FILLED = 10_000  # windows of the large reindex
+FILLED = 24_000  # windows of the large reindex: enough for the fold to turn to the catalog
 DEEP, COMPARISONS = 500, 5
 CATALOGS = (100_000, 1_000_000, 10_000_000)  # stems
 STEM_MINUTES, QUERIES_PER_S = 3.0, 1.0
