@@ -163,10 +163,13 @@ class Caller:
             self.complain(f"mix {mix}: {hits} instead of {right}")
 
     async def check_tag(self, tag: int, mix: int) -> None:
-        """Of the stems with one tag a search finds all that were ready before it, and none that was gone."""
+        """Of the stems with one tag a search finds all that were ready before it, and none that was gone.
+
+        On the grid, where a stem's tempo does not keep it out.
+        """
         mine = [sent for sent in self._books.sent.values() if sent.seed % TAGS == tag]
         ready, gone = [sent for sent in mine if sent.ready and not sent.leaving], set(self._books.deleted)
-        hits = await self.search(mix, tag=f"t{tag}", limit=100, group_duplicates="false")
+        hits = await self.search(mix, tag=f"t{tag}", limit=100, group_duplicates="false", align="grid")
         found = self._no_ghosts(hits, gone)
         if missing := [sent.seed for sent in ready if not sent.leaving and sent.stem not in found]:
             self.complain(f"tag {tag}: {missing} were ready and not found")
