@@ -1,5 +1,7 @@
 """How commands talk to a person, and how they end."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 
 FAILED = 1
 
-out = Console()
+# In a pipe a table is as wide as its words; a terminal says how wide it is, or COLUMNS.
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 err = Console(stderr=True)
 
 

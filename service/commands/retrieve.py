@@ -193,7 +193,9 @@ def _table(answer: dict[str, Any]) -> Any:
     table = Table(box=None, header_style="bold")
     for name in ("", "score", "title", "instrument", "track", "place", "play", "id"):
         table.add_column(
-            name, justify="right" if name in ("", "score") else "left", no_wrap=name in ("place", "play", "id")
+            name,
+            justify="right" if name in ("", "score") else "left",
+            no_wrap=name not in ("title", "instrument", "track"),
         )
     for hit in answer["hits"]:
         stem, start_s = hit["stem"], hit["start_s"]

@@ -132,9 +132,10 @@ def test_retrieve_says_the_mix_and_how_a_hit_is_played(installation: Installatio
         wait_ready(client, stem)
     try:
         asked = ("retrieve", mix, "--url", installation.url, "--collection", "played", "--tempo", "124.8")
-        shown = phalar(*asked, "--mix-key", "F# minor", COLUMNS="300")
+        shown = phalar(*asked, "--mix-key", "F# minor")
         assert shown.exit_code == 0, shown.stderr
         assert shown.stdout.startswith("mix: 124.8 BPM (said), F# minor (said)\n")
+        assert "…" not in shown.stdout, "in a pipe no word is cut"
         assert "+4.0 %" in shown.stdout
         close = phalar(*asked, "--max-stretch", "0.01", "--max-transpose", "0", COLUMNS="300")
         assert "as recorded" in close.stdout
