@@ -15,8 +15,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,12 +30,12 @@ from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
 from model.errors import Told
-from model.training.batches import Ahead, Batch, augmented, draw_batch
+from model.training.batches import Ahead, Batch, augmented, draw_batch, embed_in_passes
 from model.training.clock import Clock
 from model.training.cocola import Cocola, refresh_statistics
 from model.training.distributed import gather, mean_over_processes
 from model.training.examples import draw_examples, mix_examples
-from model.training.loss import contrastive_loss
+from model.training.loss import Queue, contrastive_loss
 from model.training.optimiser import Gradients, optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
 from model.training.stems import StemBank
@@ -151,6 +151,7 @@ class Trainer:
         self._memory = facts_of(self.device).memory_bytes if torch.cuda.is_available() else math.inf
         self._ahead = Ahead(self._prepare, AHEAD_ON_A_CARD if self._on_card else AHEAD)
         self._lost = 0  # steps in a row
+        self._queue = Queue(recipe.loss.queue)
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).is_file():
@@ -220,6 +221,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
+            "queue": self._queue.held,
         }
         scratch = self.folder / f"{CHECKPOINT}.partial"
         with scratch.open("wb") as file:
@@ -316,7 +318,13 @@ class Trainer:
         rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
         x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
         decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
-        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
+        loss = partial(contrastive_loss, x, y, self._score(), self.recipe.loss, others, decoys_of)
+        if isinstance(batch.clips, Tensor):
+            return loss()
+        tracks = gather(batch.tracks)
+        past = self._queue.past(tracks)
+        self._queue.push(torch.cat([x, y, others]), torch.cat([tracks, tracks, tracks[decoys_of]]))
+        return loss(*past)
 
     def _embed_seeded(self, clips: Tensor | BeatClips, seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -386,6 +394,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
+        if state.get("queue"):
+            self._queue.push(*(part.to(self.device) for part in state["queue"]))
         self.step = state["step"]
 
     def _log(self, measured: Step) -> None:
@@ -401,25 +411,6 @@ class Trainer:
 def _mixed(*numbers: int) -> int:
     mixed: int = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return int(mixed) >> 1  # torch takes signed seeds
-
-
-def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool) -> Tensor:
-    """Embed clips, so many at once.
-
-    Args:
-        model: of `build_model`.
-        clips: float32 (n, samples), or n clips in beat time.
-        each: at once; 0: all.
-        half: multiply in bfloat16, where autocast finds that safe.
-
-    Returns:
-        (n, ...), complex64 or float32 in either case: scores are computed in full precision.
-    """
-    device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
-    with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
-        embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
-        embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
-    return embedded if embedded.is_complex() else embedded.float()
 
 
 @dataclass(frozen=True)
