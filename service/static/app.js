@@ -19,6 +19,7 @@ import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
 import { curlLine, formData, queryFields } from "./query.js";
 import { Results } from "./results.js";
+import { mountSaved } from "./saved.js";
 import { mountShortcuts } from "./shortcuts.js";
 import { refreshStatus, showTrained, watchStatus } from "./status.js";
 import { mountTransport } from "./transport.js";
@@ -33,6 +34,7 @@ const results = new Results(player);
 const panel = new Heard();
 const song = new Song();
 const demo = new Demo();
+const showSaved = mountSaved(form, { opened: () => (countFilters(form), showCurl()), failed: showProblem });
 const ingest = new Ingest(() => {
   refreshStatus();
   refreshCatalog();
@@ -58,6 +60,7 @@ async function refreshCatalog() {
   ingest.offer(offered);
   song.offer(offered.instrument);
   showFilters(form, offered, unticked);
+  showSaved().catch(() => {}); // the list stays as it was
   unticked = [];
   demo.offer(offered.tracks, shown?.mix);
 }

@@ -24,6 +24,34 @@ export function filterFields(form) {
   return fields;
 }
 
+/** What the form asks, whatever the mix, as the service saves it. */
+export function searchOf(form) {
+  const search = {};
+  for (const [name, value] of queryFields(form, null)) {
+    if (REPEATED.includes(name)) (search[name] ??= []).push(value);
+    else search[name] = value;
+  }
+  return search;
+}
+
+/** Fill the form with a saved search; the names of what it says beside that are returned. */
+export function fillForm(form, search) {
+  for (const box of form.querySelectorAll("#filters input[type=checkbox]")) {
+    const said = search[box.name];
+    box.checked = REPEATED.includes(box.name) ? Boolean(said?.includes(box.value)) : said === true || said === "compatible";
+  }
+  for (const [id, name] of [["tempo-min", "tempo_min"], ["tempo-max", "tempo_max"]]) form.querySelector(`#${id}`).value = search[name] ?? "";
+  form.elements.q.value = search.q ?? "";
+  form.querySelector("#limit").value = search.limit ?? 10;
+  const { align, max_stretch: stretch, max_transpose: transpose } = form.elements;
+  align.value = search.align ?? "beats";
+  stretch.value = 100 * (search.max_stretch ?? 0.12);
+  transpose.value = search.max_transpose ?? 2;
+  for (const range of [stretch, transpose]) range.dispatchEvent(new Event("input", { bubbles: true }));
+  const filled = searchOf(form);
+  return Object.keys(search).filter((name) => [search[name]].flat().some((value) => value && ![filled[name]].flat().includes(String(value))));
+}
+
 /** Every field of the query but the file. */
 export function queryFields(form, mix) {
   const fields = (mix?.stemIds ?? []).map((id) => ["stem_id", id]);

@@ -38,3 +38,36 @@ def test_words_narrow_a_search_to_the_stems_that_have_them(page, make_clip):
     found = [hit["stem"] for hit in response.value.json()["hits"]]
     assert found
     assert all("bass" in f"{stem['title']} {stem['instrument']}".lower() for stem in found)
+
+
+def test_a_saved_search_fills_the_form_again_after_a_reload_and_can_be_forgotten(page, make_clip, live_service):
+    page.locator("#filters summary").click()
+    page.locator('#filters label:has(input[name="instrument"])').first.click()
+    page.fill('#filters input[name="q"]', "bass")
+    page.fill("#limit", "3")
+    page.locator('input[name="align"][value="grid"]').check()
+    saving = page.get_by_label("Name of this search")
+    saving.fill("Bässe / <b>")
+    saving.press("Enter")
+    page.get_by_text("Saved as “Bässe / <b>”.").wait_for()
+    asked = page.locator("#curl").text_content()
+    (saved,) = httpx.get(f"{live_service}/searches").json()["searches"]
+    assert (saved["name"], saved["search"]["q"], saved["search"]["limit"]) == ("Bässe / <b>", "bass", 3)
+    page.reload()
+    page.locator("#filters summary").click()
+    page.get_by_role("button", name="Bässe / <b>", exact=True).click()
+    assert page.locator("#curl").text_content() == asked
+    page.get_by_role("button", name="Forget “Bässe / <b>”").click()
+    page.locator("#saved-list li").wait_for(state="detached")
+    assert httpx.get(f"{live_service}/searches").json() == {"searches": []}
+
+
+def test_what_a_saved_search_asks_beside_the_form_is_said(page, live_service):
+    httpx.put(f"{live_service}/searches/rated", json={"rating_min": 4, "tag": []}).raise_for_status()
+    try:
+        page.reload()
+        page.locator("#filters summary").click()
+        page.get_by_role("button", name="rated", exact=True).click()
+        assert page.locator("#saved-note").text_content() == "“rated” also says rating_min, which this page does not ask."
+    finally:
+        httpx.delete(f"{live_service}/searches/rated").raise_for_status()

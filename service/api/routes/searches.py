@@ -19,13 +19,13 @@ async def list_searches(services: TheBackend, caller: Reader) -> SearchesOut:
     return SearchesOut(searches=[_shown(name, wanted) for name, wanted in saved.items()])
 
 
-@router.get("/{name}", response_model_exclude_unset=True, responses=problems(404, 422))
+@router.get("/{name:path}", response_model_exclude_unset=True, responses=problems(404, 422))
 async def get_search(services: TheBackend, caller: Reader, name: ShortText) -> SearchOut:
     """One of them."""
     return _shown(name, await services.catalog.saved_search(caller.account, name))
 
 
-@router.put("/{name}", response_model_exclude_unset=True, responses=problems(409, 422))
+@router.put("/{name:path}", response_model_exclude_unset=True, responses=problems(409, 422))
 async def save_search(services: TheBackend, caller: Reader, name: ShortText, search: SavedSearch) -> SearchOut:
     """Save a search, in place of an earlier one of this name. `POST /retrieve` takes its name as `saved`."""
     wanted = search.model_dump(mode="json", exclude_unset=True)
@@ -33,7 +33,7 @@ async def save_search(services: TheBackend, caller: Reader, name: ShortText, sea
     return _shown(name, wanted)
 
 
-@router.delete("/{name}", status_code=204, responses=problems(404, 422))
+@router.delete("/{name:path}", status_code=204, responses=problems(404, 422))
 async def delete_search(services: TheBackend, caller: Reader, name: ShortText) -> None:
     """Forget one."""
     await services.catalog.delete_search(caller.account, name)
