@@ -22,6 +22,12 @@ class EmbedFailed(QueueError):
     reason: str
 
 
+class WorkersLost(QueueError):
+    """As many workers ended with a query in hand as may: killed by it, or for reasons of their own."""
+
+    public = "The workers that had this mix ended before it was embedded; sent again, it may succeed."
+
+
 class FingerprintMismatch(QueueError):
     """The workers do not hold the model that a job asks for."""
 

@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 
 from model.audio import Windows
 from service.settings import Settings
-from service.work.jobs import EmbedFailed, FingerprintMismatch, Kind, QueueError
+from service.work.jobs import EmbedFailed, FingerprintMismatch, Kind, QueueError, WorkersLost
 from service.work.streams import connect
 from service.work.taking import BLOCK_S, Taking
 from service.work.turns import LATELY_S
@@ -122,7 +122,7 @@ class Queue(Taking):
             complex64 (q, 512) of unit norm; a silent window's row is zero, so it scores 0 with everything.
 
         Raises:
-            QueueFull, EmbedTimeout, EmbedFailed, FingerprintMismatch, QueueUnavailable.
+            QueueFull, EmbedTimeout, EmbedFailed, WorkersLost, FingerprintMismatch, QueueUnavailable.
         """
         deadline = time.monotonic() + deadline_s
         reply_to = f"{self._prefix}:reply:{uuid.uuid4().hex}"
@@ -221,6 +221,8 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
     header = json.loads(header_line)
     if header.get("error") == "fingerprint-mismatch":
         raise FingerprintMismatch(fingerprint, tuple(header["held"]))
+    if header.get("error") == "workers-lost":
+        raise WorkersLost
     if "error" in header:
         raise EmbedFailed(header["reason"])
     embedding = np.frombuffer(body, "<c8").reshape(header["shape"]).astype(np.complex64)

@@ -42,6 +42,7 @@ from service.work.jobs import (
     QueryJob,
     StemNotEmbedded,
     UploadJob,
+    WorkersLost,
 )
 from service.work.laying import lay, said_of
 from service.work.queue import Queue
@@ -185,7 +186,7 @@ class Worker:
         job = poisoned.job
         if isinstance(job, QueryJob):
             self.figures.queries_failed += 1
-            await self._settle(self._queue.fail(job, EmbedFailed(f"it {poisoned.reason}")))
+            await self._settle(self._queue.fail(job, WorkersLost()))
             return
         log.error("stem %s %s; it ends as failed", job.stem_id, poisoned.reason)
         await self._fail(job, self._describe(KilledItsWorker(poisoned.reason)))

@@ -68,6 +68,8 @@ def test_what_a_saved_search_asks_beside_the_form_is_said(page, live_service):
         page.reload()
         page.locator("#filters summary").click()
         page.get_by_role("button", name="rated", exact=True).click()
-        assert page.locator("#saved-note").text_content() == "“rated” also says rating_min, which this page does not ask."
+        assert (
+            page.locator("#saved-note").text_content() == "“rated” also says rating_min, which this page does not ask."
+        )
     finally:
         httpx.delete(f"{live_service}/searches/rated").raise_for_status()

@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from model.audio import Windows
+from service.api.errors import problem_type
 from service.settings import Settings
+from service.work.jobs import WorkersLost
 from tests.service.work.house import POISON, SOON_S, House, eventually, noise, wav
 
 pytestmark = pytest.mark.anyio
@@ -95,6 +99,22 @@ async def test_poison_job_ends_failed_and_its_neighbours_ready(house: House, nur
         "/problems/killed-its-worker",
         "Embedding this stem killed its worker twice.",
     )
+
+
+async def test_query_whose_workers_were_killed_is_told_that_it_may_come_again(house: House, nursery: Nursery) -> None:
+    """Whether it was the mix that killed them, nobody knows; one that did would be refused again."""
+    waveform = noise(3, peak=POISON)
+    laid = Windows.in_clock_time(np.zeros(1, np.int64), len(waveform))
+    asking = asyncio.create_task(house.queue.embed(house.fingerprint, waveform, laid, SOON_S))
+    for _ in range(2):
+        await nursery.start(house.settings)
+        assert await nursery.hears("ended") == -signal.SIGKILL
+    await nursery.start(house.settings)
+    with pytest.raises(WorkersLost) as lost:
+        await asking
+    assert (problem_type(lost.value).status, problem_type(lost.value).code) == (503, "workers-lost")
+    os.kill(nursery.pid, signal.SIGTERM)
+    assert await nursery.hears("ended") == 0
 
 
 async def test_kill_in_the_middle_of_a_batch_loses_nothing(house: House, nursery: Nursery) -> None:
