@@ -87,7 +87,7 @@ class LossSettings:
     beat_decoys: float = (
         1.0  # in beat time: part of the examples whose positive is a negative too, where it does not fit
     )
-    queue: int = 0  # embeddings of earlier batches in beat time that are negatives too
+    queue: int = 0  # embeddings of earlier batches of the same kind that are negatives too
     key_decoys: float = 0.5  # part of those that are in another key; the others are at another beat
 
 

@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,7 +150,7 @@ class Trainer:
         self._memory = facts_of(self.device).memory_bytes if torch.cuda.is_available() else math.inf
         self._ahead = Ahead(self._prepare, AHEAD_ON_A_CARD if self._on_card else AHEAD)
         self._lost = 0  # steps in a row
-        self._queue = Queue(recipe.loss.queue)
+        self._queues = {kind: Queue(recipe.loss.queue) for kind in ("as recorded", "in beat time")}
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).is_file():
@@ -221,7 +220,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
-            "queue": self._queue.held,
+            "queues": {kind: queue.held for kind, queue in self._queues.items()},
         }
         scratch = self.folder / f"{CHECKPOINT}.partial"
         with scratch.open("wb") as file:
@@ -318,13 +317,11 @@ class Trainer:
         rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
         x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
         decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
-        loss = partial(contrastive_loss, x, y, self._score(), self.recipe.loss, others, decoys_of)
-        if isinstance(batch.clips, Tensor):
-            return loss()
         tracks = gather(batch.tracks)
-        past = self._queue.past(tracks)
-        self._queue.push(torch.cat([x, y, others]), torch.cat([tracks, tracks, tracks[decoys_of]]))
-        return loss(*past)
+        queue = self._queues["as recorded" if isinstance(batch.clips, Tensor) else "in beat time"]
+        past = queue.past(tracks)
+        queue.push(torch.cat([x, y, others]), torch.cat([tracks, tracks, tracks[decoys_of]]))
+        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of, *past)
 
     def _embed_seeded(self, clips: Tensor | BeatClips, seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -394,8 +391,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
-        if state.get("queue"):
-            self._queue.push(*(part.to(self.device) for part in state["queue"]))
+        for kind, held in state.get("queues", {}).items():
+            if held is not None:
+                self._queues[kind].push(*(part.to(self.device) for part in held))
         self.step = state["step"]
 
     def _log(self, measured: Step) -> None:
