@@ -2,10 +2,11 @@
 
 from indexer import search
 from indexer.catalog.catalog import Catalog
-from indexer.catalog.keys import ApiKey, ApiKeyNotFound, ApiKeys
+from indexer.catalog.keys import ApiKey, ApiKeys
 from indexer.catalog.quotas import Charge, Quota, QuotaExceeded
 from indexer.catalog.records import (
     Alias,
+    ApiKeyNotFound,
     BadCursor,
     CatalogError,
     CatalogUnavailable,

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import Row, insert, or_, select, update
 
 from indexer.catalog.database import Database, retried
-from indexer.catalog.records import CatalogError
+from indexer.catalog.records import ApiKeyNotFound
 from indexer.catalog.tables import api_keys
-
-
-class ApiKeyNotFound(CatalogError):
-    says = "no API key has the id {key_id!r}"
-    key_id: str
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ class JobNotFound(CatalogError):
     job_id: str
 
 
+class ApiKeyNotFound(CatalogError):
+    says = "no API key has the id {key_id!r}"
+    key_id: str
+
+
 class SearchNotFound(CatalogError):
     public = "You have saved no search named {name!r}."
     name: str

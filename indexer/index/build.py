@@ -211,7 +211,7 @@ class FolderStore:
         snapshot = await asyncio.to_thread(Snapshot.load, folder, check_mapped=damaged)
         found = snapshot.manifest
         if (found.fingerprint, found.generation) != (fingerprint, generation):
-            raise SnapshotCorrupt(path=folder, reason="belongs to another model or generation")
+            raise SnapshotCorrupt(folder, "belongs to another model or generation")
         if snapshot.mapped and not damaged:
             threading.Thread(target=self._read_through, args=(snapshot,), name="phalar-snapshot", daemon=True).start()
         return await asyncio.to_thread(Index.of, snapshot)

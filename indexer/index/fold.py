@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model.errors import Told
+
 Complex64 = npt.NDArray[np.complex64]
 Complex128 = npt.NDArray[np.complex128]
 Float32 = npt.NDArray[np.float32]
@@ -18,40 +20,40 @@ _HERMITIAN_TOLERANCE = 1e-10
 _FOLD_ROWS = 4096
 
 
-class FoldError(ValueError):
+class FoldError(Told, ValueError):
     """A form or an embedding that cannot be folded; its children say why."""
 
 
 class WrongShape(FoldError):
     """An array has another shape than the fold needs."""
 
-    def __init__(self, what: str, *, shape: tuple[int, ...], expected: str) -> None:
-        super().__init__(f"{what} has shape {shape}, expected {expected}")
-        self.what, self.shape, self.expected = what, shape, expected
+    says = "{what} has shape {shape}, expected {expected}"
+    what: str
+    shape: tuple[int, ...]
+    expected: str
 
 
 class NotFinite(FoldError):
     """An array holds NaN or infinity."""
 
-    def __init__(self, what: str, *, count: int) -> None:
-        super().__init__(f"{what} holds {count} values that are not finite")
-        self.what, self.count = what, count
+    says = "{what} holds {count} values that are not finite"
+    what: str
+    count: int
 
 
 class NotHermitian(FoldError):
-    """The form differs from its conjugate transpose, so its score would depend on the order of a pair."""
+    """The score would depend on the order of a pair."""
 
-    def __init__(self, *, deviation: float) -> None:
-        super().__init__(f"the form is not Hermitian: it differs from its conjugate transpose by {deviation:.3g}")
-        self.deviation = deviation
+    says = "the form is not Hermitian: it differs from its conjugate transpose by {deviation:.3g}"
+    deviation: float
 
 
 class RankOutOfRange(FoldError):
     """A rank below 1 or above the form's dimension."""
 
-    def __init__(self, *, rank: int, largest: int) -> None:
-        super().__init__(f"rank {rank} is not between 1 and {largest}")
-        self.rank, self.largest = rank, largest
+    says = "rank {rank} is not between 1 and {largest}"
+    rank: int
+    largest: int
 
 
 class HermitianFold:

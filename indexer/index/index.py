@@ -18,6 +18,7 @@ from indexer.index.fold import HermitianFold, NotFinite, WrongShape
 from indexer.index.keys import CheckedKeys, fold_stems, split_ids, window_ids
 from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
+from model.errors import Told
 
 __all__ = [
     "Base",
@@ -49,15 +50,12 @@ _DEEPEST_ON_CARD = 2048
 _NORM_MARGIN = 1.001
 
 
-class IndexUnavailable(Exception):
+class IndexUnavailable(Told):
     """No index can answer now; `status` says whether it is being loaded or rebuilt, or its server cannot be reached."""
 
     public = "The index is {status}; try again soon."
-
-    def __init__(self, status: Status, retry_after_s: float = 2.0) -> None:
-        super().__init__(f"the index is {status}; try again soon")
-        self.status = status
-        self.retry_after_s = retry_after_s
+    status: Status
+    retry_after_s: float = 2.0
 
 
 class Base(Protocol):

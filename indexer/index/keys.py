@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import HermitianFold
+from model.errors import Told
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -18,41 +19,36 @@ _LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
 _NORM_TOLERANCE = 1e-4
 
 
-class KeyRefused(ValueError):
+class KeyRefused(Told, ValueError):
     """A window that FAISS would swallow in silence and never answer rightly."""
 
-    def __init__(self, problem: str, *, row: int, window: int) -> None:
-        super().__init__(f"window {window} of stem row {row} {problem}")
-        self.row, self.window = row, window
+    row: int
+    window: int
 
 
 class EmbeddingNotFinite(KeyRefused):
     """The embedding holds NaN or infinity."""
 
-    def __init__(self, *, row: int, window: int) -> None:
-        super().__init__("has an embedding that is not finite", row=row, window=window)
+    says = "window {window} of stem row {row} has an embedding that is not finite"
 
 
 class EmbeddingNotUnit(KeyRefused):
-    """The embedding's norm is not 1 (zero among others), so no bound on its score would hold."""
+    """Zero among others: no bound on its score would hold."""
 
-    def __init__(self, *, row: int, window: int, norm: float) -> None:
-        super().__init__(f"has an embedding of norm {norm:.6g}, not 1", row=row, window=window)
-        self.norm = norm
+    says = "window {window} of stem row {row} has an embedding of norm {norm:.6g}, not 1"
+    norm: float
 
 
 class DuplicateWindow(KeyRefused):
     """The same window twice."""
 
-    def __init__(self, *, row: int, window: int) -> None:
-        super().__init__("is there twice", row=row, window=window)
+    says = "window {window} of stem row {row} is there twice"
 
 
 class WindowOutOfRange(KeyRefused):
     """A stem row or a window index that the 64-bit window id cannot hold."""
 
-    def __init__(self, *, row: int, window: int) -> None:
-        super().__init__("does not fit into a window id", row=row, window=window)
+    says = "window {window} of stem row {row} does not fit into a window id"
 
 
 def window_ids(row: int, windows: npt.ArrayLike) -> Int64:

@@ -35,7 +35,7 @@ from indexer.index.qdrant_search import (
     parts,
 )
 from indexer.index.recall import RecallMeter
-from indexer.index.snapshot import FOLD, Snapshot, SnapshotError
+from indexer.index.snapshot import FOLD, Snapshot, SnapshotCorrupt, SnapshotMissing
 
 log = logging.getLogger("phalar.index")
 
@@ -45,22 +45,6 @@ ABSORBED_FROM = 1024
 POINTS_AT_ONCE = 256
 
 _FOLD_PART = 2**20  # bytes of the fold in one point
-
-
-class CollectionMissing(SnapshotError):
-    """The generation has no sealed collection: it was never finished, or someone removed it."""
-
-    def __init__(self, *, collection: str) -> None:
-        super().__init__(f"no finished collection {collection} (before Qdrant 1.16 none can be finished: no metadata)")
-        self.collection = collection
-
-
-class CollectionDamaged(SnapshotError):
-    """The collection is not what its manifest says."""
-
-    def __init__(self, *, collection: str, reason: str) -> None:
-        super().__init__(f"the collection {collection} {reason}")
-        self.collection, self.reason = collection, reason
 
 
 class QdrantStore:
@@ -218,39 +202,39 @@ class QdrantStore:
         return self._load(wanted.generation, wanted.fingerprint)
 
     def _facts(self, name: str) -> tuple[Manifest, dict[str, Any]]:
-        """The manifest of a collection, and its metadata as of now. Raises CollectionMissing, CollectionDamaged."""
+        """The manifest of a collection, and its metadata as of now. Raises SnapshotMissing, SnapshotCorrupt."""
         if not self._connection(self._client.collection_exists, name):
-            raise CollectionMissing(collection=name)
+            raise SnapshotMissing(f"{name} (before Qdrant 1.16 no collection can be finished: no metadata)")
         found = self._connection(self._client.get_collection, name)
         if found.status == models.CollectionStatus.RED:
-            raise CollectionDamaged(collection=name, reason=f"is damaged: {found.optimizer_status}")
+            raise SnapshotCorrupt(name, f"is damaged: {found.optimizer_status}")
         config = found.config
         facts = config.metadata
         if not facts or "manifest" not in facts:
-            raise CollectionMissing(collection=name)
+            raise SnapshotMissing(f"{name} (before Qdrant 1.16 no collection can be finished: no metadata)")
         try:
             manifest = manifest_of(str(facts["manifest"]).encode())
         except ManifestUnreadable as error:
-            raise CollectionDamaged(collection=name, reason=f"has a manifest that {error}") from error
+            raise SnapshotCorrupt(name, f"has a manifest that {error}") from error
         vectors = config.params.vectors
         if not isinstance(vectors, models.VectorParams) or (vectors.size, vectors.distance) != (
             manifest.dim,
             models.Distance.DOT,
         ):
-            raise CollectionDamaged(collection=name, reason="holds other vectors than its manifest says")
+            raise SnapshotCorrupt(name, "holds other vectors than its manifest says")
         return manifest, facts
 
     def _load(self, generation: int, fingerprint: str) -> Index:
         name = self._name(generation, fingerprint)
         manifest, facts = self._facts(name)
         if (manifest.generation, manifest.fingerprint) != (generation, fingerprint):
-            raise CollectionDamaged(collection=name, reason="belongs to another model or generation")
+            raise SnapshotCorrupt(name, "belongs to another model or generation")
         if manifest.index_type != f"qdrant-{self._mode}":
-            raise CollectionDamaged(collection=name, reason=f"is {manifest.index_type}, {self._mode} is asked for")
+            raise SnapshotCorrupt(name, f"is {manifest.index_type}, {self._mode} is asked for")
         fold = self._read_fold(name, manifest)
         held = self._connection(self._client.count, name, exact=True).count
         if held < facts["windows"]:
-            raise CollectionDamaged(collection=name, reason=f"has {held} windows, {facts['windows']} were put in")
+            raise SnapshotCorrupt(name, f"has {held} windows, {facts['windows']} were put in")
         stems = self._connection(
             self._client.count,
             name,
@@ -274,7 +258,7 @@ class QdrantStore:
             by_number = {int(point.id): str((point.payload or {}).get("data", "")) for point in points}
             data = b"".join(base64.b64decode(by_number.get(number, "")) for number in range(parts))
         if hashlib.sha256(data).hexdigest() != stated.sha256:
-            raise CollectionDamaged(collection=name, reason="has lost its fold")
+            raise SnapshotCorrupt(name, "has lost its fold")
         return HermitianFold.of_bytes(data)
 
     def _absorb(self, index: Index) -> Index:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from indexer.index.fold import HermitianFold
 from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, facts_of, manifest_of
+from model.errors import Told
 
 T = TypeVar("T")
 Int64 = npt.NDArray[np.int64]
@@ -26,32 +27,30 @@ _FILES = (KEYS, FOLD, ERRORS)
 MAPPED_FROM_BYTES = 256 * 2**20
 
 
-class SnapshotError(Exception):
+class SnapshotError(Told):
     """A snapshot that cannot be read or written; its children say why."""
 
 
 class SnapshotMissing(SnapshotError):
-    """The folder has no manifest: nothing was written there, or the writing never finished."""
+    """`where`, a folder or a collection, has no manifest: nothing was written there, or the writing never finished."""
 
-    def __init__(self, *, path: Path) -> None:
-        super().__init__(f"no finished snapshot in {path}")
-        self.path = path
+    says = "no finished snapshot in {where}"
+    where: Path | str
 
 
 class SnapshotCorrupt(SnapshotError):
-    """A file of the snapshot is not what its manifest says."""
+    """What lies at `where`, a file or a collection, is not what its manifest says."""
 
-    def __init__(self, *, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
+    says = "{where}: {reason}"
+    where: Path | str
+    reason: str
 
 
 class SnapshotExists(SnapshotError):
-    """A finished snapshot lies in the folder already; snapshots are never changed."""
+    """Snapshots are never changed."""
 
-    def __init__(self, *, path: Path) -> None:
-        super().__init__(f"a finished snapshot already lies in {path}")
-        self.path = path
+    says = "a finished snapshot already lies in {path}"
+    path: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +157,9 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return manifest_of(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SnapshotMissing(path=path.parent) from error
+        raise SnapshotMissing(path.parent) from error
     except ManifestUnreadable as error:
-        raise SnapshotCorrupt(path=path, reason=str(error)) from error
+        raise SnapshotCorrupt(path, str(error)) from error
 
 
 def _is_mapped(path: Path) -> bool:
@@ -169,15 +168,15 @@ def _is_mapped(path: Path) -> bool:
 
 def _verify(path: Path, facts: FileFacts | None, *, content: bool = True) -> None:
     if facts is None:
-        raise SnapshotCorrupt(path=path, reason="is not in the manifest")
+        raise SnapshotCorrupt(path, "is not in the manifest")
     try:
         size = path.stat().st_size
         if size != facts.size:
-            raise SnapshotCorrupt(path=path, reason=f"has {size} bytes, the manifest says {facts.size}")
+            raise SnapshotCorrupt(path, f"has {size} bytes, the manifest says {facts.size}")
         if content and facts_of(path).sha256 != facts.sha256:
-            raise SnapshotCorrupt(path=path, reason="has another SHA-256 than the manifest says")
+            raise SnapshotCorrupt(path, "has another SHA-256 than the manifest says")
     except OSError as error:
-        raise SnapshotCorrupt(path=path, reason=f"cannot be read: {error.strerror}") from error
+        raise SnapshotCorrupt(path, f"cannot be read: {error.strerror}") from error
 
 
 def _read(path: Path, read: Callable[[Path], T]) -> T:
@@ -185,7 +184,7 @@ def _read(path: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SnapshotCorrupt(path=path, reason=f"cannot be read: {error}") from error
+        raise SnapshotCorrupt(path, f"cannot be read: {error}") from error
 
 
 def _load_keys(path: Path) -> Any:
@@ -202,4 +201,4 @@ def _load_errors(path: Path) -> tuple[Float32, Float32]:
 
 def _agree(path: Path, what: str, found: int, stated: int) -> None:
     if found != stated:
-        raise SnapshotCorrupt(path=path, reason=f"has {found} {what}, the manifest says {stated}")
+        raise SnapshotCorrupt(path, f"has {found} {what}, the manifest says {stated}")

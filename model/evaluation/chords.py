@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, load_clip, window_starts
 from model.errors import Told
-from model.evaluation.beats import BadAnnotation, NothingAnnotated, annotated_files, embed_windows
+from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows
 from model.evaluation.systems import System
 from model.training.tracks import Dropped
 

@@ -154,7 +154,8 @@ def beats(
     Example: phalar evaluate beats --audio gtzan/ --device cuda
     """
     from model.audio import AudioError
-    from model.evaluation.beats import BadAnnotation, BeatSettings, NothingAnnotated, beats_table
+    from model.evaluation.annotated import BadAnnotation, NothingAnnotated
+    from model.evaluation.beats import BeatSettings, beats_table
     from model.evaluation.beats import beats as track_all
 
     measured = open_system(system, checkpoint, device)
@@ -181,7 +182,7 @@ def chords(
     Example: phalar evaluate chords --audio guitarset/
     """
     from model.audio import AudioError
-    from model.evaluation.beats import BadAnnotation, NothingAnnotated
+    from model.evaluation.annotated import BadAnnotation, NothingAnnotated
     from model.evaluation.chords import ChordSettings, TooFewClips, chords_table
     from model.evaluation.chords import chords as probe_all
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.console import FAILED, fail, log_to_stderr, read_settings
+from service.commands.console import FAILED, begin_process, fail
 from service.commands.threads import waiting_threads_sleep
 
 
@@ -20,13 +20,9 @@ def api(
 
     from service.api.app import create_app
     from service.api.connections import server_options
-    from service.commands.threads import keep_numpy_on_one_thread
     from service.settings import InsecureBind
 
-    log_to_stderr("api")
-    keep_numpy_on_one_thread()
-    settings = read_settings()
-    settings.keep_private()
+    settings = begin_process()
     settings.make_data_folder()
     try:
         application = create_app(settings)

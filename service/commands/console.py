@@ -123,7 +123,18 @@ def cell(text: str | None) -> str:
     return escape(shown(text or ""))
 
 
-def log_to_stderr(name: str) -> None:
+def begin_process() -> "Settings":
+    """What a process of the service does first: it logs, keeps its threads few and its files private."""
+    from service.commands.threads import keep_numpy_on_one_thread
+
+    log_to_stderr()
+    keep_numpy_on_one_thread()
+    settings = read_settings()
+    settings.keep_private()
+    return settings
+
+
+def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("alembic", "asyncio", "faiss", "httpcore", "httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

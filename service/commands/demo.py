@@ -17,7 +17,7 @@ def demo(
     key: Key = None,
 ) -> None:
     """Compose a small catalog: tracks of drums, bass, pads, keys and lead that belong together."""
-    log_to_stderr("demo")
+    log_to_stderr()
     if url is None:
         from service.local.demo import compose_demo
 

@@ -26,7 +26,7 @@ def serve(
     from service.local.supervisor import ProcessError
     from service.settings import InsecureBind
 
-    log_to_stderr("supervisor")
+    log_to_stderr()
     settings = read_settings(host=host, port=port, data=data, workers=workers)
     try:
         run(settings, demo=demo, verbose=verbose)

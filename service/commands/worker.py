@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.console import FAILED, fail, log_to_stderr, read_settings
+from service.commands.console import FAILED, begin_process, fail
 from service.commands.threads import waiting_threads_sleep
 
 
@@ -17,17 +17,12 @@ def worker(
 
     from model.checkpoints import CheckpointError
     from service.api.errors import problem
-    from service.commands.threads import keep_numpy_on_one_thread
     from service.local.supervisor import DEVICE_LOST
     from service.work.device import DeviceLost
     from service.work.process import run_worker
 
-    log_to_stderr("worker")
-    keep_numpy_on_one_thread()
-    settings = read_settings()
-    settings.keep_private()
     try:
-        asyncio.run(run_worker(settings, problem, slot))
+        asyncio.run(run_worker(begin_process(), problem, slot))
     except CheckpointError as error:
         fail(str(error), FAILED)
     except DeviceLost as error:

@@ -16,8 +16,9 @@ from indexer.index.choice import Limits
 from indexer.index.fold import HermitianFold
 from indexer.index.index import IndexUnavailable
 from indexer.index.live import LiveIndex, open_store
-from indexer.index.qdrant_generations import CollectionDamaged, CollectionMissing, QdrantStore, connect
+from indexer.index.qdrant_generations import QdrantStore, connect
 from indexer.index.qdrant_search import Connection
+from indexer.index.snapshot import SnapshotCorrupt, SnapshotMissing
 from tests.installation import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Payload indexes have no effect")]
@@ -77,7 +78,7 @@ async def test_collections_of_others_are_left_alone(client: QdrantClient, tmp_pa
 async def test_an_unfinished_collection_is_missing_and_is_built_over(client: QdrantClient, tmp_path: Path) -> None:
     catalog, store = await an_empty_catalog(tmp_path), QdrantStore(client)
     store._create(NAME, make_fold())
-    with pytest.raises(CollectionMissing):
+    with pytest.raises(SnapshotMissing):
         await store.load(catalog, 1, MODEL)
     assert (await store.build(catalog, wanted())).windows == 0
     await catalog.close()
@@ -88,14 +89,14 @@ async def test_a_damaged_collection_is_named_as_such(client: QdrantClient, tmp_p
     await store.build(catalog, wanted())
     manifest = client.get_collection(NAME).config.metadata["manifest"]  # type: ignore[index]
     client.update_collection(NAME, metadata={"manifest": manifest.replace("5.0", "6.0")})
-    with pytest.raises(CollectionDamaged, match="checksum"):
+    with pytest.raises(SnapshotCorrupt, match="checksum"):
         await store.load(catalog, 1, MODEL)
     client.update_collection(NAME, metadata={"manifest": manifest, "windows": 4})
-    with pytest.raises(CollectionDamaged, match="0 windows, 4 were put in"):
+    with pytest.raises(SnapshotCorrupt, match="0 windows, 4 were put in"):
         await store.load(catalog, 1, MODEL)
     client.update_collection(NAME, metadata={"windows": 0})
     client.delete_collection(f"{NAME}-fold")
-    with pytest.raises(CollectionDamaged, match="lost its fold"):
+    with pytest.raises(SnapshotCorrupt, match="lost its fold"):
         await store.load(catalog, 1, MODEL)
     await catalog.close()
 
@@ -103,7 +104,7 @@ async def test_a_damaged_collection_is_named_as_such(client: QdrantClient, tmp_p
 async def test_another_mode_of_search_asks_for_another_collection(client: QdrantClient, tmp_path: Path) -> None:
     catalog = await an_empty_catalog(tmp_path)
     await QdrantStore(client).build(catalog, wanted())
-    with pytest.raises(CollectionDamaged, match="int8 is asked for"):
+    with pytest.raises(SnapshotCorrupt, match="int8 is asked for"):
         await QdrantStore(client, mode="int8").load(catalog, 1, MODEL)
     index = await QdrantStore(client, mode="int8").build(catalog, wanted())
     assert index.base.approximate

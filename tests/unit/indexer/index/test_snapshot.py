@@ -104,7 +104,7 @@ def test_a_folder_without_manifest_is_missing_not_empty(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(SnapshotMissing) as caught:
             Snapshot.load(folder)
-        assert caught.value.path == folder
+        assert caught.value.where == folder
 
 
 def test_a_finished_snapshot_is_never_overwritten(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_any_flipped_byte_in_any_file_is_detected(tmp_path: Path) -> None:
             path.write_bytes(flipped)
             with pytest.raises(SnapshotCorrupt) as caught:
                 Snapshot.load(tmp_path)
-            assert caught.value.path == path
+            assert caught.value.where == path
         path.write_bytes(whole)
     assert Snapshot.load(tmp_path).manifest.windows == 9
 

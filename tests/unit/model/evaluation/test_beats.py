@@ -12,16 +12,12 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE, ClipTooShort
 from model.demo import Track, compose_track
+from model.evaluation.annotated import SAMPLES_PER_CALL, BadAnnotation, NothingAnnotated, annotated_files, embed_windows
 from model.evaluation.beats import (
-    SAMPLES_PER_CALL,
-    BadAnnotation,
     BeatSettings,
-    NothingAnnotated,
-    annotated_files,
     beats,
     beats_table,
     embed_metronomes,
-    embed_windows,
     heard_beats,
     metronome,
     off_the_beat_s,

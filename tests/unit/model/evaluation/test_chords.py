@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE
 from model.demo import Track, compose_track
-from model.evaluation.beats import BadAnnotation, NothingAnnotated
+from model.evaluation.annotated import BadAnnotation, NothingAnnotated
 from model.evaluation.chords import (
     ChordSettings,
     Span,
