@@ -1,9 +1,6 @@
 """The `phalar` command, as a person or a script runs it."""
 
-import ctypes
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,30 +10,13 @@ from pathlib import Path
 from threading import Thread
 from zipfile import ZipFile
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from typer.testing import CliRunner, Result
 
 from model.audio import SAMPLE_RATE
-from service.commands.__main__ import app
-from service.local.valkey import EmbeddedValkey
-from service.settings import Settings
-from tests import servers
-from tests.installation import Installation, add_stem, encode, eventually, free_port, noise_bursts, serving, wait_ready
-
-
-def phalar(*arguments: str | Path, **environment: str) -> Result:
-    """A command in this process, which has loaded what commands are slow to load."""
-    return CliRunner().invoke(app, [*map(str, arguments)], env=environment, catch_exceptions=False)
-
-
-def phalar_alone(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command as a shell starts it."""
-    command = [sys.executable, "-m", "service.commands", *map(str, arguments)]
-    given = os.environ | environment
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=120, check=False, umask=0o022)
+from tests.command import phalar, phalar_alone
+from tests.installation import Installation, add_stem, encode, free_port, noise_bursts, wait_ready
 
 
 @pytest.fixture
@@ -53,19 +33,8 @@ def own_stems(tmp_path: Path) -> Path:
 def test_help_names_every_command() -> None:
     said = phalar_alone("--help")
     assert said.returncode == 0
-    for command in (
-        "serve",
-        "worker",
-        "ingest",
-        "retrieve",
-        "export",
-        "embed",
-        "reindex",
-        "rollback",
-        "demo",
-        "checkpoint",
-        "keys",
-    ):
+    names = "serve, worker, ingest, retrieve, export, embed, reindex, rollback, demo, checkpoint, keys"
+    for command in names.split(", "):
         assert command in said.stdout
 
 
@@ -211,14 +180,6 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert phalar("keys", "create", "--scope", "read", "--name", "x", "--expires", "soon", **data).exit_code == 2
 
 
-def test_the_catalog_that_keys_are_made_in_is_its_users_alone(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data").chmod(0o755)  # as an earlier release left it
-    assert phalar_alone("keys", "list", PHALAR_DATA=str(tmp_path / "data")).returncode == 0
-    for path in (tmp_path / "data", tmp_path / "data" / "catalog.sqlite"):
-        assert not path.stat().st_mode & 0o077, path
-
-
 def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_path: Path) -> None:
     mix = tmp_path / "mix.wav"
     mix.write_text("not audio")
@@ -326,119 +287,6 @@ def test_a_table_cut_by_a_pipe_ends_quietly(installation: Installation, tmp_path
             started.stdout.close()
             assert started.stderr.read() == b""
         assert started.returncode == 1
-
-
-def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Installation, tmp_path: Path) -> None:
-    again = phalar_alone("serve", "--data", installation.folder / "data", "--port", str(free_port()))
-    assert again.returncode == 1
-    assert "in use" in again.stderr
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        refused = phalar_alone("serve", "--data", tmp_path / "data", "--port", str(port))
-    assert refused.returncode == 1
-    assert f"port {port}" in refused.stderr
-    open_to_all = phalar_alone("serve", "--data", tmp_path / "data", "--host", "0.0.0.0", "--port", str(free_port()))
-    assert open_to_all.returncode == 1
-    assert "API keys" in open_to_all.stderr
-
-
-def test_of_two_starts_on_one_port_at_once_one_is_refused(tmp_path: Path, small_checkpoint: Path) -> None:
-    port, environment = free_port(), {"PHALAR_CHECKPOINT": str(small_checkpoint)}
-    both = [Installation(tmp_path / name, environment, port=port).start(wait=False) for name in "ab"]
-    try:
-        refused = eventually(lambda: next((one for one in both if one.ended is not None), None))
-        assert refused.ended == 1
-        assert f"port {port} on 127.0.0.1 is in use" in refused.log
-        assert "is ready" not in refused.log
-        assert [one.ended for one in both if one is not refused] == [None]
-    finally:
-        for one in both:
-            if one.ended is None:
-                one.stop()
-
-
-@pytest.mark.parametrize("folder", ["file", "file/below", "circle", "/proc/phalar", "x" * 300])
-def test_a_data_folder_that_cannot_be_one_is_named_in_one_line(tmp_path: Path, folder: str) -> None:
-    (tmp_path / "file").write_text("a file")
-    (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    for command in (("serve", "--port", str(free_port())), ("keys", "list"), ("api",)):
-        said = phalar(*command, PHALAR_DATA=str(tmp_path / folder))
-        assert said.exit_code == 1, said.stderr
-        assert said.stderr.startswith("phalar: ")
-        assert said.stderr.count("\n") == 1
-        assert folder.split("/")[0] in said.stderr
-
-
-@contextmanager
-def files_guarded() -> Iterator[None]:
-    """This thread, and those that it starts, may do with files what another user may who is not root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    capabilities = "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"  # 1, 2 and 3
-    libc = ctypes.CDLL(None, use_errno=True)
-    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, held) == 0
-    fewer = (ctypes.c_uint32 * 6)(*held)
-    for number, _ in enumerate(capabilities, start=1):
-        fewer[0] &= ~(1 << number)  # of the effective ones
-    assert libc.capset(header, fewer) == 0
-    try:
-        yield
-    finally:
-        assert libc.capset(header, held) == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="root's rights are Linux capabilities here")
-def test_a_data_folder_that_may_not_be_written_is_named_in_one_line(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("read-only", "below a read-only one/data", "another user's", "was in use")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    assert phalar("keys", "list", PHALAR_DATA=str(folders[3])).exit_code == 0  # makes a catalog
-    folders[1].rmdir()
-    for guarded in (folders[0], folders[1].parent, folders[3]):
-        guarded.chmod(0o500)
-    if os.geteuid() == 0:
-        os.chown(folders[2], 65534, 65534)
-    else:
-        folders[2] = Path("/phalar")
-    for folder in folders:
-        for command in (("serve", "--port", str(free_port())), ("keys", "list"), ("api",)):
-            with files_guarded():
-                said = phalar(*command, PHALAR_DATA=str(folder))
-            assert said.exit_code == 1, (command, folder, said.stderr)
-            assert said.stderr.startswith("phalar: "), (command, folder, said.stderr)
-            assert said.stderr.count("\n") == 1, (command, folder, said.stderr)
-            assert tmp_path.name in said.stderr or str(folders[2]) in said.stderr, said.stderr
-
-
-def test_a_data_folder_may_have_any_name_and_no_parent(tmp_path: Path, small_checkpoint: Path) -> None:
-    data = tmp_path / "not there" / "odd ?#%41&;=@:\u00e9"
-    with EmbeddedValkey(data / "valkey") as valkey:
-        chosen = Settings(data=data, redis_url=valkey.url, checkpoint=small_checkpoint)
-        assert Settings(data=data).resolved_redis_url == valkey.url
-        with serving(chosen) as url, httpx.Client(base_url=url) as client:
-            sent = client.post("/stems", files={"files": ("a.flac", encode(noise_bursts(0, 2.0)))}).json()
-            assert client.get(f"/stems/{sent['items'][0]['stem_id']}/audio").status_code == 200
-    assert {"audio", "catalog.sqlite", "valkey"} <= {path.name for path in data.iterdir()}
-
-
-def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_socket(
-    tmp_path: Path, small_checkpoint: Path
-) -> None:
-    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, options=()).start()
-    eventually(lambda: "Ctrl-C ends it." in running.log)
-    assert f"Phalar Retrieval is ready: {running.url}\n" in running.log
-    assert "INFO" not in running.log  # of any library: that is for the log
-    assert "INFO" in (tmp_path / "data" / "phalar.log").read_text()
-    pids = running.pids()
-    assert set(pids) == {"api", "worker"} if servers.wanted() else {"api", "worker", "valkey"}
-    assert running.stop() == 0
-    assert [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()] == []
-    left = {path.name for path in (tmp_path / "data").iterdir()}
-    embedded = set() if servers.wanted() else {"catalog.sqlite", "valkey"}
-    assert left == {"audio", "checkpoints", "index", "phalar.log"} | embedded
-    assert not (tmp_path / "data" / "valkey" / "valkey.sock").exists()
 
 
 def test_export_writes_the_hits_that_were_chosen(installation: Installation, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import httpx
 
 from service.commands.folders import Found
 from service.commands.tracks import stems_of
+from tests.command import phalar
 from tests.installation import Installation, encode, noise_bursts
-from tests.service.commands.test_cli import phalar
 from tests.stem_files import NAMES, SAID, write_stem_file
 
 

@@ -18,8 +18,8 @@ from service.commands import watch
 from service.commands.client import Client, Outcome
 from service.commands.tracks import stems_of
 from service.commands.watch import Watched
+from tests.command import phalar
 from tests.installation import Installation, encode, eventually, noise_bursts
-from tests.service.commands.test_cli import phalar
 
 SECONDS = 1.5
 DROPPED = 20

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from typer.testing import CliRunner
 
 from indexer import StemFilter
 from model.audio import SAMPLE_RATE
 from model.demo import compose_track
 from model.training.stems import load_bank
-from service.commands.__main__ import app
 from service.metrics import Metrics, Stopwatch
 from service.search.in_process import SearchedCatalog
 from service.search.retrieval import SCORED_FIRST, Found, Wish
 from service.settings import Settings
+from tests.command import phalar
 from tests.installation import Installation, add_stem, encode, noise_bursts, wait_ready
 
 SECONDS = 8.0
@@ -125,6 +124,6 @@ def test_copies_take_no_other_stems_place(tmp_path: Path, small_checkpoint: Path
 def test_the_command_says_how_many_copies_a_hit_has(catalog: tuple[httpx.Client, dict[str, str], set[str]]) -> None:
     client, ids, copies = catalog
     asked = ["retrieve", "--url", str(client.base_url), *(f"--stem-id={ids[name]}" for name in OTHERS)]
-    assert f"+{len(copies)}" in CliRunner().invoke(app, asked, catch_exceptions=False).output
-    every = CliRunner().invoke(app, [*asked, "--all-duplicates"], catch_exceptions=False).output
+    assert f"+{len(copies)}" in phalar(*asked).output
+    every = phalar(*asked, "--all-duplicates").output
     assert f"+{len(copies)}" not in every

@@ -1,8 +1,5 @@
 """A device that cannot be used is refused in one sentence; nothing runs on another one in silence."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 
 from model.checkpoints import load_phalar
 from model.device import DeviceUnavailable, best_device, facts_of, open_device, why_no_card
+from tests.command import phalar, phalar_alone
 
 ROOT = Path(__file__).parents[3]
 needs_no_card = pytest.mark.skipif(why_no_card() is None, reason="there is a card here")
@@ -86,16 +84,10 @@ def test_where_there_is_no_card_the_cpu_is_taken_and_the_reason_given() -> None:
     assert "cpu" in str(facts_of(device))
 
 
-def phalar(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "service.commands", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-
-
 @pytest.mark.slow
 @needs_no_card
 def test_training_on_a_card_that_is_not_there_ends_with_one_sentence(tmp_path: Path) -> None:
-    ran = phalar("train", "smoke", "--device", "cuda", "--out", str(tmp_path / "run"), "--cache", str(tmp_path))
+    ran = phalar_alone("train", "smoke", "--device", "cuda", "--out", str(tmp_path / "run"), "--cache", str(tmp_path))
     assert ran.returncode == 1
     assert ran.stderr.strip().count("\n") == 0
     assert "'cuda' cannot be used" in ran.stderr
@@ -109,7 +101,7 @@ def test_training_says_what_it_is_done_on_and_that_bfloat16_is_not(tmp_path: Pat
     smoke = f'extends = "{ROOT}/model/training/recipes/smoke.toml"\n'
     recipe.write_text(smoke + 'precision = "bfloat16"\nbatch = 2\n[data]\ncomposed = 4\n')
     ran = phalar("train", str(recipe), "--stop-at", "1", "--out", str(tmp_path / "run"), "--cache", str(tmp_path))
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert "on cpu" in ran.stderr
     assert why_no_card() in ran.stderr
     assert "here it is float32" in ran.stderr

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from typer.testing import CliRunner
 
 from model.audio import SAMPLE_RATE
 from model.audio.analysis import analyse
 from model.audio.harmony import is_relative
 from model.audio.said import Said
 from model.demo import compose_track
-from service.commands.__main__ import app
 from tests.clips import clicks
+from tests.command import phalar
 
 
 def test_a_loop_of_a_said_tempo_has_that_tempo_exactly_and_a_grid_from_its_first_sample() -> None:
@@ -73,11 +72,11 @@ def test_the_command_tells_each_file_a_line_and_names_what_it_cannot_read(tmp_pa
     loop = tmp_path / "Beat_125bpm_Am.wav"
     soundfile.write(loop, clicks(125.0, 8 * 60 / 125), SAMPLE_RATE)
     (tmp_path / "broken.wav").write_bytes(b"RIFF....")
-    done = CliRunner().invoke(app, ["analyse", str(loop), str(tmp_path / "broken.wav"), "--json"])
+    done = phalar("analyse", loop, tmp_path / "broken.wav", "--json")
     assert done.exit_code == 1
     told = json.loads(done.stdout)
     assert (told["tempo_bpm"], told["key"], told["kind"]) == (125.0, "A minor", "loop")
     assert told["sources"]["key"] == "name"
     assert "broken.wav" in done.stderr
-    shown = CliRunner().invoke(app, ["analyse", str(loop)])
+    shown = phalar("analyse", loop)
     assert "125.00" in shown.stdout

@@ -3,14 +3,13 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.local.sizing import BUSY, MEASURED, Line, Machine, NotMeasured, plan
+from tests.command import phalar
 
 FIGURES = Machine(
     name="a machine",
@@ -80,10 +79,9 @@ def test_figures_are_read_as_they_were_written_and_nothing_else_is(tmp_path: Pat
 
 
 def test_the_command_plans_by_the_figures_that_ship() -> None:
-    command = [sys.executable, "-m", "service.commands", "size", "--stems", "1000000", "--minutes", "3"]
-    command += ["--queries-per-second", "5"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    asked = ["size", "--stems", "1000000", "--minutes", "3", "--queries-per-second", "5"]
+    shown = phalar(*asked).stdout
     planned = plan(Machine.read(MEASURED), 1_000_000, 3, 5)
     assert re.search(rf"windows +{planned.windows:,}", shown)
-    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=120).stdout)
+    told = json.loads(phalar(*asked, "--json").stdout)
     assert (told["windows"], told["workers"]) == (planned.windows, planned.workers)
