@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from indexer import IndexType, Limits
 from model.errors import Told
+
+if TYPE_CHECKING:
+    from indexer import Limits
 
 Scope = Literal["read", "ingest", "admin"]
 SOCKET_PATH_BYTES = 107  # sun_path on Linux, less its final zero; macOS has 103
@@ -197,7 +199,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
     )
-    index_type: IndexType | None = Field(
+    index_type: Literal["flat", "fp16", "sq8", "ivf"] | None = Field(
         None, description="flat, fp16, sq8 or ivf; unset: the most exact one that memory and size allow (FAISS)"
     )
     index_memory_bytes: int | None = Field(
@@ -248,8 +250,10 @@ class Settings(BaseSettings):
         return self.data_folder / "index"
 
     @property
-    def index_limits(self) -> Limits:
+    def index_limits(self) -> "Limits":
         """What a FAISS index may take."""
+        from indexer import Limits  # which brings SQL and FAISS: half a second that the supervisor does not wait for
+
         limits = Limits.of_this_machine()
         return Limits(self.index_memory_bytes or limits.memory_bytes, self.exact_windows, self.minimum_recall)
 

@@ -57,14 +57,13 @@ def noise_bursts(seed: int, seconds: float = 9.0) -> NDArray[np.float32]:
     """A clip unlike any other: bursts of noise and tones at random moments."""
     rng = np.random.default_rng(seed)
     samples = round(seconds * SAMPLE_RATE)
-    time_s = np.arange(samples) / SAMPLE_RATE
+    after = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    fading = np.exp(-8 * after)
     clip = 0.003 * rng.standard_normal(samples)
     for _ in range(int(4 * seconds)):
         onset, pitch = rng.uniform(0, seconds), 110 * 2 ** rng.uniform(0, 4)
-        after = np.maximum(time_s - onset, 0)
-        clip += np.where(time_s >= onset, np.exp(-8 * after) * np.sin(2 * np.pi * pitch * after), 0) * rng.uniform(
-            0.1, 0.3
-        )
+        heard = clip[round(onset * SAMPLE_RATE) :][: len(after)]
+        heard += (rng.uniform(0.1, 0.3) * fading * np.sin(2 * np.pi * pitch * after))[: len(heard)]
     return (clip / np.abs(clip).max() * 0.7).astype(np.float32)
 
 

@@ -1,12 +1,13 @@
-"""What a card without numbers is asked for: `python -m tests.card step paper --batch 64`, a line of JSON each."""
+"""What a card without numbers is asked: `python -m tests.card step paper --batch 64 + serve`, a line of JSON each."""
 
 from tests.card import Card, torch  # first: it tells torch of the card
 
 import argparse  # isort: skip
 import dataclasses
 import json
+import sys
 import tempfile
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +98,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--resumed", action="store_true", help="after the same steps of a new run")
     parser.add_argument("--small", action="store_true")
-    asked = parser.parse_args()
+    for given in (list(part) for between, part in groupby(sys.argv[1:], lambda word: word == "+") if not between):
+        answer(parser.parse_args(given))
+
+
+def answer(asked: argparse.Namespace) -> None:
     if asked.what == "serve":
-        print(json.dumps(serve()))
+        print(json.dumps({"recipe": "served"} | serve()))
     for name, resumed in product(asked.recipes, (False, True) if asked.resumed else (False,)):
         try:
             recipe = load_recipe(Path(name), batch=asked.batch)
@@ -108,7 +113,7 @@ def main() -> None:
             told = step(recipe, asked.seconds, asked.steps, resumed)
         except Exception as error:  # each recipe is to be heard of
             told = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({"recipe": name} | told), flush=True)
+        print(json.dumps({"recipe": f"{name}{' again' if resumed else ''}"} | told), flush=True)
 
 
 if __name__ == "__main__":

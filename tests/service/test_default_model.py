@@ -47,22 +47,24 @@ def test_the_default_model_is_trained_and_says_how() -> None:
     assert {"recipe", "steps"} <= set(model.notes)
 
 
-# The least that the shipped file must do. Where it was measured it found all, and placed all on the grid, 10 otherwise.
+# The least that the shipped file must do, of so many tracks: a search at every 40 ms takes as long as ten others.
+# Where it was measured on all it found all, and placed all on the grid, 10 otherwise.
 @pytest.mark.parametrize(
-    ("align", "least_first", "least_in_five", "least_in_place"),
-    [("beats", 11, 12, 9), ("grid", 11, 12, 11), ("search", 11, 12, 9)],
+    ("align", "tracks", "least_first", "least_in_five", "least_in_place"),
+    [("beats", TRACKS, 11, 12, 9), ("grid", TRACKS, 11, 12, 11), ("search", 4, 4, 4, 3)],
 )
 def test_a_demo_mixs_missing_stem_comes_first_for_most_tracks(
     service: tuple[httpx.Client, dict[Path, str]],
     demo: list[list[DemoStem]],
     align: str,
+    tracks: int,
     least_first: int,
     least_in_five: int,
     least_in_place: int,
 ) -> None:
     client, ids = service
     first = in_five = in_place = 0
-    for track in demo:
+    for track in demo[:tracks]:
         mix = [ids[stem.path] for stem in track if stem.path.stem != MISSING]
         (missing,) = (ids[stem.path] for stem in track if stem.path.stem == MISSING)
         answer = client.post("/retrieve", data={"stem_id": mix, "limit": 5, "align": align})
@@ -71,6 +73,6 @@ def test_a_demo_mixs_missing_stem_comes_first_for_most_tracks(
         first += next(iter(starts_s)) == missing
         in_five += missing in starts_s
         in_place += abs(starts_s.get(missing, 99.0)) <= IN_PLACE_S
-    assert first >= least_first, f"first for {first} of {TRACKS}"
-    assert in_five >= least_in_five, f"among five for {in_five} of {TRACKS}"
-    assert in_place >= least_in_place, f"where it was for {in_place} of {TRACKS}"
+    assert first >= least_first, f"first for {first} of {tracks}"
+    assert in_five >= least_in_five, f"among five for {in_five} of {tracks}"
+    assert in_place >= least_in_place, f"where it was for {in_place} of {tracks}"

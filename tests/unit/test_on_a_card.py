@@ -27,9 +27,13 @@ pytestmark = [
 ]
 
 
-def ask(*arguments: str) -> list[dict[str, Any]]:
-    """Run `python -m tests.card` and read its lines."""
-    command = [sys.executable, "-m", "tests.card", *arguments]
+@pytest.fixture(scope="module")
+def told() -> list[dict[str, Any]]:
+    """A small model's step and validation by every recipe, `paper` in bfloat16; then a step of the paper's run, its
+    second, for what is made once is made by then; one of a new run and of one that goes on; and what is served."""
+    asked = [*NAMES, "--small", "+", "step", "paper", "--batch", "64", "--seconds", "6", "--steps", "2"]
+    asked += ["+", "step", "smoke", "--batch", "4", "--steps", "2", "--resumed", "+", "serve"]
+    command = [sys.executable, "-m", "tests.card", "step", *asked]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ran.returncode == 0, ran.stderr
@@ -37,15 +41,14 @@ def ask(*arguments: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def steps() -> dict[str, dict[str, Any]]:
-    """A small model's step and validation by every recipe, `paper` in bfloat16, by the recipe's name."""
-    return {told["recipe"]: told for told in ask("step", *NAMES, "--small")}
+def steps(told: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By the recipe's name."""
+    return {one["recipe"]: one for one in told[: len(NAMES)]}
 
 
 @pytest.fixture(scope="module")
-def paper() -> dict[str, Any]:
-    """A step of the paper's run, its second: what is made once is made."""
-    return ask("step", "paper", "--batch", "64", "--seconds", "6", "--steps", "2")[0]
+def paper(told: list[dict[str, Any]]) -> dict[str, Any]:
+    return told[len(NAMES)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,16 +73,15 @@ def test_what_steps_measured_is_fetched_by_one_copy(paper: dict[str, Any]) -> No
     assert len(paper["fetched"]) == 1, paper["fetched"]
 
 
-def test_a_resumed_run_launches_no_more_than_a_new_one() -> None:
+def test_a_resumed_run_launches_no_more_than_a_new_one(told: list[dict[str, Any]]) -> None:
     """A count of steps that lies on the card would be a launch, and a wait, for each of AdamW's parameters."""
-    asked = ("step", "smoke", "--batch", "4", "--steps", "2")
-    new, resumed = ask(*asked, "--resumed")
+    new, resumed = told[len(NAMES) + 1 : -1]
     assert resumed["waits"] == []
     assert resumed["launches"] == pytest.approx(new["launches"], abs=NOISE_LAUNCHES)
 
 
-def test_embedding_waits_once_for_whether_its_clips_are_finite() -> None:
-    (served,) = ask("serve")
+def test_embedding_waits_once_for_whether_its_clips_are_finite(told: list[dict[str, Any]]) -> None:
+    served = told[-1]
     assert len(served["waits"]) == 1, served["waits"]
     assert served["launches"] <= SERVED_LAUNCHES
     assert served["devices"] == ["cuda:0"]
