@@ -6,10 +6,7 @@ Python: model/axial_kernel.py loads them.
 
 from setuptools import Extension, setup
 
-INSTRUCTIONS = {
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
-    "avx2": ["-mavx2", "-mfma"],
-}
+INSTRUCTIONS = {"avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"], "avx2": ["-mavx2", "-mfma"]}
 
 setup(
     ext_modules=[

@@ -120,12 +120,7 @@ class _Diagonals:
     place: Int64  # (diagonals,) ms
 
     @classmethod
-    def of(
-        cls,
-        fold: HermitianFold,
-        queries: QueryWindows,
-        stems: Mapping[int, StemEmbeddings],
-    ) -> "_Diagonals | None":
+    def of(cls, fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> "_Diagonals | None":
         """None when there is not one pair."""
         numbers = [number for number, stem in stems.items() if len(stem.starts_s)]
         if not numbers or not len(queries.offset_s):

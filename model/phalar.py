@@ -214,10 +214,7 @@ class Phalar(nn.Module):
         )
         return self.embed_in_beat_time(
             BeatClips(
-                clips,
-                torch.full((batch,), samples),
-                places.float().expand(batch, -1),
-                torch.full((batch,), transpose),
+                clips, torch.full((batch,), samples), places.float().expand(batch, -1), torch.full((batch,), transpose)
             )
         )
 

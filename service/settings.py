@@ -153,9 +153,7 @@ class Settings(BaseSettings):
         ge=1,
     )
     kept_mix_bytes: int = Field(
-        128 * 2**20,
-        description="mixes and embeddings of them that Redis keeps, bytes, those used last; 0: none",
-        ge=0,
+        128 * 2**20, description="mixes and embeddings of them that Redis keeps, bytes, those used last; 0: none", ge=0
     )
 
     # Untrusted audio.

@@ -20,15 +20,7 @@ from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
 from model.errors import Told
 
-__all__ = [
-    "Base",
-    "Index",
-    "IndexUnavailable",
-    "KeysInMemory",
-    "Status",
-    "split_ids",
-    "window_ids",
-]
+__all__ = ["Base", "Index", "IndexUnavailable", "KeysInMemory", "Status", "split_ids", "window_ids"]
 
 log = logging.getLogger("phalar.index")
 Status = Literal["starting", "ready", "rebuilding", "unreachable"]

@@ -171,13 +171,7 @@ class QdrantStore:
             self._connection(self._client.upsert, name, batch, wait=True)
 
     def _seal(
-        self,
-        name: str,
-        wanted: Wanted,
-        highest_rank: int,
-        facts: dict[str, Any],
-        fold: FileFacts,
-        meter: RecallMeter,
+        self, name: str, wanted: Wanted, highest_rank: int, facts: dict[str, Any], fold: FileFacts, meter: RecallMeter
     ) -> Index:
         base = self._keys(name, facts)
         manifest = replace(

@@ -53,12 +53,7 @@ class RecallMeter:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """What `restored` needs to go on from here."""
-        return {
-            "probes": self._probes,
-            "seen": np.array([self._windows]),
-            "best": self._scores,
-            "best_ids": self._ids,
-        }
+        return {"probes": self._probes, "seen": np.array([self._windows]), "best": self._scores, "best_ids": self._ids}
 
     @classmethod
     def restored(cls, fold: HermitianFold, state: Mapping[str, npt.NDArray[Any]]) -> "RecallMeter":

@@ -37,10 +37,7 @@ _CALLED_SURE = ("tempo_called_sure", "stem_called_sure", "mix_8s_called_sure")
 
 
 def evaluate_analysis(
-    bank: StemBank,
-    tracks: Sequence[int],
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    bank: StemBank, tracks: Sequence[int], seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """Shares that are right, for JSON: each {"share", "of"}.
 

@@ -135,10 +135,7 @@ def beats(
 
 
 def track_beats(
-    system: System,
-    waveform: Waveform,
-    settings: BeatSettings | None = None,
-    metronomes: Tensor | None = None,
+    system: System, waveform: Waveform, settings: BeatSettings | None = None, metronomes: Tensor | None = None
 ) -> NDArray[np.float64]:
     """Find the beats of a clip.
 

@@ -278,10 +278,7 @@ def pieces_of(bank: StemBank, tracks: Sequence[int]) -> NDArray[np.str_]:
 
 
 def candidate_shares(
-    scores: NDArray[np.floating[Any]],
-    tracks: NDArray[np.int64],
-    pieces: NDArray[np.str_],
-    settings: RetrievalSettings,
+    scores: NDArray[np.floating[Any]], tracks: NDArray[np.int64], pieces: NDArray[np.str_], settings: RetrievalSettings
 ) -> tuple[dict[int, Share], list[str]]:
     """The accuracy by number of candidates, and which numbers there were too few tracks for; as `shares_beaten`."""
     beaten, allowed = shares_beaten(scores, tracks, pieces)

@@ -133,10 +133,7 @@ class Cocola(nn.Module):
         self.backbone = _efficientnet(drop_connect)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Sequential(
-            nn.Linear(FEATURES, DIMENSION),
-            nn.BatchNorm1d(DIMENSION),
-            nn.SiLU(),
-            nn.Linear(DIMENSION, DIMENSION),
+            nn.Linear(FEATURES, DIMENSION), nn.BatchNorm1d(DIMENSION), nn.SiLU(), nn.Linear(DIMENSION, DIMENSION)
         )
         for layer, start in ((self.project[0], nn.init.kaiming_normal_), (self.project[3], nn.init.xavier_normal_)):
             assert isinstance(layer, nn.Linear)

@@ -70,10 +70,7 @@ def draw_example(
 
 
 def draw_submixes(
-    audible: NDArray[np.bool_],
-    rng: np.random.Generator,
-    pitched: Sequence[bool] = (),
-    unpitched: float = 0.0,
+    audible: NDArray[np.bool_], rng: np.random.Generator, pitched: Sequence[bool] = (), unpitched: float = 0.0
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Two disjoint submixes of random sizes of the stems that sound; None where fewer than two do.
 

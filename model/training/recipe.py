@@ -180,8 +180,7 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         raise BadRecipe(path, f"data.varispeed is from 0 to {MOST_SEMITONES}, not {data.varispeed}")
     if data.matched and (data.semitones or data.varispeed) and recipe.model in WITHOUT_SEMITONES:
         raise BadRecipe(
-            path,
-            f"data.semitones and data.varispeed must be 0: {recipe.model!r} hears mel bands, which show no key",
+            path, f"data.semitones and data.varispeed must be 0: {recipe.model!r} hears mel bands, which show no key"
         )
     if loss.queue and loss.negatives != "all":
         raise BadRecipe(path, 'loss.queue takes loss.negatives = "all"')

@@ -20,14 +20,7 @@ from service.work.answers import FittedAudio
 from service.work.encoding import FittedTooLong, Order
 from service.work.fitted import KeptFile, NoRoom
 from service.work.fitting import Fitting
-from service.work.session import (
-    Session,
-    SessionTrack,
-    dawproject_xml,
-    metadata_xml,
-    reaper_project,
-    session_text,
-)
+from service.work.session import Session, SessionTrack, dawproject_xml, metadata_xml, reaper_project, session_text
 from service.work.turns import Turns
 from service.work.uploads import Decoder
 

@@ -41,12 +41,7 @@ _WRITTEN_BPM = 0.005  # half of the second decimal, which is the last that tools
 _CUT_SECONDS = 0.00025  # two samples of 8 kHz: writers cut a loop at a whole sample, and a resampler at one of its own
 
 
-_THE = {
-    "said": "it was uploaded as",
-    "tags": "its tags say",
-    "chunk": "its chunks say",
-    "name": "its name says",
-}
+_THE = {"said": "it was uploaded as", "tags": "its tags say", "chunk": "its chunks say", "name": "its name says"}
 
 
 class _Spent(Exception):

@@ -14,10 +14,7 @@ router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
 
 @router.get("/explain", responses=problems(404, 409, 415, 422))
 async def explain(
-    services: TheBackend,
-    caller: Reader,
-    request: Request,
-    asked: Annotated[ExplainIn, Query()],
+    services: TheBackend, caller: Reader, request: Request, asked: Annotated[ExplainIn, Query()]
 ) -> ExplainOut:
     """Why a stem fits: its score in other keys, beside the beat, and without each octave and each beat of it.
 

@@ -9,14 +9,7 @@ from service.api.keeping import ChangedOut, ChangeIn
 from service.api.keys import Caller
 from service.api.metadata import metadata_of
 from service.api.routes.problems import problems
-from service.api.schemas import (
-    CatalogValues,
-    JobOut,
-    ListIn,
-    Metadata,
-    StemOut,
-    StemPage,
-)
+from service.api.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage
 from service.api.waiting import while_client_waits
 
 router = APIRouter(tags=["stems"], route_class=GuardedRoute)

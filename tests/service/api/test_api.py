@@ -283,10 +283,7 @@ def test_the_interface_describes_itself_without_another_host(client: httpx.Clien
 
 
 def test_text_with_a_nul_is_a_problem_of_the_request(client: httpx.Client) -> None:
-    for answer in (
-        client.get("/stems/%00"),
-        client.get("/jobs/%00"),
-    ):
+    for answer in (client.get("/stems/%00"), client.get("/jobs/%00")):
         problem_of(answer, 422, "nul-in-text")
     for answer in (
         client.get("/stems", params={"instrument": "a\0b"}),

@@ -190,9 +190,7 @@ def test_child_that_cannot_start_stops_everything_with_its_last_words() -> None:
     assert not alive(seen[0])
 
 
-def test_a_worker_whose_device_is_lost_again_and_again_is_not_started_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_whose_device_is_lost_again_and_again_is_not_started_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it lived before, up to ten minutes; another child that lived so long has not died early."""
     monkeypatch.setattr(supervisor, "EARLY_S", 0.0)
     lost = [sys.executable, "-c", f"import sys; sys.exit({supervisor.DEVICE_LOST})"]

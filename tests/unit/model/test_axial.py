@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.axial import (
-    ALONG_FREQUENCY,
-    ALONG_TIME,
-    FRAMES_PER_PASS,
-    POINTWISE,
-    AxialBackbone,
-    AxialBlock,
-    Branch,
-)
+from model.axial import ALONG_FREQUENCY, ALONG_TIME, FRAMES_PER_PASS, POINTWISE, AxialBackbone, AxialBlock, Branch
 from model.axial_kernel import AxialKernel, built_kernels
 
 INFERENCE_TOLERANCE = 1e-5  # of the largest feature: float32 sums in another order, through thirty branches

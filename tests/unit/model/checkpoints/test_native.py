@@ -83,8 +83,7 @@ def test_a_wrong_weight_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
-    [({"depth": 10**9}, "depth"), ({"harmonics": 2}, "harmonics"), ({"growth": None}, "growth")],
+    ("change", "field"), [({"depth": 10**9}, "depth"), ({"harmonics": 2}, "harmonics"), ({"growth": None}, "growth")]
 )
 def test_a_configuration_of_another_model_is_refused(native: Path, change: dict[str, object], field: str) -> None:
     def reconfigure(_: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -13,14 +13,7 @@ from model.audio.truth import Truth
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.demo import compose_track, write_track
 from model.phalar import Phalar
-from model.training.batches import (
-    BEAT_SHIFTS,
-    BeatWindow,
-    beat_clips,
-    draw_batch,
-    draw_beat_decoy,
-    draw_beat_pair,
-)
+from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_decoy, draw_beat_pair
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
 from model.training.stems import StemBank, load_bank
 
