@@ -22,6 +22,9 @@ LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version
 	--constraint constraints.txt --custom-compile-command 'make lock'
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
+# Tests start dozens of processes: each reads what another has compiled.
+test quick test-servers: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: run test quick profile debug-worker test-servers lint audit docs bench secrets image lock clean
 
 run: .venv/run.stamp

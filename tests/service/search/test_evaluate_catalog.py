@@ -78,8 +78,12 @@ def ask(small_checkpoint: Path) -> Callable[..., CatalogResult]:
 
 
 @pytest.fixture(scope="module")
-def of_doubles(tmp_path_factory: pytest.TempPathFactory, ask: Callable[..., CatalogResult]) -> CatalogResult:
-    bank = doubles(tmp_path_factory.mktemp("doubles") / "stems")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
+    return doubles(tmp_path_factory.mktemp("doubles") / "stems")
+
+
+@pytest.fixture(scope="module")
+def of_doubles(bank: StemBank, ask: Callable[..., CatalogResult]) -> CatalogResult:
     return ask(bank, rows=("search", "grid", "grid_on_grid"))
 
 
@@ -121,8 +125,7 @@ def test_stems_shuffled_between_tracks_are_not_found_first(
     assert ranks["mean_reciprocal_rank"]["high"] < right["mean_reciprocal_rank"]["low"]
 
 
-def test_the_same_seed_gives_the_same_figures_to_the_digit(tmp_path: Path, ask: Callable[..., CatalogResult]) -> None:
-    bank = doubles(tmp_path / "stems")
+def test_the_same_seed_gives_the_same_figures_to_the_digit(bank: StemBank, ask: Callable[..., CatalogResult]) -> None:
     first, second = (ask(bank, queries=2, rows=("grid",)).as_dict()["rows"]["grid"] for _ in range(2))
     assert first["among"] == second["among"]
     assert first["place"] == second["place"]

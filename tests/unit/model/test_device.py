@@ -99,7 +99,8 @@ def test_training_on_a_card_that_is_not_there_ends_with_one_sentence(tmp_path: P
 def test_training_says_what_it_is_done_on_and_that_bfloat16_is_not(tmp_path: Path) -> None:
     recipe = tmp_path / "half.toml"
     smoke = f'extends = "{ROOT}/model/training/recipes/smoke.toml"\n'
-    recipe.write_text(smoke + 'precision = "bfloat16"\nbatch = 2\n[data]\ncomposed = 4\n')
+    small = "[encoder]\nchannels = 2\ngrowth = 1.0\ndepth = 2\npooled_channels = 16\ndimension = 32\n"
+    recipe.write_text(smoke + 'precision = "bfloat16"\nbatch = 2\n[data]\ncomposed = 4\n' + small)
     ran = phalar("train", str(recipe), "--stop-at", "1", "--out", str(tmp_path / "run"), "--cache", str(tmp_path))
     assert ran.exit_code == 0, ran.stderr
     assert "on cpu" in ran.stderr
