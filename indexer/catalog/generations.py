@@ -34,8 +34,7 @@ class Generations(OnDatabase):
     @retried
     async def alias(self) -> Alias | None:
         """Where `live` points; None before the first index."""
-        async with self._database.read() as sql:
-            return await alias_of(sql)
+        return (await self.position())[0]
 
     @retried
     async def position(self) -> tuple[Alias | None, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, exists, insert, not_, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, exists, insert, not_, or_, select, update
 
 from indexer.catalog.database import OnDatabase, retried
 from indexer.catalog.records import Job, JobItem, JobNotFound, Problem
@@ -19,18 +19,11 @@ class Jobs(OnDatabase):
     @retried
     async def job(self, job_id: str) -> Job:
         """One job with its items. Raises JobNotFound."""
-        async with self._database.read() as sql:
-            record = (await sql.execute(select(jobs).where(jobs.c.id == job_id))).first()
-            if record is None:
-                raise JobNotFound(job_id)
-            query = (
-                select(job_items, stems.c.id.label("stem_id"), stems.c.state, stems.c.problem.label("stem_problem"))
-                .join(stems, stems.c.row == job_items.c.stem_row, isouter=True)
-                .where(job_items.c.job_id == job_id)
-                .order_by(job_items.c.position)
-            )
-            items = tuple(_item(item) for item in await sql.execute(query))
-        job = Job(**record._mapping, items=items)
+        found = await self._database.rows(_JOB, id=job_id)
+        if not found:
+            raise JobNotFound(job_id)
+        items = tuple(map(_item, await self._database.rows(_ITEMS, id=job_id)))
+        job = Job(**found[0]._mapping, items=items)
         if job.kind == "ingest":
             waiting = any(item.state == "queued" for item in items)
             job = replace(job, state="running" if waiting else "done")
@@ -72,10 +65,9 @@ class Jobs(OnDatabase):
     @retried
     async def unfinished_reindex(self) -> Job | None:
         """The reindex job that a restart found unfinished."""
-        async with self._database.read() as sql:
-            query = select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running")
-            job_id = (await sql.execute(query)).scalar()
-        return await self.job(job_id) if job_id else None
+        query = select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running")
+        found = await self._database.rows(query)
+        return await self.job(found[0].id) if found else None
 
     @retried
     async def report_progress(self, job_id: str, progress: Mapping[str, Any]) -> None:
@@ -98,6 +90,15 @@ class Jobs(OnDatabase):
                     problem=dict(problem) if problem else None,
                 )
             )
+
+
+_JOB = select(jobs).where(jobs.c.id == bindparam("id"))
+_ITEMS = (
+    select(job_items, stems.c.id.label("stem_id"), stems.c.state, stems.c.problem.label("stem_problem"))
+    .join(stems, stems.c.row == job_items.c.stem_row, isouter=True)
+    .where(job_items.c.job_id == bindparam("id"))
+    .order_by(job_items.c.position)
+)
 
 
 def _item(record: Row[Any]) -> JobItem:

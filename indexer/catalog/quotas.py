@@ -4,12 +4,12 @@ Two owners are charged for a stem: the API key that sent it, and `EVERYBODY`. A 
 whose WHERE holds the quota, so two uploads at once cannot exceed it together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
@@ -85,15 +85,13 @@ async def give_back(sql: AsyncConnection, row: int) -> None:
         await sql.execute(counted.values(stems=quota_usage.c.stems - 1, bytes=quota_usage.c.bytes - held.bytes))
 
 
-async def refuse_if_over(sql: AsyncConnection, charge: Charge, asked: Usage) -> None:
-    """Raise QuotaExceeded where an upload would be too much by what is counted now; nothing is reserved."""
-    for whose, owner, quota in charge.accounts:
-        _refuse(whose, quota, await usage_of(sql, owner), asked)
+def usage_of(owner: str) -> Select[Any]:
+    """The statement that finds what an owner's stems take; see `usage_in`."""
+    return select(quota_usage.c.stems, quota_usage.c.bytes).where(quota_usage.c.owner == owner)
 
 
-async def usage_of(sql: AsyncConnection, owner: str) -> Usage:
-    found = (await sql.execute(select(quota_usage).where(quota_usage.c.owner == owner))).first()
-    return Usage(found.stems, found.bytes) if found else Usage()
+def usage_in(rows: Sequence[Any]) -> Usage:
+    return Usage(*rows[0]) if rows else Usage()
 
 
 async def _raise_usage(
@@ -108,7 +106,7 @@ async def _raise_usage(
     raised = update(quota_usage).where(*where).values(stems=stems, bytes=size)
     while not (await sql.execute(raised)).rowcount:
         if not await _open_account(sql, owner):
-            _refuse(whose, quota, await usage_of(sql, owner), asked)
+            refuse_if_over(whose, quota, usage_in((await sql.execute(usage_of(owner))).all()), asked)
         # Else try again: the account is new, or a delete has made room since.
 
 
@@ -122,7 +120,8 @@ async def _open_account(sql: AsyncConnection, owner: str) -> bool:
     return True
 
 
-def _refuse(whose: Literal["key", "installation"], quota: Quota, used: Usage, asked: Usage) -> None:
+def refuse_if_over(whose: Literal["key", "installation"], quota: Quota, used: Usage, asked: Usage) -> None:
+    """Raises QuotaExceeded."""
     if quota.stems is not None and used.stems + asked.stems > quota.stems:
         raise QuotaExceeded(whose, "stems", used.stems, asked.stems, quota.stems)
     if quota.bytes is not None and used.bytes + asked.bytes > quota.bytes:

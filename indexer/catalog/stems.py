@@ -16,7 +16,7 @@ from indexer.catalog.database import chunks, retried, tick
 from indexer.catalog.edits import Edits, row_of, searchable, set_tags
 from indexer.catalog.jobs import Jobs
 from indexer.catalog.music import FACTS
-from indexer.catalog.quotas import Charge, Usage, charge_for, give_back, refuse_if_over, usage_of
+from indexer.catalog.quotas import Charge, Quota, Usage, charge_for, give_back, refuse_if_over, usage_in, usage_of
 from indexer.catalog.records import (
     BadCursor,
     Job,
@@ -171,36 +171,33 @@ class Stems(Edits, Jobs):
         return sha256
 
     @retried
-    async def refuse_if_over(self, charge: Charge) -> None:
-        """Look, before any work is done on it, whether an upload can fit the quotas. Raises QuotaExceeded."""
-        async with self._database.read() as sql:
-            known: set[str | None] = set()
-            for chunk in chunks(list(charge.sizes)):
-                known.update((await sql.execute(select(stems.c.sha256).where(stems.c.sha256.in_(chunk)))).scalars())
-            new = [size for sha256, size in charge.sizes.items() if sha256 not in known]
-            if new:
-                await refuse_if_over(sql, charge, Usage(len(new), sum(new)))
+    async def refuse_if_over(self, charge: Charge, known: Collection[str]) -> None:
+        """Look, before any work is done on it, whether an upload can fit the quotas; nothing is reserved.
+
+        `known`: which of its bytes cost nothing. Raises QuotaExceeded.
+        """
+        new = [size for sha256, size in charge.sizes.items() if sha256 not in known]
+        for whose, owner, quota in charge.accounts:
+            if new and quota != Quota():
+                refuse_if_over(whose, quota, await self.usage(owner), Usage(len(new), sum(new)))
 
     @retried
     async def usage(self, owner: str) -> Usage:
         """What the stems of an owner take."""
-        async with self._database.read() as sql:
-            return await usage_of(sql, owner)
+        return usage_in(await self._database.rows(usage_of(owner)))
 
     @retried
     async def known(self, digests: Collection[str]) -> set[str]:
         """Which of these bytes (SHA-256) a stem that was not deleted has."""
         found: set[str] = set()
-        async with self._database.read() as sql:
-            for chunk in chunks(list(digests)):
-                found.update((await sql.execute(select(stems.c.sha256).where(stems.c.sha256.in_(chunk)))).scalars())
+        for chunk in chunks(list(digests)):
+            found.update(sha256 for (sha256,) in await self._database.rows(_KNOWN, digests=chunk))
         return found
 
     @retried
     async def holds(self, sha256: str) -> bool:
         """Whether a stem that was not deleted has these bytes."""
-        async with self._database.read() as sql:
-            return (await sql.execute(select(stems.c.row).where(stems.c.sha256 == sha256))).first() is not None
+        return bool(await self.known([sha256]))
 
     @retried
     async def rows_allowed(self, wanted: StemFilter) -> NDArray[np.int64] | None:
@@ -308,6 +305,7 @@ def _parse_cursor(cursor: str | None) -> int:
 
 
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
+_KNOWN = select(stems.c.sha256).where(stems.c.sha256.in_(bindparam("digests", expanding=True)))
 _STEM = tagged(stems.c.id == bindparam("id"))
 _DURATIONS = select(stems.c.row, stems.c.duration_s).where(stems.c.row.in_(_ROWS), stems.c.state != "deleted")
 _READY_STEMS = tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))

@@ -129,8 +129,8 @@ class Ingest:
         digests = await asyncio.to_thread(lambda: [sha256_of(file.file) for file, _ in files])
         sizes = {sha256: file.size or 0 for sha256, (file, _) in zip(digests, files, strict=True)}
         charge = self._charge(caller, sizes)
-        await self.catalog.refuse_if_over(charge)
         known = await self.catalog.known(sizes)
+        await self.catalog.refuse_if_over(charge, known)
         new = {sha256: file for sha256, (file, _) in zip(digests, files, strict=True) if sha256 not in known}
         few = waiting + len(files) <= HANDED_OVER
         found = await asyncio.gather(

@@ -71,7 +71,7 @@ async def test_quota_is_counted_by_key_and_for_all_together(catalog: Catalog) ->
 async def test_bytes_that_are_here_already_cost_nothing(catalog: Catalog) -> None:
     own = Quota(stems=1)
     await add(catalog, "one", "a", "a", own=own)
-    await catalog.refuse_if_over(charge("one", "a", own=own))
+    await catalog.refuse_if_over(charge("one", "a", own=own), await catalog.known([sha256("a")]))
     await add(catalog, "one", "a", own=own)
     await add(catalog, "two", "a", own=Quota(stems=0))
     assert await catalog.usage("one") == Usage(1, SIZE)
@@ -82,7 +82,7 @@ async def test_deleting_gives_quota_back_to_whoever_had_paid(catalog: Catalog) -
     own = Quota(stems=1)
     job = await add(catalog, "one", "a", own=own)
     with pytest.raises(QuotaExceeded):
-        await catalog.refuse_if_over(charge("one", "b", own=own))
+        await catalog.refuse_if_over(charge("one", "b", own=own), ())
     assert job.items[0].stem_id is not None
     await catalog.delete(job.items[0].stem_id)
     assert await catalog.usage("one") == await catalog.usage(EVERYBODY) == Usage()

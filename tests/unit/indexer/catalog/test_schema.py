@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiosqlite
 import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from indexer.catalog.catalog import Catalog
+from indexer.catalog.database import Database, tick
 from indexer.catalog.records import CatalogUnavailable, ForeignTables, NewerSchema, StemFilter, UnsupportedDatabase
 from indexer.catalog.schema import VERSION_TABLE
 from indexer.catalog.tables import metadata
@@ -174,3 +176,22 @@ async def test_a_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(CatalogUnavailable) as away:
         await Catalog.open(f"postgresql+asyncpg://phalar:secret@127.0.0.1:{servers.free_port()}/phalar")
     assert "secret" not in str(away.value) + away.value.reason
+
+
+async def test_statement_in_a_transaction_is_one_errand_to_sqlites_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await Database.open(sqlite_url(tmp_path / "catalog.sqlite"))
+    errands = 0
+    send = aiosqlite.Connection._execute
+
+    async def counted(connection: aiosqlite.Connection, *what: Any) -> Any:
+        nonlocal errands
+        errands += 1
+        return await send(connection, *what)
+
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
+    async with database.write() as sql:
+        assert [await tick(sql) for _ in range(3)] == [1, 2, 3]
+    assert errands == 6, "it begins, ticks three times and is committed; the pool rolls back what may be left"
+    await database.close()
