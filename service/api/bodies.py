@@ -14,7 +14,7 @@ from model.errors import Told
 PAUSE_S = 20.0  # how long a sender may be silent, and its credit at the beginning
 SLOWEST_BYTES_S = 1024  # over all, no sender may be slower
 SMALL_BYTES = 64 * 2**10  # of a body that is no form with files: it is read into memory and parsed in the event loop
-HEADS = 32  # of parts of a form, that are parsed at a time
+HEADS = 8  # of parts of a form, that are parsed at a time
 DISCONNECT: Message = {"type": "http.disconnect"}
 
 
@@ -59,7 +59,9 @@ class Body:
             return DISCONNECT
         if not self._pieces and self._complete:
             return await self._receive()
-        if not self._pieces:
+        if self._pieces:
+            await asyncio.sleep(0)  # whatever else waits for the loop comes between two pieces
+        else:
             self._pieces.extend(_in_pieces(await self._next()))
         await self._turn()
         return self._pieces.popleft()

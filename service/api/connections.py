@@ -17,7 +17,9 @@ from service.settings import Settings
 HEAD_S = 10.0  # from a connection's begin, or its last answer, to the end of the next request's head
 UNREAD_S = 60.0  # how long a client may read nothing of an answer
 BACKLOG = 128  # connections taken in one go, before any of them is counted
-RESERVED = 256 + BACKLOG  # descriptors for the database, the queue, files and decoders
+LINGER_S = 1.0  # before one that is turned away is told so: who comes again at once would come without end
+LINGERING = 64  # that wait for it at a time
+RESERVED = 256 + BACKLOG + LINGERING  # descriptors for the database, the queue, files and decoders
 MOST_FILES = 2**16  # where the system allows any number
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 2\r\n"
@@ -68,6 +70,7 @@ class Bounds:
         self._proxies = settings.trusted_proxies
         self._held: dict[str, set[Connection]] = {}
         self._silent: dict[Connection, None] = {}  # the one that is silent longest stands first
+        self._lingering: dict[Connection, asyncio.TimerHandle] = {}  # the one turned away first stands first
         self._count = 0
 
     def admit(self, new: "Connection") -> bool:
@@ -84,9 +87,17 @@ class Bounds:
         self._count += 1
         return True
 
+    def turn_away(self, new: "Connection") -> None:
+        """Tell it, a little later, that there is no room."""
+        self._lingering[new] = new.loop.call_later(LINGER_S, new.refuse)
+        if len(self._lingering) > LINGERING:
+            next(iter(self._lingering)).refuse()
+
     def leave(self, gone: "Connection") -> None:
         """It is closed, or about to be."""
         self._silent.pop(gone, None)
+        if (told_later := self._lingering.pop(gone, None)) is not None:
+            told_later.cancel()
         of_address = self._held.get(gone.address, set())
         if gone in of_address:
             of_address.remove(gone)
@@ -117,6 +128,7 @@ class Connection(H11Protocol):
         super().__init__(**given)
         self.host = self.address = "unknown"
         self._bounds = bounds
+        self._admitted = False
         self._head: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -124,11 +136,16 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.host = self.client[0] if self.client else "unknown"
         self.address = client_address(self.host)
-        if self._bounds.admit(self):
+        self._admitted = self._bounds.admit(self)
+        if self._admitted:
             self._await_head()
         else:
-            transport.write(FULL)
-            transport.close()
+            self._bounds.turn_away(self)
+
+    def refuse(self) -> None:
+        self._bounds.leave(self)
+        self.transport.write(FULL)
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._bounds.leave(self)
@@ -138,6 +155,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self._admitted:  # what it said is read, or its end would reach the client before the answer
+            return self.transport.pause_reading()
         super().data_received(data)
         if self._at_work and self._head is not None:
             self._head.cancel()

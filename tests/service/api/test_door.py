@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.audio import SAMPLE_RATE
+from service.api.connections import LINGER_S, LINGERING
 from tests.installation import add_stem, encode, noise_bursts, serving
 from tests.service.api.conftest import Fresh
 from tests.service.api.test_api import problem_of
@@ -271,6 +272,24 @@ def test_connections_are_bounded_in_all_and_by_address(fresh: Fresh) -> None:
         for _ in range(5):
             assert httpx.get(f"{url}/livez", timeout=10).status_code == 200, "the longest silent one has made room"
         assert sum(map(is_open, [*greedy, *crowd])) <= 40
+
+
+def test_who_is_turned_away_is_told_so_later_and_comes_less_often(fresh: Fresh) -> None:
+    greedy = httpx.HTTPTransport(local_address="127.0.0.2")
+    with serving(fresh(max_connections=4)) as url, ExitStack() as stack:
+        busy = stack.enter_context(connect(url, "127.0.0.2"))  # all that one address may have
+        busy.sendall(UNFINISHED[-2])
+        time.sleep(0.5)
+        with httpx.Client(base_url=url, transport=greedy, timeout=10) as client:
+            begun = time.monotonic()
+            for _ in range(2):
+                answer = client.post("/stems", files={"files": ("a.flac", AUDIO)})
+                assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+            assert time.monotonic() - begun >= 2 * LINGER_S
+        crowd = [stack.enter_context(connect(url, "127.0.0.2")) for _ in range(LINGERING + 1)]
+        assert ended_after(crowd[0], LINGER_S / 2) < LINGER_S / 2, "no more may wait for their answers"
+        assert all(map(is_open, crowd[1:]))
+        assert httpx.get(f"{url}/livez", timeout=10).status_code == 200
 
 
 def test_an_answer_that_is_not_read_is_not_kept_for_ever(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,3 +160,29 @@ def test_a_body_asks_for_each_piece_whether_it_is_its_turn() -> None:
         return pieces
 
     assert asyncio.run(read()) == asked == 11
+
+
+def test_between_two_pieces_of_a_body_others_have_the_loop() -> None:
+    others = 0
+
+    async def turn() -> None:
+        pass
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"\r\n\r\n" * 10 * HEADS, "more_body": False}
+
+    async def work() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    async def read() -> None:
+        working = asyncio.create_task(work())
+        body = Body(receive, Headers({"content-type": "multipart/form-data"}), 2**20, turn)
+        while (await body())["more_body"]:
+            pass
+        working.cancel()
+
+    asyncio.run(read())
+    assert others >= 10
