@@ -42,6 +42,7 @@ WATCH_S = 0.2
 PIECE_S = 30.0  # of all attacks together, at a time
 QUIET_S = 4.0  # before each attack, at least
 SETTLE_S = 1.0  # after each
+TOGETHER = "all of them"
 SLOWER = 3.0  # times that the honest client may wait for what it gets at once in quiet
 MOST_BYTES = 1.5 * 2**30
 MOST_FILES = 1500
@@ -221,35 +222,41 @@ def main() -> int:
     chosen = [name for name in ATTACKS if arguments.only in name]
     pieces = round(60 * arguments.minutes / PIECE_S)
     phases = [(name, [name], arguments.seconds) for name in chosen if arguments.seconds]
-    phases += [("all of them", chosen, PIECE_S)] * pieces
-    names = ["none", *dict.fromkeys(name for name, _, _ in phases)]
+    phases += [(TOGETHER, chosen, PIECE_S)] * pieces
+    names = dict.fromkeys(one for name, _, _ in phases for one in (quiet_beside(name), name))
     seen = {name: Seen(map(clip, count(1000 * number))) for number, name in enumerate(names, 1)}
-    quiet = seen["none"]
+    quiets = {name: seen[quiet_beside(name)] for name in seen}
     with tempfile.TemporaryDirectory(prefix="phalar-abuse-") as scratch, started(Path(scratch)) as running:
         honest = Honest(running.url)
         with running.client() as sender:
             wait_ready(sender, add_stem(sender, clip(0)))
         for name, attacks, seconds in phases:
-            for what, some, lasting in ((quiet, [], QUIET_S), (seen[name], attacks, seconds)):
+            for what, some, lasting in ((quiets[name], [], QUIET_S), (seen[name], attacks, seconds)):
                 with Attackers(running.url, Path(scratch), some) as attackers:
                     what.go_on(honest, running, attackers, lasting)
                 time.sleep(SETTLE_S)
-            print(name, *seen[name].row(quiet), seen[name].load, sep="; ", file=sys.stderr, flush=True)
+            print(name, *seen[name].row(quiets[name]), seen[name].load, sep="; ", file=sys.stderr, flush=True)
         lost = lost_of(running, honest)
     for name, found in seen.items():
         if found.memory > MOST_BYTES or found.files > MOST_FILES:
             honest.wrong.append(f"{name}: {found.memory} bytes, {found.files} descriptors")
     columns = ["attack", "made", *(f"{kind} p95, s (times quiet)" for kind in KINDS), "API, GiB", "descriptors"]
-    table = markdown_table(columns, [[name, *found.row(quiet)] for name, found in seen.items()])
+    table = markdown_table(columns, [[name, *found.row(quiets[name])] for name, found in seen.items()])
+    last = phases[-1][0]
     head = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} on {len(os.sched_getaffinity(0))} cores: {arguments.seconds:g} s each, "
         f"{arguments.minutes:g} minutes together, quiet between; {len(honest.uploaded)} honest uploads, {lost} lost, "
-        f"{len(honest.wrong)} wrong answers. In quiet {quiet.load}; at the end {seen[phases[-1][0]].load}."
+        f"{len(honest.wrong)} wrong answers. In quiet {quiets[last].load}; at the end {seen[last].load}."
     )
     wrong = "".join(f"- {line}\n" for line in honest.wrong[:20])
     publish("\n".join([head, "", table, wrong]).strip() + "\n", arguments.page, "abuse")
-    slowest = max(found.p95(kind) / quiet.p95(kind) for found in seen.values() for kind in KINDS)
+    slowest = max(found.p95(kind) / quiets[name].p95(kind) for name, found in seen.items() for kind in KINDS)
     return int(bool(lost or honest.wrong) or slowest > SLOWER)
+
+
+def quiet_beside(name: str) -> str:
+    """What some attacks are compared with: the catalog that a search looks through grows while they go on."""
+    return "none, beside all of them" if TOGETHER in name else "none, beside single attacks"
 
 
 def lost_of(running: Installation, honest: Honest) -> int:
