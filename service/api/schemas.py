@@ -54,7 +54,7 @@ class Metadata(BaseModel):
     tags: list[ShortText] = Field(default_factory=list, max_length=50)
     track: ShortText | None = Field(None, description="the piece of music this stem belongs to")
     collection: ShortText | None = None
-    tempo_bpm: float | None = Field(None, gt=0, le=1000, description="beats a minute")
+    tempo_bpm: float | None = Field(None, ge=1, le=1000, description="beats a minute")
     key: ShortText | None = Field(None, description="such as 'F# minor'")
     kind: Kind | None = None
     favourite: bool = False

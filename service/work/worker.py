@@ -224,6 +224,9 @@ class Worker:
         except UnknownModel as error:
             log.warning("stem %s stays queued: %s", job.stem_id, error)
             await self._done(job)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            log.exception("stem %s cannot be prepared", job.stem_id)
+            await self._fail(job, self._describe(StemNotEmbedded()))
         except Exception:
             # The store or the database may be away. The stem is still queued there, and the sweep brings it back.
             log.exception("stem %s could not be prepared and stays queued", job.stem_id)

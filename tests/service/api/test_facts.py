@@ -101,6 +101,7 @@ def test_a_said_tempo_becomes_exact_where_the_clip_is_whole_beats_long(client: h
         '{"tempo_bpm": 0}',
         '{"tempo_bpm": -1}',
         '{"tempo_bpm": NaN}',
+        '{"tempo_bpm": 1e-310}',
         '{"tempo_bpm": 10000}',
         '{"kind": "song"}',
         '{"kind": ""}',

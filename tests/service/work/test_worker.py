@@ -13,7 +13,7 @@ from model.audio import SAMPLE_RATE, Windows
 from model.checkpoints import save_phalar
 from model.phalar import Phalar, untrained_phalar
 from service.api.errors import problem
-from service.work import batches
+from service.work import batches, worker
 from service.work import device as device_module
 from service.work.decoding import DecodeLimits
 from service.work.device import Device, DeviceLost
@@ -363,6 +363,23 @@ async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
     assert isinstance(last, np.ndarray)
     assert isinstance(broken, EmbedFailed)
     assert "it broke" in str(broken)
+
+
+async def test_stem_whose_beats_cannot_be_heard_fails_and_is_not_tried_for_ever(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyse = worker.analyse
+
+    def breaks(waveform: Any, *others: Any) -> Any:
+        if np.abs(waveform).max() == POISON:
+            raise ValueError("no such tempo")
+        return analyse(waveform, *others)
+
+    monkeypatch.setattr(worker, "analyse", breaks)
+    ids = await house.submit(wav(noise(1)), wav(noise(2, peak=POISON)))
+    await start()
+    await eventually(house.settled)
+    assert await house.states(ids) == ["ready", "failed"]
 
 
 async def test_stopped_worker_gives_back_what_it_has_not_finished(
