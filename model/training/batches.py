@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.audio import SAMPLE_RATE
 from model.audio.grid import BEAT_TIME_BPM
@@ -42,7 +40,6 @@ class Batch:
     clips: Tensor | BeatClips
     pairs: int
     decoys_of: Tensor  # int64 (decoys,)
-    tracks: Tensor  # int64 (pairs,)
 
     @property
     def sizes(self) -> list[int]:
@@ -87,7 +84,7 @@ def draw_batch(
     if np.random.default_rng(seed(_KIND, step)).random() < recipe.data.matched:
         decoy_rng = np.random.default_rng(seed(_DECOYS, step))
         windows, decoys_of = _draw_beat_windows(bank, tracks, recipe, step, mine, rng, decoy_rng)
-        return Batch(beat_clips(bank, windows), share, decoys_of, _tracks_of(windows[:share]))
+        return Batch(beat_clips(bank, windows), share, decoys_of)
     data, loss = recipe.data, recipe.loss
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
@@ -100,7 +97,7 @@ def draw_batch(
         late = draw_decoys(bank, examples, round(loss.decoys * share), length, shifts, decoy_rng)
     anchors, positives = mix_examples(bank, examples, length)
     decoys = mix_examples(bank, late, length)[1]
-    return Batch(torch.cat([anchors, positives, decoys]), share, torch.arange(len(late)), _tracks_of(examples))
+    return Batch(torch.cat([anchors, positives, decoys]), share, torch.arange(len(late)))
 
 
 def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> Batch:
@@ -112,30 +109,7 @@ def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> 
     else:
         clips = clips.on(device)
         heard = replace(clips, waveforms=augment(clips.waveforms, recipe.augment, generator))
-    return Batch(heard, batch.pairs, upload(batch.decoys_of, device), upload(batch.tracks, device))
-
-
-def _tracks_of(windows: Sequence[BeatWindow | Example]) -> Tensor:
-    return torch.tensor([window.track for window in windows])
-
-
-def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool) -> Tensor:
-    """Embed clips, so many at once.
-
-    Args:
-        model: of `build_model`.
-        clips: float32 (n, samples), or n clips in beat time.
-        each: at once; 0: all.
-        half: multiply in bfloat16, where autocast finds that safe.
-
-    Returns:
-        (n, ...), complex64 or float32 in either case: scores are computed in full precision.
-    """
-    device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
-    with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
-        embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
-        embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
-    return embedded if embedded.is_complex() else embedded.float()
+    return Batch(heard, batch.pairs, upload(batch.decoys_of, device))
 
 
 class Ahead:

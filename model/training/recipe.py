@@ -87,7 +87,6 @@ class LossSettings:
     beat_decoys: float = (
         1.0  # in beat time: part of the examples whose positive is a negative too, where it does not fit
     )
-    queue: int = 0  # embeddings of earlier batches of the same kind that are negatives too
     key_decoys: float = 0.5  # part of those that are in another key; the others are at another beat
 
 
@@ -182,8 +181,6 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         raise BadRecipe(
             path, f"data.semitones and data.varispeed must be 0: {recipe.model!r} hears mel bands, which show no key"
         )
-    if loss.queue and loss.negatives != "all":
-        raise BadRecipe(path, 'loss.queue takes loss.negatives = "all"')
     if recipe.encoder != PhalarConfig() and recipe.model == "cocola":
         raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")
 

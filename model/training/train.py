@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,12 +30,12 @@ from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
 from model.errors import Told
-from model.training.batches import Ahead, Batch, augmented, draw_batch, embed_in_passes
+from model.training.batches import Ahead, Batch, augmented, draw_batch
 from model.training.clock import Clock
 from model.training.cocola import Cocola, refresh_statistics
 from model.training.distributed import gather, mean_over_processes
 from model.training.examples import draw_examples, mix_examples
-from model.training.loss import Queue, contrastive_loss
+from model.training.loss import contrastive_loss
 from model.training.optimiser import Gradients, optimisers, rate_at
 from model.training.recipe import Recipe, recipe_of
 from model.training.stems import StemBank
@@ -150,7 +151,6 @@ class Trainer:
         self._memory = facts_of(self.device).memory_bytes if torch.cuda.is_available() else math.inf
         self._ahead = Ahead(self._prepare, AHEAD_ON_A_CARD if self._on_card else AHEAD)
         self._lost = 0  # steps in a row
-        self._queues = {kind: Queue(recipe.loss.queue) for kind in ("as recorded", "in beat time")}
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).is_file():
@@ -220,7 +220,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
-            "queues": {kind: queue.held for kind, queue in self._queues.items()},
         }
         scratch = self.folder / f"{CHECKPOINT}.partial"
         with scratch.open("wb") as file:
@@ -317,11 +316,7 @@ class Trainer:
         rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
         x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
         decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
-        tracks = gather(batch.tracks)
-        queue = self._queues["as recorded" if isinstance(batch.clips, Tensor) else "in beat time"]
-        past = queue.past(tracks)
-        queue.push(torch.cat([x, y, others]), torch.cat([tracks, tracks, tracks[decoys_of]]))
-        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of, *past)
+        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
 
     def _embed_seeded(self, clips: Tensor | BeatClips, seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -391,9 +386,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
-        for kind, held in state.get("queues", {}).items():
-            if held is not None:
-                self._queues[kind].push(*(part.to(self.device) for part in held))
         self.step = state["step"]
 
     def _log(self, measured: Step) -> None:
@@ -409,6 +401,25 @@ class Trainer:
 def _mixed(*numbers: int) -> int:
     mixed: int = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return int(mixed) >> 1  # torch takes signed seeds
+
+
+def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool) -> Tensor:
+    """Embed clips, so many at once.
+
+    Args:
+        model: of `build_model`.
+        clips: float32 (n, samples), or n clips in beat time.
+        each: at once; 0: all.
+        half: multiply in bfloat16, where autocast finds that safe.
+
+    Returns:
+        (n, ...), complex64 or float32 in either case: scores are computed in full precision.
+    """
+    device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
+    with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
+        embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
+        embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
+    return embedded if embedded.is_complex() else embedded.float()
 
 
 @dataclass(frozen=True)

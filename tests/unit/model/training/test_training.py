@@ -47,9 +47,6 @@ longest_s = 2.0
 matched = 0.5
 most_beats = 4
 varispeed = 2
-[loss]
-negatives = "all"
-queue = 20
 [optimiser]
 warmup = 1
 """

@@ -11,10 +11,11 @@ from model.checkpoints import CheckpointError
 from model.cqt import BeatClips
 from model.phalar import Phalar, PhalarConfig
 from model.similarity import COSINE_SCALE
-from model.training.batches import Ahead, Batch, embed_in_passes
-from model.training.loss import Queue, contrastive_loss
+from model.training.batches import Ahead, Batch
+from model.training.loss import contrastive_loss
 from model.training.optimiser import Buckets, Gradients, Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
+from model.training.train import embed_in_passes
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
@@ -76,18 +77,6 @@ def test_a_decoy_that_outscores_the_positive_makes_the_anchors_row_wrong(negativ
     assert wrong == pytest.approx(5 / 6), "row 1's anchor is misled; its positive is not asked about itself"
 
 
-def test_an_earlier_batch_is_a_negative_of_every_row_but_its_own_tracks() -> None:
-    eye, settings, queue = torch.eye(3), LossSettings(negatives="all"), Queue(2)
-    assert queue.past(torch.arange(3)) == (None, None)
-    queue.push(2 * eye[:1], torch.tensor([7]))
-    misled = contrastive_loss(eye, eye, dot, settings, None, None, *queue.past(torch.arange(3)))[1]
-    assert misled == pytest.approx(4 / 6), "both sides of row 0"
-    spared = contrastive_loss(eye, eye, dot, settings, None, None, *queue.past(torch.tensor([7, 1, 2])))[1]
-    assert spared == 1
-    queue.push(eye[1:], torch.tensor([8, 9]))
-    assert torch.equal(queue.past(torch.tensor([8]))[1], torch.tensor([[True, False]])), "the oldest is gone"
-
-
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 24), (1, 8, 120)])
 def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
@@ -137,7 +126,7 @@ def test_batches_come_in_the_order_asked_for_and_were_begun_before() -> None:
         made.append(step)
         if step == 9:
             raise ValueError("no such batch")
-        return Batch(torch.full((1, 1), float(step)), 1, torch.arange(0), torch.arange(1))
+        return Batch(torch.full((1, 1), float(step)), 1, torch.arange(0))
 
     ahead = Ahead(make, 2)
     assert [float(ahead.of(step).clips) for step in (5, 6, 7)] == [5.0, 6.0, 7.0]
