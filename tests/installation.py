@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,13 +58,13 @@ def noise_bursts(seed: int, seconds: float = 9.0) -> NDArray[np.float32]:
     """A clip unlike any other: bursts of noise and tones at random moments."""
     rng = np.random.default_rng(seed)
     samples = round(seconds * SAMPLE_RATE)
-    after = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
-    fading = np.exp(-8 * after)
+    time_s = np.arange(samples) / SAMPLE_RATE
     clip = 0.003 * rng.standard_normal(samples)
     for _ in range(int(4 * seconds)):
         onset, pitch = rng.uniform(0, seconds), 110 * 2 ** rng.uniform(0, 4)
-        heard = clip[round(onset * SAMPLE_RATE) :][: len(after)]
-        heard += (rng.uniform(0.1, 0.3) * fading * np.sin(2 * np.pi * pitch * after))[: len(heard)]
+        heard = slice(math.ceil(onset * SAMPLE_RATE), math.ceil((onset + 2.0) * SAMPLE_RATE))
+        after = time_s[heard] - onset
+        clip[heard] += rng.uniform(0.1, 0.3) * np.exp(-8 * after) * np.sin(2 * np.pi * pitch * after)
     return (clip / np.abs(clip).max() * 0.7).astype(np.float32)
 
 
