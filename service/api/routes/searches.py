@@ -25,7 +25,7 @@ async def get_search(services: TheBackend, caller: Reader, name: ShortText) -> S
     return _shown(name, await services.catalog.saved_search(caller.account, name))
 
 
-@router.put("/{name:path}", response_model_exclude_unset=True, responses=problems(409, 422))
+@router.put("/{name:path}", response_model_exclude_unset=True, responses=problems(404, 409, 422))
 async def save_search(services: TheBackend, caller: Reader, name: ShortText, search: SavedSearch) -> SearchOut:
     """Save a search, in place of an earlier one of this name. `POST /retrieve` takes its name as `saved`."""
     wanted = search.model_dump(mode="json", exclude_unset=True)
