@@ -74,15 +74,17 @@ class ExplainOut(BaseModel):
     @classmethod
     def of(cls, why: Explanation) -> "ExplainOut":
         """What goes out of an explanation."""
-        more = {
-            "pitch": why.pitch,
-            "rhythm": why.rhythm,
-            "keys": [InKey(transpose=key, score=score) for key, score in why.keys.items()],
-            "shifts": [BesideBeat(beats=beats, score=score) for beats, score in why.shifts.items()],
-            "octaves": [OfOctave(low_hz=hz, lost=lost) for hz, lost in why.octaves.items()],
-            "parts": [OfPart(from_s=at, lost=lost) for at, lost in why.parts.items()],
-        }
-        return cls.model_validate(vars(why) | more)
+        return cls(
+            score=why.score,
+            from_s=why.from_s,
+            to_s=why.to_s,
+            pitch=why.pitch,
+            rhythm=why.rhythm,
+            keys=[InKey(transpose=key, score=score) for key, score in why.keys.items()],
+            shifts=[BesideBeat(beats=beats, score=score) for beats, score in why.shifts.items()],
+            octaves=[OfOctave(low_hz=hz, lost=lost) for hz, lost in why.octaves.items()],
+            parts=[OfPart(from_s=at, lost=lost) for at, lost in why.parts.items()],
+        )
 
 
 async def explained(retrieval: Retrieval, asked: ExplainIn, caller: Caller) -> ExplainOut:

@@ -4,6 +4,7 @@ import { address, key } from "./api.js";
 import { placedField } from "./placed.js";
 
 const REPEATED = ["instrument", "tag", "collection", "key", "kind"];
+const TEMPI = [["tempo-min", "tempo_min"], ["tempo-max", "tempo_max"]];
 
 /** The filter fields of the form, as [name, value] pairs in the API's own names. */
 export function filterFields(form) {
@@ -11,7 +12,7 @@ export function filterFields(form) {
   for (const name of REPEATED) {
     for (const box of form.querySelectorAll(`input[name="${name}"]:checked`)) fields.push([name, box.value]);
   }
-  for (const [id, name] of [["tempo-min", "tempo_min"], ["tempo-max", "tempo_max"]]) {
+  for (const [id, name] of TEMPI) {
     const value = form.querySelector(`#${id}`).value.trim();
     if (value) fields.push([name, value]);
   }
@@ -40,13 +41,13 @@ export function fillForm(form, search) {
     const said = search[box.name];
     box.checked = REPEATED.includes(box.name) ? Boolean(said?.includes(box.value)) : said === true || said === "compatible";
   }
-  for (const [id, name] of [["tempo-min", "tempo_min"], ["tempo-max", "tempo_max"]]) form.querySelector(`#${id}`).value = search[name] ?? "";
-  form.elements.q.value = search.q ?? "";
-  form.querySelector("#limit").value = search.limit ?? 10;
-  const { align, max_stretch: stretch, max_transpose: transpose } = form.elements;
-  align.value = search.align ?? "beats";
-  stretch.value = 100 * (search.max_stretch ?? 0.12);
-  transpose.value = search.max_transpose ?? 2;
+  for (const [id, name] of TEMPI) form.querySelector(`#${id}`).value = search[name] ?? "";
+  const { q, limit, align, max_stretch: stretch, max_transpose: transpose } = form.elements;
+  q.value = search.q ?? "";
+  limit.value = search.limit ?? limit.defaultValue;
+  align.value = search.align ?? [...align].find((choice) => choice.defaultChecked).value;
+  stretch.value = search.max_stretch === undefined ? stretch.defaultValue : 100 * search.max_stretch;
+  transpose.value = search.max_transpose ?? transpose.defaultValue;
   for (const range of [stretch, transpose]) range.dispatchEvent(new Event("input", { bubbles: true }));
   const filled = searchOf(form);
   return Object.keys(search).filter((name) => [search[name]].flat().some((value) => value && ![filled[name]].flat().includes(String(value))));
