@@ -34,6 +34,6 @@ from indexer.catalog.records import (
 from indexer.diagonals import BestPlaces, Place, QueryWindows, best_places
 from indexer.index.build import FolderStore
 from indexer.index.choice import IndexType, Limits
-from indexer.index.fold import HermitianFold
+from indexer.index.fold import HermitianFold, RankOutOfRange
 from indexer.index.index import Index, IndexUnavailable
 from indexer.index.live import IndexStore, LiveIndex, open_store

@@ -51,7 +51,7 @@ class NotHermitian(FoldError):
 class RankOutOfRange(FoldError):
     """A rank below 1 or above the form's dimension."""
 
-    says = "rank {rank} is not between 1 and {largest}"
+    public = "The rank {rank} is not between 1 and {largest}."
     rank: int
     largest: int
 

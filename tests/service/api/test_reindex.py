@@ -138,6 +138,16 @@ def test_a_corrupt_index_is_noticed_at_start_and_rebuilt(running: Installation) 
     assert after["hits"] == before["hits"]
 
 
+def test_a_rank_that_the_model_does_not_have_is_named_and_the_live_index_stays(running: Installation) -> None:
+    with running.client() as client:
+        before = client.get("/readyz").json()
+        job = client.post("/admin/reindex", json={"rank": 500}).json()
+        failed = eventually(lambda: (j := client.get(f"/jobs/{job['id']}").json())["state"] != "running" and j)
+        assert (failed["state"], failed["problem"]["type"]) == ("failed", "/problems/rank-out-of-range")
+        assert failed["problem"]["detail"].startswith("The rank 500 is not between 1 and ")
+        assert client.get("/readyz").json()["index"] == before["index"]
+
+
 def test_an_index_server_that_is_down_is_named_and_nothing_else_fails(tmp_path: Path, small_checkpoint: Path) -> None:
     server = f"http://127.0.0.1:{free_port()}"
     started = Installation(
