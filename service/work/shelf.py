@@ -88,11 +88,12 @@ class Shelf:
         return True
 
     async def get(self, name: str) -> tuple[bytes, bytes] | None:
-        """What is kept under a name, as (about, data), for as long again. Raises QueueUnavailable: Redis is away."""
+        """What is kept under a name, as (about, data), for as long again. Raises QueueUnavailable: Redis is
+        away, or takes nothing."""
         try:
             async with asyncio.timeout(ANSWER_S):
                 found = await self._get(keys=self._keys(name), args=[self._seconds])
-        except NO_ANSWER as error:
+        except (*NO_ANSWER, ResponseError) as error:  # to keep it as long again is written too, which needs a disk
             raise QueueUnavailable(str(error) or "it does not answer") from error
         return (found[0], found[1]) if found else None
 

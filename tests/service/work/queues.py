@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from redis.asyncio import Redis
 
 from model.audio import Windows
 from service.work.jobs import Poisoned, QueryJob, UploadJob
@@ -52,3 +54,12 @@ async def query_goes(api: Queue) -> None:
     async with asyncio.timeout(10):
         while (await api.depths())["queries"]:  # noqa: ASYNC110 - it is Valkey that changes
             await asyncio.sleep(0.01)
+
+
+async def deny_disk(redis: Redis, folder: Path) -> None:
+    """Let a Valkey in a folder of its own find that it cannot write, until its setting `save` is taken back."""
+    (folder / "dump.rdb").mkdir()  # no snapshot can be put where a folder is
+    await redis.config_set("save", "3600 1")
+    await redis.bgsave()
+    while (await redis.info("persistence"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110 - Valkey changes it
+        await asyncio.sleep(0.02)

@@ -12,7 +12,17 @@ from service.local.valkey import EmbeddedValkey
 from service.work.jobs import UploadJob
 from service.work.streams import QueueUnavailable, connect
 from tests.servers import Authority, RedisServer
-from tests.service.work.queues import MODEL, SOON_MS, WAVEFORM, WINDOWS, Open, drain, query_waits, take_query
+from tests.service.work.queues import (
+    MODEL,
+    SOON_MS,
+    WAVEFORM,
+    WINDOWS,
+    Open,
+    deny_disk,
+    drain,
+    query_waits,
+    take_query,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -34,11 +44,7 @@ async def test_redis_that_cannot_write_to_its_disk_is_unavailable_until_it_can(o
         job = await take_query(worker)
         answer = np.ones((3, 512), np.complex64)
         redis = connect(own.url)
-        (tmp_path / "dump.rdb").mkdir()  # no snapshot can be put where a folder is
-        await redis.config_set("save", "3600 1")
-        await redis.bgsave()
-        while (await redis.info("persistence"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110 - Valkey changes it
-            await asyncio.sleep(0.02)
+        await deny_disk(redis, tmp_path)
         with pytest.raises(QueueUnavailable, match="MISCONF"):
             await api.submit_upload("s1", MODEL)
         with pytest.raises(QueueUnavailable, match="MISCONF"):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from service.local.valkey import EmbeddedValkey
 from service.work.shelf import Shelf
 from service.work.streams import QueueUnavailable, connect
+from tests.service.work.queues import deny_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -71,3 +73,15 @@ async def test_where_redis_is_away_nothing_is_kept_and_the_rest_is_named(tmp_pat
     assert not await away.put("a", b"data")
     with pytest.raises(QueueUnavailable):
         await away.get("a")
+
+
+async def test_a_redis_that_cannot_write_keeps_nothing_and_says_so_to_who_asks(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as own:
+        redis = connect(own.url)
+        shelf = Shelf(redis, "p", seconds=60, most_bytes=200)
+        assert await shelf.put("a", b"data")
+        await deny_disk(redis, tmp_path)
+        assert not await shelf.put("b", b"data")
+        with pytest.raises(QueueUnavailable, match="MISCONF"):
+            await shelf.get("a")
+        await shelf.aclose()
