@@ -138,8 +138,8 @@ class Settings(BaseSettings):
 
     # A query.
     shift_s: float = Field(
-        0.04,
-        description="step of the shifts at which a mix is compared with stems as they were recorded, seconds",
+        0.05,
+        description="step of the delays at which a mix is embedded, for stems as recorded, seconds",
         gt=0,
     )
     grid_query_s: float = Field(

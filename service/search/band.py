@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Catalog, Index, Place
+from model.audio import SAMPLE_RATE, Windows
 from service.search.mix import only
 from service.search.retrieval import Embedder, Scored, timed
 
@@ -23,22 +24,24 @@ Play = Callable[[int, Place], Awaitable[Waveform]]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A stem where its search has placed it, and what its score is made of: windows of the mix, by their place in the
-    plan, against windows of the stem. `in_set`: its score against the mix with others in it."""
+    """A stem where its search has placed it, and what its score is made of: windows of the mix against windows of the
+    stem. `in_set`: its score against the mix with others in it."""
 
     found: Scored
     place: Place
     in_set: float
-    mix_windows: NDArray[np.int64]
+    mix_windows: Windows
     stem_windows: NDArray[np.int64]
 
     @classmethod
     def of(cls, found: Scored) -> "Candidate":
         plan, pairs = found.asked.plan, found.found.place(found.row).pairs
         in_key = np.flatnonzero(plan.laid.transpose == -found.key)
-        windows = [int(in_key[np.flatnonzero(plan.offset[in_key] == pair.mix_s)[0]]) for pair in pairs]
-        stem_windows = np.array([pair.window for pair in pairs])
-        return cls(found, found.place, found.place.score, np.array(windows), stem_windows)
+        nearest = np.array([in_key[np.argmin(np.abs(plan.offset[in_key] - pair.mix_s))] for pair in pairs])
+        laid = plan.laid[nearest]
+        if plan.grid is None:  # the place may have been drawn between two windows
+            laid = replace(laid, starts=np.round([pair.mix_s * SAMPLE_RATE for pair in pairs]).astype(np.int64))
+        return cls(found, found.place, found.place.score, laid, np.array([pair.window for pair in pairs]))
 
     @property
     def row(self) -> int:
@@ -111,16 +114,15 @@ class Band:
         again: list[Candidate] = []
         for asked in {id(one.found.asked): one.found.asked for one in candidates}.values():
             some = [one for one in candidates if one.found.asked is asked]
-            which = np.unique(np.concatenate([one.mix_windows for one in some]))
-            embedding = await self.embedder.embed(
-                self.index.fingerprint, *only(waveform, asked.plan.laid[which]), self.deadline_s
-            )
+            laid, which = _once([one.mix_windows for one in some])
+            embedding = await self.embedder.embed(self.index.fingerprint, *only(waveform, laid), self.deadline_s)
             stems = await self.catalog.embeddings_of([one.row for one in some], self.index.fingerprint)
-            for one in (one for one in some if one.row in stems):
+            for one, rows in zip(some, which, strict=True):
+                if one.row not in stems:
+                    continue
                 stem = timed(stems[one.row], in_beats=asked.plan.grid is not None).embedding[one.stem_windows]
-                mix = embedding[np.searchsorted(which, one.mix_windows)]
                 fold = self.index.fold
-                scores = (fold.form_rows(mix) * fold.real_rows(stem)).sum(axis=1)
+                scores = (fold.form_rows(embedding[rows]) * fold.real_rows(stem)).sum(axis=1)
                 in_set = float(scores.mean()) - one.place.cost
                 score = self.alone * one.found.score + (1 - self.alone) * in_set
                 again.append(replace(one, place=replace(one.place, score=score), in_set=in_set))
@@ -132,3 +134,12 @@ class Band:
         if key not in self._played:
             self._played[key] = await self.play(one.row, place)
         return self._played[key]
+
+
+def _once(windows: Sequence[Windows]) -> tuple[Windows, list[NDArray[np.int64]]]:
+    """Every window once, and which of them each of the given ones has."""
+    told = np.concatenate([np.stack([some.starts, some.lengths, some.transpose], axis=1) for some in windows])
+    once, which = np.unique(told, axis=0, return_inverse=True)
+    ends = np.cumsum([len(some) for some in windows])
+    starts, lengths, transpose = once.T
+    return Windows(starts, lengths, transpose, windows[0].frames), np.split(which.ravel(), ends[:-1])

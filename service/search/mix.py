@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import QueryWindows
+from indexer.diagonals import SAME_TIME_S
 from model.audio import SAMPLE_RATE, Windows
 from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
@@ -17,6 +18,7 @@ from model.audio.hearing import Hearing
 STRIDES = 2  # of a long mix that are looked at: a place that is right fits in both of its halves
 HEARD_S = 60  # of a mix, from which its tempo and its key are heard
 LIKELIEST = 2  # tempi of a mix that are tried where the first is not sure
+ALIKE_S = 0.028  # of two windows of one mix, so far apart, the embeddings' cosine is exp(-1/2)
 
 Align = Literal["beats", "search", "grid"]
 
@@ -65,7 +67,7 @@ class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
     `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of
-    one number lie strides apart. `step`, `shifts`: how far apart the tried delays lie, samples, and how many there
+    one number lie strides apart. `step`, `shifts`: how far apart the embedded delays lie, samples, and how many there
     are. `grid`: None in clock time.
     """
 
@@ -102,9 +104,50 @@ class Plan:
         offset, shift = np.tile(self.offset, len(semitones)), np.tile(self.shift, len(semitones))
         return replace(self, laid=every, offset=offset, shift=shift)
 
+    @property
+    def tried(self) -> tuple[int, int]:
+        """How many delays in all, and how many samples they lie apart: in clock time one is drawn between two."""
+        drawn = self.grid is None and self.shifts > 1
+        return (2 * self.shifts - 1, self.step // 2) if drawn else (self.shifts, self.step)
+
     def queries(self, embedding: NDArray[np.complex64], chosen: NDArray[np.bool_]) -> QueryWindows:
-        """The chosen ones of its windows, with their embeddings."""
-        return QueryWindows(embedding[chosen], self.offset[chosen], self.shift[chosen])
+        """The chosen ones of its windows, with their embeddings, and what is drawn between them."""
+        embedded = QueryWindows(embedding[chosen], self.offset[chosen], self.shift[chosen])
+        return draw_between(embedded, self.step / SAMPLE_RATE) if self.grid is None else embedded
+
+
+def draw_between(queries: QueryWindows, step_s: float) -> QueryWindows:
+    """Add the windows that begin halfway between two, as the four around them tell.
+
+    Embeddings of one mix change with time as a Gaussian process does whose deviation is ALIKE_S, so the best guess
+    is a weighted sum. Beside a silent window, and at either end, nothing is drawn.
+
+    Args:
+        queries: of one mix, in clock time.
+        step_s: between windows that follow each other.
+
+    Returns:
+        The same and the drawn ones, of unit norm. Shifts are numbered anew, in half steps.
+    """
+    order = np.argsort(queries.offset_s, kind="stable")
+    embedding, offset_s, shift = queries.embedding[order], queries.offset_s[order], 2 * queries.shift[order]
+    four = np.arange(max(0, len(order) - 3))[:, None] + np.arange(4)
+    four = four[(np.abs(np.diff(offset_s[four], axis=1) - step_s) < SAME_TIME_S).all(axis=1)]
+    at = np.arange(4.0)  # steps
+    weights = np.linalg.solve(_alike((at[:, None] - at) * step_s), _alike((at - 1.5) * step_s))
+    guess = np.einsum("w,qwd->qd", weights.astype(np.float32), embedding[four])
+    guess /= np.linalg.norm(guess, axis=1, keepdims=True)
+    before = four[:, 1]
+    return QueryWindows(
+        np.concatenate([embedding, guess]),
+        np.concatenate([offset_s, offset_s[before] + step_s / 2]),
+        np.concatenate([shift, shift[before] + 1]),
+    )
+
+
+def _alike(apart_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    alike: NDArray[np.float64] = np.exp(-0.5 * np.square(apart_s / ALIKE_S))
+    return alike
 
 
 def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, step: int, search: bool) -> Plan:

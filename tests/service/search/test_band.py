@@ -85,8 +85,8 @@ def test_three_instruments_are_missing_and_none_of_them_is_mixed(bank: StemBank)
 def test_stems_that_sound_like_the_mix_are_found_alone_and_as_a_set(bank: StemBank, small_checkpoint: Path) -> None:
     found = evaluate_band(bank, range(TRACKS), BandSettings(queries=2, seconds=8.0), small_checkpoint)
     for way in ("alone", "in_set", "mean"):
-        assert found["ways"][way]["all_right"]["value"] == 1.0
-        assert found["ways"][way]["of_one_piece"]["value"] == 1.0
+        assert found["ways"][way]["all_right"]["value"] >= 0.5, "by chance one of 27"
+        assert found["ways"][way]["of_one_piece"]["value"] >= 0.5
     assert found["more_than_alone"]["mean"]["top1"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert found["chance"]["all_right"] == pytest.approx(1 / 27)
     assert found["candidates"] == TRACKS

@@ -3,18 +3,18 @@
 import numpy as np
 
 from model.audio.grid import STRIDE_BEATS, WINDOW_BEATS, Grid
-from service.search.mix import Plan, hear_mix, plan_beats, plan_windows
+from service.search.mix import ALIKE_S, Plan, hear_mix, plan_beats, plan_windows
 from tests.clips import clicks
 
 SECOND = 16_000
 WINDOW, STRIDE, STEP = 5 * SECOND, 5 * SECOND // 2, SECOND // 25
 
 
-def plan(seconds: float, *, search: bool = True, loud_at: float | None = None) -> Plan:
+def plan(seconds: float, *, search: bool = True, loud_at: float | None = None, step: int = STEP) -> Plan:
     waveform = np.full(round(seconds * SECOND), 0.01, np.float32)
     if loud_at is not None:
         waveform[round(loud_at * SECOND) : round((loud_at + 1) * SECOND)] = 0.9
-    return plan_windows(waveform, window=WINDOW, stride=STRIDE, step=STEP, search=search)
+    return plan_windows(waveform, window=WINDOW, stride=STRIDE, step=step, search=search)
 
 
 def test_a_mix_of_eight_seconds_is_tried_at_every_step_of_one_stride() -> None:
@@ -53,6 +53,39 @@ def test_on_the_grid_windows_are_laid_once_from_the_start() -> None:
     laid = plan(20.0, search=False, loud_at=12.0)
     assert laid.shifts == 1
     np.testing.assert_array_equal(laid.laid.starts, np.arange(7) * STRIDE)
+
+
+def music_at(offset_s: np.ndarray) -> np.ndarray:
+    """Embeddings that change with time as those of music do: complex64 (q, 64), unit norm."""
+    rng = np.random.default_rng(5)
+    hz = rng.normal(0.0, 1 / (2 * np.pi * ALIKE_S), size=(64, 40))
+    waves = np.exp(2j * np.pi * (hz * offset_s[:, None, None] + rng.random((64, 40)))).sum(axis=2)
+    return (waves / np.linalg.norm(waves, axis=1, keepdims=True)).astype(np.complex64)
+
+
+def test_between_two_embedded_delays_one_is_drawn_as_it_would_have_been_embedded() -> None:
+    laid = plan(8.0, step=SECOND // 20)
+    asked = laid.queries(music_at(laid.offset), np.ones(len(laid.laid), np.bool_))
+    drawn = asked.shift % 2 == 1
+    assert laid.tried == (99, SECOND // 40)
+    assert drawn.sum() == len(laid.laid) - 1 - 2, "between all but the first two and the last two"
+    alike = (asked.embedding.conj() * music_at(asked.offset_s)).sum(axis=1).real
+    assert alike[drawn].min() > 0.8
+    np.testing.assert_allclose(alike[~drawn], 1.0, atol=1e-5)
+    for shift in np.unique(asked.shift):  # as among the embedded ones, windows of one shift lie whole strides apart
+        apart = np.diff(np.sort(asked.offset_s[asked.shift == shift])) * SECOND / STRIDE
+        np.testing.assert_allclose(apart, np.round(apart), atol=1e-6)
+
+
+def test_nothing_is_drawn_beside_silence_nor_for_a_mix_of_few_windows() -> None:
+    laid = plan(6.0)
+    audible = np.ones(len(laid.laid), np.bool_)
+    audible[10] = False
+    offset_s = laid.queries(music_at(laid.offset), audible).offset_s
+    halves = np.round(offset_s / 0.02).astype(int)[np.round(offset_s / 0.02) % 2 == 1]
+    assert set(halves) == {*range(3, 49, 2)} - {17, 19, 21, 23}
+    short = plan(5.1)
+    assert len(short.queries(music_at(short.offset), np.ones(3, np.bool_)).shift) == len(short.laid) == 3
 
 
 def grid_of(bpm: float, first_s: float = 0.0, seconds: float = 30.0) -> Grid:
