@@ -1,10 +1,12 @@
 """Settings: what is refused, and that all of it is documented."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
+from indexer import IndexType
 from service.settings import InsecureBind, Settings, as_markdown
 
 ROOT = Path(__file__).parents[3]
@@ -12,6 +14,11 @@ ROOT = Path(__file__).parents[3]
 
 def test_every_setting_is_documented_as_it_is() -> None:
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == as_markdown()
+
+
+def test_the_index_types_are_the_ones_that_the_indexer_builds() -> None:
+    """Written out in the settings, so that whoever only reads them does not load faiss."""
+    assert set(get_args(get_args(get_type_hints(Settings)["index_type"])[0])) == set(get_args(IndexType))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
