@@ -18,7 +18,7 @@ from torch import Tensor
 from model.audio import SAMPLE_RATE
 from model.audio.grid import BEAT_TIME_BPM
 from model.audio.harmony import tonic_of
-from model.cqt import MOST_SEMITONES, BeatClips
+from model.cqt import BeatClips
 from model.device import upload
 from model.phalar import PhalarConfig
 from model.training.augment import augment
@@ -55,7 +55,6 @@ class BeatWindow:
     beats: int
     stems: tuple[int, ...]
     transpose: int = 0
-    varispeed: int = 0  # semitones by which it is played faster and higher before its CQT brings it back
 
 
 def draw_batch(
@@ -169,19 +168,9 @@ def _draw_beat_windows(
         (anchor, positive, draw_beat_decoy(bank, anchor, positive, loss, data.semitones, decoy_rng))
         for anchor, positive in pairs
     ]
-    if data.varispeed:
-        rows = [
-            tuple(replace(x, varispeed=_varispeed(x.transpose, data.varispeed, decoy_rng)) for x in row)  # type: ignore
-            for row in rows
-        ]
     anchors, positives, decoys = zip(*rows[mine], strict=True)
     count = round(loss.beat_decoys * len(anchors)) if step >= loss.decoys_from else 0
     return [*anchors, *positives, *decoys[:count]], torch.arange(count)
-
-
-def _varispeed(transpose: int, most: int, rng: np.random.Generator) -> int:
-    """How fast a clip is played so that its CQT, which then must undo it too, has the rows for it."""
-    return int(rng.integers(max(-most, transpose - MOST_SEMITONES), min(most, transpose + MOST_SEMITONES) + 1))
 
 
 def draw_beat_pair(
@@ -260,7 +249,6 @@ def beat_clips(bank: StemBank, windows: Sequence[BeatWindow]) -> BeatClips:
     beats = windows[0].beats
     frames = 1 + round(beats * 60 / BEAT_TIME_BPM / frame_s)
     steps = np.linspace(0.0, beats, frames)
-    ratios = 2.0 ** (np.array([window.varispeed for window in windows]) / 12)
     starts = np.empty(len(windows), dtype=np.int64)
     lengths = np.empty(len(windows), dtype=np.int64)
     places = np.empty((len(windows), frames), dtype=np.float32)
@@ -270,25 +258,13 @@ def beat_clips(bank: StemBank, windows: Sequence[BeatWindow]) -> BeatClips:
         assert grid is not None
         seconds: NDArray[np.float64] = grid.seconds_at(window.first + steps)
         starts[row] = round(float(seconds[0]) * SAMPLE_RATE)
-        lengths[row] = round(float(seconds[-1] - seconds[0]) * SAMPLE_RATE / ratios[row])
+        lengths[row] = round(float(seconds[-1] - seconds[0]) * SAMPLE_RATE)
         last = lengths[row] // config.hop  # the last frame that the clip's own length has
-        places[row] = np.minimum((seconds - seconds[0]) / ratios[row] / frame_s, last)
+        places[row] = np.minimum((seconds - seconds[0]) / frame_s, last)
     stretches = [(window.track, int(start), window.stems) for window, start in zip(windows, starts, strict=True)]
-    waveforms = mix_stretches(bank, stretches, int((lengths * ratios).max()) + 2)
-    if (ratios != 1).any():
-        waveforms = _played(waveforms, torch.from_numpy(ratios), int(lengths.max()))
     return BeatClips(
-        waveforms[:, : lengths.max()],
+        mix_stretches(bank, stretches, int(lengths.max())),
         torch.from_numpy(lengths),
         torch.from_numpy(places),
-        torch.tensor([window.transpose - window.varispeed for window in windows]),
+        torch.tensor([window.transpose for window in windows]),
     )
-
-
-def _played(waveforms: Tensor, ratios: Tensor, length: int) -> Tensor:
-    """Each clip so many times faster, read between samples in straight lines: float32 (n, length)."""
-    last = waveforms.shape[1] - 2
-    places = (torch.arange(length) * ratios[:, None]).clamp_max(last)  # float64
-    before = places.long()
-    part = (places - before).float()
-    return torch.lerp(waveforms.gather(1, before), waveforms.gather(1, before + 1), part)

@@ -55,7 +55,6 @@ class DataSettings:
     fewest_beats: int = 4  # of an example in beat time; each batch draws one number for all its examples
     most_beats: int = 10
     semitones: int = 6  # each pair in beat time is moved up or down by at most so many
-    varispeed: int = 0  # each clip in beat time by itself is played so many semitones up or down, and brought back
     one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
     unpitched: float = 0.0  # part of the examples one side of which has only stems that play no notes
     split_seed: int = 0
@@ -175,12 +174,8 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         )
     if not 0 <= data.semitones <= MOST_SEMITONES:
         raise BadRecipe(path, f"data.semitones is from 0 to {MOST_SEMITONES}, not {data.semitones}")
-    if not 0 <= data.varispeed <= MOST_SEMITONES:
-        raise BadRecipe(path, f"data.varispeed is from 0 to {MOST_SEMITONES}, not {data.varispeed}")
-    if data.matched and (data.semitones or data.varispeed) and recipe.model in WITHOUT_SEMITONES:
-        raise BadRecipe(
-            path, f"data.semitones and data.varispeed must be 0: {recipe.model!r} hears mel bands, which show no key"
-        )
+    if data.matched and data.semitones and recipe.model in WITHOUT_SEMITONES:
+        raise BadRecipe(path, f"data.semitones must be 0: {recipe.model!r} hears mel bands, which show no key")
     if recipe.encoder != PhalarConfig() and recipe.model == "cocola":
         raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")
 

@@ -46,7 +46,6 @@ shortest_s = 1.5
 longest_s = 2.0
 matched = 0.5
 most_beats = 4
-varispeed = 2
 [optimiser]
 warmup = 1
 """
