@@ -83,7 +83,7 @@ class Books:
 
 
 class GivenUp(Exception):
-    """A search that was refused after the end: whoever asked does not ask again."""
+    """A search without an answer to compare: it failed, or was refused after the end."""
 
 
 class Caller:
@@ -151,7 +151,7 @@ class Caller:
             "POST", "/retrieve", 200, kind="search", files=files, data={"align": self._align, **form}
         )
         if answer.status_code != 200:
-            return []
+            raise GivenUp
         told = answer.json()["hits"]
         return [(h["stem"]["id"], h["start_s"], h["speed"], h["transpose"], h["score"]) for h in told]
 

@@ -100,7 +100,10 @@ class Turns:
 
     def _turn_away(self) -> None:
         assert self._full is not None
-        place = max(self._waiting.values(), key=len).pop()
+        who, line = max(self._waiting.items(), key=lambda waiting: len(waiting[1]))
+        place = line.pop()
+        if not line:  # no line is ever empty: a slot may be handed out before the one turned away has run
+            del self._waiting[who]
         place.set_exception(self._full(self.waiting))
 
     def _drop(self, who: str, place: asyncio.Future[None]) -> None:

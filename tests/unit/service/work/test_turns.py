@@ -86,6 +86,20 @@ async def test_whoever_has_most_in_line_is_turned_away() -> None:
         task.cancel()
 
 
+async def test_a_slot_given_back_as_the_only_one_in_a_line_is_turned_away_goes_to_the_next() -> None:
+    rush = Rush(Turns(1, waiting=1, full=lambda waiting: OverflowError(waiting)))
+    holds = rush.come("a")
+    await settle()
+    away = rush.come("b")
+    await settle()
+    late = rush.come("c")  # one too many: `b`, of lines equally long the first, is turned away
+    await rush.one_leaves("a")  # before `b` has run
+    assert holds.exception() is None
+    assert isinstance(away.exception(), OverflowError)
+    assert rush.let_in == ["a", "c"]
+    late.cancel()
+
+
 async def test_a_slot_is_free_again_however_its_turn_ends() -> None:
     rush = Rush(Turns(1))
     first, second, third = rush.come("a"), rush.come("a"), rush.come("b")
