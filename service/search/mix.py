@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import QueryWindows
-from indexer.diagonals import SAME_TIME_S
 from model.audio import SAMPLE_RATE, Windows
 from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
@@ -132,7 +131,8 @@ def draw_between(queries: QueryWindows, step_s: float) -> QueryWindows:
     order = np.argsort(queries.offset_s, kind="stable")
     embedding, offset_s, shift = queries.embedding[order], queries.offset_s[order], 2 * queries.shift[order]
     four = np.arange(max(0, len(order) - 3))[:, None] + np.arange(4)
-    four = four[(np.abs(np.diff(offset_s[four], axis=1) - step_s) < SAME_TIME_S).all(axis=1)]
+    apart = np.round(np.diff(offset_s[four], axis=1) * SAMPLE_RATE)
+    four = four[(apart == round(step_s * SAMPLE_RATE)).all(axis=1)]
     at = np.arange(4.0)  # steps
     weights = np.linalg.solve(_alike((at[:, None] - at) * step_s), _alike((at - 1.5) * step_s))
     guess = np.einsum("w,qwd->qd", weights.astype(np.float32), embedding[four])
