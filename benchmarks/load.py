@@ -65,8 +65,8 @@ class Step:
     def row(self) -> list[str]:
         cells = [self.name, f"{sum(map(len, self.waited.values())) / max(self.seconds, 1e-9):.1f}"]
         for kind in KINDS:
-            times = self.waited.get(kind) or [np.nan]
-            cells.append(" / ".join(f"{each:.2f}" for each in np.percentile(times, [50, 95, 99])))
+            times = self.waited.get(kind)
+            cells.append(" / ".join(f"{each:.2f}" for each in np.percentile(times, [50, 95, 99])) if times else "")
         return [*cells, str(self.again.total())]
 
 

@@ -140,7 +140,8 @@ class Settings(BaseSettings):
     shift_s: float = Field(
         0.05,
         description="step of the delays at which a mix is embedded, for stems as recorded, seconds",
-        gt=0,
+        ge=0.01,
+        le=0.25,
     )
     grid_query_s: float = Field(
         60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024

@@ -372,7 +372,7 @@ class AlignOut(BaseModel):
     mode: Literal["beats", "search", "grid"] = Field(description="search, where beats were asked and the mix has none")
     shift_s: Seconds = Field(description="step between the tried delays; with beats a beat")
     shifts: int = Field(description="how many were tried")
-    range_s: Seconds = Field(description="the longest one; a full search reaches one stride less one step")
+    range_s: Seconds = Field(description="the longest one; a full search reaches nearly a stride")
 
 
 class IndexOut(BaseModel):

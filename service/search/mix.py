@@ -123,7 +123,7 @@ def draw_between(queries: QueryWindows, step_s: float) -> QueryWindows:
 
     Args:
         queries: of one mix, in clock time.
-        step_s: between windows that follow each other.
+        step_s: between windows that follow each other; far beyond ALIKE_S nothing can be told of what is between.
 
     Returns:
         The same and the drawn ones, of unit norm. Shifts are numbered anew, in half steps.

@@ -1,6 +1,7 @@
 """Which windows of a mix are asked about."""
 
 import numpy as np
+import pytest
 
 from model.audio.grid import STRIDE_BEATS, WINDOW_BEATS, Grid
 from service.search.mix import ALIKE_S, Plan, hear_mix, plan_beats, plan_windows
@@ -75,6 +76,14 @@ def test_between_two_embedded_delays_one_is_drawn_as_it_would_have_been_embedded
     for shift in np.unique(asked.shift):  # as among the embedded ones, windows of one shift lie whole strides apart
         apart = np.diff(np.sort(asked.offset_s[asked.shift == shift])) * SECOND / STRIDE
         np.testing.assert_allclose(apart, np.round(apart), atol=1e-6)
+
+
+@pytest.mark.parametrize("step_s", [0.01, 0.25])
+def test_what_is_drawn_is_finite_at_every_step_that_can_be_set(step_s: float) -> None:
+    laid = plan(8.0, step=round(step_s * SECOND))
+    asked = laid.queries(music_at(laid.offset), np.ones(len(laid.laid), np.bool_))
+    np.testing.assert_allclose(np.linalg.norm(asked.embedding, axis=1), 1.0, atol=1e-5)
+    assert len(asked.shift) > len(laid.laid)
 
 
 def test_nothing_is_drawn_beside_silence_nor_for_a_mix_of_few_windows() -> None:
