@@ -121,7 +121,7 @@ class Varied:
         wanted = torch.from_numpy(places).float().clamp(0, toned.shape[1] - 1)
         read = read_frames(toned.expand(len(wanted), -1, -1), wanted)  # (n, bins, frames)
         cqt = scale_decibels(read, self._model.config.dynamic_range_db)
-        phasors = self._model.pooling.infer(self._model.backbone.infer(cqt))
+        phasors = self._model.pooling.pool(self._model.pooling.project(self._model.backbone.infer(cqt)))
         return to_unit_norm(self._model.head(phasors)).numpy()
 
 

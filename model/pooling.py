@@ -69,9 +69,10 @@ class SpectralPooling(nn.Module):
         return self.pool(self.projection(per_step).transpose(1, 2))
 
     @torch.no_grad()
-    def infer(self, features: Tensor) -> Tensor:
-        """`forward` for inference: the same to rounding, without a copy where steps are innermost in memory."""
-        return self.pool(self.projection.weight @ features.transpose(1, 2).flatten(1, 2))
+    def project(self, features: Tensor) -> Tensor:
+        """What `pool` takes of `forward`'s features: the same to rounding, without a copy where steps are innermost in
+        memory."""
+        return self.projection.weight @ features.transpose(1, 2).flatten(1, 2)
 
     def pool(self, projected: Tensor) -> Tensor:
         """Real (batch, pooled_channels, steps) -> complex64 (batch, pooled_channels, n_components)."""

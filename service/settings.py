@@ -137,12 +137,6 @@ class Settings(BaseSettings):
     stride_s: float = Field(2.5, description="from one window's start to the next, seconds", gt=0)
 
     # A query.
-    shift_s: float = Field(
-        0.05,
-        description="step of the delays at which a mix is embedded, for stems as recorded, seconds",
-        ge=0.01,
-        le=0.25,
-    )
     grid_query_s: float = Field(
         60.0, description="longest stretch of a mix that align=grid looks at, seconds", gt=1.024
     )

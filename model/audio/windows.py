@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,15 @@ class Windows:
 
     starts, lengths: int64 (n,), samples. frames: of the CQT in beat time that every window fills, however long it
     lasts; None: clock time, where all are of one length and no key is changed. transpose: int64 (n,), semitones up.
+    inner: samples; each is then heard as all windows of that length which begin a step of the network apart in it, by
+    one pass (`Phalar.embed_each_step`), and has their embeddings end to end. None: each is one window.
     """
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     transpose: NDArray[np.int64]
     frames: int | None = None
+    inner: int | None = None
 
     @classmethod
     def in_clock_time(cls, starts: NDArray[np.int64], length: int) -> Windows:
@@ -46,12 +49,12 @@ class Windows:
         return len(self.starts)
 
     def __getitem__(self, which: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Windows:
-        return Windows(self.starts[which], self.lengths[which], self.transpose[which], self.frames)
+        return replace(self, starts=self.starts[which], lengths=self.lengths[which], transpose=self.transpose[which])
 
     @property
-    def kind(self) -> tuple[int | None, int]:
+    def kind(self) -> tuple[int, int, int]:
         """What windows must have in common to be embedded in one batch."""
-        return self.frames, int(self.lengths.max(initial=0)) if self.frames is None else 0
+        return self.frames or 0, int(self.lengths.max(initial=0)) if self.frames is None else 0, self.inner or 0
 
     def fit(self, samples: int) -> bool:
         """Whether all of them lie within a waveform of so many samples."""

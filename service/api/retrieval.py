@@ -180,7 +180,6 @@ class Retrieval:
         grid = heard.grids[0] if heard.grids else None
         model = self.models.of(index.fingerprint)
         align = search.query.align
-        shifts, step = plan.tried
         return RetrieveOut(
             hits=hits,
             band=band,
@@ -198,8 +197,8 @@ class Retrieval:
             ),
             align=AlignOut(
                 mode="search" if align == "beats" and plan.grid is None else align,
-                shift_s=step / SAMPLE_RATE,
-                shifts=shifts,
+                shift_s=plan.step / SAMPLE_RATE,
+                shifts=plan.shifts,
                 range_s=plan.range_s,
             ),
             exact=found.exact,

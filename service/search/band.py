@@ -36,11 +36,13 @@ class Candidate:
     @classmethod
     def of(cls, found: Scored) -> "Candidate":
         plan, pairs = found.asked.plan, found.found.place(found.row).pairs
-        in_key = np.flatnonzero(plan.laid.transpose == -found.key)
-        nearest = np.array([in_key[np.argmin(np.abs(plan.offset[in_key] - pair.mix_s))] for pair in pairs])
-        laid = plan.laid[nearest]
-        if plan.grid is None:  # the place may have been drawn between two windows
-            laid = replace(laid, starts=np.round([pair.mix_s * SAMPLE_RATE for pair in pairs]).astype(np.int64))
+        if plan.grid is None:
+            starts = np.round([pair.mix_s * SAMPLE_RATE for pair in pairs]).astype(np.int64)
+            laid = Windows.in_clock_time(starts, plan.window)
+        else:
+            in_key = np.flatnonzero(plan.laid.transpose == -found.key)
+            nearest = np.array([in_key[np.argmin(np.abs(plan.offset[in_key] - pair.mix_s))] for pair in pairs])
+            laid = plan.laid[nearest]
         return cls(found, found.place, found.place.score, laid, np.array([pair.window for pair in pairs]))
 
     @property

@@ -55,10 +55,12 @@ class DirectEmbedder:
     ) -> NDArray[np.complex64]:
         """As a worker answers; nobody waits for it, so the deadline is of no account."""
         self.embedded += len(laid)
-        embedding = np.zeros((len(laid), self._device.require(fingerprint)), np.complex64)
         audible = loud(waveform, [laid])
-        if len(audible):
-            embedding[audible] = await self._windows(fingerprint, waveform, laid[audible])
+        if not len(audible):
+            return np.zeros((len(laid), self._device.require(fingerprint)), np.complex64)
+        found = await self._windows(fingerprint, waveform, laid[audible])
+        embedding = np.zeros((len(laid), found.shape[1]), np.complex64)
+        embedding[audible] = found
         return embedding
 
     async def stem(

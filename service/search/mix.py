@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import QueryWindows
-from model.audio import SAMPLE_RATE, Windows
+from model.audio import SAMPLE_RATE, Windows, is_silent
 from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
 from model.audio.hearing import Hearing
+from model.phalar import PhalarConfig
 
+NETWORK_STEP = PhalarConfig().step
+DELAY = NETWORK_STEP // 16  # 20 ms: from one delay that is tried to the next, in clock time
 STRIDES = 2  # of a long mix that are looked at: a place that is right fits in both of its halves
 HEARD_S = 60  # of a mix, from which its tempo and its key are heard
 LIKELIEST = 2  # tempi of a mix that are tried where the first is not sure
-ALIKE_S = 0.028  # of two windows of one mix, so far apart, the embeddings' cosine is exp(-1/2)
 
 Align = Literal["beats", "search", "grid"]
 
@@ -65,9 +67,9 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
 class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
-    `laid`: the windows. `offset`, float64 (q,): where each begins, seconds or beats. `shift`, int64 (q,): windows of
-    one number lie strides apart. `step`, `shifts`: how far apart the embedded delays lie, samples, and how many there
-    are. `grid`: None in clock time.
+    `laid`: the windows, or clips that hold them. `offset`, float64 (q,): where each window begins, seconds or beats.
+    `shift`, int64 (q,): windows of one number lie strides apart. `step`, `shifts`: how far apart the delays lie,
+    samples, and how many there are. `grid`: None in clock time.
     """
 
     laid: Windows
@@ -94,85 +96,65 @@ class Plan:
 
     def in_keys(self, semitones: Sequence[int]) -> "Plan":
         """The same windows in each of these keys, one key after the other."""
-        every = Windows(
-            np.tile(self.laid.starts, len(semitones)),
-            np.tile(self.laid.lengths, len(semitones)),
-            np.repeat(np.array(semitones, np.int64), len(self.laid)),
-            self.laid.frames,
-        )
+        every = self.laid[np.tile(np.arange(len(self.laid)), len(semitones))]
+        every = replace(every, transpose=np.repeat(np.array(semitones, np.int64), len(self.laid)))
         offset, shift = np.tile(self.offset, len(semitones)), np.tile(self.shift, len(semitones))
         return replace(self, laid=every, offset=offset, shift=shift)
 
     @property
-    def tried(self) -> tuple[int, int]:
-        """How many delays in all, and how many samples they lie apart: in clock time one is drawn between two."""
-        drawn = self.grid is None and self.shifts > 1
-        return (2 * self.shifts - 1, self.step // 2) if drawn else (self.shifts, self.step)
+    def window(self) -> int:
+        """Samples of a window in clock time."""
+        return self.laid.inner or int(self.laid.lengths[0])
 
-    def queries(self, embedding: NDArray[np.complex64], chosen: NDArray[np.bool_]) -> QueryWindows:
-        """The chosen ones of its windows, with their embeddings, and what is drawn between them."""
-        embedded = QueryWindows(embedding[chosen], self.offset[chosen], self.shift[chosen])
-        return draw_between(embedded, self.step / SAMPLE_RATE) if self.grid is None else embedded
+    def queries(self, waveform: NDArray[np.float32], embedded: NDArray[np.complex64]) -> dict[int, QueryWindows]:
+        """Its windows that sound, by the semitones that a stem is to be moved up to meet them.
 
-
-def draw_between(queries: QueryWindows, step_s: float) -> QueryWindows:
-    """Add the windows that begin halfway between two, as the four around them tell.
-
-    Embeddings of one mix change with time as a Gaussian process does whose deviation is ALIKE_S, so the best guess
-    is a weighted sum. Beside a silent window, and at either end, nothing is drawn.
-
-    Args:
-        queries: of one mix, in clock time.
-        step_s: between windows that follow each other; far beyond ALIKE_S nothing can be told of what is between.
-
-    Returns:
-        The same and the drawn ones, of unit norm. Shifts are numbered anew, in half steps.
-    """
-    order = np.argsort(queries.offset_s, kind="stable")
-    embedding, offset_s, shift = queries.embedding[order], queries.offset_s[order], 2 * queries.shift[order]
-    four = np.arange(max(0, len(order) - 3))[:, None] + np.arange(4)
-    apart = np.round(np.diff(offset_s[four], axis=1) * SAMPLE_RATE)
-    four = four[(apart == round(step_s * SAMPLE_RATE)).all(axis=1)]
-    at = np.arange(4.0)  # steps
-    weights = np.linalg.solve(_alike((at[:, None] - at) * step_s), _alike((at - 1.5) * step_s))
-    guess = np.einsum("w,qwd->qd", weights.astype(np.float32), embedding[four])
-    guess /= np.linalg.norm(guess, axis=1, keepdims=True)
-    before = four[:, 1]
-    return QueryWindows(
-        np.concatenate([embedding, guess]),
-        np.concatenate([offset_s, offset_s[before] + step_s / 2]),
-        np.concatenate([shift, shift[before] + 1]),
-    )
+        Args:
+            waveform: float32 (samples,), that it was laid over.
+            embedded: complex64, a row for each of `laid`, as `Queue.embed` answers: zeros where one is silent.
+        """
+        embedding = embedded.reshape(len(self.offset), -1)
+        audible = np.abs(embedding).any(axis=1)
+        if self.laid.inner is not None:
+            starts = np.round(self.offset * SAMPLE_RATE).astype(np.int64).tolist()
+            audible &= np.array([not is_silent(waveform[at : at + self.laid.inner]) for at in starts])
+        transpose = np.repeat(self.laid.transpose, len(self.offset) // len(self.laid))
+        queries = {}
+        for key in np.unique(-transpose).tolist():
+            chosen = audible & (transpose == -key)
+            queries[key] = QueryWindows(embedding[chosen], self.offset[chosen], self.shift[chosen])
+        return queries
 
 
-def _alike(apart_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    alike: NDArray[np.float64] = np.exp(-0.5 * np.square(apart_s / ALIKE_S))
-    return alike
-
-
-def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, step: int, search: bool) -> Plan:
+def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, search: bool) -> Plan:
     """Lay windows over a mix in clock time.
 
-    The catalog's windows start on a grid, one stride apart; a mix may start anywhere beside it. With `search` windows
-    are laid for each `step` of a stride, so that one laying meets the grid to within half a step; a mix shorter than
-    window + stride allows fewer, and of a longer one only some strides are looked at. Without, all are laid once, from
-    the mix's start.
+    The catalog's windows start on a grid, one stride apart; a mix may start anywhere beside it. With `search` one
+    begins every 20 ms; of a mix longer than a window and two strides, in two of its strides. Those that begin whole
+    steps of the network apart are laid as one clip, to be embedded by one pass. Without, they lie a stride apart.
 
     Args:
         waveform: float32 (samples,), 16 kHz.
-        window, stride, step: samples.
+        window, stride: samples.
         search: see above.
     """
     length = min(window, len(waveform))
     room = len(waveform) - length  # how far the first window can move
-    shifts = min(-(-stride // step), room // step + 1) if search else 1
-    first = np.arange(0, room + 1, stride)
-    if search:
-        first = _loudest(waveform, first, length, last=room - (shifts - 1) * step)
-    layings = [at[at <= room] for at in (first + shift * step for shift in range(shifts))]
-    starts = np.concatenate(layings)
-    shift = np.repeat(np.arange(shifts), [len(laying) for laying in layings])
-    return Plan(Windows.in_clock_time(starts, length), starts / SAMPLE_RATE, shift, step, shifts)
+    if not search:
+        starts = np.arange(0, room + 1, stride)
+        return Plan(Windows.in_clock_time(starts, length), starts / SAMPLE_RATE, np.zeros_like(starts), stride, 1)
+    first, reach = np.zeros(1, np.int64), room
+    if room > STRIDES * stride:
+        reach = -(-stride // NETWORK_STEP) * NETWORK_STEP - DELAY
+        first = _loudest(waveform, np.arange(0, room + 1, stride), length, last=room - reach)
+    delays = reach // DELAY + 1
+    clips = min(NETWORK_STEP // DELAY, delays)
+    windows = delays // clips  # in each
+    begins = (first[:, None] + DELAY * np.arange(clips)).ravel()
+    laid = Windows.in_clock_time(begins, length + (windows - 1) * NETWORK_STEP)
+    starts = (begins[:, None] + NETWORK_STEP * np.arange(windows)).ravel()
+    shift = np.round(starts % stride / DELAY).astype(np.int64)
+    return Plan(replace(laid, inner=length), starts / SAMPLE_RATE, shift, DELAY, len(np.unique(shift)))
 
 
 def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:

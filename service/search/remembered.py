@@ -23,7 +23,7 @@ class Remembering:
         self, fingerprint: str, waveform: NDArray[np.float32], laid: Windows, deadline_s: float
     ) -> NDArray[np.complex64]:
         """As the other embeds; see `Queue.embed`."""
-        digest = hashlib.sha256(f"{fingerprint} {laid.frames}".encode())
+        digest = hashlib.sha256(f"{fingerprint} {laid.frames} {laid.inner}".encode())
         digest.update(np.ascontiguousarray(waveform, "<f4").data)
         chosen = {key: np.flatnonzero(laid.transpose == key) for key in np.unique(laid.transpose).tolist()}
         names: dict[int, str] = {}

@@ -273,7 +273,6 @@ class Finder:
             waveform[:longest],
             window=_samples(settings.window_s),
             stride=_samples(settings.stride_s),
-            step=_samples(settings.shift_s),
             search=wish.align != "grid",
         )
         if plans and heard.sure.get("tempo_bpm", True):
@@ -302,12 +301,10 @@ class Finder:
     ) -> Asked:
         laid = plan.laid
         embedding = await self._embedder.embed(index.fingerprint, *only(waveform, laid), self._settings.query_timeout_s)
-        audible = np.abs(embedding).any(axis=1)  # a worker answers a silent window with zeros
-        if not audible.any():
+        queries = plan.queries(waveform, embedding)
+        if not any(len(some.shift) for some in queries.values()):
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
-        keys = tuple(int(key) for key in np.unique(-laid.transpose))
-        queries = {key: plan.queries(embedding, audible & (laid.transpose == -key)) for key in keys}
-        return Asked(plan, keys, queries, allowed)
+        return Asked(plan, tuple(queries), queries, allowed)
 
     async def _search(
         self, index: Index, asked: Asked, wish: Wish, watch: Stopwatch

@@ -41,7 +41,7 @@ class Work:
         return sum(map(len, self.embedding)) == len(self.windows)
 
     @property
-    def kind(self) -> tuple[str, tuple[int | None, int]]:
+    def kind(self) -> tuple[str, tuple[int, int, int]]:
         """Of the next window: what those of one batch have in common."""
         part, _ = self._part_of(self.taken)
         return self.job.fingerprint, self.parts[part].kind
@@ -67,25 +67,40 @@ class Work:
         raise IndexError(f"there is no window {at}")
 
 
-Clips = NDArray[np.float32] | BeatClips
-"""What a device embeds at once: float32 (n, samples) as recorded, or clips in beat time."""
+@dataclass(frozen=True, eq=False)
+class Overlapping:
+    """Clips, float32 (n, samples), each heard as all windows of `inner` samples that begin a step apart in it."""
+
+    clips: NDArray[np.float32]
+    inner: int
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, which: slice) -> Overlapping:
+        return Overlapping(self.clips[which], self.inner)
+
+
+Clips = NDArray[np.float32] | BeatClips | Overlapping
+"""What a device embeds at once: float32 (n, samples) as recorded, clips in beat time, or clips of windows."""
 
 
 def cut(waveform: NDArray[np.float32], laid: Windows) -> Clips:
     """Windows of a waveform, at least one."""
-    if laid.frames is None:
-        return cut_windows(waveform, laid.starts, int(laid.lengths[0]))
-    return BeatClips.cut(waveform, laid, HOP)
+    if laid.frames is not None:
+        return BeatClips.cut(waveform, laid, HOP)
+    clips = cut_windows(waveform, laid.starts, int(laid.lengths[0]))
+    return clips if laid.inner is None else Overlapping(clips, laid.inner)
 
 
 def joined(clips: Sequence[Clips]) -> Clips:
     """All of them; all of one kind."""
-    in_beat_time = [some for some in clips if isinstance(some, BeatClips)]
-    return (
-        BeatClips.joined(in_beat_time)
-        if in_beat_time
-        else np.concatenate([c for c in clips if isinstance(c, np.ndarray)])
-    )
+    match clips[0]:
+        case BeatClips():
+            return BeatClips.joined([some for some in clips if isinstance(some, BeatClips)])
+        case Overlapping(inner=inner):
+            return Overlapping(np.concatenate([some.clips for some in clips if isinstance(some, Overlapping)]), inner)
+    return np.concatenate([some for some in clips if isinstance(some, np.ndarray)])
 
 
 @dataclass(eq=False, kw_only=True)

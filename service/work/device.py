@@ -7,6 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.audio import SAMPLE_RATE
 from model.checkpoints import CheckpointError, load_phalar
@@ -15,7 +16,7 @@ from model.device import facts_of, open_device
 from model.errors import Told
 from model.phalar import Phalar
 from service.settings import Settings
-from service.work.batches import Clips
+from service.work.batches import Clips, Overlapping
 from service.work.models import configured_model
 
 log = logging.getLogger("phalar.worker")
@@ -60,7 +61,7 @@ class Device:
             )
 
     def embed(self, fingerprint: str, clips: Clips) -> NDArray[np.complex64]:
-        """Embed windows with the model of this fingerprint.
+        """Embed windows with the model of this fingerprint: complex64 (n, D), or (n, m D) for clips of m windows each.
 
         Where memory does not suffice the batch is halved, now and from now on.
 
@@ -73,8 +74,7 @@ class Device:
         while start < len(clips):
             part = clips[start : start + self.batch_limit]
             try:
-                found = model.embed_in_beat_time(part) if isinstance(part, BeatClips) else model.embed(part)
-                embedding = found.cpu().numpy()
+                embedding = _embed(model, part).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or len(part) == 1:
                     self._require_answer(model, error)
@@ -123,6 +123,15 @@ class Device:
             log.error("%s holds the model %s", path, model.fingerprint)
             raise UnknownModel(fingerprint, tuple(self._held))
         return model
+
+
+def _embed(model: Phalar, clips: Clips) -> Tensor:
+    match clips:
+        case BeatClips():
+            return model.embed_in_beat_time(clips)
+        case Overlapping():
+            return model.embed_each_step(torch.from_numpy(clips.clips), clips.inner).flatten(1)
+    return model.embed(clips)
 
 
 NO_MEMORY = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")

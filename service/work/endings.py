@@ -32,7 +32,7 @@ class Endings:
         self._stopping = stopping
 
     async def reply(self, work: Work) -> None:
-        """Answer a query: complex64 (windows, dimension), zeros where a window is silent."""
+        """Answer a query: complex64, a row for each of its windows, zeros where one is silent."""
         assert isinstance(work, QueryWork)
         found = np.concatenate(work.embedding)
         embedding = np.zeros((len(work.job.laid), found.shape[1]), np.complex64)

@@ -119,7 +119,8 @@ class Queue(Taking):
             share: of whom; the job waits, outside the stream, while it has its share there.
 
         Returns:
-            complex64 (q, 512) of unit norm; a silent window's row is zero, so it scores 0 with everything.
+            complex64 (q, 512) of unit norm, or (q, 512 m) where each window has m inner ones; a silent window's row is
+            zero, so it scores 0 with everything.
 
         Raises:
             QueueFull, EmbedTimeout, EmbedFailed, WorkersLost, FingerprintMismatch, QueueUnavailable.
@@ -133,6 +134,7 @@ class Queue(Taking):
             "waveform": np.ascontiguousarray(waveform, dtype="<f4").tobytes(),
             "windows": np.stack([laid.starts, laid.lengths, laid.transpose]).astype("<i8").tobytes(),
             "frames": laid.frames or 0,
+            "inner": laid.inner or 0,
         }
         entry: str | None = None
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,21 @@ async def test_query_is_embedded_and_its_silent_windows_are_zero(house: House, s
     assert not answer[0].any()
     expected = phalar.embed(np.stack([waveform[at : at + length] for at in starts[1:]])).numpy()
     np.testing.assert_allclose(answer[1:], expected, atol=EMBEDDING_TOLERANCE)
+
+
+async def test_clips_of_a_query_are_answered_with_the_embeddings_of_their_windows(
+    house: House, start: Start, phalar: Phalar
+) -> None:
+    await start()
+    inner, length = int(1.1 * SAMPLE_RATE), int(1.5 * SAMPLE_RATE)
+    waveform = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), noise(1, 2.0)])
+    laid = Windows.in_clock_time(np.array([0, 2 * SAMPLE_RATE, 2 * SAMPLE_RATE + 640], np.int64), length)
+    answer = await house.queue.embed(house.fingerprint, waveform, replace(laid, inner=inner), SOON_S)
+    clips = np.stack([waveform[at : at + length] for at in laid.starts[1:].tolist()])
+    expected = phalar.embed_each_step(torch.from_numpy(clips), inner).numpy()
+    assert expected.shape == (2, 2, 512)
+    np.testing.assert_allclose(answer[1:].reshape(2, 2, 512), expected, atol=EMBEDDING_TOLERANCE)
+    assert not answer[0].any()
 
 
 async def test_uploads_take_smaller_batches_while_queries_come(

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio import ClipTooShort
+from model.audio import SAMPLE_RATE, ClipTooShort
 from model.phalar import Phalar, PhalarConfig, untrained_phalar
+from tests.clips import clicks
 
 ROUNDING = 1e-6  # the norm of 512 float32 phasors
 SEED_0 = "5d7241102387f655e2cc8bd6a61f21f61d3bd447206f8c2b625827b897ec8645"
@@ -111,6 +112,22 @@ def test_training_drops_at_random_and_use_does_not() -> None:
         assert not torch.equal(model(waveforms), model(waveforms))
         model.eval()
         assert torch.equal(model(waveforms), model(waveforms))
+
+
+def test_windows_of_one_pass_are_nearly_those_embedded_alone(phalar: Phalar) -> None:
+    """To the last bit where a clip holds one; beside others a window hears what lies at its ends."""
+    step, window = phalar.config.step, 3 * SAMPLE_RATE
+    assert step == 0.32 * SAMPLE_RATE
+    clips = torch.stack([torch.from_numpy(clicks(100.0 + 30 * row, 5.0)) for row in range(2)])
+    embedded = phalar.embed_each_step(clips, window)
+    assert embedded.shape == (2, 1 + (5 * SAMPLE_RATE - window) // step, 512)
+    alone = torch.stack([phalar.embed(clips[:, at * step : at * step + window]) for at in range(embedded.shape[1])], 1)
+    alike = (alone[:, :, None].conj() * embedded[:, None]).sum(dim=-1).real  # (clips, alone, of the pass)
+    assert alike.diagonal(dim1=1, dim2=2).min() > 0.75  # of random weights and short windows
+    assert torch.equal(alike.argmax(dim=2), torch.arange(alike.shape[1]).expand(2, -1)), "and no other step's"
+    torch.testing.assert_close(phalar.embed_each_step(clips[:, :window], window)[:, 0], phalar.embed(clips[:, :window]))
+    with pytest.raises(ValueError, match="does not fit"):
+        phalar.embed_each_step(clips[:, : window - 1], window)
 
 
 def test_score_takes_numpy_and_brings_both_sides_to_unit_norm(phalar: Phalar) -> None:

@@ -48,7 +48,9 @@ def test_projection_reads_bins_outside_and_channels_inside() -> None:
 def test_pooling_for_inference_equals_pooling() -> None:
     pooling = SpectralPooling(bins=3, channels=2, pooled_channels=6, n_components=4)
     features = torch.randn(2, 2, 3, 9)
-    torch.testing.assert_close(pooling.infer(features), pooling(features).detach(), rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(
+        pooling.pool(pooling.project(features)), pooling(features).detach(), rtol=0, atol=ROUNDING
+    )
 
 
 def test_pooling_of_bfloat16_is_in_full_precision() -> None:

@@ -37,6 +37,3 @@ def test_loopback_needs_no_key(host: str) -> None:
 def test_a_setting_out_of_range_is_refused() -> None:
     with pytest.raises(ValidationError, match="window_s"):
         Settings(window_s=1.0)
-    for step_s in (0.001, 0.8):  # between windows so near, or so far apart, nothing can be drawn
-        with pytest.raises(ValidationError, match="shift_s"):
-            Settings(shift_s=step_s)

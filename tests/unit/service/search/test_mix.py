@@ -4,97 +4,89 @@ import numpy as np
 import pytest
 
 from model.audio.grid import STRIDE_BEATS, WINDOW_BEATS, Grid
-from service.search.mix import ALIKE_S, Plan, hear_mix, plan_beats, plan_windows
+from service.search.mix import DELAY, NETWORK_STEP, Plan, hear_mix, plan_beats, plan_windows
 from tests.clips import clicks
 
 SECOND = 16_000
-WINDOW, STRIDE, STEP = 5 * SECOND, 5 * SECOND // 2, SECOND // 25
+WINDOW, STRIDE = 5 * SECOND, 5 * SECOND // 2
 
 
-def plan(seconds: float, *, search: bool = True, loud_at: float | None = None, step: int = STEP) -> Plan:
+def mix_of(seconds: float, loud_at: float | None = None) -> np.ndarray:
     waveform = np.full(round(seconds * SECOND), 0.01, np.float32)
     if loud_at is not None:
         waveform[round(loud_at * SECOND) : round((loud_at + 1) * SECOND)] = 0.9
-    return plan_windows(waveform, window=WINDOW, stride=STRIDE, step=step, search=search)
+    return waveform
 
 
-def test_a_mix_of_eight_seconds_is_tried_at_every_step_of_one_stride() -> None:
+def plan(seconds: float, *, search: bool = True, loud_at: float | None = None) -> Plan:
+    return plan_windows(mix_of(seconds, loud_at), window=WINDOW, stride=STRIDE, search=search)
+
+
+def test_a_mix_of_eight_seconds_is_tried_at_every_delay_of_one_stride() -> None:
     laid = plan(8.0)
-    assert laid.shifts == 63
+    assert (laid.shifts, laid.step) == (125, DELAY)
     assert laid.range_s == 2.48
-    assert np.bincount(laid.shift).tolist() == 13 * [2] + 50 * [1]  # a second window fits up to a delay of 0.5 s
-    assert set(laid.laid.starts - laid.shift * STEP) == {0, STRIDE}
+    assert np.sort(laid.offset * SECOND / DELAY).round(6).tolist() == [*range(144)], "of three seconds all but .12"
+    np.testing.assert_array_equal(np.bincount(laid.shift), 19 * [2] + 106 * [1])
     assert laid.laid.fit(8 * SECOND)
-    np.testing.assert_array_equal(laid.offset * SECOND, laid.laid.starts)
 
 
-def test_a_short_mix_is_searched_as_far_as_it_goes() -> None:
-    laid = plan(6.0)
-    assert laid.shifts == 26
-    assert laid.range_s == 1.0
-    assert np.bincount(laid.shift).max() == 1
+def test_windows_that_lie_network_steps_apart_are_one_clip() -> None:
+    laid = plan(8.0)
+    clips = laid.offset.reshape(len(laid.laid), -1) * SECOND
+    assert clips.shape == (16, 9)
+    np.testing.assert_array_equal(clips[:, 0], laid.laid.starts)
+    np.testing.assert_allclose(np.diff(clips, axis=1), NETWORK_STEP)
+    np.testing.assert_array_equal(clips[:, -1] + WINDOW, laid.laid.starts + laid.laid.lengths)
 
 
-def test_a_mix_shorter_than_a_window_is_one_window() -> None:
-    laid = plan(3.0)
-    assert (laid.shifts, laid.laid.lengths.tolist(), laid.laid.starts.tolist()) == (1, [3 * SECOND], [0])
+@pytest.mark.parametrize(("seconds", "windows"), [(3.0, 1), (5.0, 1), (5.1, 6), (6.0, 48)])
+def test_a_short_mix_is_searched_as_far_as_it_goes(seconds: float, windows: int) -> None:
+    laid = plan(seconds)
+    assert laid.shifts == windows
+    assert laid.laid.inner == min(WINDOW, seconds * SECOND)
+    assert np.sort(laid.offset * SECOND / DELAY).round(6).tolist() == [*range(windows)]
+    assert laid.laid.fit(round(seconds * SECOND))
 
 
 def test_of_a_long_mix_the_loudest_window_of_either_half_is_searched_at_every_delay() -> None:
     laid = plan(60.0, loud_at=50.0)
-    assert np.bincount(laid.shift).tolist() == [2] * 63
-    early, late = sorted(set(laid.laid.starts - laid.shift * STEP))
-    assert early < 30 * SECOND
-    assert late <= 50 * SECOND < late + WINDOW
-    assert (late - early) % STRIDE == 0
+    (early, late), each = laid.offset[[0, 128]], np.arange(128) * 0.02
+    np.testing.assert_allclose(np.sort(laid.offset), [*early + each, *late + each])
+    assert early % 2.5 == late % 2.5 == 0
+    assert laid.shifts == 125
+    assert early < 30
+    assert late <= 50 < late + 5
+    assert len(laid.laid) == 32
     assert laid.laid.fit(60 * SECOND)
+
+
+def test_windows_of_one_shift_lie_whole_strides_apart() -> None:
+    laid = plan(9.0)
+    for shift in np.unique(laid.shift):
+        apart = np.diff(np.sort(laid.offset[laid.shift == shift])) / 2.5
+        np.testing.assert_allclose(apart, np.round(apart), atol=1e-9)
+
+
+def test_silent_windows_are_asked_nothing() -> None:
+    """A clip that sounds may hold windows that do not: a worker tells only whole clips that are silent."""
+    waveform = mix_of(8.0)
+    waveform[: 6 * SECOND] = 0.0
+    laid = plan_windows(waveform, window=WINDOW, stride=STRIDE, search=True)
+    embedded = np.ones((len(laid.laid), 9 * 4), np.complex64)
+    embedded[3] = 0.0  # the worker says so
+    asked = laid.queries(waveform, embedded)[0]
+    assert asked.embedding.shape == (len(asked.offset_s), 4)
+    assert asked.offset_s.min() > 1.0, "windows that end before the first sound are left out"
+    of_fourth = np.abs(asked.offset_s[:, None] - laid.offset.reshape(16, 9)[3]) < 1e-9
+    assert not of_fourth.any()
+    assert 15 * 5 <= len(asked.offset_s) <= 15 * 6
 
 
 def test_on_the_grid_windows_are_laid_once_from_the_start() -> None:
     laid = plan(20.0, search=False, loud_at=12.0)
     assert laid.shifts == 1
     np.testing.assert_array_equal(laid.laid.starts, np.arange(7) * STRIDE)
-
-
-def music_at(offset_s: np.ndarray) -> np.ndarray:
-    """Embeddings that change with time as those of music do: complex64 (q, 64), unit norm."""
-    rng = np.random.default_rng(5)
-    hz = rng.normal(0.0, 1 / (2 * np.pi * ALIKE_S), size=(64, 40))
-    waves = np.exp(2j * np.pi * (hz * offset_s[:, None, None] + rng.random((64, 40)))).sum(axis=2)
-    return (waves / np.linalg.norm(waves, axis=1, keepdims=True)).astype(np.complex64)
-
-
-def test_between_two_embedded_delays_one_is_drawn_as_it_would_have_been_embedded() -> None:
-    laid = plan(8.0, step=SECOND // 20)
-    asked = laid.queries(music_at(laid.offset), np.ones(len(laid.laid), np.bool_))
-    drawn = asked.shift % 2 == 1
-    assert laid.tried == (99, SECOND // 40)
-    assert drawn.sum() == len(laid.laid) - 1 - 2, "between all but the first two and the last two"
-    alike = (asked.embedding.conj() * music_at(asked.offset_s)).sum(axis=1).real
-    assert alike[drawn].min() > 0.8
-    np.testing.assert_allclose(alike[~drawn], 1.0, atol=1e-5)
-    for shift in np.unique(asked.shift):  # as among the embedded ones, windows of one shift lie whole strides apart
-        apart = np.diff(np.sort(asked.offset_s[asked.shift == shift])) * SECOND / STRIDE
-        np.testing.assert_allclose(apart, np.round(apart), atol=1e-6)
-
-
-@pytest.mark.parametrize("step_s", [0.01, 0.25])
-def test_what_is_drawn_is_finite_at_every_step_that_can_be_set(step_s: float) -> None:
-    laid = plan(8.0, step=round(step_s * SECOND))
-    asked = laid.queries(music_at(laid.offset), np.ones(len(laid.laid), np.bool_))
-    np.testing.assert_allclose(np.linalg.norm(asked.embedding, axis=1), 1.0, atol=1e-5)
-    assert len(asked.shift) > len(laid.laid)
-
-
-def test_nothing_is_drawn_beside_silence_nor_for_a_mix_of_few_windows() -> None:
-    laid = plan(6.0)
-    audible = np.ones(len(laid.laid), np.bool_)
-    audible[10] = False
-    offset_s = laid.queries(music_at(laid.offset), audible).offset_s
-    halves = np.round(offset_s / 0.02).astype(int)[np.round(offset_s / 0.02) % 2 == 1]
-    assert set(halves) == {*range(3, 49, 2)} - {17, 19, 21, 23}
-    short = plan(5.1)
-    assert len(short.queries(music_at(short.offset), np.ones(3, np.bool_)).shift) == len(short.laid) == 3
 
 
 def grid_of(bpm: float, first_s: float = 0.0, seconds: float = 30.0) -> Grid:
