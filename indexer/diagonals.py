@@ -69,7 +69,8 @@ class Place:
 class BestPlaces:
     """The best place of each stem. Its score is known; to tell the place takes longer than to find it."""
 
-    scores: Mapping[int, float]  # by the caller's number of the stem; mean over the place's pairs
+    scores: Mapping[int, float]  # by the caller's number of the stem; mean over the place's pairs, less its cost
+    shifts: Mapping[int, int]  # of the place
     _diagonals: "_Diagonals | None"
     _winners: Mapping[int, int]
 
@@ -79,7 +80,9 @@ class BestPlaces:
         return self._diagonals.place_of(self._winners[number], between=between)
 
 
-def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> BestPlaces:
+def best_places(
+    fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings], costs: Float64 | None = None
+) -> BestPlaces:
     """Stage 2: each stem's best diagonal, by the exact complex score.
 
     A diagonal counts if it has pairs for more than half of the windows of the shorter of mix (at that shift) and stem,
@@ -91,15 +94,23 @@ def best_places(fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, 
     Args:
         fold: its full form scores, whatever its rank.
         stems: by any number, the stem row for one; a window that is silent is not among them.
+        costs: float64 (stems, shifts), what a stem's score loses at each shift, ascending; infinite: it may not lie
+            there.
 
     Returns:
         By the same number; a stem of which no diagonal counts is left out.
     """
-    found = _Diagonals.of(fold, queries, stems)
+    found = _Diagonals.of(fold, queries, stems, costs)
     if found is None:
-        return BestPlaces({}, None, {})
+        return BestPlaces({}, {}, None, {})
     winners = {found.numbers[int(found.owner[winner])]: int(winner) for winner in found.winners()}
-    return BestPlaces({number: float(found.mean[winner]) for number, winner in winners.items()}, found, winners)
+    shifts = np.unique(queries.shift)
+    return BestPlaces(
+        {number: float(found.mean[winner]) for number, winner in winners.items()},
+        {number: int(shifts[found.shift[winner]]) for number, winner in winners.items()},
+        found,
+        winners,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +125,18 @@ class _Diagonals:
     order: Int64  # positions in `scores`, diagonal by diagonal
     begin: Int64  # (diagonals,) where each begins in `order`
     counts: Int64  # (diagonals,) pairs
-    mean: Float64  # (diagonals,) mean score; -inf where there are too few pairs to count
+    mean: Float64  # (diagonals,) mean score less its cost; -inf where there are too few pairs to count
     owner: Int64  # (diagonals,) position of the stem in `numbers`
     shift: Int64  # (diagonals,)
     place: Int64  # (diagonals,) ms
 
     @classmethod
-    def of(cls, fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings]) -> "_Diagonals | None":
+    def of(
+        cls, fold: HermitianFold, queries: QueryWindows, stems: Mapping[int, StemEmbeddings], costs: Float64 | None
+    ) -> "_Diagonals | None":
         """None when there is not one pair."""
-        numbers = [number for number, stem in stems.items() if len(stem.starts_s)]
+        lasting = np.array([len(stem.starts_s) > 0 for stem in stems.values()], np.bool_)
+        numbers = [number for number, lasts in zip(stems, lasting, strict=True) if lasts]
         if not numbers or not len(queries.offset_s):
             return None
         sizes = np.array([len(stems[number].starts_s) for number in numbers])
@@ -145,10 +159,13 @@ class _Diagonals:
         mean = np.round(np.add.reduceat(scores.ravel()[order], begin) / counts, TIE_DECIMALS)
         owner, at_shift = np.divmod(ordered[begin] // width, len(shifts))
         fewer = np.minimum(mix_windows[at_shift], sizes[owner])
-        most = counts > fewer // 2
+        cost = np.zeros(len(mean)) if costs is None else costs[lasting][owner, at_shift]
+        mean -= cost
+        counts_at_all = np.isfinite(cost)
+        most = counts_at_all & (counts > fewer // 2)
         has_one = np.zeros(len(numbers), np.bool_)
         has_one[owner[most]] = True
-        mean[np.where(has_one[owner], ~most, 2 * counts < fewer)] = -np.inf
+        mean[np.where(has_one[owner], ~most, ~counts_at_all | (2 * counts < fewer))] = -np.inf
         diagonal_place = ordered[begin] % width + lowest
         return cls(
             queries=queries,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ class Grid:
     source: Source = "said"
     steadiness: float = 1.0  # of a heard one: how far its tempo is ahead of the next likeliest, 0 to 1
 
-    @property
+    @cached_property
     def tempo_bpm(self) -> float:
         """Beats a minute, by the median beat."""
         return 60.0 / float(np.median(np.diff(self.beats_s)))

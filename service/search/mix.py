@@ -68,8 +68,8 @@ class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
     `laid`: the windows, or clips that hold them. `offset`, float64 (q,): where each window begins, seconds or beats.
-    `shift`, int64 (q,): windows of one number lie strides apart. `step`, `shifts`: how far apart the delays lie,
-    samples, and how many there are. `grid`: None in clock time.
+    `shift`, int64 (q,): windows of one number lie strides apart, in one key. `step`, `shifts`: how far apart the delays
+    lie, samples, and how many there are. `grid`: None in clock time.
     """
 
     laid: Windows
@@ -95,19 +95,27 @@ class Plan:
         return (self.shifts - 1) * self.step / SAMPLE_RATE
 
     def in_keys(self, semitones: Sequence[int]) -> "Plan":
-        """The same windows in each of these keys, one key after the other."""
+        """The same windows in each of these keys, one after the other; of equal scores the earlier key will win."""
         every = self.laid[np.tile(np.arange(len(self.laid)), len(semitones))]
         every = replace(every, transpose=np.repeat(np.array(semitones, np.int64), len(self.laid)))
-        offset, shift = np.tile(self.offset, len(semitones)), np.tile(self.shift, len(semitones))
+        offset = np.tile(self.offset, len(semitones))
+        shift = (self.shift + (self.shift.max() + 1) * np.arange(len(semitones))[:, None]).ravel()
         return replace(self, laid=every, offset=offset, shift=shift)
+
+    @property
+    def key(self) -> NDArray[np.int64]:
+        """Semitones that a stem is to be moved up to meet each window: int64 (q,)."""
+        return np.repeat(-self.laid.transpose, len(self.offset) // len(self.laid))
 
     @property
     def window(self) -> int:
         """Samples of a window in clock time."""
         return self.laid.inner or int(self.laid.lengths[0])
 
-    def queries(self, waveform: NDArray[np.float32], embedded: NDArray[np.complex64]) -> dict[int, QueryWindows]:
-        """Its windows that sound, by the semitones that a stem is to be moved up to meet them.
+    def queries(
+        self, waveform: NDArray[np.float32], embedded: NDArray[np.complex64]
+    ) -> tuple[QueryWindows, NDArray[np.int64]]:
+        """Its windows that sound, and the `key` of each.
 
         Args:
             waveform: float32 (samples,), that it was laid over.
@@ -118,12 +126,7 @@ class Plan:
         if self.laid.inner is not None:
             starts = np.round(self.offset * SAMPLE_RATE).astype(np.int64).tolist()
             audible &= np.array([not is_silent(waveform[at : at + self.laid.inner]) for at in starts])
-        transpose = np.repeat(self.laid.transpose, len(self.offset) // len(self.laid))
-        queries = {}
-        for key in np.unique(-transpose).tolist():
-            chosen = audible & (transpose == -key)
-            queries[key] = QueryWindows(embedding[chosen], self.offset[chosen], self.shift[chosen])
-        return queries
+        return QueryWindows(embedding[audible], self.offset[audible], self.shift[audible]), self.key[audible]
 
 
 def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, search: bool) -> Plan:

@@ -73,13 +73,13 @@ class Wish:
 class Asked:
     """A mix as the stems of one time base are asked about it: with a grid those in beat time, else those in clock time.
 
-    `queries` hold its windows in each of these `keys`, semitones that stems are to be moved up. `tonic`: of the mix's
-    key where somebody said it, see `harmony.tonic_of`.
+    `queries` hold its windows, each in a `key`: semitones that stems are to be moved up. `tonic`: of the mix's key
+    where somebody said it, see `harmony.tonic_of`.
     """
 
     plan: Plan
-    keys: tuple[int, ...]
-    queries: dict[int, QueryWindows]  # by key
+    queries: QueryWindows
+    key: NDArray[np.int64]  # (q,)
     allowed: NDArray[np.int64] | None
     tonic: int | None = None
 
@@ -95,7 +95,7 @@ class Asked:
         if self.tonic is None or tonic is None:
             return True
         right = (self.tonic - tonic + 6) % 12 - 6
-        return key == (right if right in self.keys else 0)
+        return key == (right if right in self.key else 0)
 
     def cost(self, music: StemMusic, key: int) -> float | None:
         """Of playing a stem at the mix's tempo and in a key; None where either has no beats."""
@@ -105,11 +105,10 @@ class Asked:
         return _cost(speed, key) if 0.7 < speed < 1.43 else None
 
     @property
-    def all_queries(self) -> QueryWindows:
-        parts = self.queries.values()
-        return QueryWindows(
-            *(np.concatenate(fields) for fields in zip(*(vars(q).values() for q in parts), strict=True))
-        )
+    def as_recorded(self) -> QueryWindows:
+        """Of its windows those in the mix's own key."""
+        own = self.key == 0
+        return QueryWindows(self.queries.embedding[own], self.queries.offset_s[own], self.queries.shift[own])
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +246,7 @@ class Finder:
         alike = [row for row in rows if row in music and in_beats.cost(music[row], 0) == 0]
         stems = await self._catalog.embeddings_of(alike, index.fingerprint)
         by_beats = {row: timed(stem, in_beats=True) for row, stem in stems.items()}
-        places = await asyncio.to_thread(best_places, index.fold, in_beats.queries[0], by_beats)
+        places = await asyncio.to_thread(best_places, index.fold, in_beats.as_recorded, by_beats)
         return [
             replace(one, asked=in_beats, key=0, found=places, music=music[one.row])
             if one.asked.plan.grid is None and one.row in places.scores
@@ -301,19 +300,18 @@ class Finder:
     ) -> Asked:
         laid = plan.laid
         embedding = await self._embedder.embed(index.fingerprint, *only(waveform, laid), self._settings.query_timeout_s)
-        queries = plan.queries(waveform, embedding)
-        if not any(len(some.shift) for some in queries.values()):
+        queries, key = plan.queries(waveform, embedding)
+        if not len(key):
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
-        return Asked(plan, tuple(queries), queries, allowed)
+        return Asked(plan, queries, key, allowed)
 
     async def _search(
         self, index: Index, asked: Asked, wish: Wish, watch: Stopwatch
     ) -> tuple[list[Scored], search.Candidates]:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
-        queries = asked.all_queries
         wanted = max(wish.limit, wish.ranked)
         with watch.stage("index"):
-            found = await asyncio.to_thread(search.candidates, index, queries, wanted, asked.allowed)
+            found = await asyncio.to_thread(search.candidates, index, asked.queries, wanted, asked.allowed)
         best: dict[int, Scored] = {}
         seen: set[int] = set()
         enough = max(SCORED_FIRST, 4 * wish.limit, wish.ranked)
@@ -333,7 +331,7 @@ class Finder:
                     return [*best.values()], some
                 with watch.stage("index"):
                     found = await asyncio.to_thread(
-                        search.candidates, index, queries, wish.limit, asked.allowed, k=2 * found.k
+                        search.candidates, index, asked.queries, wish.limit, asked.allowed, k=2 * found.k
                     )
             enough = min(4 * enough, SCORED_MOST)
 
@@ -345,18 +343,22 @@ def _best(
     grid = asked.plan.grid
     if grid is None:
         clock = {row: timed(stem, in_beats=False) for row, stem in stems.items()}
-        found = best_places(index.fold, asked.queries[0], clock)
+        found = best_places(index.fold, asked.queries, clock)
         return {row: Scored(score, row, asked, 0, found, None) for row, score in found.scores.items()}
     in_beats = {row: timed(stem, in_beats=True) for row, stem in stems.items() if row in music}
-    best: dict[int, Scored] = {}
-    for key in sorted(asked.keys, key=abs):
-        some = {row: stem for row, stem in in_beats.items() if asked.may_move(music[row], key)}
-        found = best_places(index.fold, asked.queries[key], some)
-        for row, score in found.scores.items():
-            score -= _cost(_speed(grid, music[row]), key)
-            if row not in best or score > best[row].score:
-                best[row] = Scored(score, row, asked, key, found, music[row])
-    return best
+    shifts, at = np.unique(asked.queries.shift, return_index=True)
+    keys = asked.key[at]  # of each shift
+    costs = np.full((len(in_beats), len(shifts)), np.inf)
+    for row, cost in zip(in_beats, costs, strict=True):
+        speed = _speed(grid, music[row])
+        for key in np.unique(keys).tolist():
+            if asked.may_move(music[row], key):
+                cost[keys == key] = _cost(speed, key)
+    found = best_places(index.fold, asked.queries, in_beats, costs)
+    return {
+        row: Scored(score, row, asked, int(keys[shifts == found.shifts[row]][0]), found, music[row])
+        for row, score in found.scores.items()
+    }
 
 
 def timed(stem: StemEmbeddings, *, in_beats: bool) -> StemEmbeddings:
@@ -390,8 +392,8 @@ def _in_seconds(place: Place, grid: Grid, music: StemMusic, key: int) -> Place:
 
 def _speed(grid: Grid, music: StemMusic) -> float:
     """How many times faster a stem is played so that its beats fall on those of a grid."""
-    assert music.beats_s is not None
-    return grid.tempo_bpm / Grid(music.beats_s).tempo_bpm
+    assert music.beat_bpm is not None
+    return grid.tempo_bpm / music.beat_bpm
 
 
 def _cost(speed: float, semitones: int) -> float:
@@ -403,7 +405,7 @@ def _cost(speed: float, semitones: int) -> float:
 
 def _keys(most: int) -> tuple[int, ...]:
     """Semitones that the mix is moved by: a stem that is to go up is met by a mix that goes down."""
-    return tuple(range(-most, most + 1))
+    return tuple(sorted(range(-most, most + 1), key=abs))
 
 
 def _octaves(grid: Grid, max_stretch: float) -> list[tuple[Grid, tuple[float, float]]]:

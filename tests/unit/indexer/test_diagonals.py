@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indexer.catalog.records import StemEmbeddings
-from indexer.diagonals import QueryWindows
+from indexer.diagonals import QueryWindows, best_places
 from indexer.index.fold import HermitianFold
 from tests.mixes import (
     DIMENSION,
@@ -136,6 +136,29 @@ def test_stems_are_aligned_alike_alone_and_together() -> None:
         assert alone.start_s == together[row].start_s
         assert alone.score == pytest.approx(together[row].score, abs=SCORE_TOLERANCE)
         assert [p[:2] for p in alone.pairs] == [p[:2] for p in together[row].pairs]
+
+
+def test_what_a_shift_costs_is_taken_off_before_the_best_place_is_chosen() -> None:
+    rng = np.random.default_rng(3)
+    fold, queries = make_fold(), make_queries(rng, 6.0, shift_s=0.2)
+    stems = {row: make_stem(rng, 5.0) for row in (7, 5, 9)}
+    shifts = np.unique(queries.shift)
+    assert len(shifts) > 4
+    alone = {shift: best_places(fold, of_shift(queries, shift), stems).scores for shift in shifts.tolist()}
+    costs = rng.uniform(0.0, 1.0, size=(3, len(shifts)))
+    costs[1, ::2] = costs[2] = np.inf
+    found = best_places(fold, queries, stems, costs)
+    assert found.scores.keys() == {7, 5}, "where it may lie nowhere a stem is left out"
+    for row, cost in ((7, costs[0]), (5, costs[1])):
+        expected = [alone[shift][row] - cost[at] for at, shift in enumerate(shifts.tolist())]
+        assert found.scores[row] == pytest.approx(max(expected), abs=SCORE_TOLERANCE)
+        assert found.shifts[row] == shifts[np.argmax(expected)]
+        assert found.place(row).score == pytest.approx(alone[found.shifts[row]][row], abs=SCORE_TOLERANCE)
+
+
+def of_shift(queries: QueryWindows, shift: int) -> QueryWindows:
+    own = queries.shift == shift
+    return QueryWindows(queries.embedding[own], queries.offset_s[own], queries.shift[own])
 
 
 @pytest.mark.parametrize("seed", range(6))
