@@ -330,6 +330,16 @@ class BeatClips:
         others = ((some.samples, some.places, some.transpose) for some in clips)
         return cls(torch.cat(waveforms), *(torch.cat(parts) for parts in zip(*others, strict=True)))
 
+    def different(self) -> tuple[Tensor, Tensor]:
+        """The rows that differ from the one before in what sounds, int64 (m,), and of each clip which of them it has,
+        int64 (n,). On a card, which would have to be waited for, nothing is compared."""
+        rows = torch.arange(len(self), device=self.waveforms.device)
+        if self.waveforms.device.type != "cpu":
+            return rows, rows
+        other = (self.waveforms[1:] != self.waveforms[:-1]).any(dim=1) | (self.samples[1:] != self.samples[:-1])
+        first = torch.cat([other.new_ones(1), other])
+        return rows[first], first.cumsum(0) - 1
+
     def on(self, device: torch.device) -> BeatClips:
         """The same on another device, which the host does not wait for."""
         parts = (upload(tensor, device) for tensor in (self.waveforms, self.samples, self.places, self.transpose))
@@ -376,16 +386,20 @@ class ScaledCQT(nn.Module):
         magnitude: Tensor = self.transform(waveforms)
         return magnitude
 
-    def in_beat_time(self, clips: BeatClips) -> Tensor:
+    def in_beat_time(self, clips: BeatClips, at_once: int | None = None) -> Tensor:
         """Clips as if each were played at 120 BPM and in another key: their own CQT's magnitudes, read elsewhere.
 
         Args:
             clips: n of them; each transposition within MOST_SEMITONES.
+            at_once: how many are transformed together; None: all.
 
         Returns:
             float32, (n, bins, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s numbers.
         """
-        wide = _wide(self.settings, clips.waveforms.device).of_lengths(clips.waveforms, clips.samples)
+        transform = _wide(self.settings, clips.waveforms.device)
+        different, of = clips.different()
+        parts = torch.split(different, at_once or len(different))
+        wide = torch.cat([transform.of_lengths(clips.waveforms[some], clips.samples[some]) for some in parts])[of]
         # A semitone up, a bin shows what sounded one bin below.
         rows = MOST_SEMITONES - clips.transpose[:, None] + torch.arange(self.settings.bins, device=wide.device)
         chosen = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))  # (n, bins, frames of the longest)

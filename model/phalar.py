@@ -302,9 +302,12 @@ class Phalar(nn.Module):
 
     def _infer(self, clips: Tensor | BeatClips, samples: int, window: int | None = None) -> Tensor:
         """`pool`, by the fastest path for this device; with a window's length, of every one that begins on a step."""
-        few = clips.split(max(1, SAMPLES_PER_CQT // samples)) if self.device.type == "cpu" else [clips]
-        cqts = [self.cqt(part) if isinstance(part, Tensor) else self.cqt.in_beat_time(part) for part in few]
-        projected = self._projected(torch.cat(cqts))
+        at_once = max(1, SAMPLES_PER_CQT // samples) if self.device.type == "cpu" else len(clips)
+        if isinstance(clips, BeatClips):
+            cqt = self.cqt.in_beat_time(clips, at_once)
+        else:
+            cqt = torch.cat([self.cqt(part) for part in torch.split(clips, at_once)])
+        projected = self._projected(cqt)
         if window is not None:
             steps = -(-(1 + window // self.config.hop) // (1 << self.config.depth))
             windows = 1 + (samples - window) // self.config.step

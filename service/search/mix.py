@@ -95,12 +95,11 @@ class Plan:
         return (self.shifts - 1) * self.step / SAMPLE_RATE
 
     def in_keys(self, semitones: Sequence[int]) -> "Plan":
-        """The same windows in each of these keys, one after the other; of equal scores the earlier key will win."""
-        every = self.laid[np.tile(np.arange(len(self.laid)), len(semitones))]
-        every = replace(every, transpose=np.repeat(np.array(semitones, np.int64), len(self.laid)))
-        offset = np.tile(self.offset, len(semitones))
-        shift = (self.shift + (self.shift.max() + 1) * np.arange(len(semitones))[:, None]).ravel()
-        return replace(self, laid=every, offset=offset, shift=shift)
+        """Each window in each of these keys; of equal scores the earlier key will win."""
+        which = np.repeat(np.arange(len(self.laid)), len(semitones))  # those of one CQT follow each other
+        every = replace(self.laid[which], transpose=np.tile(np.array(semitones, np.int64), len(self.laid)))
+        shift = (self.shift[:, None] + (self.shift.max() + 1) * np.arange(len(semitones))).ravel()
+        return replace(self, laid=every, offset=self.offset[which], shift=shift)
 
     @property
     def key(self) -> NDArray[np.int64]:

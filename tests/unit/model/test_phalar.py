@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio import SAMPLE_RATE, ClipTooShort
+from model.audio import SAMPLE_RATE, ClipTooShort, Windows
+from model.cqt import BeatClips
 from model.phalar import Phalar, PhalarConfig, untrained_phalar
 from tests.clips import clicks
 
@@ -128,6 +129,17 @@ def test_windows_of_one_pass_are_nearly_those_embedded_alone(phalar: Phalar) -> 
     torch.testing.assert_close(phalar.embed_each_step(clips[:, :window], window)[:, 0], phalar.embed(clips[:, :window]))
     with pytest.raises(ValueError, match="does not fit"):
         phalar.embed_each_step(clips[:, : window - 1], window)
+
+
+def test_one_clip_in_several_keys_is_transformed_once_and_embedded_as_each_alone(phalar: Phalar) -> None:
+    waveform = clicks(110.0, 6.0)
+    starts, keys = np.repeat([0, 8000, 8000], [3, 2, 1]), np.array([0, -1, 2, 0, 1, 1])
+    lengths = np.array([40_000] * 5 + [39_000])
+    clips = BeatClips.cut(waveform, Windows(starts, lengths, keys, 301), phalar.config.hop)
+    rows, of = clips.different()
+    assert (rows.tolist(), of.tolist()) == ([0, 3, 5], [0, 0, 0, 1, 1, 2])
+    alone = torch.cat([phalar.embed_in_beat_time(clips[at : at + 1]) for at in range(6)])
+    torch.testing.assert_close(phalar.embed_in_beat_time(clips), alone, rtol=0, atol=1e-5)
 
 
 def test_score_takes_numpy_and_brings_both_sides_to_unit_norm(phalar: Phalar) -> None:
