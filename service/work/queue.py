@@ -132,7 +132,8 @@ class Queue(Taking):
             "who": "" if share is None else share.who,
             "fingerprint": fingerprint,
             "waveform": np.ascontiguousarray(waveform, dtype="<f4").tobytes(),
-            "windows": np.stack([laid.starts, laid.lengths, laid.transpose]).astype("<i8").tobytes(),
+            # A worker that knows no inner windows knows no such field either: it drops the job, which is sent again.
+            "laid": np.stack([laid.starts, laid.lengths, laid.transpose]).astype("<i8").tobytes(),
             "frames": laid.frames or 0,
             "inner": laid.inner or 0,
         }

@@ -243,7 +243,7 @@ class Taking(Streams):
 
 def _laid(fields: Mapping[bytes, bytes]) -> Windows:
     """The windows that `Queue.embed` wrote down."""
-    starts, lengths, transpose = np.frombuffer(fields[b"windows"], "<i8").astype(np.int64).reshape(3, -1)
+    starts, lengths, transpose = np.frombuffer(fields[b"laid"], "<i8").astype(np.int64).reshape(3, -1)
     frames, inner = int(fields[b"frames"]), int(fields[b"inner"])
     laid = Windows(starts, lengths, transpose, frames or None, inner or None)
     if frames == 0 and len(np.unique(lengths)) > 1:

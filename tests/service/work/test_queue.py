@@ -334,7 +334,7 @@ async def test_query_past_its_deadline_is_not_handed_out(opened: Open) -> None:
     api, worker = opened(), opened("a")
     entry = await api._add(
         "queries",
-        {"reply_to": "nobody", "fingerprint": MODEL, "waveform": b"", "windows": b"", "frames": 0, "inner": 0}
+        {"reply_to": "nobody", "fingerprint": MODEL, "waveform": b"", "laid": b"", "frames": 0, "inner": 0}
         | {"ttl_ms": 50},
     )
     assert entry
