@@ -34,8 +34,9 @@ NEIGHBOURS_WITHIN_S = 0.25
 class QueryWindows:
     """The windows of a mix at every shift. Silent ones are left out.
 
-    embedding: complex64 (q, D), unit norm; offset_s: float64 (q,), the second of the mix where the window begins;
-    shift: int (q,), number of the shift. In beat time, beats stand where seconds do, here and in stems.
+    embedding: complex64 (q, D), of norm 1, or more to raise their scores; offset_s: float64 (q,), the second of the mix
+    where the window begins; shift: int (q,), number of the shift. In beat time, beats stand where seconds do, here and
+    in stems.
     """
 
     embedding: Complex64

@@ -352,18 +352,19 @@ class Index:
 
         It adds up what the rank drops (Cauchy-Schwarz over the two tails), what the index type rounds off, and float32.
         An approximate base may miss any window, so nothing is known of what it left out: the slack is then the whole
-        range of scores, twice the largest |eigenvalue|.
+        range of scores, twice the largest |eigenvalue| for an embedding of unit norm.
 
         Args:
-            embedding: complex64 (q, D), unit norm, before folding.
+            embedding: complex64 (q, D), before folding.
 
         Returns:
             float64 (q,).
         """
+        norm = np.maximum(1.0, np.linalg.norm(embedding, axis=1).astype(np.float64)) * _NORM_MARGIN
         if self._base.approximate:
-            return np.full(len(embedding), 2 * abs(self.fold.eigenvalues[0]) * _NORM_MARGIN)
+            return np.asarray(2 * abs(self.fold.eigenvalues[0]) * norm)
         tail, residual = (max(errors) for errors in zip(*(part.largest_errors for part in self._parts), strict=True))
-        slack = self.fold.query_tail(embedding) * tail + self.fold.rounding
+        slack = self.fold.query_tail(embedding) * tail + self.fold.rounding * norm
         if residual:
             slack += np.linalg.norm(self.fold.queries(embedding).astype(np.float64), axis=1) * residual
         return np.asarray(slack * _NORM_MARGIN)

@@ -17,6 +17,7 @@ from model.phalar import PhalarConfig
 
 NETWORK_STEP = PhalarConfig().step
 DELAY = NETWORK_STEP // 16  # 20 ms: from one delay that is tried to the next, in clock time
+KEPT = 0.95  # of its score, by a window that is embedded in a pass with others
 STRIDES = 2  # of a long mix that are looked at: a place that is right fits in both of its halves
 HEARD_S = 60  # of a mix, from which its tempo and its key are heard
 LIKELIEST = 2  # tempi of a mix that are tried where the first is not sure
@@ -114,7 +115,7 @@ class Plan:
     def queries(
         self, waveform: NDArray[np.float32], embedded: NDArray[np.complex64]
     ) -> tuple[QueryWindows, NDArray[np.int64]]:
-        """Its windows that sound, and the `key` of each.
+        """Its windows that sound, and the `key` of each. What a shared pass takes from their scores is given back.
 
         Args:
             waveform: float32 (samples,), that it was laid over.
@@ -125,6 +126,7 @@ class Plan:
         if self.laid.inner is not None:
             starts = np.round(self.offset * SAMPLE_RATE).astype(np.int64).tolist()
             audible &= np.array([not is_silent(waveform[at : at + self.laid.inner]) for at in starts])
+            embedding = embedding / np.float32(KEPT)
         return QueryWindows(embedding[audible], self.offset[audible], self.shift[audible]), self.key[audible]
 
 

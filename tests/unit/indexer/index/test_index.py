@@ -97,7 +97,7 @@ def test_queries_of_another_fold_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [None, 3])
 def test_slack_covers_the_error_of_base_and_fresh_scores(tmp_path: Path, rank: int | None) -> None:
     index = sealed(tmp_path, fold=make_fold(rank=rank)).with_changes({9: make_stem(9)}, [3], 18)
-    x = unit_rows(1, 6)
+    x = unit_rows(1, 6) * np.linspace(1.0, 1.3, 6, dtype=np.float32)[:, None]
     scores, ids = index.search(index.fold.queries(x), 15)
     rows, windows = split_ids(ids)
     slack = index.slack(x)

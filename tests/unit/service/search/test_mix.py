@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.audio.grid import STRIDE_BEATS, WINDOW_BEATS, Grid
-from service.search.mix import DELAY, NETWORK_STEP, Plan, hear_mix, plan_beats, plan_windows
+from service.search.mix import DELAY, KEPT, NETWORK_STEP, Plan, hear_mix, plan_beats, plan_windows
 from tests.clips import clicks
 
 SECOND = 16_000
@@ -81,6 +81,7 @@ def test_silent_windows_are_asked_nothing() -> None:
     of_fourth = np.abs(asked.offset_s[:, None] - laid.offset.reshape(16, 9)[3]) < 1e-9
     assert not of_fourth.any()
     assert 15 * 5 <= len(asked.offset_s) <= 15 * 6
+    np.testing.assert_allclose(asked.embedding, 1 / KEPT, rtol=1e-6, err_msg="as much as the pass takes from a score")
 
 
 def test_on_the_grid_windows_are_laid_once_from_the_start() -> None:
