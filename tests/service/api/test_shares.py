@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.audio import Clip
+from model.phalar import PhalarConfig
 from service.settings import Settings
 from service.work.jobs import QueryJob
 from service.work.queue import TICKET_S, Share, open_queue
@@ -151,7 +152,9 @@ def worker(chosen: dict[str, Any]) -> Iterator[None]:
             for job in await queue.take(1, 200, uploads=False):
                 assert isinstance(job, QueryJob)
                 await asyncio.sleep(EMBED_S)
-                embedding = rng.standard_normal((len(job.laid), 128, 2)) @ [1, 1j]
+                laid = job.laid
+                inner = 1 if laid.inner is None else 1 + int(laid.lengths[0] - laid.inner) // PhalarConfig().step
+                embedding = rng.standard_normal((len(laid), inner * 128, 2)) @ [1, 1j]
                 embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
                 await queue.reply(job, embedding.astype(np.complex64))
         await queue.aclose()
