@@ -147,9 +147,10 @@ def plan_windows(waveform: NDArray[np.float32], *, window: int, stride: int, sea
     if not search:
         starts = np.arange(0, room + 1, stride)
         return Plan(Windows.in_clock_time(starts, length), starts / SAMPLE_RATE, np.zeros_like(starts), stride, 1)
-    first, reach = np.zeros(1, np.int64), room
-    if room > STRIDES * stride:
-        reach = -(-stride // NETWORK_STEP) * NETWORK_STEP - DELAY
+    first, reach = np.zeros(1, np.int64), -(-stride // NETWORK_STEP) * NETWORK_STEP - DELAY
+    if room <= max(STRIDES * stride, reach):
+        reach = room
+    else:
         first = _loudest(waveform, np.arange(0, room + 1, stride), length, last=room - reach)
     delays = reach // DELAY + 1
     clips = min(NETWORK_STEP // DELAY, delays)

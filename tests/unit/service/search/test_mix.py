@@ -61,6 +61,13 @@ def test_of_a_long_mix_the_loudest_window_of_either_half_is_searched_at_every_de
     assert laid.laid.fit(60 * SECOND)
 
 
+@pytest.mark.parametrize("seconds", [5.0, 5.25, 5.35, 9.0])
+def test_strides_shorter_than_a_network_step_are_laid_too(seconds: float) -> None:
+    laid = plan_windows(mix_of(seconds), window=WINDOW, stride=SECOND // 10, search=True)
+    assert len(laid.offset) > 0
+    assert laid.laid.fit(round(seconds * SECOND))
+
+
 def test_windows_of_one_shift_lie_whole_strides_apart() -> None:
     laid = plan(9.0)
     for shift in np.unique(laid.shift):
