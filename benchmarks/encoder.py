@@ -5,6 +5,7 @@ and each path of the axial CNN; with `--device cuda`, ways that a card offers.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
 from benchmarks.page import page_parser, publish
 from model.audio import SAMPLE_RATE, cut_windows
 from model.axial_kernel import built_kernels
-from model.cqt import plain_cqt, scale_decibels
+from model.cqt import BeatClips, plain_cqt, scale_decibels
 from model.evaluation.results import markdown_table
 from model.phalar import Phalar, untrained_phalar
 from model.similarity import to_unit_norm
@@ -103,6 +104,25 @@ def query_by_the_clock(phalar: Phalar, repeats: int) -> str:
     )
 
 
+def query_in_keys(phalar: Phalar, repeats: int) -> str:
+    """The windows of a search on beats, ten in five keys: by one pass for all keys of a window, and one by one."""
+    clips = noise(10, WINDOW, phalar.device)
+    frames = torch.arange(1 + WINDOW // phalar.config.hop).float().expand(10, -1)
+    none = torch.zeros(10, dtype=torch.long)
+    windows = BeatClips(clips, torch.full((10,), WINDOW), frames, none)
+    every = [replace(windows, transpose=none + key) for key in range(-2, 3)]
+    taken = interleaved_ms(
+        lambda: phalar.embed_in_keys(windows, 2),
+        lambda: [phalar.embed_in_beat_time(moved) for moved in every],
+        repeats=repeats,
+    )
+    shared, alone = np.median(taken, axis=0) / 1000
+    return (
+        f"Ten windows on beats in five keys: {shared:.2f} s by a pass each, {alone:.2f} s one by one, ratio "
+        f"{median_ratio(taken[:, ::-1]):.1f}.\n"
+    )
+
+
 def ways_on_a_card(phalar: Phalar, repeats: int) -> str:
     """float32, bfloat16, and both replayed from a CUDA graph of this batch and window length."""
     rows = []
@@ -172,7 +192,7 @@ def main() -> None:
         else:
             parts = [
                 measure(phalar, arguments.repeats)
-                for measure in (whole_encoder, played_otherwise, axial_paths, query_by_the_clock)
+                for measure in (whole_encoder, played_otherwise, axial_paths, query_by_the_clock, query_in_keys)
             ]
             text += "\n".join(parts)
     publish(text, arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card")

@@ -24,7 +24,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.page import page_parser, publish
 from benchmarks.windows import WINDOWS_EACH, Complex64, Float32, Int64, WindowFiles, embeddings
@@ -113,6 +112,7 @@ def mixed(kept: WindowFiles, windows: int, rng: np.random.Generator) -> Complex6
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--kept", type=Path, help="a folder of benchmarks.windows")
+    parser.add_argument("--checkpoint", type=Path, help="of the model that embedded them; default: the one that ships")
     parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
     parser.add_argument("--kinds", default=",".join(KINDS).replace(", ", "; "), help="some of: " + " | ".join(KINDS))
@@ -122,14 +122,20 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(timed(arguments.child)))
         return
+    from model.checkpoints import load_phalar
     from model.evaluation.results import markdown_table
+    from service.work.models import DEFAULT_CHECKPOINT
 
     limits = Limits(int(arguments.memory_gb * 2**30 * MEMORY_SHARE))
     rows, chosen = [], []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         scratch = Path(name)
-        kept = WindowFiles(arguments.kept or made(scratch / "kept"))
-        fold = HermitianFold(form())
+        checkpoint = arguments.checkpoint or DEFAULT_CHECKPOINT
+        kept = WindowFiles(arguments.kept or made(scratch / "kept", checkpoint))
+        model = load_phalar(checkpoint)
+        if model.fingerprint != kept.kept.fingerprint:
+            raise SystemExit(f"{arguments.kept} holds windows of another model")
+        fold = HermitianFold(np.asarray(model.hermitian))
         for windows in map(int, arguments.windows.split(",")):
             catalog = Catalog(kept, windows, scratch)
             sample = catalog.sample(SAMPLE_WINDOWS, 2)
@@ -152,17 +158,10 @@ def main() -> None:
     publish(text, arguments.page, "index-at-size")
 
 
-def form() -> NDArray[np.complex128]:
-    """The default model's H."""
-    from model.checkpoints import load_phalar
-    from service.work.models import DEFAULT_CHECKPOINT
-
-    return np.asarray(load_phalar(DEFAULT_CHECKPOINT).hermitian)
-
-
-def made(folder: Path) -> Path:
+def made(folder: Path, checkpoint: Path) -> Path:
     """A few windows of composed tracks."""
-    subprocess.run([sys.executable, "-m", "benchmarks.windows", str(folder), "--windows", str(FEW)], check=True)
+    command = [sys.executable, "-m", "benchmarks.windows", str(folder)]
+    subprocess.run([*command, "--windows", str(FEW), "--checkpoint", str(checkpoint)], check=True)
     return folder
 
 

@@ -1,6 +1,6 @@
-"""Windows of distinct music for the index's benchmarks: as many as wanted, embedded by the default model.
+"""Windows of distinct music for the index's benchmarks: as many as wanted, embedded by one model.
 
-    python -m benchmarks.windows FOLDER [--stems RENDERED] [--windows 1000000]
+    python -m benchmarks.windows FOLDER [--stems RENDERED] [--windows 1000000] [--checkpoint FILE]
 
 Tracks below `--stems` and composed ones by turns. Each of their stems and some submixes are varied by speed,
 transposition, equaliser and first beat, on the CQT's magnitudes, and embedded in beat time. `FOLDER` gets float16 files
@@ -257,8 +257,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stems", type=Path, action="append", default=[], help="tracks; may be given several times")
     parser.add_argument("--windows", type=int, default=1_000_000)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     arguments = parser.parse_args()
-    model = load_phalar(DEFAULT_CHECKPOINT).eval()
+    model = load_phalar(arguments.checkpoint).eval()
     varied = Varied(model)
     kept = opened(arguments.folder, model)
     began, before = time.perf_counter(), kept.windows

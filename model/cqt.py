@@ -74,7 +74,7 @@ def plain_cqt(settings: CQTSettings) -> CQT1992v2:
     )
 
 
-def scale_decibels(magnitude: Tensor, dynamic_range_db: float) -> Tensor:
+def scale_decibels(magnitude: Tensor, dynamic_range_db: float, beside: int = 0) -> Tensor:
     """Magnitudes in dB, floored `dynamic_range_db` under each clip's own maximum, with that range scaled to one.
 
     A louder clip is a shifted one: a gain of g dB adds g / dynamic_range_db everywhere, the floor included.
@@ -83,12 +83,14 @@ def scale_decibels(magnitude: Tensor, dynamic_range_db: float) -> Tensor:
     Args:
         magnitude: float32, (batch, bins, frames), not negative.
         dynamic_range_db: how far under the maximum the floor lies, dB.
+        beside: bins at either end that do not count for the maximum.
 
     Returns:
         float32, (batch, bins, frames): (dB + range) / range, so 1 at 0 dB. Silence is one constant, far below zero.
     """
     decibels = 20 * torch.log10(magnitude.clamp_min(SMALLEST_MAGNITUDE))
-    floor = decibels.amax(dim=(1, 2), keepdim=True) - dynamic_range_db
+    inside = decibels[:, beside : decibels.shape[1] - beside]
+    floor = inside.amax(dim=(1, 2), keepdim=True) - dynamic_range_db
     return (torch.maximum(decibels, floor) + dynamic_range_db) / dynamic_range_db
 
 
@@ -320,7 +322,7 @@ class BeatClips:
         places = torch.linspace(0, 1, windows.frames, dtype=torch.float64) * (lengths / hop)[:, None]
         last = (lengths // hop)[:, None]  # the last frame that a clip's own length has
         places = torch.minimum(places, last).float()
-        return cls(torch.from_numpy(clips), lengths, places, torch.from_numpy(windows.transpose))
+        return cls(torch.from_numpy(clips), lengths, places, torch.zeros_like(lengths))
 
     @classmethod
     def joined(cls, clips: Sequence[BeatClips]) -> BeatClips:
@@ -329,16 +331,6 @@ class BeatClips:
         waveforms = [functional.pad(some.waveforms, (0, longest - some.waveforms.shape[1])) for some in clips]
         others = ((some.samples, some.places, some.transpose) for some in clips)
         return cls(torch.cat(waveforms), *(torch.cat(parts) for parts in zip(*others, strict=True)))
-
-    def different(self) -> tuple[Tensor, Tensor]:
-        """The rows that differ from the one before in what sounds, int64 (m,), and of each clip which of them it has,
-        int64 (n,). On a card, which would have to be waited for, nothing is compared."""
-        rows = torch.arange(len(self), device=self.waveforms.device)
-        if self.waveforms.device.type != "cpu":
-            return rows, rows
-        other = (self.waveforms[1:] != self.waveforms[:-1]).any(dim=1) | (self.samples[1:] != self.samples[:-1])
-        first = torch.cat([other.new_ones(1), other])
-        return rows[first], first.cumsum(0) - 1
 
     def on(self, device: torch.device) -> BeatClips:
         """The same on another device, which the host does not wait for."""
@@ -386,24 +378,26 @@ class ScaledCQT(nn.Module):
         magnitude: Tensor = self.transform(waveforms)
         return magnitude
 
-    def in_beat_time(self, clips: BeatClips, at_once: int | None = None) -> Tensor:
+    def in_beat_time(self, clips: BeatClips, at_once: int | None = None, beside: int = 0) -> Tensor:
         """Clips as if each were played at 120 BPM and in another key: their own CQT's magnitudes, read elsewhere.
 
         Args:
-            clips: n of them; each transposition within MOST_SEMITONES.
+            clips: n of them; each transposition within MOST_SEMITONES, less what is wanted beside.
             at_once: how many are transformed together; None: all.
+            beside: more bins at either end.
 
         Returns:
-            float32, (n, bins, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s numbers.
+            float32, (n, bins + 2 * beside, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s
+            numbers.
         """
         transform = _wide(self.settings, clips.waveforms.device)
-        different, of = clips.different()
-        parts = torch.split(different, at_once or len(different))
-        wide = torch.cat([transform.of_lengths(clips.waveforms[some], clips.samples[some]) for some in parts])[of]
+        parts = clips.split(at_once or len(clips))
+        wide = torch.cat([transform.of_lengths(part.waveforms, part.samples) for part in parts])
         # A semitone up, a bin shows what sounded one bin below.
-        rows = MOST_SEMITONES - clips.transpose[:, None] + torch.arange(self.settings.bins, device=wide.device)
+        bins = torch.arange(-beside, self.settings.bins + beside, device=wide.device)
+        rows = MOST_SEMITONES - clips.transpose[:, None] + bins
         chosen = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))  # (n, bins, frames of the longest)
-        return scale_decibels(read_frames(chosen, clips.places), self.dynamic_range_db)
+        return scale_decibels(read_frames(chosen, clips.places), self.dynamic_range_db, beside)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """float32 (batch, samples), longer than `padding` -> float32 (batch, bins, frames), in scaled decibels."""

@@ -174,7 +174,7 @@ class Phalar(nn.Module):
         cqt = self.cqt.in_beat_time(clips)
         if torch.is_grad_enabled() or self.training:
             return self.head(self._pooled(cqt))
-        return self.head(self.pooling.pool(self._projected(cqt)))
+        return self.head(self.pooling.pool(self.pooling.project(self._features(cqt))))
 
     @torch.no_grad()
     def embed(self, waveforms: Tensor | NDArray[np.floating[Any]], speed: float = 1.0, transpose: int = 0) -> Tensor:
@@ -261,8 +261,33 @@ class Phalar(nn.Module):
         embedded = self._embedded(upload(clips, self.device), length, samples)
         return embedded.view(batch, -1, self.config.dimension)
 
-    def _embedded(self, clips: Tensor | BeatClips, samples: int, window: int | None = None) -> Tensor:
-        """Of clips of so many samples at most, on the model's device; of each of their windows, where told how long."""
+    @torch.no_grad()
+    def embed_in_keys(self, clips: BeatClips, semitones: int) -> Tensor:
+        """The embeddings of clips in each key from so many semitones down to so many up, by one pass of the network.
+
+        At the lowest and the highest bins a key hears what lies beyond, where `embed_in_beat_time` of that key alone
+        hears an end: on real songs the two are alike to a cosine of .999, for the work of little more than one key.
+
+        Args:
+            clips: as for `embed_in_beat_time`, transposed by 0.
+            semitones: at most MOST_SEMITONES.
+
+        Returns:
+            complex64, (n, 2 * semitones + 1, dimension), the lowest key first, of unit norm, on the model's device.
+
+        Raises:
+            ValueError: more semitones; a NaN or an infinity among the samples.
+        """
+        if not 0 <= semitones <= MOST_SEMITONES:
+            raise ValueError(f"semitones must be from 0 to {MOST_SEMITONES}, not {semitones}")
+        embedded = self._embedded(clips.on(self.device), clips.waveforms.shape[1], semitones=semitones)
+        return embedded.view(len(clips), -1, self.config.dimension)
+
+    def _embedded(
+        self, clips: Tensor | BeatClips, samples: int, window: int | None = None, semitones: int = 0
+    ) -> Tensor:
+        """Of clips of so many samples at most, on the model's device; of each of their windows, where told how long,
+        or in each key."""
         if not bool(torch.isfinite(clips if isinstance(clips, Tensor) else clips.waveforms).all()):
             raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
         was_training = self.training
@@ -271,7 +296,8 @@ class Phalar(nn.Module):
         try:
             passes = clips.split(max(1, SAMPLES_PER_PASS // samples))
             with _without_tf32():
-                return torch.cat([to_unit_norm(self.head(self._infer(part, samples, window))) for part in passes])
+                pooled = (self._infer(part, samples, window, semitones) for part in passes)
+                return torch.cat([to_unit_norm(self.head(phasors)) for phasors in pooled])
         finally:
             if was_training:  # setting it takes a visit to every layer
                 self.train()
@@ -300,24 +326,28 @@ class Phalar(nn.Module):
         """H = (W + Wᴴ) / 2, complex128 (dimension, dimension), exactly Hermitian: what the index folds."""
         return self.similarity.hermitian()
 
-    def _infer(self, clips: Tensor | BeatClips, samples: int, window: int | None = None) -> Tensor:
-        """`pool`, by the fastest path for this device; with a window's length, of every one that begins on a step."""
+    def _infer(self, clips: Tensor | BeatClips, samples: int, window: int | None, semitones: int) -> Tensor:
+        """`pool`, by the fastest path for this device; with a window's length, of every one that begins on a step; with
+        semitones, in each key."""
         at_once = max(1, SAMPLES_PER_CQT // samples) if self.device.type == "cpu" else len(clips)
         if isinstance(clips, BeatClips):
-            cqt = self.cqt.in_beat_time(clips, at_once)
+            cqt = self.cqt.in_beat_time(clips, at_once, semitones)
         else:
             cqt = torch.cat([self.cqt(part) for part in torch.split(clips, at_once)])
-        projected = self._projected(cqt)
+        features = self._features(cqt)  # (batch, channels, bins and those beside them, steps)
+        keys = [features[:, :, low : low + self.config.bins] for low in range(2 * semitones, -1, -1)]
+        projected = torch.stack([self.pooling.project(key) for key in keys], dim=1).flatten(0, 1)
         if window is not None:
             steps = -(-(1 + window // self.config.hop) // (1 << self.config.depth))
             windows = 1 + (samples - window) // self.config.step
             projected = projected.unfold(2, steps, 1)[:, :, :windows].transpose(1, 2).flatten(0, 1)
         return self.pooling.pool(projected)
 
-    def _projected(self, cqt: Tensor) -> Tensor:
-        """float32 (batch, bins, frames) -> (batch, pooled_channels, steps), without gradients and dropout: on a CPU by
+    def _features(self, cqt: Tensor) -> Tensor:
+        """float32 (batch, bins, frames) -> (batch, channels, bins, steps), without gradients and dropout: on a CPU by
         the compiled kernel."""
-        return self.pooling.project(self.backbone.infer(cqt) if self.device.type == "cpu" else self.backbone(cqt))
+        features: Tensor = self.backbone.infer(cqt) if self.device.type == "cpu" else self.backbone(cqt)
+        return features
 
     def _embeddings(self, embeddings: Tensor | NDArray[np.complexfloating[Any, Any]]) -> Tensor:
         tensor = torch.as_tensor(embeddings)

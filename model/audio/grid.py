@@ -138,4 +138,4 @@ def beat_windows(
     inside = (starts >= 0) & (ends <= samples)
     starts, lengths, places = starts[inside], (ends - starts)[inside], places[inside]
     frames = 1 + beats * FRAMES_A_BEAT
-    return Windows(starts, lengths, np.zeros(len(starts), np.int64), frames), places
+    return Windows(starts, lengths, frames), places

@@ -26,35 +26,37 @@ SILENCE = 10 ** (SILENCE_DB / 20)
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Where the windows of one waveform lie, and how each is heard: as recorded, or in beat time and another key.
+    """Where the windows of one waveform lie, and how each is heard: as recorded, or in beat time and in several keys.
 
     starts, lengths: int64 (n,), samples. frames: of the CQT in beat time that every window fills, however long it
-    lasts; None: clock time, where all are of one length and no key is changed. transpose: int64 (n,), semitones up.
-    inner: samples; each is then heard as all windows of that length which begin a step of the network apart in it, by
-    one pass (`Phalar.embed_each_step`), and has their embeddings end to end. None: each is one window.
+    lasts; None: clock time, where all are of one length and in their own key. inner: samples; each is then heard as all
+    windows of that length which begin a step of the network apart in it, by one pass (`Phalar.embed_each_step`), and
+    has their embeddings end to end. None: each is one window. semitones: in beat time each is heard in every key from
+    so many down to so many up, by one pass (`Phalar.embed_in_keys`), and has their embeddings end to end.
     """
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    transpose: NDArray[np.int64]
     frames: int | None = None
     inner: int | None = None
+    semitones: int = 0
 
     @classmethod
     def in_clock_time(cls, starts: NDArray[np.int64], length: int) -> Windows:
         """Of one length, samples."""
-        return cls(starts, np.full(len(starts), length, np.int64), np.zeros(len(starts), np.int64))
+        return cls(starts, np.full(len(starts), length, np.int64))
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, which: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Windows:
-        return replace(self, starts=self.starts[which], lengths=self.lengths[which], transpose=self.transpose[which])
+        return replace(self, starts=self.starts[which], lengths=self.lengths[which])
 
     @property
-    def kind(self) -> tuple[int, int, int]:
+    def kind(self) -> tuple[int, int, int, int]:
         """What windows must have in common to be embedded in one batch."""
-        return self.frames or 0, int(self.lengths.max(initial=0)) if self.frames is None else 0, self.inner or 0
+        length = int(self.lengths.max(initial=0)) if self.frames is None else 0
+        return self.frames or 0, length, self.inner or 0, self.semitones
 
     def fit(self, samples: int) -> bool:
         """Whether all of them lie within a waveform of so many samples."""

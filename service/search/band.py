@@ -40,9 +40,8 @@ class Candidate:
             starts = np.round([pair.mix_s * SAMPLE_RATE for pair in pairs]).astype(np.int64)
             laid = Windows.in_clock_time(starts, plan.window)
         else:
-            in_key = np.flatnonzero(plan.laid.transpose == -found.key)
-            nearest = np.array([in_key[np.argmin(np.abs(plan.offset[in_key] - pair.mix_s))] for pair in pairs])
-            laid = plan.laid[nearest]
+            offset = plan.offset[plan.key == found.key]
+            laid = plan.laid[np.array([np.argmin(np.abs(offset - pair.mix_s)) for pair in pairs])]
         return cls(found, found.place, found.place.score, laid, np.array([pair.window for pair in pairs]))
 
     @property
@@ -124,7 +123,8 @@ class Band:
                     continue
                 stem = timed(stems[one.row], in_beats=asked.plan.grid is not None).embedding[one.stem_windows]
                 fold = self.index.fold
-                scores = (fold.form_rows(embedding[rows]) * fold.real_rows(stem)).sum(axis=1)
+                mix = embedding.reshape(len(laid), -1, stem.shape[1])[rows, laid.semitones - one.found.key]
+                scores = (fold.form_rows(mix) * fold.real_rows(stem)).sum(axis=1)
                 in_set = float(scores.mean()) - one.place.cost
                 score = self.alone * one.found.score + (1 - self.alone) * in_set
                 again.append(replace(one, place=replace(one.place, score=score), in_set=in_set))
@@ -140,8 +140,8 @@ class Band:
 
 def _once(windows: Sequence[Windows]) -> tuple[Windows, list[NDArray[np.int64]]]:
     """Every window once, and which of them each of the given ones has."""
-    told = np.concatenate([np.stack([some.starts, some.lengths, some.transpose], axis=1) for some in windows])
+    told = np.concatenate([np.stack([some.starts, some.lengths], axis=1) for some in windows])
     once, which = np.unique(told, axis=0, return_inverse=True)
     ends = np.cumsum([len(some) for some in windows])
-    starts, lengths, transpose = once.T
-    return Windows(starts, lengths, transpose, windows[0].frames), np.split(which.ravel(), ends[:-1])
+    starts, lengths = once.T
+    return replace(windows[0], starts=starts, lengths=lengths), np.split(which.ravel(), ends[:-1])

@@ -62,7 +62,7 @@ async def explain(
 
     Args:
         fold, fingerprint: of the index that answered.
-        embedder: embeds some 40 windows by that model.
+        embedder: embeds some 30 windows by that model.
         mix, stem: float32 (samples,), 16 kHz, of one length: the stem as it sounds with the mix.
         grid: of the mix; None: windows of 5 s, and beats of half a second, as at 120 BPM.
         deadline_s: seconds that it may take.
@@ -89,22 +89,20 @@ async def explain(
     whole = np.concatenate([mix[start : start + length], around, *changed])
     shifted = [length + reach - round(shift * beat) for shift in SHIFTS]
     after = length + len(around)
-    starts = [0, *([length + reach] * len(KEYS)), *shifted, *(after + at * length for at in range(len(changed)))]
-    transpose = [0, *KEYS, *([0] * (len(SHIFTS) + len(changed)))]
-    laid = Windows(
-        np.array(starts, np.int64),
-        np.full(len(starts), length, np.int64),
-        np.array(transpose, np.int64),
-        1 + beats * FRAMES_A_BEAT,
-    )
+    starts = np.array([0, *shifted, *(after + at * length for at in range(len(changed)))], np.int64)
+    laid = Windows(starts, np.full(len(starts), length, np.int64), 1 + beats * FRAMES_A_BEAT)
+    own = Windows(np.zeros(1, np.int64), laid.lengths[:1], laid.frames, semitones=MOST_SEMITONES)
     embedding = await embedder.embed(fingerprint, whole, laid, deadline_s)
+    in_keys = await embedder.embed(fingerprint, window, own, deadline_s)
     scores = fold.scores(embedding[:1], embedding[1:])[0].tolist()
-    keys = dict(zip(KEYS, scores, strict=False))
-    shifts = dict(zip(SHIFTS, scores[len(KEYS) :], strict=False))
-    lost = [keys[0] - score for score in scores[len(KEYS) + len(SHIFTS) :]]
+    shifts = dict(zip(SHIFTS, scores, strict=False))
+    score = shifts[0.0]
+    moved = fold.scores(embedding[:1], in_keys.reshape(len(KEYS), -1))[0].tolist()
+    keys = dict(zip(KEYS, moved, strict=True)) | {0: score}
+    lost = [score - less for less in scores[len(SHIFTS) :]]
     begins = [(start + int(cut)) / SAMPLE_RATE for cut in cuts]
     return Explanation(
-        keys[0],
+        score,
         begins[0],
         begins[-1],
         keys,

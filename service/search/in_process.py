@@ -35,7 +35,7 @@ from service.search.band import Band, Play
 from service.search.remembered import Remembering
 from service.search.retrieval import Finder, Scored, Wish
 from service.settings import Settings
-from service.work.batches import cut, loud
+from service.work.batches import cut, embeddings_each, loud
 from service.work.device import Device
 from service.work.laying import lay
 from service.work.models import Models, note_of
@@ -56,11 +56,10 @@ class DirectEmbedder:
         """As a worker answers; nobody waits for it, so the deadline is of no account."""
         self.embedded += len(laid)
         audible = loud(waveform, [laid])
-        if not len(audible):
-            return np.zeros((len(laid), self._device.require(fingerprint)), np.complex64)
-        found = await self._windows(fingerprint, waveform, laid[audible])
-        embedding = np.zeros((len(laid), found.shape[1]), np.complex64)
-        embedding[audible] = found
+        dimension = self._device.require(fingerprint)
+        embedding = np.zeros((len(laid), embeddings_each(laid) * dimension), np.complex64)
+        if len(audible):
+            embedding[audible] = await self._windows(fingerprint, waveform, laid[audible])
         return embedding
 
     async def stem(

@@ -1,7 +1,6 @@
 """A mix -> what is heard of it, and the windows that are asked about: which stretch of it, at which places."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,9 +67,9 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
 class Plan:
     """The windows of a mix that are asked about, in seconds or in beats of the mix's own grid.
 
-    `laid`: the windows, or clips that hold them. `offset`, float64 (q,): where each window begins, seconds or beats.
-    `shift`, int64 (q,): windows of one number lie strides apart, in one key. `step`, `shifts`: how far apart the delays
-    lie, samples, and how many there are. `grid`: None in clock time.
+    `laid`: the windows, or clips that hold them. `offset`, float64 (q,): where each window begins, seconds or beats, in
+    each of its keys. `shift`, int64 (q,): windows of one number lie strides apart, in one key. `step`, `shifts`: how
+    far apart the delays lie, samples, and how many there are. `grid`: None in clock time.
     """
 
     laid: Windows
@@ -95,17 +94,19 @@ class Plan:
         """The longest delay tried, seconds."""
         return (self.shifts - 1) * self.step / SAMPLE_RATE
 
-    def in_keys(self, semitones: Sequence[int]) -> "Plan":
-        """Each window in each of these keys; of equal scores the earlier key will win."""
-        which = np.repeat(np.arange(len(self.laid)), len(semitones))  # those of one CQT follow each other
-        every = replace(self.laid[which], transpose=np.tile(np.array(semitones, np.int64), len(self.laid)))
-        shift = (self.shift[:, None] + (self.shift.max() + 1) * np.arange(len(semitones))).ravel()
-        return replace(self, laid=every, offset=self.offset[which], shift=shift)
+    def in_keys(self, semitones: int) -> "Plan":
+        """Each window in every key up to so many semitones away; of equal scores the nearer key will win."""
+        keys = np.arange(-semitones, semitones + 1)
+        nearest_first = np.argsort(np.argsort(np.abs(keys), kind="stable"))
+        shift = (self.shift[:, None] + (self.shift.max() + 1) * nearest_first).ravel()
+        laid = replace(self.laid, semitones=semitones)
+        return replace(self, laid=laid, offset=np.repeat(self.offset, len(keys)), shift=shift)
 
     @property
     def key(self) -> NDArray[np.int64]:
-        """Semitones that a stem is to be moved up to meet each window: int64 (q,)."""
-        return np.repeat(-self.laid.transpose, len(self.offset) // len(self.laid))
+        """Semitones that a stem is to be moved up to meet each window, which is moved as far down: int64 (q,)."""
+        semitones = self.laid.semitones
+        return np.resize(np.arange(semitones, -semitones - 1, -1), len(self.offset))
 
     @property
     def window(self) -> int:
@@ -190,9 +191,9 @@ def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
     first = first[np.isin(samples_at(first), _loudest(waveform, samples_at(first), length, last=int(last[0])))]
     layings = [at[at <= room - beats] for at in (first + shift for shift in range(shifts))]
     places = np.concatenate(layings)
-    lengths, none = np.full(len(places), length, np.int64), np.zeros(len(places), np.int64)
     shift = np.repeat(np.arange(shifts), [len(laying) for laying in layings])
-    laid = Windows(samples_at(places), lengths, none, 1 + beats * FRAMES_A_BEAT)
+    lengths = np.full(len(places), length, np.int64)
+    laid = Windows(samples_at(places), lengths, 1 + beats * FRAMES_A_BEAT)
     return Plan(laid, (begin + places).astype(np.float64), shift, round(beat_s * SAMPLE_RATE), shifts, grid)
 
 

@@ -266,7 +266,7 @@ class Finder:
             near = replace(wanted, in_beat_time=True, beat_bpm=tempi)
             allowed = await self._catalog.rows_allowed(near)
             if plan is not None and (allowed is None or len(allowed)):
-                plans.append((plan.in_keys(_keys(wish.max_transpose)), allowed))
+                plans.append((plan.in_keys(wish.max_transpose), allowed))
         longest = _samples(settings.grid_query_s) if wish.align == "grid" else None
         clock = plan_windows(
             waveform[:longest],
@@ -401,11 +401,6 @@ def _cost(speed: float, semitones: int) -> float:
     if stretch < SAME_TEMPO and semitones == 0:
         return 0.0
     return OTHERWISE_COST + STRETCH_COST * stretch + TRANSPOSE_COST * abs(semitones)
-
-
-def _keys(most: int) -> tuple[int, ...]:
-    """Semitones that the mix is moved by: a stem that is to go up is met by a mix that goes down."""
-    return tuple(sorted(range(-most, most + 1), key=abs))
 
 
 def _octaves(grid: Grid, max_stretch: float) -> list[tuple[Grid, tuple[float, float]]]:

@@ -16,7 +16,7 @@ from model.cqt import BeatClips
 from model.phalar import PhalarConfig
 from service.work.jobs import QueryJob, UploadJob
 
-HOP = PhalarConfig().hop
+HOP, STEP = PhalarConfig().hop, PhalarConfig().step
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,7 +41,7 @@ class Work:
         return sum(map(len, self.embedding)) == len(self.windows)
 
     @property
-    def kind(self) -> tuple[str, tuple[int, int, int]]:
+    def kind(self) -> tuple[str, tuple[int, int, int, int]]:
         """Of the next window: what those of one batch have in common."""
         part, _ = self._part_of(self.taken)
         return self.job.fingerprint, self.parts[part].kind
@@ -81,16 +81,38 @@ class Overlapping:
         return Overlapping(self.clips[which], self.inner)
 
 
-Clips = NDArray[np.float32] | BeatClips | Overlapping
-"""What a device embeds at once: float32 (n, samples) as recorded, clips in beat time, or clips of windows."""
+@dataclass(frozen=True, eq=False)
+class InKeys:
+    """Clips in beat time, each heard in every key from so many semitones down to so many up."""
+
+    clips: BeatClips
+    semitones: int
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, which: slice) -> InKeys:
+        return InKeys(self.clips[which], self.semitones)
+
+
+Clips = NDArray[np.float32] | BeatClips | Overlapping | InKeys
+"""What a device embeds at once: float32 (n, samples) as recorded, clips in beat time, clips of windows, or clips in
+keys."""
 
 
 def cut(waveform: NDArray[np.float32], laid: Windows) -> Clips:
     """Windows of a waveform, at least one."""
     if laid.frames is not None:
-        return BeatClips.cut(waveform, laid, HOP)
+        in_beats = BeatClips.cut(waveform, laid, HOP)
+        return InKeys(in_beats, laid.semitones) if laid.semitones else in_beats
     clips = cut_windows(waveform, laid.starts, int(laid.lengths[0]))
     return clips if laid.inner is None else Overlapping(clips, laid.inner)
+
+
+def embeddings_each(laid: Windows) -> int:
+    """How many embeddings each of these windows gets: of windows of one length, at least one."""
+    inner = 1 if laid.inner is None else 1 + (int(laid.lengths[0]) - laid.inner) // STEP
+    return inner * (2 * laid.semitones + 1)
 
 
 def joined(clips: Sequence[Clips]) -> Clips:
@@ -98,6 +120,8 @@ def joined(clips: Sequence[Clips]) -> Clips:
     match clips[0]:
         case BeatClips():
             return BeatClips.joined([some for some in clips if isinstance(some, BeatClips)])
+        case InKeys(semitones=semitones):
+            return InKeys(BeatClips.joined([some.clips for some in clips if isinstance(some, InKeys)]), semitones)
         case Overlapping(inner=inner):
             return Overlapping(np.concatenate([some.clips for some in clips if isinstance(some, Overlapping)]), inner)
     return np.concatenate([some for some in clips if isinstance(some, np.ndarray)])
@@ -193,13 +217,10 @@ class Served:
 def loud(waveform: NDArray[np.float32], parts: Sequence[Windows]) -> NDArray[np.int64]:
     """Indices of the windows that are not silent, int64, over all parts. Raises ValueError where a window leaves the
     waveform."""
-    silent: dict[tuple[int, int], bool] = {}  # a query has its windows in several keys
     found: list[bool] = []
     for part in parts:
         if not part.fit(len(waveform)):
             raise ValueError(f"a window leaves a waveform of {len(waveform)} samples")
         for span in zip(part.starts.tolist(), (part.starts + part.lengths).tolist(), strict=True):
-            if span not in silent:
-                silent[span] = is_silent(waveform[slice(*span)])
-            found.append(not silent[span])
+            found.append(not is_silent(waveform[slice(*span)]))
     return np.flatnonzero(found).astype(np.int64)

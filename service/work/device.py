@@ -16,7 +16,7 @@ from model.device import facts_of, open_device
 from model.errors import Told
 from model.phalar import Phalar
 from service.settings import Settings
-from service.work.batches import Clips, Overlapping
+from service.work.batches import Clips, InKeys, Overlapping
 from service.work.models import configured_model
 
 log = logging.getLogger("phalar.worker")
@@ -61,7 +61,8 @@ class Device:
             )
 
     def embed(self, fingerprint: str, clips: Clips) -> NDArray[np.complex64]:
-        """Embed windows with the model of this fingerprint: complex64 (n, D), or (n, m D) for clips of m windows each.
+        """Embed windows with the model of this fingerprint: complex64 (n, D), or (n, m D) for clips of m windows or
+        keys each.
 
         Where memory does not suffice the batch is halved, now and from now on.
 
@@ -129,6 +130,8 @@ def _embed(model: Phalar, clips: Clips) -> Tensor:
     match clips:
         case BeatClips():
             return model.embed_in_beat_time(clips)
+        case InKeys():
+            return model.embed_in_keys(clips.clips, clips.semitones).flatten(1)
         case Overlapping():
             return model.embed_each_step(torch.from_numpy(clips.clips), clips.inner).flatten(1)
     return model.embed(clips)

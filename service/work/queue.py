@@ -119,8 +119,8 @@ class Queue(Taking):
             share: of whom; the job waits, outside the stream, while it has its share there.
 
         Returns:
-            complex64 (q, 512) of unit norm, or (q, 512 m) where each window has m inner ones; a silent window's row is
-            zero, so it scores 0 with everything.
+            complex64 (q, 512) of unit norm, or (q, 512 m) where each window has m inner ones or keys; a silent window's
+            row is zero, so it scores 0 with everything.
 
         Raises:
             QueueFull, EmbedTimeout, EmbedFailed, WorkersLost, FingerprintMismatch, QueueUnavailable.
@@ -132,10 +132,11 @@ class Queue(Taking):
             "who": "" if share is None else share.who,
             "fingerprint": fingerprint,
             "waveform": np.ascontiguousarray(waveform, dtype="<f4").tobytes(),
-            # A worker that knows no inner windows knows no such field either: it drops the job, which is sent again.
-            "laid": np.stack([laid.starts, laid.lengths, laid.transpose]).astype("<i8").tobytes(),
+            # A worker that knows no such windows finds no such field either: it drops the job, which is sent again.
+            "spans": np.stack([laid.starts, laid.lengths]).astype("<i8").tobytes(),
             "frames": laid.frames or 0,
             "inner": laid.inner or 0,
+            "semitones": laid.semitones,
         }
         entry: str | None = None
         try:

@@ -243,9 +243,9 @@ class Taking(Streams):
 
 def _laid(fields: Mapping[bytes, bytes]) -> Windows:
     """The windows that `Queue.embed` wrote down."""
-    starts, lengths, transpose = np.frombuffer(fields[b"laid"], "<i8").astype(np.int64).reshape(3, -1)
-    frames, inner = int(fields[b"frames"]), int(fields[b"inner"])
-    laid = Windows(starts, lengths, transpose, frames or None, inner or None)
+    starts, lengths = np.frombuffer(fields[b"spans"], "<i8").astype(np.int64).reshape(2, -1)
+    frames, inner, semitones = (int(fields[name]) for name in (b"frames", b"inner", b"semitones"))
+    laid = Windows(starts, lengths, frames or None, inner or None, semitones)
     if frames == 0 and len(np.unique(lengths)) > 1:
         raise ValueError("windows in clock time are of one length")
     return laid

@@ -16,9 +16,7 @@ SOON_MS = 2000
 CLAIM_AFTER_S = 0.5  # a busy machine must get a beat in between
 MODEL = "f" * 64
 WAVEFORM = np.sin(np.arange(32_000, dtype=np.float32))
-WINDOWS = Windows(
-    np.array([0, 640, 1280]), np.array([16_000, 15_000, 14_000]), np.array([0, -2, 2]), frames=501, inner=14_000
-)
+WINDOWS = Windows(np.array([0, 640, 1280]), np.array([16_000, 15_000, 14_000]), frames=501, inner=14_000, semitones=2)
 Open = Callable[..., Queue]
 
 

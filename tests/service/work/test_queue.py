@@ -236,9 +236,9 @@ async def test_query_comes_back_as_it_was_sent_and_its_answer_too(opened: Open) 
     asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 10))
     job = await take_query(worker)
     np.testing.assert_array_equal(job.waveform, WAVEFORM)
-    for name in ("starts", "lengths", "transpose"):
+    for name in ("starts", "lengths"):
         np.testing.assert_array_equal(getattr(job.laid, name), getattr(WINDOWS, name))
-    assert (job.laid.frames, job.laid.inner, job.fingerprint) == (501, 14_000, MODEL)
+    assert (job.laid.frames, job.laid.inner, job.laid.semitones, job.fingerprint) == (501, 14_000, 2, MODEL)
     assert 5 < job.expires - time.monotonic() <= 10
     answer = (np.arange(3 * 512) * (1 + 2j)).astype(np.complex64).reshape(3, 512)
     await worker.reply(job, answer)
@@ -334,8 +334,8 @@ async def test_query_past_its_deadline_is_not_handed_out(opened: Open) -> None:
     api, worker = opened(), opened("a")
     entry = await api._add(
         "queries",
-        {"reply_to": "nobody", "fingerprint": MODEL, "waveform": b"", "laid": b"", "frames": 0, "inner": 0}
-        | {"ttl_ms": 50},
+        {"reply_to": "nobody", "fingerprint": MODEL, "waveform": b"", "spans": b"", "frames": 0, "inner": 0}
+        | {"semitones": 0, "ttl_ms": 50},
     )
     assert entry
     await asyncio.sleep(0.1)

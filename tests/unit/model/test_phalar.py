@@ -1,11 +1,13 @@
 """Facts of the whole model: what embed and score take, give and refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from model.audio import SAMPLE_RATE, ClipTooShort, Windows
-from model.cqt import BeatClips
+from model.cqt import MOST_SEMITONES, BeatClips
 from model.phalar import Phalar, PhalarConfig, untrained_phalar
 from tests.clips import clicks
 
@@ -131,15 +133,24 @@ def test_windows_of_one_pass_are_nearly_those_embedded_alone(phalar: Phalar) -> 
         phalar.embed_each_step(clips[:, : window - 1], window)
 
 
-def test_one_clip_in_several_keys_is_transformed_once_and_embedded_as_each_alone(phalar: Phalar) -> None:
-    waveform = clicks(110.0, 6.0)
-    starts, keys = np.repeat([0, 8000, 8000], [3, 2, 1]), np.array([0, -1, 2, 0, 1, 1])
-    lengths = np.array([40_000] * 5 + [39_000])
-    clips = BeatClips.cut(waveform, Windows(starts, lengths, keys, 301), phalar.config.hop)
-    rows, of = clips.different()
-    assert (rows.tolist(), of.tolist()) == ([0, 3, 5], [0, 0, 0, 1, 1, 2])
-    alone = torch.cat([phalar.embed_in_beat_time(clips[at : at + 1]) for at in range(6)])
-    torch.testing.assert_close(phalar.embed_in_beat_time(clips), alone, rtol=0, atol=1e-5)
+def test_keys_of_one_pass_are_nearly_those_embedded_alone(phalar: Phalar) -> None:
+    """To the last bit where there is one; of others a key hears what lies beyond its lowest and highest bins."""
+    laid = Windows(np.array([0, 8000, 9000]), np.array([40_000, 40_000, 39_000]), frames=301)
+    clips = BeatClips.cut(clicks(110.0, 6.0), laid, phalar.config.hop)
+    embedded = phalar.embed_in_keys(clips, 2)
+    assert embedded.shape == (3, 5, 512)
+    moved = (replace(clips, transpose=torch.full((3,), key)) for key in range(-2, 3))
+    alone = torch.stack([phalar.embed_in_beat_time(one) for one in moved], dim=1)
+    alike = (alone[:, :, None].conj() * embedded[:, None]).sum(dim=-1).real  # (clips, alone, of the pass)
+    assert alike.diagonal(dim1=1, dim2=2).min() > 0.9  # of random weights
+    assert torch.equal(alike.argmax(dim=2), torch.arange(5).expand(3, -1)), "and no other key's"
+    torch.testing.assert_close(
+        phalar.embed_in_keys(clips, 2)[:1], phalar.embed_in_keys(clips[:1], 2), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(phalar.embed_in_keys(clips, 0)[:, 0], phalar.embed_in_beat_time(clips))
+    for semitones in (-1, MOST_SEMITONES + 1):
+        with pytest.raises(ValueError, match="semitones"):
+            phalar.embed_in_keys(clips, semitones)
 
 
 def test_score_takes_numpy_and_brings_both_sides_to_unit_norm(phalar: Phalar) -> None:

@@ -141,12 +141,13 @@ def test_windows_are_spread_over_all_of_a_long_mix_on_its_own_grid() -> None:
 def test_in_other_keys_the_same_windows_are_asked_about_again() -> None:
     laid = plan_beats(np.full(8 * SECOND, 0.1, np.float32), grid_of(120))
     assert laid is not None
-    moved = laid.in_keys((-1, 0, 1))
-    assert len(moved.laid) == 3 * len(laid.laid)
-    for semitones in (-1, 0, 1):
-        chosen = moved.laid.transpose == semitones
+    moved = laid.in_keys(1)
+    assert (len(moved.laid), moved.laid.semitones) == (len(laid.laid), 1)
+    assert moved.key[:3].tolist() == [1, 0, -1], "the mix goes down where the stem is to go up"
+    for place, key in enumerate((0, 1, -1)):  # the nearest first, of two as near the one with the mix lower
+        chosen = moved.key == key
         np.testing.assert_array_equal(moved.offset[chosen], laid.offset)
-        np.testing.assert_array_equal(moved.laid.starts[chosen], laid.laid.starts)
+        np.testing.assert_array_equal(moved.shift[chosen], laid.shift + place * laid.shifts)
 
 
 def test_what_is_said_of_a_mix_is_believed_and_the_rest_is_heard() -> None:

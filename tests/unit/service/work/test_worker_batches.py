@@ -55,8 +55,7 @@ def test_only_windows_of_one_length_and_one_model_share_a_batch() -> None:
 
 def test_windows_by_the_clock_and_on_beats_go_apart_and_those_on_beats_together() -> None:
     def both(name: str, clock: int, beats: int) -> StemWork:
-        none = np.zeros(beats, np.int64)
-        on_beats = Windows(np.arange(beats), np.full(beats, 90_000), none, frames=501)
+        on_beats = Windows(np.arange(beats), np.full(beats, 90_000), frames=501)
         return work_of(UploadJob("1-0", name, "f"), Windows.in_clock_time(np.arange(clock), 80_000), on_beats)
 
     works = [both("a", 3, 2), both("b", 1, 4)]
