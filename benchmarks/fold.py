@@ -7,11 +7,12 @@ import time
 
 import numpy as np
 
-from benchmarks.index_at_size import form
 from benchmarks.page import page_parser, publish
 from benchmarks.windows import Complex64
 from indexer import HermitianFold
+from model.checkpoints import load_phalar
 from model.evaluation.results import markdown_table
+from service.work.models import DEFAULT_CHECKPOINT
 
 SECTION = "fold"
 KEYS, REPEATS = 10_000, 5
@@ -30,7 +31,7 @@ def rate(fold: HermitianFold, embedding: Complex64) -> float:
 def main() -> None:
     parser = page_parser(__doc__)
     arguments = parser.parse_args()
-    whole = HermitianFold(form())
+    whole = HermitianFold(load_phalar(DEFAULT_CHECKPOINT).hermitian)
     parts = np.random.default_rng(0).standard_normal((KEYS, whole.embedding_dim, 2), dtype=np.float32)
     many = parts.view(np.complex64)[..., 0]
     rows = []

@@ -11,7 +11,8 @@ from service.work.shelf import Keeper
 
 
 class Remembering:
-    """An Embedder for one mix, which keeps what the other one embeds."""
+    """An Embedder for one mix, which keeps what the other one embeds: fewer keys than were asked for
+    before are a part of those."""
 
     def __init__(self, embedder: Embedder, keeper: Keeper, mix: str) -> None:
         """`mix`: its name, before which nothing is known of it, however alike it is to another."""
@@ -23,12 +24,15 @@ class Remembering:
         self, fingerprint: str, waveform: NDArray[np.float32], laid: Windows, deadline_s: float
     ) -> NDArray[np.complex64]:
         """As the other embeds; see `Queue.embed`."""
-        digest = hashlib.sha256(f"{fingerprint} {laid.frames} {laid.inner} {laid.semitones}".encode())
+        digest = hashlib.sha256(f"{fingerprint} {laid.frames} {laid.inner}".encode())
         digest.update(np.ascontiguousarray(waveform, "<f4").data)
         digest.update(np.stack([laid.starts, laid.lengths]).astype("<i8").tobytes())
         name = f"embedded:{self._mix}:{digest.hexdigest()}"
-        if found := await self._keeper.get(name):
-            return np.frombuffer(found[1], "<c8").astype(np.complex64).reshape(len(laid), -1)
+        found = await self._keeper.get(name)
+        if found and (spare := found[1][0] - laid.semitones) >= 0:
+            keys = 2 * found[1][0] + 1
+            kept = np.frombuffer(found[1], "<c8", offset=1).astype(np.complex64).reshape(len(laid), keys, -1)
+            return kept[:, spare : keys - spare].reshape(len(laid), -1)
         embedding = await self._embedder.embed(fingerprint, waveform, laid, deadline_s)
-        await self._keeper.put(name, np.ascontiguousarray(embedding, "<c8").tobytes())
+        await self._keeper.put(name, bytes([laid.semitones]) + np.ascontiguousarray(embedding, "<c8").tobytes())
         return embedding

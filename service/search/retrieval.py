@@ -408,6 +408,7 @@ def _octaves(grid: Grid, max_stretch: float) -> list[tuple[Grid, tuple[float, fl
     octave that tempi are told in, the grid at double or half tempo with theirs. At half, either beat may be the first.
     """
     bpm, widest = grid.tempo_bpm, float(np.sqrt(2))
+    max_stretch = max(max_stretch, SAME_TEMPO)
     low = max(bpm * (1 - max_stretch), bpm / widest)
     high = min(bpm / (1 - max_stretch), bpm * widest)
     highest = 2 * LOWEST_BPM

@@ -26,3 +26,10 @@ def test_at_half_tempo_either_beat_may_be_the_first_and_at_double_the_mixs_beats
     _, double = (asked for asked, _ in _octaves(slow, 0.12))
     np.testing.assert_allclose(double.beats_s[::2], slow.beats_s)
     assert len(_octaves(Grid(np.arange(40) * 0.5), 0.12)) == 1
+
+
+def test_no_stretch_at_all_still_meets_stems_whose_tempo_was_heard_a_little_otherwise() -> None:
+    for heard in (95.99476042526064, 96.0, 95.2):
+        ((_, (low, high)),) = _octaves(Grid(np.arange(40) * 60 / 96.0), 0.0)
+        assert low <= heard <= high
+    assert not low <= 97.5 <= high
