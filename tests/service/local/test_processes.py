@@ -1,6 +1,7 @@
 """The lock, the private Valkey and the supervisor, with real processes."""
 
 import asyncio
+import importlib.util
 import io
 import os
 import signal
@@ -14,8 +15,8 @@ import pytest
 
 from service.local import supervisor
 from service.local.lock import DataFolderInUse, DataFolderLock
-from service.local.supervisor import Child, ChildFailed, Supervisor
-from service.local.valkey import EmbeddedValkey
+from service.local.supervisor import Child, ChildFailed, ProcessError, Supervisor
+from service.local.valkey import EmbeddedValkey, valkey_binary
 from service.settings import SOCKET_PATH_BYTES, socket_path
 
 SOON_S = 10.0  # a busy machine may take this long to start or end a process; nothing waits it out on success
@@ -144,6 +145,13 @@ async def supervised(children: list[Child], then: Callable[[Supervisor], object]
     await running
     assert supervisor.pids == {}
     return output.getvalue()
+
+
+def test_without_any_valkey_the_user_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ProcessError, match="install valkey-server or redis-server, or set PHALAR_REDIS_URL"):
+        valkey_binary()
 
 
 def test_supervisor_starts_a_killed_child_again(tmp_path: Path) -> None:
