@@ -1,4 +1,4 @@
-"""Gain and noise, for each side of an example by itself, on the device where it lies."""
+"""Gain, noise, tone and saturation, for each side of an example by itself, on the device where it lies."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ _FLATTEST_HZ = 20.0
 """Below, coloured noise stays as strong as here: brown noise would be all rumble."""
 
 
+OCTAVES = 8
+"""From the lowest band of the equaliser to the highest."""
+
+LOWEST_HZ = 31.25
+"""Of the equaliser's bands."""
+
 MOST_BURSTS = 10
 """Of a row of transients; two at least, each falling to a thousandth in 20 to 200 ms."""
 
@@ -27,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Change each waveform's level and put noise under some of them.
+    """Change each waveform's level, put noise under some of them, bend some by an equaliser, drive some into a limit.
 
     Args:
         waveforms: float32, (n, samples) at 16 kHz.
@@ -48,7 +54,44 @@ def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Gener
     under = noise([NOISES[kind] for kind in kinds[rows].tolist()], length, generator, device)
     level, gain, at = (upload(fact, device) for fact in (10 ** (-snr_db[rows] / 20), 10 ** (gain_db / 20), rows))
     rms = waveforms[at].square().mean(dim=1, keepdim=True).sqrt()
-    return waveforms.index_add(0, at, under * level[:, None] * rms) * gain[:, None]
+    heard = waveforms.index_add(0, at, under * level[:, None] * rms) * gain[:, None]
+    if settings.equalised:
+        rows = (torch.rand(n, generator=generator) < settings.equalised).nonzero().flatten()
+        response = upload(tone(len(rows), settings.equaliser_db, length, generator), device)
+        at = upload(rows, device)
+        bent = torch.fft.irfft(torch.fft.rfft(heard[at]) * response, n=length)
+        heard = heard.index_copy(0, at, bent)
+    if settings.saturated:
+        rows = (torch.rand(n, generator=generator) < settings.saturated).nonzero().flatten()
+        times_rms = upload(2 * 10 ** torch.empty(len(rows), 1).uniform_(-0.6, 0.6, generator=generator), device)
+        at = upload(rows, device)
+        limit = heard[at].square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6) * times_rms
+        heard = heard.index_copy(0, at, torch.tanh(heard[at] / limit) * limit)
+    return heard
+
+
+def tone(count: int, deviation_db: float, length: int, generator: torch.Generator) -> Tensor:
+    """What an equaliser does to each frequency: a line through bands an octave apart; half cut what lies high or low.
+
+    Args:
+        count: of responses.
+        deviation_db: of the bands' gains.
+        length: samples of the waveforms.
+        generator: all is drawn from it.
+
+    Returns:
+        float32, (count, length // 2 + 1), gains at the frequencies of an FFT.
+    """
+    hertz = torch.fft.rfftfreq(length, 1 / SAMPLE_RATE).clamp_min(LOWEST_HZ)
+    octave = torch.log2(hertz / LOWEST_HZ).clamp_max(OCTAVES - 0.01)  # (length // 2 + 1,)
+    bands = deviation_db * torch.randn(count, OCTAVES + 1, generator=generator)
+    below = octave.floor().long()
+    gain_db = torch.lerp(bands[:, below], bands[:, below + 1], octave - below)
+    kind = torch.randint(4, (count, 1), generator=generator)  # cuts low, cuts high, cuts nothing twice
+    slope_db = 12 + 12 * torch.rand(count, 1, generator=generator)  # an octave
+    lowest, highest = (torch.empty(count, 1).uniform_(*ends, generator=generator) for ends in ((1.0, 4.0), (4.5, 7.0)))
+    beyond = (kind == 0) * (lowest - octave).clamp_min(0) + (kind == 1) * (octave - highest).clamp_min(0)
+    return 10 ** ((gain_db - slope_db * beyond) / 20)
 
 
 def noise(kinds: Sequence[str], length: int, generator: torch.Generator, device: torch.device = CPU) -> Tensor:

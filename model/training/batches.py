@@ -83,7 +83,10 @@ def draw_batch(
     if np.random.default_rng(seed(_KIND, step)).random() < recipe.data.matched:
         decoy_rng = np.random.default_rng(seed(_DECOYS, step))
         windows, decoys_of = _draw_beat_windows(bank, tracks, recipe, step, mine, rng, decoy_rng)
-        return Batch(beat_clips(bank, windows), share, decoys_of)
+        balance_db = recipe.augment.balance_db
+        levels_db = [decoy_rng.uniform(-balance_db, balance_db, len(one.stems)) for one in windows]
+        gains = [(10 ** (level_db / 20)).tolist() for level_db in levels_db]
+        return Batch(beat_clips(bank, windows, gains if balance_db else None), share, decoys_of)
     data, loss = recipe.data, recipe.loss
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
@@ -100,7 +103,7 @@ def draw_batch(
 
 
 def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> Batch:
-    """The batch on a device, with gain and noise of its own made there; the host waits for nothing."""
+    """The batch on a device, with gain, noise and tone of its own made there; the host waits for nothing."""
     generator = torch.Generator().manual_seed(seed)
     clips = batch.clips
     if isinstance(clips, Tensor):
@@ -242,8 +245,10 @@ def draw_beat_decoy(
     return replace(positive, first=first)
 
 
-def beat_clips(bank: StemBank, windows: Sequence[BeatWindow]) -> BeatClips:
-    """Mix windows of one number of beats, on the CPU."""
+def beat_clips(
+    bank: StemBank, windows: Sequence[BeatWindow], gains: Sequence[Sequence[float]] | None = None
+) -> BeatClips:
+    """Mix windows of one number of beats, on the CPU; `gains` as for `mix_stretches`."""
     config = PhalarConfig()
     frame_s = config.hop / SAMPLE_RATE
     beats = windows[0].beats
@@ -263,7 +268,7 @@ def beat_clips(bank: StemBank, windows: Sequence[BeatWindow]) -> BeatClips:
         places[row] = np.minimum((seconds - seconds[0]) / frame_s, last)
     stretches = [(window.track, int(start), window.stems) for window, start in zip(windows, starts, strict=True)]
     return BeatClips(
-        mix_stretches(bank, stretches, int(lengths.max())),
+        mix_stretches(bank, stretches, int(lengths.max()), gains),
         torch.from_numpy(lengths),
         torch.from_numpy(places),
         torch.tensor([window.transpose for window in windows]),

@@ -145,19 +145,24 @@ def mix_examples(bank: StemBank, examples: Sequence[Example], length: int) -> tu
     return anchors, positives
 
 
-def mix_stretches(bank: StemBank, stretches: Sequence[tuple[int, int, tuple[int, ...]]], length: int) -> Tensor:
+def mix_stretches(
+    bank: StemBank,
+    stretches: Sequence[tuple[int, int, tuple[int, ...]]],
+    length: int,
+    gains: Sequence[Sequence[float]] | None = None,
+) -> Tensor:
     """Sum stems of stretches, each a track, its first sample and some stems: float32 (n, length), on the CPU.
 
     A bank may be larger than a card's memory, and mixing is little work: cards get mixes. What lies beyond a track's
-    ends is silence.
+    ends is silence. `gains`: of each stretch's stems, as factors; None: as the bank has them.
     """
     mixed = torch.zeros(len(stretches), length)
-    for row, (at, start, stems) in zip(mixed, stretches, strict=True):
+    for number, (row, (at, start, stems)) in enumerate(zip(mixed, stretches, strict=True)):
         track = bank.tracks[at]
         first, last = max(0, start), min(track.samples, start + length)
-        for stem in stems:
+        for stem, gain in zip(stems, gains[number] if gains else [1.0] * len(stems), strict=True):
             begin = track.offset + stem * track.samples
             row[first - start : last - start].add_(
-                bank.samples[track.part][begin + first : begin + last], alpha=1 / 32_768
+                bank.samples[track.part][begin + first : begin + last], alpha=gain / 32_768
             )
     return mixed

@@ -68,6 +68,10 @@ class AugmentSettings:
     noise: float = 0.5  # part of the sides that get noise, of a kind drawn anew each time
     quietest_snr_db: float = 40.0
     loudest_snr_db: float = 10.0
+    equalised: float = 0.0  # part of the sides that an equaliser bends, half of which a filter cuts too
+    equaliser_db: float = 6.0  # the deviation of its bands, which are an octave wide
+    saturated: float = 0.0  # part of the sides that are driven into a soft limit
+    balance_db: float = 0.0  # in beat time: each stem of a submix up or down, at most
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         ("data.matched", data.matched),
         ("data.one_key", data.one_key),
         ("data.unpitched", data.unpitched),
+        ("augment.equalised", recipe.augment.equalised),
+        ("augment.saturated", recipe.augment.saturated),
         ("loss.beat_decoys", loss.beat_decoys),
         ("loss.key_decoys", loss.key_decoys),
     ):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.audio import SAMPLE_RATE
-from model.training.augment import NOISES, augment, noise
+from model.training.augment import LOWEST_HZ, NOISES, OCTAVES, augment, noise, tone
 from model.training.recipe import AugmentSettings
 
 SLOPE_DB = 0.5  # of a fit over two decades of 60 s of noise; what chance leaves
@@ -75,3 +75,38 @@ def test_noise_lies_under_the_music_by_what_the_recipe_says() -> None:
     snr_db = 10 * torch.log10(waves.square().mean(dim=1) / under.square().mean(dim=1))
     assert snr_db.min() >= 10 - 0.01
     assert snr_db.max() <= 40 + 0.01
+
+
+def test_an_equaliser_has_bands_of_its_deviation_and_half_are_cut_high_or_low() -> None:
+    length = 8_000
+    response_db = 20 * torch.log10(tone(400, 6.0, length, torch.Generator().manual_seed(0)))
+    assert response_db.shape == (400, length // 2 + 1)
+    hertz = torch.fft.rfftfreq(length, 1 / SAMPLE_RATE)
+    middle = response_db[:, (hertz - LOWEST_HZ * 2 ** (OCTAVES / 2)).abs().argmin()]  # 500 Hz: no filter cuts there
+    assert abs(float(middle.mean())) < 1
+    assert abs(float(middle.std()) - 6) < 0.7
+    for end in (response_db[:, 1], response_db[:, -1]):
+        assert 0.1 < float((end < -18).float().mean()) < 0.3, "a quarter is cut there, by 12 to 24 dB an octave"
+
+
+def test_a_bent_waveform_is_its_response_and_the_others_stay() -> None:
+    waves = torch.sin(torch.arange(16_000) * 2 * torch.pi * 1_000 / SAMPLE_RATE).repeat(200, 1)
+    settings = AugmentSettings(gain_db=0.0, noise=0.0, equalised=0.6, equaliser_db=6.0)
+    bent = augment(waves, settings, torch.Generator().manual_seed(0))
+    level_db = 20 * torch.log10(bent.square().mean(dim=1).sqrt() / waves[0].square().mean().sqrt())
+    same = (bent == waves).all(dim=1)
+    assert 0.3 < float(same.float().mean()) < 0.5
+    assert 4 < float(level_db[~same].std()) < 8
+    one = bent[~same][0]
+    torch.testing.assert_close(one, waves[0] * (one @ waves[0] / waves[0].square().sum()), atol=0.01, rtol=0)
+
+
+def test_saturation_takes_peaks_and_leaves_what_is_quiet() -> None:
+    waves = torch.full((100, 1_000), 0.01)
+    waves[:, 500] = 1.0
+    driven = augment(waves, AugmentSettings(gain_db=0.0, noise=0.0, saturated=1.0), torch.Generator().manual_seed(0))
+    assert driven[:, 500].max() < 0.5
+    assert driven[:, 500].min() > 0.01
+    torch.testing.assert_close(driven[:, 0], waves[:, 0], rtol=0.1, atol=0)
+    silence = augment(torch.zeros(3, 100), AugmentSettings(noise=0, saturated=1.0), torch.Generator().manual_seed(0))
+    assert not silence.any()

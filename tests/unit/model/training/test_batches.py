@@ -1,5 +1,6 @@
 """A batch in beat time: equally many beats, on the beat, every choice from the seed, decoys where they do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from model.audio.harmony import tonic_of
 from model.audio.truth import Truth
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.demo import compose_track, write_track
-from model.training.batches import BEAT_SHIFTS, BeatWindow, draw_batch, draw_beat_decoy, draw_beat_pair
+from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_decoy, draw_beat_pair
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
 from model.training.stems import StemBank, load_bank
 
@@ -113,3 +114,18 @@ def test_tracks_without_a_grid_are_said_to_be_too_many(tmp_path: Path) -> None:
     bank = load_bank([tmp_path / "noise"], tmp_path / "cache")
     with pytest.raises(ValueError, match="1 of 3 tracks have a beat grid"):
         draw_batch(bank, range(3), RECIPE, 0, seed)
+
+
+def test_the_stems_of_a_mix_are_balanced_anew_within_the_limit(bank: StemBank) -> None:
+    both = tuple(range(2))
+    window = BeatWindow(0, 2, 4, both)
+    apart = [beat_clips(bank, [replace(window, stems=(stem,))]).waveforms[0].double() for stem in both]
+    gains = [0.5, 2.0]
+    mixed = beat_clips(bank, [window], [gains]).waveforms[0].double()
+    torch.testing.assert_close(mixed, gains[0] * apart[0] + gains[1] * apart[1], atol=1e-6, rtol=0)
+    balanced = replace(RECIPE, augment=AugmentSettings(gain_db=0.0, noise=0.0, balance_db=6.0))
+    plain, moved = (draw_batch(bank, range(TRACKS), recipe, 0, seed).clips for recipe in (RECIPE, balanced))
+    assert isinstance(plain, BeatClips)
+    assert isinstance(moved, BeatClips)
+    level_db = 20 * torch.log10(moved.waveforms.norm(dim=1) / plain.waveforms.norm(dim=1))
+    assert 0.1 < float(level_db.abs().max()) < 8
