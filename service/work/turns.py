@@ -99,7 +99,12 @@ class Turns:
         return alone or self._held[who] < self.share
 
     def _turn_away(self) -> None:
+        """Make room: of places that were given up and not left yet; without one, of the last of the longest line."""
         assert self._full is not None
+        if given_up := [(who, place) for who, line in self._waiting.items() for place in line if place.done()]:
+            for who, place in given_up:
+                self._drop(who, place)
+            return
         who, line = max(self._waiting.items(), key=lambda waiting: len(waiting[1]))
         place = line.pop()
         if not line:  # no line is ever empty: a slot may be handed out before the one turned away has run
@@ -133,7 +138,8 @@ class Budget:
             await place
         except asyncio.CancelledError:
             if place.cancelled():
-                self._waiting.remove((wanted, place))
+                with suppress(ValueError):  # it was passed over
+                    self._waiting.remove((wanted, place))
                 self._hand_out()
             else:
                 self.give_back(wanted)
@@ -151,8 +157,9 @@ class Budget:
     def _hand_out(self) -> None:
         while self._waiting and self._held + self._waiting[0][0] <= self._samples:
             samples, place = self._waiting.popleft()
-            self._held += samples
-            place.set_result(None)
+            if not place.done():
+                self._held += samples
+                place.set_result(None)
 
 
 class Manifold(Budget):

@@ -126,6 +126,24 @@ async def test_a_slot_is_free_again_however_its_turn_ends() -> None:
     last.cancel()
 
 
+async def test_whoever_gives_up_as_the_line_overflows_makes_room_for_the_one_who_comes() -> None:
+    rush = Rush(Turns(1, waiting=1, full=lambda waiting: OverflowError(waiting)))
+    first, given_up = rush.come("a"), rush.come("b")
+    await settle()
+    late = rush.come("c")
+    given_up.cancel()  # it has not run when `c` comes
+    await settle()
+    assert given_up.cancelled()
+    assert not late.done(), "it waits, instead of the one who gave up"
+    await rush.one_leaves("a")
+    await rush.one_leaves("c")
+    assert first.done()
+    last = rush.come("d")
+    await settle()
+    assert rush.let_in == ["a", "c", "d"]
+    last.cancel()
+
+
 async def test_budget_is_given_back_when_the_waveform_is_forgotten() -> None:
     budget = Budget(100)
     waveform = np.zeros(60, np.float32)
@@ -158,6 +176,19 @@ async def test_more_than_the_whole_budget_waits_for_all_of_it() -> None:
     await settle()
     budget.give_back(await large)
     assert await budget.take(100) == 100
+
+
+async def test_samples_that_come_free_as_their_waiter_gives_up_go_to_the_next() -> None:
+    budget = Budget(100)
+    first = await budget.take(100)
+    given_up, waiting = asyncio.create_task(budget.take(60)), asyncio.create_task(budget.take(100))
+    await settle()
+    given_up.cancel()
+    budget.give_back(first)  # before `given_up` has run
+    await settle()
+    assert given_up.cancelled()
+    assert waiting.done()
+    assert await waiting == 100
 
 
 async def test_whoever_will_hold_several_takes_them_at_once() -> None:
