@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.audio import Windows
 from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Kind, Poisoned, QueryJob, UploadJob, WorkersLost
-from service.work.streams import GROUP, Streams
+from service.work.streams import GROUP, QueueUnavailable, Streams
 
 log = logging.getLogger("phalar.queue")
 
@@ -31,7 +31,8 @@ class Taking(Streams):
         """The next jobs: at most one query (the other workers may be idle), then at most `count` uploads.
 
         A job that an earlier worker left unfinished comes alone: no upload is handed out beside it until it is done.
-        Returns an empty list after `block_ms` without a job (at most 2 s); 0 does not wait.
+        Returns an empty list after `block_ms` without a job (at most 2 s); 0 does not wait. Where Redis goes after a
+        job was read, that one is returned; without one it raises QueueUnavailable.
         """
         waiting_alone, left_over = await self._take_left_over(uploads)
         if left_over:
@@ -43,7 +44,12 @@ class Taking(Streams):
             wanted["uploads"] = count
         jobs: list[Job] = []
         for kind, most in wanted.items():
-            jobs += await self._read([kind], most, 0)
+            try:
+                jobs += await self._read([kind], most, 0)
+            except QueueUnavailable:
+                if not jobs:
+                    raise
+                return jobs  # they are in hand; the next call says that Redis is away
         if jobs or not block_ms:
             return jobs
         if not wanted:
@@ -199,15 +205,22 @@ class Taking(Streams):
                     )
             except (KeyError, ValueError) as error:
                 log.error("dropping entry %s of %s, which no worker can read: %r", entry, kind, error)
-                await self._forget(kind, entry)
+                await self._refuse(kind, entry)
                 continue
             if isinstance(job, QueryJob) and job.expired:
                 log.warning("dropping a query that waited past its deadline")
-                await self._forget(kind, entry)
+                await self._refuse(kind, entry)
                 continue
             self._in_hand[kind][entry] = job
             jobs.append(job)
         return jobs
+
+    async def _refuse(self, kind: Kind, entry: str) -> None:
+        """Delete an entry that is not taken in hand. While Redis is away it stays, comes again, and keeps no other."""
+        try:
+            await self._forget(kind, entry)
+        except QueueUnavailable as error:
+            log.warning("entry %s of %s stays, and will come again: %s", entry, kind, error)
 
     async def _server_ms(self) -> float:
         """What the server's clock says, by ours since it was last asked, which was lately."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.local.valkey import EmbeddedValkey
-from service.work.jobs import UploadJob
+from service.work.jobs import Job, Kind, QueryJob, UploadJob
 from service.work.streams import QueueUnavailable, connect
 from tests.servers import Authority, RedisServer
 from tests.service.work.queues import (
@@ -86,6 +86,59 @@ async def test_killed_redis_keeps_uploads_and_answers_the_query_that_waited(open
         assert await api.outstanding_uploads() == {"s1", "s2"}
         await worker.done(upload)
         assert await api.outstanding_uploads() == {"s2"}
+
+
+async def test_a_query_that_was_read_as_redis_went_is_answered(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedValkey(tmp_path) as own:
+        api, worker = opened(url=own.url), opened("a", url=own.url, retry_s=0.1)
+        assert await worker.take(8, 0) == []
+        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 20))
+        await query_waits(api)
+        read = worker._read
+
+        async def read_before_it_goes(kinds: list[Kind], count: int, block_ms: int) -> list[Job]:
+            found = await read(kinds, count, block_ms)
+            await deny_disk(worker._redis, tmp_path)
+            return found
+
+        monkeypatch.setattr(worker, "_read", read_before_it_goes)
+        (job,) = await worker.take(8, 0)
+        assert isinstance(job, QueryJob)
+        with pytest.raises(QueueUnavailable):
+            await worker.take(8, 0)
+        await worker._redis.config_set("save", "")
+        answer = np.ones((3, 512), np.complex64)
+        await worker.reply(job, answer)
+        np.testing.assert_array_equal(await asking, answer)
+
+
+async def test_an_upload_beside_one_that_cannot_be_read_is_taken_as_redis_goes(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedValkey(tmp_path) as own:
+        api, worker = opened(url=own.url), opened("a", url=own.url, retry_s=0.1)
+        await api.submit_upload("s1", MODEL)
+        await api._redis.xadd(api._streams["uploads"], {"something": "else"})
+        await api.submit_upload("s2", MODEL)
+        forget = worker._forget
+
+        async def forget_when_it_has_gone(kind: Kind, entry: str) -> None:
+            await deny_disk(worker._redis, tmp_path)
+            await forget(kind, entry)
+
+        with monkeypatch.context() as going:
+            going.setattr(worker, "_forget", forget_when_it_has_gone)
+            taken = await worker.take(8, 0)
+        await worker._redis.config_set("save", "")
+        for job in taken:
+            assert isinstance(job, UploadJob)
+            await worker.done(job)
+        assert [job.stem_id for job in taken if isinstance(job, UploadJob)] == ["s1", "s2"]
+        worker._reclaim_at = 0.0
+        assert await worker.take(8, 0) == []
+        assert (await api.depths())["uploads"] == 0, "what could not be read came again, and was dropped"
 
 
 @pytest.fixture
