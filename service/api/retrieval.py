@@ -110,7 +110,7 @@ class Retrieval:
         self.turns.resize(max(FEWEST_SEARCHES, sum(2 * max(1, round(limit) // 16) for limit in batch_limits)))
 
     async def _answer(self, query: RetrieveIn, caller: Caller, watch: Stopwatch) -> RetrieveOut:
-        index, mix = await asyncio.gather(self.live.current(), self.mixes.of(query, caller.owner, watch))
+        index, mix = await self._begun(query, caller, watch)
         embedder = self.embedder(caller.who)
         if mix.mix_id is not None:
             embedder = Remembering(embedder, self.mixes.shelf, mix.mix_id)
@@ -131,6 +131,15 @@ class Retrieval:
             index = await self.live.current()  # more stems were deleted meanwhile than were to spare
         shown = [*places.items()][: query.limit]
         return self._told(search, found, [self._hit(*one, found, stems, rank) for rank, one in enumerate(shown, 1)])
+
+    async def _begun(self, query: RetrieveIn, caller: Caller, watch: Stopwatch) -> tuple[Index, Mix]:
+        """The index and the mix, which is made meanwhile; where there is no index, the mix is given up."""
+        making = asyncio.create_task(self.mixes.of(query, caller.owner, watch))
+        try:
+            return await self.live.current(), await making
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)  # nothing goes on when the turn is over
 
     async def _complete(self, index: Index, search: "_Search") -> RetrieveOut:
         """The best stem of each instrument that is wanted, and what else would do: each by a search of its own, which

@@ -1,6 +1,7 @@
 """What one client may take of a service that others use: memory, decoders, workers, rows."""
 
 import asyncio
+import io
 import socket
 import sqlite3
 import time
@@ -16,15 +17,20 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from fastapi import UploadFile
 from numpy.typing import NDArray
 
+from indexer import IndexUnavailable
 from model.audio import Clip
 from model.phalar import PhalarConfig
+from service.api.backend import Backend
+from service.api.keys import Caller
+from service.api.schemas import RetrieveIn
 from service.settings import Settings
 from service.work.jobs import QueryJob
 from service.work.queue import TICKET_S, Share, open_queue
 from service.work.uploads import UPLOAD_NICE, Decoder
-from tests.installation import add_stem, encode, eventually, noise_bursts, serving
+from tests.installation import add_stem, encode, eventually, free_port, noise_bursts, serving
 from tests.service.api.test_api import problem_of
 
 AUDIO = encode(noise_bursts(0, 9.0))
@@ -36,6 +42,7 @@ class Decoded:
 
     def __init__(self) -> None:
         self.times = 0
+        self.going_on = 0
         self.nices: list[int] = []
         self.alive = 0
         self.most_alive = 0
@@ -56,7 +63,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
 
     async def counted(self: Decoder, source: Any, **options: Any) -> Clip:
         seen.times += 1
-        clip = await decode(self, source, **options)
+        seen.going_on += 1
+        try:
+            clip = await decode(self, source, **options)
+        finally:
+            seen.going_on -= 1
         seen.hold(clip.waveform)
         return clip
 
@@ -209,6 +220,26 @@ def test_an_upload_that_nobody_waits_for_is_decoded_no_further(chosen: dict[str,
         assert decoded.times == begun < len(files)
         add_stem(sender, AUDIO)
         assert len(sender.get("/stems").json()["stems"]) == 1
+
+
+def test_a_search_that_is_refused_for_want_of_an_index_is_decoded_no_further(
+    chosen: dict[str, Any], decoded: Decoded
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+
+    async def search() -> None:
+        async with Backend.open(Settings(**chosen, index_url=nobody)) as backend:
+            model = backend.models.configured_fingerprint
+            assert await backend.catalog.go_live(await backend.catalog.new_generation(model), configured=model)
+            backend.live._status = "ready"  # as it was before the index's server went
+            for _ in range(5):
+                query = RetrieveIn(file=UploadFile(io.BytesIO(AUDIO), size=len(AUDIO)))
+                with pytest.raises(IndexUnavailable):
+                    await backend.retrieval.answer(query, Caller(None, "read"))
+                assert decoded.going_on == 0, "its turn is over"
+
+    asyncio.run(search())
+    assert decoded.times > 0
 
 
 def test_a_query_never_takes_longer_than_its_time_however_many_wait(chosen: dict[str, Any]) -> None:
