@@ -41,7 +41,8 @@ class AudioIn(BaseModel):
         ge=-DAY_S,
         le=DAY_S,
         allow_inf_nan=False,
-        description="the second of the stem, as recorded, where the first sample lies; negative: silence comes first",
+        description="the second of the stem, as recorded, where the first sample lies; negative: silence comes first, "
+        "but for a loop, which goes round",
     )
     loop: bool = Field(False, description="begin again where the stem ends")
     duration_s: Seconds | None = Field(

@@ -22,7 +22,9 @@ class Placed(BaseModel):
 
     stem_id: str = Field(min_length=1, max_length=255)
     start_s: Seconds = Field(
-        0.0, description="the second of the stem that sounds at `at_s`; negative: it enters `-start_s / speed` later"
+        0.0,
+        description="the second of the stem that sounds at `at_s`; negative: it enters `-start_s / speed` later, "
+        "but for a loop, which goes round and sounds from `at_s` on",
     )
     speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False, description="how many times faster it is played")
     transpose: int = Field(0, ge=-12, le=12, description="semitones up")

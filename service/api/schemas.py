@@ -345,7 +345,7 @@ class HitOut(BaseModel):
     transpose: int = Field(description="semitones that it is to be moved up")
     start_s: Seconds = Field(
         description="the second of the stem that sounds together with second 0 of the mix; "
-        "negative: the stem enters that long after the mix has begun"
+        "negative: the stem enters `-start_s / speed` after the mix has begun, but for a loop, which goes round"
     )
     stem: StemOut
     copies: list[CopyOut] = Field(description="stems that pass the filters and are the same audio, best first")

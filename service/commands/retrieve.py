@@ -199,6 +199,8 @@ def _table(answer: dict[str, Any]) -> Any:
         )
     for hit in answer["hits"]:
         stem, start_s = hit["stem"], hit["start_s"]
+        if stem.get("kind") == "loop":
+            start_s %= stem["duration_s"]  # it goes round from the mix's start on
         if start_s < 0:
             start_s /= hit["speed"]  # it enters so long after, in the mix's seconds
         minutes, seconds = divmod(abs(start_s), 60)

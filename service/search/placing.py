@@ -22,7 +22,7 @@ def laid(place: Played, samples: int, duration_s: float, loop: bool, at_s: float
 
     Args:
         place: `start_s` is the second of the stem that sounds at second `at_s` of the mix; where it is negative, the
-            stem enters `-start_s / speed` later.
+            stem enters `-start_s / speed` later, but for a loop, which goes round and sounds from `at_s` on.
         samples: of the mix, 16 kHz.
         duration_s: of the stem.
         loop: whether it goes round.
@@ -30,11 +30,10 @@ def laid(place: Played, samples: int, duration_s: float, loop: bool, at_s: float
     Raises:
         ValueError: it would begin after its own end or the mix's.
     """
-    at = round((at_s + max(0.0, -place.start_s / place.speed)) * SAMPLE_RATE)
-    start_s = max(0.0, place.start_s)
-    if loop:
-        start_s %= duration_s
-    if at >= samples or start_s >= duration_s:
+    waits_s = 0.0 if loop else max(0.0, -place.start_s / place.speed)
+    at = round((at_s + waits_s) * SAMPLE_RATE)
+    start_s = place.start_s if loop else max(0.0, place.start_s)
+    if at >= samples or (start_s >= duration_s and not loop):
         raise ValueError("it begins after the end")
     return at, Fitting(
         speed=place.speed,

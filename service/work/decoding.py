@@ -290,7 +290,8 @@ def _fitted(audio: BinaryIO, limits: DecodeLimits, order: Order) -> tuple[dict[s
     )
     if fitting.duration_s is None:
         end_s = (part.first + part.samples.shape[1]) / part.sample_rate
-        _refuse_long(order.lead_s + (end_s - fitting.start_s) / fitting.speed, limits)
+        start_s = fitting.start_s % end_s if fitting.loop else fitting.start_s
+        _refuse_long(order.lead_s + (end_s - start_s) / fitting.speed, limits)
     rate = fitting.rate or part.sample_rate
     samples = part.samples.mean(axis=0, keepdims=True, dtype=np.float32) if order.mono else part.samples
     fitted = fit(samples, part.sample_rate, fitting, first=part.first)

@@ -44,8 +44,8 @@ class Fitting:
     """How a stem is to sound: `speed` times as fast and `transpose` semitones higher, the one independent of the other.
 
     `start_s` is the second of the recording where the first sample lies, `duration_s` the length of what comes out,
-    in its own seconds (None: up to the recording's end); beyond the end lies silence, or, with `loop`, the beginning
-    again. `rate` is that of what comes out, Hz (None: the recording's).
+    in its own seconds (None: up to the recording's end). Before its beginning and beyond its end lies silence; with
+    `loop` it goes round, both ways. `rate` is that of what comes out, Hz (None: the recording's).
     """
 
     speed: float = 1.0
@@ -89,9 +89,11 @@ def fit(samples: Samples, rate: int, fitting: Fitting, *, first: int = 0) -> Sam
         speed / ratio lies between 0.55 and 1.6. Two channels keep their phases to each other; of more, each pair does.
 
     Raises:
-        StartBeyondEnd: `start_s` lies at or after the recording's end.
+        StartBeyondEnd: `start_s` lies at or after the recording's end, and it does not go round.
     """
     start, end = round(fitting.start_s * rate), first + samples.shape[1]
+    if fitting.loop:
+        start %= end
     if start >= end:
         raise StartBeyondEnd(fitting.start_s, round(end / rate, 3))
     out_rate = fitting.rate or rate

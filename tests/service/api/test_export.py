@@ -134,6 +134,17 @@ def test_a_stem_may_enter_late_and_go_round(client: httpx.Client, stems: list[st
     assert np.abs(round_and_round[:, 2 * RATE + 100 :]).max() > 0.1
 
 
+def test_a_loop_goes_round_from_where_it_is_placed(client: httpx.Client, stems: list[str]) -> None:
+    looped = {"stem_id": stems[1], "loop": True, "at_s": 0.5}
+    answer = export(client, [looped | {"start_s": second} for second in (0.5, -1.5, -5.5, 2.5)])
+    assert answer.status_code == 200, answer.text
+    zipped = ZipFile(io.BytesIO(answer.content))
+    within, *others = (wav(zipped, name)[0] for name in zipped.namelist()[1:5])
+    lead = fit(LEAD.T, 48_000, Fitting(1, 0, 0.5, 2.0, loop=True, rate=RATE))
+    assert np.array_equal(within, np.pad(lead, ((0, 0), (RATE // 2, 0))))
+    assert all(np.array_equal(other, within) for other in others)
+
+
 @pytest.mark.parametrize(("asked", "status", "kind"), [
     ("{", 422, "bad-placed"),
     ("[]", 422, "bad-placed"),

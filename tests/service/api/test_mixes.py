@@ -75,9 +75,10 @@ async def test_a_stem_enters_later_and_ends_before_the_mix(mixes: Mixes) -> None
     assert not waveform[4 * SAMPLE_RATE :].any()
 
 
-async def test_a_loop_goes_round_and_begins_anywhere(mixes: Mixes) -> None:
+@pytest.mark.parametrize("start_s", [7.0, -2.0, -8.0])
+async def test_a_loop_goes_round_and_begins_anywhere(mixes: Mixes, start_s: float) -> None:
     stem = await added(mixes, kind="loop")
-    waveform = (await laid(mixes, 5.0, Placed(stem_id=stem.id, start_s=7.0))).waveform
+    waveform = (await laid(mixes, 5.0, Placed(stem_id=stem.id, start_s=start_s))).waveform
     again = np.tile(STEM, 3)[SAMPLE_RATE : 6 * SAMPLE_RATE]
     sounding = np.abs(np.arange(len(again)) % (3 * SAMPLE_RATE) - 2 * SAMPLE_RATE) > 0.01 * SAMPLE_RATE  # off the join
     assert np.allclose(waveform[sounding], again[sounding], atol=SIXTEEN_BITS)

@@ -246,6 +246,17 @@ def test_what_others_wrote_never_reaches_a_terminal_as_commands() -> None:
         assert all(line.isprintable() for line in text.splitlines()), text
 
 
+@pytest.mark.parametrize(
+    ("kind", "start_s", "shown"), [("piece", -9.0, "enters at 0:07.20"), ("loop", -9.0, "from 0:03.00")]
+)
+def test_where_a_hit_begins_is_told_of_loops_as_they_sound(kind: str, start_s: float, shown: str) -> None:
+    hit = {"rank": 1, "score": 1.0, "start_s": start_s, "speed": 1.25, "transpose": 0, "windows": [], "copies": []}
+    stem = {"title": "a", "instrument": None, "track": None, "id": "x", "kind": kind, "duration_s": 4.0}
+    mix = {"tempo_bpm": None, "key": None, "sources": {}, "sure": {}, "warnings": []}
+    with answering(200, {"hits": [hit | {"stem": stem}], "mix": mix, "model": {"note": None}}) as url:
+        assert shown in phalar("retrieve", "--stem-id", "x", "--url", url, COLUMNS="300").stdout
+
+
 @contextmanager
 def answering(status: int, body: object) -> Iterator[str]:
     """A server that answers every request with this."""

@@ -123,6 +123,14 @@ def test_a_loop_goes_on_in_time() -> None:
     assert [onset_near(fitted, second, RATE) for second in places] == pytest.approx(places, abs=ONSET_S)
 
 
+@pytest.mark.parametrize("start_s", [-9.75, -1.75, 8.25])
+def test_a_loop_goes_round_before_its_beginning_and_after_its_end(start_s: float) -> None:
+    loop = clicks()[:, : 2 * RATE]
+    within = fit(loop, RATE, Fitting(1.1, 0, 0.25, 3.0, loop=True))
+    assert np.array_equal(fit(loop, RATE, Fitting(1.1, 0, start_s, 3.0, loop=True)), within)
+    assert fit(loop, RATE, Fitting(1.0, 0, start_s, loop=True)).shape == (2, round(1.75 * RATE)), "up to its end"
+
+
 @pytest.mark.parametrize("speed", [1.0, 1.1])
 def test_a_loops_ends_meet_without_a_click(speed: float) -> None:
     """A sine that is cut where it stands highest: what is heard at the join stays near what is heard elsewhere."""
