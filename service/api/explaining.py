@@ -1,12 +1,14 @@
 """GET /explain: why a stem of the catalog fits a mix that was searched with."""
 
 import asyncio
+import math
 from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from model.audio import SAMPLE_RATE
+from indexer import Stem
+from model.audio import SAMPLE_RATE, Waveform, is_silent
 from service.api.keys import Caller
 from service.api.placing import PlacedBeyondEnd
 from service.api.retrieval import Retrieval
@@ -15,6 +17,7 @@ from service.metrics import Stopwatch
 from service.search.explaining import Explanation, explain
 from service.search.mix import HEARD_S, hear_mix
 from service.search.placing import laid
+from service.work.fitting import Fitting
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -72,23 +75,23 @@ class ExplainOut(BaseModel):
     parts: list[OfPart]
 
     @classmethod
-    def of(cls, why: Explanation) -> "ExplainOut":
-        """What goes out of an explanation."""
+    def of(cls, why: Explanation, begin_s: float) -> "ExplainOut":
+        """What goes out of an explanation of a stretch of the mix that begins at this second."""
         return cls(
             score=why.score,
-            from_s=why.from_s,
-            to_s=why.to_s,
+            from_s=begin_s + why.from_s,
+            to_s=begin_s + why.to_s,
             pitch=why.pitch,
             rhythm=why.rhythm,
             keys=[InKey(transpose=key, score=score) for key, score in why.keys.items()],
             shifts=[BesideBeat(beats=beats, score=score) for beats, score in why.shifts.items()],
             octaves=[OfOctave(low_hz=hz, lost=lost) for hz, lost in why.octaves.items()],
-            parts=[OfPart(from_s=at, lost=lost) for at, lost in why.parts.items()],
+            parts=[OfPart(from_s=begin_s + at, lost=lost) for at, lost in why.parts.items()],
         )
 
 
 async def explained(retrieval: Retrieval, asked: ExplainIn, caller: Caller) -> ExplainOut:
-    """Why a stem fits, of the first minute of the mix, for a caller who takes turns with others.
+    """Why a stem fits, of the minute of the mix that begins where it enters, for a caller who takes turns with others.
 
     Raises:
         MixNotFound, StemNotFound, AudioError: as a search.
@@ -98,14 +101,9 @@ async def explained(retrieval: Retrieval, asked: ExplainIn, caller: Caller) -> E
     async with retrieval.turn(caller):
         watch = Stopwatch(retrieval.metrics)
         mix = await retrieval.mixes.of(RetrieveIn(mix_id=asked.mix_id), caller.owner, watch)
-        waveform = mix.waveform[: HEARD_S * SAMPLE_RATE]
         stem = await retrieval.catalog.stem(asked.stem_id)
-        try:
-            at, fitting = laid(asked, len(waveform), stem.duration_s, stem.kind == "loop")
-        except ValueError:
-            raise PlacedBeyondEnd(stem.id) from None
-        sound = np.zeros_like(waveform)
-        sound[at:] = await retrieval.mixes.fitted(stem, fitting)
+        begin, sound = await _sounding(retrieval, mix.waveform, stem, asked)
+        waveform = mix.waveform[begin : begin + len(sound)]
         heard = await asyncio.to_thread(hear_mix, waveform, asked.tempo_bpm)
         index = await retrieval.live.current()
         why = await explain(
@@ -117,4 +115,29 @@ async def explained(retrieval: Retrieval, asked: ExplainIn, caller: Caller) -> E
             heard.grids[0] if heard.grids else None,
             retrieval.settings.query_timeout_s,
         )
-        return ExplainOut.of(why)
+        return ExplainOut.of(why, begin / SAMPLE_RATE)
+
+
+async def _sounding(retrieval: Retrieval, mix: Waveform, stem: Stem, asked: ExplainIn) -> tuple[int, Waveform]:
+    """The minute of a mix that is looked at: its first sample, and the stem as it sounds in it. It begins where the
+    stem enters, or earlier where the mix ends too soon after; while one of both is silent in it, the next is taken.
+    """
+    length = min(len(mix), HEARD_S * SAMPLE_RATE)
+    enters, whole = _laid(stem, asked, len(mix))
+    left_s = math.inf if whole.loop else (stem.duration_s - whole.start_s) / asked.speed
+    last, ends = len(mix) - length, math.ceil(min(len(mix), enters + left_s * SAMPLE_RATE))
+    sound = np.zeros(length, np.float32)
+    for begin in range(min(enters, last), ends, length):
+        begin = min(begin, last)
+        at, fitting = _laid(stem, asked, length, -begin / SAMPLE_RATE)
+        sound[:at], sound[at:] = 0, await retrieval.mixes.fitted(stem, fitting)
+        if not is_silent(sound) and not is_silent(mix[begin : begin + length]):
+            break
+    return begin, sound
+
+
+def _laid(stem: Stem, asked: ExplainIn, samples: int, at_s: float = 0.0) -> tuple[int, Fitting]:
+    try:
+        return laid(asked, samples, stem.duration_s, stem.kind == "loop", at_s)
+    except ValueError:
+        raise PlacedBeyondEnd(stem.id) from None

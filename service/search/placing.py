@@ -26,13 +26,16 @@ def laid(place: Played, samples: int, duration_s: float, loop: bool, at_s: float
         samples: of the mix, 16 kHz.
         duration_s: of the stem.
         loop: whether it goes round.
+        at_s: see `start_s`; negative: before the mix begins, which is then a stretch of a longer one.
 
     Raises:
         ValueError: it would begin after its own end or the mix's.
     """
-    waits_s = 0.0 if loop else max(0.0, -place.start_s / place.speed)
-    at = round((at_s + waits_s) * SAMPLE_RATE)
     start_s = place.start_s if loop else max(0.0, place.start_s)
+    enters_s = at_s + (start_s - place.start_s) / place.speed
+    if enters_s < 0:
+        start_s, enters_s = start_s - enters_s * place.speed, 0.0
+    at = round(enters_s * SAMPLE_RATE)
     if at >= samples or (start_s >= duration_s and not loop):
         raise ValueError("it begins after the end")
     return at, Fitting(

@@ -18,6 +18,6 @@ async def explain(
 ) -> ExplainOut:
     """Why a stem fits: its score in other keys, beside the beat, and without each octave and each beat of it.
 
-    Of one window of the mix, where both are loudest.
+    Of one window of the mix, where both are loudest in the minute that begins where the stem enters.
     """
     return await while_client_waits(request, explained(services.retrieval, asked, caller))

@@ -1,10 +1,20 @@
 """GET /explain: why a stem fits a mix that was searched with."""
 
-import httpx
-import pytest
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from tests.installation import encode, noise_bursts, retrieve
-from tests.service.api.test_api import problem_of
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.audio import SAMPLE_RATE
+from tests.installation import add_stem, encode, noise_bursts, retrieve, wait_ready
+from tests.service.api.test_api import PLACE_TOLERANCE_S, problem_of
+
+SAME = 0.98  # the score of a mix with itself, here and there
+NEARLY_SAME = 0.9  # where it was found, which is a few milliseconds beside
 
 
 def test_a_stem_is_explained_where_it_was_found(client: httpx.Client) -> None:
@@ -21,12 +31,72 @@ def test_a_stem_is_explained_where_it_was_found(client: httpx.Client) -> None:
     assert hit["sureness"] is None, "this model was taught none"
 
 
+def test_a_hit_that_enters_late_is_explained_where_it_enters(client: httpx.Client) -> None:
+    mix = late(noise_bursts(3), 85.0, 100.0)
+    answer = retrieve(client, encode(mix), limit=1, align="search")
+    hit = answer["hits"][0]
+    assert (hit["stem"]["title"], hit["start_s"]) == ("3", pytest.approx(-85.0, abs=PLACE_TOLERANCE_S))
+    asked = {name: hit[name] for name in ("start_s", "speed", "transpose")}
+    why = why_of(client, mix_id=answer["mix_id"], stem_id=hit["stem"]["id"], **asked)
+    assert why["score"] > NEARLY_SAME, "there the mix is the stem"
+    assert 85.0 - 0.1 <= why["from_s"] < why["to_s"] <= 94.0
+    assert why["parts"][0]["from_s"] == why["from_s"]
+
+
+@pytest.mark.parametrize("start_s", [-70.0, 6.0])
+def test_a_loop_is_explained_as_it_goes_round_from_the_mixs_start(client: httpx.Client, start_s: float) -> None:
+    loop = noise_bursts(301, 4.0)
+    with added(client, loop, kind="loop") as stem_id:
+        mix = np.roll(np.tile(loop, 3), -2 * SAMPLE_RATE)
+        answer = retrieve(client, encode(mix), limit=1, align="grid")
+        why = why_of(client, mix_id=answer["mix_id"], stem_id=stem_id, start_s=start_s)
+        assert why["score"] > SAME
+
+
+@pytest.mark.parametrize("early", [0.0, 0.5], ids=["both silent before", "the stem silent before"])
+def test_a_stem_that_is_silent_at_first_is_explained_where_both_sound(client: httpx.Client, early: float) -> None:
+    with added(client, late(noise_bursts(302), 65.0, 75.0)) as stem_id:
+        mix = late(noise_bursts(302), 65.0, 75.0)
+        mix[: 60 * SAMPLE_RATE] = early * noise_bursts(303, 60.0)
+        answer = retrieve(client, encode(mix), limit=1, align="search")
+        why = why_of(client, mix_id=answer["mix_id"], stem_id=stem_id)
+        assert why["score"] > SAME
+        assert 60.0 <= why["from_s"] < why["to_s"] <= 75.0
+
+
+@contextmanager
+def added(client: httpx.Client, audio: NDArray[np.float32], **metadata: object) -> Iterator[str]:
+    """A stem of the shared catalog, for a while."""
+    stem_id = add_stem(client, encode(audio), **metadata)
+    try:
+        wait_ready(client, stem_id)
+        yield stem_id
+    finally:
+        client.delete(f"/stems/{stem_id}")
+
+
+def late(clip: NDArray[np.float32], from_s: float, seconds: float) -> NDArray[np.float32]:
+    """A clip with silence around it."""
+    whole = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    begin = round(from_s * SAMPLE_RATE)
+    whole[begin : begin + len(clip)] = clip
+    return whole
+
+
+def why_of(client: httpx.Client, **asked: Any) -> dict[str, Any]:
+    answer = client.get("/explain", params=asked)
+    assert answer.status_code == 200, answer.text
+    why: dict[str, Any] = answer.json()
+    return why
+
+
 @pytest.mark.parametrize(
     ("changed", "status", "name"),
     [
         ({"mix_id": "0" * 32}, 404, "mix-not-found"),
         ({"stem_id": "nobody"}, 404, "stem-not-found"),
         ({"start_s": 500.0}, 422, "placed-beyond-end"),
+        ({"start_s": -500.0}, 422, "placed-beyond-end"),
         ({"speed": "nan"}, 422, "invalid-request"),
         ({"speed": 0}, 422, "invalid-request"),
         ({"transpose": 60}, 422, "invalid-request"),
