@@ -45,7 +45,7 @@ export function renderingOf(hit, { fromS, lengthS }, more = {}) {
   const loop = stem.kind === "loop";
   const startS = startOf(hit) + fromS * speed;
   const start_s = loop ? startS % stem.duration_s : startS;
-  if (start_s >= stem.duration_s - LEAST_S) return null;
+  if (!loop && start_s >= stem.duration_s - LEAST_S) return null;
   const query = new URLSearchParams({ speed, transpose, start_s, duration_s: lengthS, format: "wav", loop, ...more });
   return `stems/${encodeURIComponent(stem.id)}/audio?${query}`;
 }
