@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Row, and_, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Row, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from indexer.catalog.caseless import caseless
 from indexer.catalog.database import OnDatabase, chunks, retried, tick
-from indexer.catalog.generations import lacks, laid, live_fingerprint
+from indexer.catalog.generations import lacks, laid, live_fingerprint, seen
 from indexer.catalog.music import analysed
 from indexer.catalog.records import Changes, Problem, StemEmbeddings, StemJob, StemMusic
 from indexer.catalog.tables import WINDOW_BYTES, clock, embeddings, stems
@@ -148,30 +148,35 @@ class Embeddings(OnDatabase):
         return found
 
     @retried
-    async def clock_value(self) -> int:
-        async with self._database.read() as sql:
-            return int((await sql.execute(select(clock.c.value))).scalar_one())
+    async def whole_to(self, fingerprint: str) -> int:
+        """The clock; or its value just before the first ready stem that this model has not seen: it is put in later."""
+        unseen = select(func.min(stems.c.seq)).where(stems.c.state == "ready", ~seen(fingerprint)).scalar_subquery()
+        value, first = (await self._database.rows(select(clock.c.value, unseen)))[0]
+        return int(value if first is None else first - 1)
 
     @retried
     async def changes_since(self, seq: int, fingerprint: str) -> Changes:
-        """What an index that has seen everything up to `seq` must put in and take out."""
+        """What an index that has seen everything up to `seq` must put in and take out.
+
+        It has then seen everything up to the clock, or to just before a ready stem that its model has not seen.
+        """
         upserted: dict[int, StemEmbeddings] = {}
         removed: set[int] = set()
         async with self._database.read() as sql:
             reached = int((await sql.execute(select(clock.c.value))).scalar_one())
-            changed = list(
-                await sql.execute(select(stems.c.row, stems.c.state).where(stems.c.seq > seq, stems.c.seq <= reached))
-            )
-            ready = [row for row, state in changed if state == "ready"]
-            for chunk in chunks(ready):
+            since = and_(stems.c.seq > seq, stems.c.seq <= reached)
+            changed = list(await sql.execute(select(stems.c.row, stems.c.state, stems.c.seq).where(since)))
+            unseen = {row: at for row, state, at in changed if state == "ready"}
+            for chunk in chunks(list(unseen)):
                 query = select(embeddings).where(
                     embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
                 )
                 for record in await sql.execute(query):
+                    del unseen[record.stem_row]
                     if record.problem is None:
                         upserted[record.stem_row] = _unpack(record)
-            removed.update(row for row, _ in changed if row not in upserted)
-        return Changes(upserted, frozenset(removed), reached)
+            removed.update(row for row, *_ in changed if row not in upserted)
+        return Changes(upserted, frozenset(removed), min([reached, *(at - 1 for at in unseen.values())]))
 
     @retried
     async def gone_since(self, seq: int) -> frozenset[int]:

@@ -233,7 +233,7 @@ class StemEmbeddings:
 
 @dataclass(frozen=True)
 class Changes:
-    """What happened after some clock value: stems to put in (or again), stems to take out, and the clock reached."""
+    """What happened after some clock value: stems to put in (or again), stems to take out, and up to which value."""
 
     upserted: dict[int, StemEmbeddings]
     removed: frozenset[int]

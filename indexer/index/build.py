@@ -56,10 +56,10 @@ async def build_snapshot(
 ) -> Snapshot:
     """Seal every ready stem's keys under one fingerprint, in the most exact kind of index that the limits allow.
 
-    The catalog may change meanwhile: the snapshot states the clock value from before its first read, and the index that
-    loads it applies the changes since. A build of the same that was killed is gone on with, and a whole snapshot that
-    lies there already is taken as it is. An approximate type that nobody asked for must reach the required recall on
-    this catalog's own windows, else every key is compared.
+    The catalog may change meanwhile: the snapshot states the clock value that it is whole to, from before its first
+    read, and the index that loads it applies the changes since. A build of the same that was killed is gone on with,
+    and a whole snapshot that lies there already is taken as it is. An approximate type that nobody asked for must reach
+    the required recall on this catalog's own windows, else every key is compared.
 
     Args:
         report: called with the number of stems folded so far.
@@ -121,7 +121,7 @@ async def _begun(
     catalog: Catalog, folder: Path, wanted: Wanted, limits: Limits, *, not_approximate: str | None = None
 ) -> SnapshotWriter:
     """A writer of what the catalog's size and the limits call for, and has learnt what that must learn."""
-    seq = await catalog.clock_value()
+    seq = await catalog.whole_to(wanted.fingerprint)
     windows = await catalog.window_count(wanted.fingerprint)
     fold, sample = await fold_for(catalog, wanted)
     choice = choose(windows, fold.rank, limits, index_type=wanted.index_type, approximate=not_approximate is None)

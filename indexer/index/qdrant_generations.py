@@ -81,7 +81,7 @@ class QdrantStore:
 
     async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
         """See `IndexStore.build`. What an unfinished build left is removed first."""
-        seq = await catalog.clock_value()
+        seq = await catalog.whole_to(wanted.fingerprint)
         name = self._name(wanted.generation, wanted.fingerprint)
         highest_rank = wanted.fold.rank
         wanted = replace(wanted, fold=(await fold_for(catalog, wanted))[0])

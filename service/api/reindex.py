@@ -143,6 +143,7 @@ class Reindexer:
         configured = self.models.configured_fingerprint
         while not await self.catalog.go_live(generation, configured):
             await self._embed_lacking(job, fingerprint)
+            await self.live.prepare(index)
         await self.live.current()
         await self._tidy()
         return {

@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,14 @@ class World:
         assert await self.catalog.store_embeddings(row, fingerprint, stem.windows, stem.starts_s, stem.embedding)
         self.stems[row], self.ids[row] = stem, stem_id
         return row
+
+    async def embed(self, seeds: Mapping[int, int], fingerprint: str) -> None:
+        """As another model hears these stems: by row, the seed of what it hears."""
+        for row, seed in seeds.items():
+            stem = self.stems[row]
+            heard = unit_rows(seed, len(stem.windows))
+            self.stems[row] = StemEmbeddings.in_clock_time(stem.windows, stem.starts_s, heard)
+            assert await self.catalog.store_embeddings(row, fingerprint, stem.windows, stem.starts_s, heard)
 
     async def delete(self, row: int) -> None:
         await self.catalog.delete(self.ids[row])
@@ -289,11 +297,7 @@ async def test_a_switch_and_a_rollback_answer_from_one_whole_generation(world: W
     for seed in range(5):
         await world.add(seed)
     first = await world.go_live()
-    for row, stem in list(world.stems.items()):  # the next model hears everything otherwise
-        world.stems[row] = StemEmbeddings.in_clock_time(
-            stem.windows, stem.starts_s, unit_rows(1000 + row, len(stem.windows))
-        )
-        await world.catalog.store_embeddings(row, OTHER_MODEL, stem.windows, stem.starts_s, world.stems[row].embedding)
+    await world.embed({row: 1000 + row for row in world.stems}, OTHER_MODEL)
     old_fold, world.fold = world.fold, make_fold(seed=1)
     second = await world.go_live(OTHER_MODEL)
     index = await world.check()
@@ -305,6 +309,29 @@ async def test_a_switch_and_a_rollback_answer_from_one_whole_generation(world: W
     assert np.array_equal(back.fold.hermitian, old_fold.hermitian)
     await world.catalog.roll_back()
     await world.check()
+
+
+@pytest.mark.parametrize("late", ["before its first read", "after it"])
+async def test_a_stem_that_is_ready_before_the_next_model_has_seen_it_is_found_by_that_model(
+    world: World, late: str
+) -> None:
+    heard = {await world.add(1): 1001}
+    await world.embed(heard, OTHER_MODEL)
+    generation = await world.catalog.new_generation(OTHER_MODEL)
+    assert await world.catalog.lacking(OTHER_MODEL) == []
+    if late == "before its first read":
+        heard[await world.add(2)] = 1002
+    index = await world.live.build(generation, OTHER_MODEL, world.fold)
+    if late == "after it":
+        heard[await world.add(2)] = 1002
+    await world.live.prepare(index)
+    assert not await world.catalog.go_live(generation, configured=OTHER_MODEL)
+    await world.embed(heard, OTHER_MODEL)
+    assert await world.catalog.go_live(generation, configured=OTHER_MODEL)
+    assert (await world.check()).generation == generation
+    restarted = world.another()
+    await restarted.open()
+    await world.check(restarted)
 
 
 async def test_a_generation_of_another_model_is_not_loaded(world: World) -> None:

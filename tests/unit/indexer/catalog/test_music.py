@@ -192,7 +192,7 @@ async def test_another_tempo_sends_a_stem_back_under_every_model(catalog: Catalo
     stem_id = await ready(catalog)
     row = (await catalog.stem(stem_id)).row
     assert await catalog.store_embeddings(row, "next", *embeddings())
-    before = await catalog.clock_value()
+    before = (await catalog.position())[1]
     stem = await catalog.change_metadata(stem_id, {"tempo_bpm": 96.0}, beats=16.0)
     assert (stem.state, stem.windows, stem.tempo_bpm, stem.key, stem.kind) == ("queued", 0, 96.0, None, None)
     assert (stem.sources, stem.sure, stem.beat_bpm, stem.warnings) == ({"tempo_bpm": "said"}, {}, None, ())
@@ -270,7 +270,7 @@ async def test_stems_of_an_earlier_release_are_embedded_by_a_reindex_and_answer_
     stem = (await catalog.stems_by_row([row]))[row]
     assert (stem.state, stem.windows) == ("ready", 3)
     np.testing.assert_array_equal((await catalog.embeddings_of([row], "f"))[row].embedding, before)
-    seq = await catalog.clock_value()
+    seq = (await catalog.position())[1]
     assert await catalog.store_embeddings(row, "f", *embeddings(5, seed=9), beats=np.arange(5.0), music=HEARD)
     assert list((await catalog.changes_since(seq, "f")).upserted) == [row]
     assert await catalog.embeddings_exist(row, "f")
