@@ -179,6 +179,7 @@ class LiveIndex:
 
     async def tidy(self, generations: Collection[int]) -> None:
         """Keep these generations and no others."""
+        self._prepared = {number: index for number, index in self._prepared.items() if number in generations}
         await self._store.keep(generations)
 
     async def _follow(self) -> Index:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from indexer import Alias, Catalog, Index, IndexType, Job, LiveIndex
+from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex
 from model.errors import Told
 from service.api.operating import ReindexIn
 from service.settings import Settings
@@ -42,6 +42,7 @@ class Reindexer:
     describe: Describe  # how a failure is shown to whoever asks for the job
     _task: asyncio.Task[None] | None = None
     _first: int | None = None  # generation of an empty installation, until it is built
+    _sealed: tuple[int, int] = (0, 0)  # the generation that a new base was last begun beside, and how much had changed
 
     async def point_alias(self) -> None:
         """At start: give an empty installation its first generation, and follow a changed setting.
@@ -77,9 +78,16 @@ class Reindexer:
         return job
 
     async def seal_if_due(self) -> None:
-        """Build a new base once the fresh part is large and a quarter of the whole, or many stems are deleted."""
+        """Build a new base once the fresh part is large and a quarter of the whole, or many stems are deleted.
+
+        Where that failed it is tried again once twice as much has changed.
+        """
         index = self.live.held
         if index is None:
+            return
+        generation, before = self._sealed
+        changed = index.fresh_windows + len(index.tombstones)
+        if index.generation == generation and changed < 2 * before:
             return
         grown = index.fresh_windows >= max(self.settings.seal_windows, index.windows / 4)
         if (grown or len(index.tombstones) >= MOST_TOMBSTONES) and await self.catalog.unfinished_reindex() is None:
@@ -88,6 +96,7 @@ class Reindexer:
                 index.fresh_windows,
                 len(index.tombstones),
             )
+            self._sealed = (index.generation, changed)
             await self.start(_as_before(index))
 
     async def roll_back(self) -> Alias:
@@ -118,6 +127,10 @@ class Reindexer:
         except Exception as error:
             log.exception("reindex %s failed", job.id)
             await self.catalog.finish_job(job.id, problem=self.describe(error))
+            try:
+                await self._tidy()
+            except IndexUnavailable as unavailable:
+                log.warning("what it has built stays until the next reindex: %s", unavailable)
         else:
             await self.catalog.finish_job(job.id, result=result)
 
@@ -145,6 +158,7 @@ class Reindexer:
             await self._embed_lacking(job, fingerprint)
             await self.live.prepare(index)
         await self.live.current()
+        await self._forget_models()
         await self._tidy()
         return {
             "generation": generation,
@@ -183,12 +197,17 @@ class Reindexer:
         fold = await asyncio.to_thread(self.models.fold, fingerprint, rank)
         return await self.live.build(generation, fingerprint, fold, index_type or self.settings.index_type, report)
 
-    async def _tidy(self) -> None:
-        """Keep what a rollback needs, and nothing older."""
+    async def _forget_models(self) -> None:
+        """Keep the embeddings that a rollback needs; after a failure those of its model stay for the next try."""
         alias = await self.catalog.alias()
         assert alias is not None
         await self.catalog.forget_models({alias.fingerprint, alias.previous_fingerprint or alias.fingerprint})
-        await self.live.tidy({generation for generation in (alias.generation, alias.previous) if generation})
+
+    async def _tidy(self) -> None:
+        """Keep the generations that a rollback needs, and none that is older or did not go live."""
+        alias = await self.catalog.alias()
+        if alias is not None:
+            await self.live.tidy({generation for generation in (alias.generation, alias.previous) if generation})
 
 
 def _as_before(index: Index) -> ReindexIn:

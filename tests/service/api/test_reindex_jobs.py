@@ -1,0 +1,117 @@
+"""Reindexes that fail: with a catalog, an index and a model on disk."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from indexer import Alias, Catalog, ClipFacts, HermitianFold, LiveIndex, StemMetadata, Upload
+from service.api.errors import problem
+from service.api.reindex import Reindexer
+from service.settings import Settings
+from service.work.models import Models
+from service.work.queue import open_queue
+from tests.embeddings import random_rows
+from tests.parity.test_two_processes import SlowStore
+from tests.service.api.conftest import Fresh
+
+pytestmark = pytest.mark.anyio
+
+WINDOWS = 10  # of each stem
+LIMIT_S = 60.0
+
+
+@dataclass
+class Process:
+    """What an API process has for reindexes."""
+
+    settings: Settings
+    catalog: Catalog
+    models: Models
+    store: SlowStore
+    live: LiveIndex
+    reindexer: Reindexer
+
+    async def start(self) -> None:
+        await self.reindexer.point_alias()
+        await self.live.open()
+        await self.reindexer.resume()
+
+    async def alias(self) -> Alias:
+        alias = await self.catalog.alias()
+        assert alias is not None
+        return alias
+
+    async def add(self, stems: int) -> None:
+        """Put stems in that nobody has to embed."""
+        known = (await self.catalog.counts())["ready"]
+        for seed in range(known, known + stems):
+            sha256 = hashlib.sha256(str(seed).encode()).hexdigest()
+            upload = Upload(sha256, f"{seed}.wav", StemMetadata(), ClipFacts("wav", 9.0, 16_000, channels=1))
+            _, (stem_id,) = await self.catalog.add([upload])
+            fingerprint = self.models.configured_fingerprint
+            embedding = random_rows(seed, WINDOWS, self.models.of(fingerprint).config.dimension)
+            windows = np.arange(WINDOWS)
+            row = (await self.catalog.stem(stem_id)).row
+            assert await self.catalog.store_embeddings(row, fingerprint, windows, windows * 2.5, embedding)
+        await self.live.current()
+
+    async def finished(self) -> None:
+        """Wait until no reindex is left, and what it did afterwards is done, too."""
+        async with asyncio.timeout(LIMIT_S):
+            while await self.catalog.unfinished_reindex():  # noqa: ASYNC110 - what is waited for is asked for
+                await asyncio.sleep(0.01)
+            async with self.catalog.alone("reindex"):
+                pass
+
+    async def problems(self) -> list[str]:
+        """Why reindexes failed."""
+        found = await self.catalog.database.rows(text("SELECT problem ->> 'type' FROM jobs WHERE state = 'failed'"))
+        return [kind for (kind,) in found]
+
+    def generations(self) -> list[int]:
+        """Which lie on the disk."""
+        return sorted(int(folder.name.split("-")[1]) for folder in self.settings.index_folder.iterdir())
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def opened(stack: AsyncExitStack, settings: Settings) -> Process:
+    settings.make_data_folder()
+    catalog, queue, models = await Catalog.open(settings.resolved_database_url), open_queue(settings), Models(settings)
+    stack.push_async_callback(catalog.close)
+    stack.push_async_callback(queue.aclose)
+    store = SlowStore(settings.index_folder, settings.index_limits)
+
+    async def fold_of(fingerprint: str) -> HermitianFold:
+        return models.fold(fingerprint)
+
+    live = LiveIndex(catalog, store, fold_of, window_s=settings.window_s, stride_s=settings.stride_s)
+    reindexer = Reindexer(settings, catalog, queue, models, live, problem)
+    stack.push_async_callback(reindexer.close)
+    process = Process(settings, catalog, models, store, live, reindexer)
+    await process.start()
+    return process
+
+
+async def test_a_new_base_that_fails_leaves_nothing_and_is_due_again_after_as_many_changes(
+    fresh: Fresh, stack: AsyncExitStack
+) -> None:
+    process = await opened(stack, fresh(rank=2, seal_windows=30 * WINDOWS))  # two directions find too little
+    await process.add(30)
+    for failed in (1, 1, 2):
+        await process.reindexer.seal_if_due()
+        await process.finished()
+        assert await process.problems() == ["/problems/recall-too-low"] * failed
+        assert process.generations() == [1]
+        if failed == 1:
+            await process.add(15)
