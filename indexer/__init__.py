@@ -16,6 +16,7 @@ from indexer.catalog.records import (
     JobItem,
     JobNotFound,
     Kind,
+    LiveMoved,
     NothingToRollBackTo,
     NulInText,
     Rejected,

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from indexer.catalog.database import OnDatabase, retried, tick
-from indexer.catalog.records import Alias, NothingToRollBackTo
+from indexer.catalog.records import Alias, LiveMoved, NothingToRollBackTo
 from indexer.catalog.tables import WINDOW_BYTES, aliases, clock, embeddings, generations, stems
 
 LIVE = "live"
@@ -43,16 +43,20 @@ class Generations(OnDatabase):
         return None if found[0] is None else Alias(*found), int(seq)
 
     @retried
-    async def go_live(self, generation: int, configured: str) -> bool:
+    async def go_live(self, generation: int, configured: str, *, instead_of: int | None = None) -> bool:
         """Point `live` at a generation, if every ready stem has been embedded by its model, as `lacks` means it.
 
         Check and switch are one transaction: no stem can become ready in between. Stems that its model could not embed
         become failed; queued ones stay queued. Returns False when some ready stem is not embedded yet.
+
+        Raises LiveMoved: another generation than `instead_of` answers, since somebody rolled back.
         """
         async with self._database.write() as sql:
             seq = await tick(sql)
             fingerprint = await _fingerprint_of(sql, generation)
             before = await alias_of(sql)
+            if before is not None and instead_of is not None and before.generation != instead_of:
+                raise LiveMoved(before.generation, instead_of)
             if (await sql.execute(select(stems.c.row).where(lacks(fingerprint)).limit(1))).first():
                 return False
             await _fail_unembeddable(sql, fingerprint, seq)

@@ -51,6 +51,12 @@ class NothingToRollBackTo(CatalogError):
     public = "There is no previous index to go back to."
 
 
+class LiveMoved(CatalogError):
+    public = "Generation {generation} answers by now, not {instead_of}, which the new index was to replace."
+    generation: int
+    instead_of: int
+
+
 class BadCursor(CatalogError):
     public = "{cursor!r} is not a cursor of this service."
     cursor: str

@@ -154,7 +154,7 @@ class Reindexer:
             raise RecallTooLow(recall.rescored, self.settings.minimum_recall)
         await self.live.prepare(index)
         configured = self.models.configured_fingerprint
-        while not await self.catalog.go_live(generation, configured):
+        while not await self.catalog.go_live(generation, configured, instead_of=alias.generation):
             await self._embed_lacking(job, fingerprint)
             await self.live.prepare(index)
         await self.live.current()

@@ -1,4 +1,4 @@
-"""Reindexes that fail: with a catalog, an index and a model on disk."""
+"""Reindexes that fail, and that a rollback overtakes: with a catalog, an index and a model on disk."""
 
 import asyncio
 import hashlib
@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from indexer import Alias, Catalog, ClipFacts, HermitianFold, LiveIndex, StemMetadata, Upload
 from service.api.errors import problem
+from service.api.operating import ReindexIn
 from service.api.reindex import Reindexer
 from service.settings import Settings
 from service.work.models import Models
@@ -115,3 +116,23 @@ async def test_a_new_base_that_fails_leaves_nothing_and_is_due_again_after_as_ma
         assert process.generations() == [1]
         if failed == 1:
             await process.add(15)
+
+
+async def test_a_rollback_while_an_index_is_built_stays(fresh: Fresh, stack: AsyncExitStack) -> None:
+    process = await opened(stack, fresh())
+    await process.add(3)
+    await process.reindexer.start(ReindexIn())
+    await process.finished()
+    assert (await process.alias()).generation == 2
+    process.store.may_build.clear()
+    job = await process.reindexer.start(ReindexIn())
+    async with asyncio.timeout(LIMIT_S):
+        while process.store.builds < 3:  # noqa: ASYNC110 - what is waited for is asked for
+            await asyncio.sleep(0.01)
+    assert (await process.reindexer.roll_back()).generation == 1
+    process.store.may_build.set()
+    await process.finished()
+    assert ((await process.alias()).generation, (await process.live.current()).generation) == (1, 1)
+    failed = await process.catalog.job(job.id)
+    assert (failed.state, failed.problem and failed.problem["type"]) == ("failed", "/problems/live-moved")
+    assert process.generations() == [1, 2]
