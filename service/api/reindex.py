@@ -41,13 +41,15 @@ class Reindexer:
     live: LiveIndex
     describe: Describe  # how a failure is shown to whoever asks for the job
     _task: asyncio.Task[None] | None = None
+    _ahead: str | None = None  # the unfinished job after which the configured model is followed
     _first: int | None = None  # generation of an empty installation, until it is built
     _sealed: tuple[int, int] = (0, 0)  # the generation that a new base was last begun beside, and how much had changed
 
     async def point_alias(self) -> None:
         """At start: give an empty installation its first generation, and follow a changed setting.
 
-        A setting that names another model than the one that answers begins a reindex; the old one answers until then.
+        A setting that names another model than before begins a reindex, after one that is unfinished; the old model
+        answers until then.
         """
         wanted = self.models.configured_fingerprint
         alias = await self.catalog.alias()
@@ -57,14 +59,23 @@ class Reindexer:
             await self.catalog.go_live(self._first, configured=wanted)
         elif alias.configured != wanted:
             log.info("the configured model has changed: every stem will be embedded again while the old one answers")
-            await self.start(ReindexIn(checkpoint=self.models.file_name(wanted)))
+            asked = ReindexIn(checkpoint=self.models.file_name(wanted))
+            job = await self.start(asked)
+            self._ahead = job.id if job.request != asked.model_dump() else None
+        else:
+            self._ahead = None
 
     async def resume(self) -> None:
-        """Go on with a reindex that was cut off; where another process is at it, wait in case it dies."""
+        """Go on with a reindex that was cut off; where another process is at it, wait in case it dies.
+
+        After it a changed setting is followed.
+        """
         if self._task is None or self._task.done():
             job = await self.catalog.unfinished_reindex()
             if job is not None:
                 self._run_in_background(job)
+            elif self._ahead is not None:
+                await self.point_alias()
 
     async def start(self, wanted: ReindexIn) -> Job:
         """Begin a reindex, or return the one that runs. Raises UnknownCheckpoint, CheckpointError, NoIndexTypes."""
@@ -154,6 +165,8 @@ class Reindexer:
             raise RecallTooLow(recall.rescored, self.settings.minimum_recall)
         await self.live.prepare(index)
         configured = self.models.configured_fingerprint
+        if job.id == self._ahead and fingerprint != configured:
+            configured = alias.configured
         while not await self.catalog.go_live(generation, configured, instead_of=alias.generation):
             await self._embed_lacking(job, fingerprint)
             await self.live.prepare(index)

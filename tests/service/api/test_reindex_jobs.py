@@ -1,10 +1,11 @@
-"""Reindexes that fail, and that a rollback overtakes: with a catalog, an index and a model on disk."""
+"""Reindexes that fail, that a rollback overtakes, that a restart finds: with a catalog, an index and models on disk."""
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from service.settings import Settings
 from service.work.models import Models
 from service.work.queue import open_queue
 from tests.embeddings import random_rows
+from tests.installation import save_small_checkpoint
 from tests.parity.test_two_processes import SlowStore
 from tests.service.api.conftest import Fresh
 
@@ -136,3 +138,22 @@ async def test_a_rollback_while_an_index_is_built_stays(fresh: Fresh, stack: Asy
     failed = await process.catalog.job(job.id)
     assert (failed.state, failed.problem and failed.problem["type"]) == ("failed", "/problems/live-moved")
     assert process.generations() == [1, 2]
+
+
+async def test_a_changed_model_is_followed_after_the_reindex_that_a_restart_finds(
+    fresh: Fresh, stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    settings = fresh()
+    before = await opened(stack, settings)
+    old = before.models.configured_fingerprint
+    job, _ = await before.catalog.start_reindex(ReindexIn().model_dump())  # and the process ends
+    other = tmp_path / "other.safetensors"
+    new = save_small_checkpoint(other, seed=1)
+    process = await opened(stack, settings.model_copy(update={"checkpoint": other}))
+    async with asyncio.timeout(LIMIT_S):
+        while (await process.alias()).configured == old:
+            await process.reindexer.resume()  # as every few seconds
+            await asyncio.sleep(0.01)
+    alias = await process.alias()
+    assert (alias.configured, alias.fingerprint, alias.previous_fingerprint) == (new, new, old)
+    assert (await process.catalog.job(job.id)).state == "done"
