@@ -27,18 +27,6 @@ from tests import servers
 if TYPE_CHECKING:
     from service.settings import Settings
 
-__all__ = [
-    "Installation",
-    "add_stem",
-    "encode",
-    "eventually",
-    "free_port",
-    "noise_bursts",
-    "retrieve",
-    "save_small_checkpoint",
-    "serving",
-    "wait_ready",
-]
 SMALL = PhalarConfig(channels=1, growth=1.0, dimension=128)
 
 

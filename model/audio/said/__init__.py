@@ -2,20 +2,3 @@
 
 from model.audio.said.facts import MOST_BEATS, Kind, Said, is_tempo, key_of_text, key_parts, said_by, transposed_key
 from model.audio.said.file import exact_tempo, joined, said_of_chunks, said_of_file, said_of_name, said_of_tags
-
-__all__ = [
-    "MOST_BEATS",
-    "Kind",
-    "Said",
-    "exact_tempo",
-    "is_tempo",
-    "joined",
-    "key_of_text",
-    "key_parts",
-    "said_by",
-    "said_of_chunks",
-    "said_of_file",
-    "said_of_name",
-    "said_of_tags",
-    "transposed_key",
-]
