@@ -76,7 +76,7 @@ def analyse(waveform: Waveform, said: Said | None = None, together: Hearing | No
     audible = seconds > MIN_SECONDS and bool(np.any(waveform))
     hearing = Hearing(waveform if audible else waveform[:0])
     beats = together or hearing
-    heard = next(iter(beats.grids()), None) if audible else None
+    heard = beats.grid() if audible else None
     tempo, grid = said.tempo_bpm, heard
     if tempo is None and heard is not None:
         tempo, sources["tempo_bpm"] = heard.tempo_bpm, "heard"
@@ -113,7 +113,7 @@ def _said_grid(hearing: Hearing, said: Said, seconds: float) -> Grid | None:
     assert said.tempo_bpm is not None
     if said.beats is not None and said.beats >= 2 and abs(said.beats * 60 / said.tempo_bpm - seconds) < 1e-3:
         return Grid(folded(np.arange(round(said.beats) + 1) * 60 / said.tempo_bpm))
-    grid = next(iter(hearing.grids(said.tempo_bpm)), None)
+    grid = hearing.grid(said.tempo_bpm)
     return None if grid is None else replace(grid, source="said")
 
 

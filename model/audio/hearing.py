@@ -105,7 +105,17 @@ class Hearing:
         return np.asarray(rise - rise.mean())
 
     def grids(self, tempo_bpm: float | None = None, most: int = 1) -> list[Grid]:
-        """The beats of the likeliest steady tempi, see `hear_grids`."""
+        """The beats of a clip of steady tempo, by the likeliest tempi, best first.
+
+        Args:
+            tempo_bpm: that somebody said; then only its beats are heard for, within SAID_WITHIN of it. None: any.
+            most: so many tempi, which differ by ANOTHER_TEMPO, octaves folded.
+
+        Returns:
+            Grids over the whole clip, source "heard"; the first one's steadiness is how far its tempo is ahead of the
+            next, 0 to 1, the others have none. Empty for a clip that is too short, or has no steady tempo.
+            Half and double tempo are one, two thirds are not: there the first may err.
+        """
         slowest = 60.0 / LOWEST_BPM / _FRAME_S  # frames
         onsets = self.onset_strength()
         if not onsets.any() or (tempo_bpm is None and len(onsets) < LEAST_BEATS * slowest):
@@ -129,8 +139,15 @@ class Hearing:
                 grids.append(Grid(beats, "heard", float(lead) if place == found[0] else 0.0))
         return grids
 
+    def grid(self, tempo_bpm: float | None = None) -> Grid | None:
+        """The first of `grids`; None where there is none."""
+        return next(iter(self.grids(tempo_bpm)), None)
+
     def key(self) -> tuple[str, float] | None:
-        """See `hear_key`."""
+        """The key of a clip that plays notes, and how far it is ahead of the next that is not its relative: 0 to 1.
+
+        Such as ("F# minor", 0.2); None where every pitch class sounds alike, or nothing is long enough.
+        """
         magnitude = self.magnitude
         # Notes are peaks among the bins; each moment counts alike, however loud. Bins begin with C.
         inner = magnitude[1:-1]
@@ -150,7 +167,7 @@ class Hearing:
         return key_name(tonic, mode), float(np.clip(fits[tonic, mode] - others, 0.0, 1.0))
 
     def is_pitched(self) -> bool:
-        """See the function of this name."""
+        """Whether a clip plays notes, so that another key would change it, rather than drums."""
         magnitude = self._loudest()[PhalarConfig().bins_per_octave * 2 :]  # from 65 Hz on
         if magnitude.shape[1] < HELD_FRAMES:
             return False
@@ -171,48 +188,6 @@ class Hearing:
         power = functional.pad(self.magnitude.square().sum(dim=0).double().cumsum(dim=0), (1, 0))
         start = int((power[most:] - power[:-most]).argmax())
         return self.magnitude[:, start : start + most]
-
-
-def hear_grids(waveform: Waveform, tempo_bpm: float | None = None, most: int = 2) -> list[Grid]:
-    """The beats of a clip of steady tempo, by the likeliest tempi, best first.
-
-    Args:
-        waveform: float32 (samples,) at 16 kHz.
-        tempo_bpm: that somebody said; then only its beats are heard for, within SAID_WITHIN of it. None: any.
-        most: so many tempi, which differ by ANOTHER_TEMPO, octaves folded.
-
-    Returns:
-        Grids over the whole clip, source "heard"; the first one's steadiness is how far its tempo is ahead of the
-        next, 0 to 1, the others have none. Empty for a clip that is too short, or has no steady tempo.
-        Half and double tempo are one, two thirds are not: there the first may err.
-    """
-    return Hearing(waveform).grids(tempo_bpm, most)
-
-
-def hear_grid(waveform: Waveform, tempo_bpm: float | None = None) -> Grid | None:
-    """The first of `hear_grids`; None where there is none."""
-    return next(iter(hear_grids(waveform, tempo_bpm, most=1)), None)
-
-
-def hear_key(waveform: Waveform) -> tuple[str, float] | None:
-    """The key of a clip that plays notes, and how far it is ahead of the next that is not its relative: 0 to 1.
-
-    Args:
-        waveform: float32 (samples,) at 16 kHz.
-
-    Returns:
-        Such as ("F# minor", 0.2); None where every pitch class sounds alike, or nothing is long enough.
-    """
-    return Hearing(waveform).key()
-
-
-def is_pitched(waveform: Waveform) -> bool:
-    """Whether a clip plays notes, so that another key would change it, rather than drums.
-
-    Args:
-        waveform: float32 (samples,) at 16 kHz.
-    """
-    return Hearing(waveform).is_pitched()
 
 
 def _correlation(onsets: NDArray[np.float64]) -> NDArray[np.float64]:

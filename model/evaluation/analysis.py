@@ -16,7 +16,7 @@ from model.audio import SAMPLE_RATE, Waveform
 from model.audio.analysis import is_sure
 from model.audio.grid import Grid, same_tempo
 from model.audio.harmony import is_relative
-from model.audio.hearing import LEAST_BEATS, Hearing, hear_grid, hear_grids, hear_key
+from model.audio.hearing import LEAST_BEATS, Hearing
 from model.evaluation.retrieval import draw_rng
 from model.training.stems import StemBank
 
@@ -64,7 +64,7 @@ def _measure(bank: StemBank, track: int, rng: np.random.Generator, right: dict[s
     mix = stems.sum(axis=0)
     seconds = len(mix) / SAMPLE_RATE
     known = banked.grid if banked.grid is not None and banked.grid.source == "said" else None
-    heard = hear_grid(mix)
+    heard = Hearing(mix).grid()
     if known is not None:
         right["tempo"].append(_agree(heard, known))
         right["grid"].append(heard is not None and same_grid(heard, known, seconds))
@@ -72,28 +72,30 @@ def _measure(bank: StemBank, track: int, rng: np.random.Generator, right: dict[s
             right["tempo_called_sure"].append(_agree(heard, known))
         alone = int(rng.integers(len(stems)))
     else:
-        one, other = (hear_grid(stems[some].sum(axis=0)) for some in np.array_split(rng.permutation(len(stems)), 2))
+        halves = np.array_split(rng.permutation(len(stems)), 2)
+        one, other = (Hearing(stems[half].sum(axis=0)).grid() for half in halves)
         right["submixes_tempo"].append(_agree(one, other))
         right["submixes_grid"].append(one is not None and other is not None and same_grid(one, other, seconds))
         if is_sure(one) and is_sure(other):
             right["tempo_called_sure"].append(_agree(one, other))
         alone = int(rng.integers(len(stems)))
     if _onsets(stems[alone]) >= FEWEST_ONSETS:
-        stem = hear_grid(stems[alone])
-        against = known or hear_grid(np.delete(stems, alone, axis=0).sum(axis=0))
+        stem = Hearing(stems[alone]).grid()
+        against = known or Hearing(np.delete(stems, alone, axis=0).sum(axis=0)).grid()
         right["stem_tempo"].append(_agree(stem, against))
         if is_sure(stem):
             right["stem_called_sure"].append(_agree(stem, against))
     if len(mix) >= PIECE_S * SAMPLE_RATE:
         start = int(rng.integers(len(mix) - round(PIECE_S * SAMPLE_RATE) + 1))
-        pieces: list[Grid | None] = [*hear_grids(mix[start : start + round(PIECE_S * SAMPLE_RATE)], most=2), None]
-        told = [_agree(piece, known or heard) for piece in pieces]
+        piece = Hearing(mix[start : start + round(PIECE_S * SAMPLE_RATE)])
+        pieces: list[Grid | None] = [*piece.grids(most=2), None]
+        told = [_agree(grid, known or heard) for grid in pieces]
         right["mix_8s_tempo"].append(told[0])
         right["mix_8s_either"].append(any(told))
         if is_sure(pieces[0]):
             right["mix_8s_called_sure"].append(told[0])
     if banked.key is not None and any(banked.pitched):
-        key = hear_key(stems[np.array(banked.pitched)].sum(axis=0))
+        key = Hearing(stems[np.array(banked.pitched)].sum(axis=0)).key()
         right["key"].append(key is not None and (key[0] == banked.key or is_relative(key[0], banked.key)))
 
 

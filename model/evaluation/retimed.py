@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.audio import Waveform
 from model.audio.grid import Grid, folded
 from model.audio.harmony import key_name, tonic_of
-from model.audio.hearing import hear_key
+from model.audio.hearing import Hearing
 from model.evaluation.retrieval import draw_rng
 from model.evaluation.stretch import played
 from model.training.stems import BankedTrack, StemBank
@@ -94,7 +94,7 @@ def key_of(bank: StemBank | RetimedBank, track: int) -> str | None:
     banked = bank.tracks[track]
     if banked.key is not None or not any(banked.pitched):
         return banked.key
-    heard = hear_key(bank.waveforms(track)[np.array(banked.pitched)].sum(axis=0))
+    heard = Hearing(bank.waveforms(track)[np.array(banked.pitched)].sum(axis=0)).key()
     return heard and heard[0]
 
 

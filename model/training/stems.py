@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
 from model.audio.grid import BadGrid, Grid, said_grid
-from model.audio.hearing import hear_grid, is_pitched
+from model.audio.hearing import Hearing
 from model.audio.truth import FILE, BadTruth, Truth, read_truth
 from model.training.processes import map_in_processes
 from model.training.tracks import Dropped, Split, TrackFiles, named_tracks, split_of
@@ -223,7 +223,7 @@ def _decode(
         "grid": None if grid is None else grid.source,
         "key": truth.key,
         "pitched": [
-            truth.pitched[name] if name in truth.pitched else is_pitched(row)
+            truth.pitched[name] if name in truth.pitched else Hearing(row).is_pitched()
             for name, row in zip(names, rows[sounding], strict=True)
         ],
     }
@@ -239,7 +239,7 @@ def _known(track: TrackFiles, mix: Waveform) -> tuple[Grid | None, Truth, str | 
             return said_grid(np.array(truth.beats_s), len(mix) / SAMPLE_RATE), truth, None
     except (BadTruth, BadGrid) as error:
         return None, unknown, f"{FILE}: {error}"
-    return hear_grid(mix), unknown, None
+    return Hearing(mix).grid(), unknown, None
 
 
 def _sum(sources: Sequence[Waveform]) -> Waveform:
