@@ -188,11 +188,16 @@ def answer(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_page_shows_both_protocols_side_by_side(answer: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- results: here -->\n<!-- end of here -->\n")
-    done = CliRunner().invoke(evaluate_app, ["table", str(answer), "--page", str(page), "--section", "here"])
+    given = ["table", str(answer), "--page", str(page), "--section"]
+    done = CliRunner().invoke(evaluate_app, [*given, "here"])
     assert done.exit_code == 0, done.stderr
+    assert "| chroma |" in page.read_text()
     header = next(line for line in page.read_text().splitlines() if line.startswith("| system"))
     assert [cell.strip() for cell in header.split("|")[2:6]] == ["K = 2", "K = 4", "matched, K = 2", "matched, K = 4"]
     assert "lower a semitone up" in header
+    refused = CliRunner().invoke(evaluate_app, [*given, "drums"])
+    assert refused.exit_code == 1
+    assert "results: drums" in refused.stderr
 
 
 def test_the_picture_shows_each_model_and_is_the_same_file_again(answer: Path, tmp_path: Path) -> None:

@@ -372,16 +372,3 @@ def test_a_section_of_a_page_is_replaced_and_the_rest_stays(tmp_path: Path) -> N
     assert page.read_text() == "# Results\n<!-- results: songs -->\n| new |\n<!-- end of songs -->\nafter\n"
     with pytest.raises(NoSection, match="results: drums"):
         write_section(page, "drums", "")
-
-
-def test_the_command_writes_answers_into_a_page(bank: StemBank, tmp_path: Path) -> None:
-    (tmp_path / "guesses.json").write_text(json.dumps(measure(Guesses(), bank).as_dict()))
-    page = tmp_path / "results.md"
-    page.write_text("<!-- results: songs -->\n<!-- end of songs -->\n")
-    given = ["table", str(tmp_path / "guesses.json"), "--page", str(page), "--section", "songs"]
-    run = CliRunner().invoke(evaluate_app, given)
-    assert run.exit_code == 0, run.output
-    assert "| guesses |" in page.read_text()
-    run = CliRunner().invoke(evaluate_app, [*given[:-1], "drums"])
-    assert run.exit_code == 1
-    assert "results: drums" in run.stderr
