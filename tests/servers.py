@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from sqlalchemy.engine import make_url
 
+from benchmarks.installation import free_port
 from service.local.valkey import valkey_binary
 
 START_S = 60.0
@@ -55,13 +56,6 @@ def new_stores() -> dict[str, str]:
         "PHALAR_REDIS_URL": redis_url(),
         "PHALAR_REDIS_PREFIX": f"test-{uuid.uuid4().hex}",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def new_database(url: str | None = None) -> str:

@@ -1,9 +1,7 @@
-"""Quotas over a real SQLite file: counted with the stems, never overshot, given back."""
+"""Quotas on a real SQLite file and a real PostgreSQL: counted with the stems, never overshot, given back."""
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,13 +12,6 @@ pytestmark = pytest.mark.anyio
 
 FACTS = ClipFacts(format="flac", duration_s=10.0, sample_rate=44_100, channels=2)
 SIZE = 1000
-
-
-@pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    opened = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'catalog.sqlite'}")
-    yield opened
-    await opened.close()
 
 
 def sha256(name: str) -> str:

@@ -14,12 +14,12 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from benchmarks.installation import free_port
 from indexer.catalog.catalog import Catalog
 from indexer.catalog.database import Database, tick
 from indexer.catalog.records import CatalogUnavailable, ForeignTables, NewerSchema, StemFilter, UnsupportedDatabase
 from indexer.catalog.schema import VERSION_TABLE
 from indexer.catalog.tables import metadata
-from tests import servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified")]
 T = TypeVar("T")
@@ -174,7 +174,7 @@ async def test_another_kind_of_database_is_refused_by_name() -> None:
 async def test_a_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexer.catalog.database.RETRY_S", 0.3)
     with pytest.raises(CatalogUnavailable) as away:
-        await Catalog.open(f"postgresql+asyncpg://phalar:secret@127.0.0.1:{servers.free_port()}/phalar")
+        await Catalog.open(f"postgresql+asyncpg://phalar:secret@127.0.0.1:{free_port()}/phalar")
     assert "secret" not in str(away.value) + away.value.reason
 
 

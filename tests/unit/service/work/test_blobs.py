@@ -10,8 +10,8 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from benchmarks.installation import free_port
 from service.work.blobs import RETRY, BlobMissing, Blobs, BlobStoreUnavailable, sha256_of
-from tests.servers import free_port
 
 pytestmark = pytest.mark.anyio
 
