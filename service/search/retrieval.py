@@ -276,7 +276,7 @@ class Finder:
         )
         if plans and heard.sure.get("tempo_bpm", True):
             # As recorded, no stem of another tempo locks in.
-            wanted = replace(wanted, as_recorded_bpm=_tempi(heard.grids[0].tempo_bpm, SAME_TEMPO))
+            wanted = replace(wanted, as_recorded_bpm=_same_tempi(heard.grids[0].tempo_bpm))
         allowed = await self._catalog.rows_allowed(wanted)
         return plans if plans and allowed is not None and not len(allowed) else [*plans, (clock, allowed)]
 
@@ -422,13 +422,11 @@ def _octaves(grid: Grid, max_stretch: float) -> list[tuple[Grid, tuple[float, fl
     return found
 
 
-def _tempi(tempo_bpm: float, max_stretch: float) -> tuple[float, float] | None:
-    """The slowest and the fastest tempo of stems that can be played with a mix, in the octave of grids, where the
-    slowest may lie above the fastest; None: all."""
-    low, high = tempo_bpm * (1 - max_stretch), tempo_bpm / (1 - max_stretch)
-    if high >= 2 * low:
-        return None
-    slow, fast = (LOWEST_BPM * 2 ** (float(np.log2(bpm / LOWEST_BPM)) % 1) for bpm in (low, high))
+def _same_tempi(tempo_bpm: float) -> tuple[float, float]:
+    """The slowest and the fastest tempo that is one with a mix's, in the octave of grids, where the slowest may lie
+    above the fastest."""
+    ends = tempo_bpm * (1 - SAME_TEMPO), tempo_bpm / (1 - SAME_TEMPO)
+    slow, fast = (LOWEST_BPM * 2 ** (float(np.log2(bpm / LOWEST_BPM)) % 1) for bpm in ends)
     return slow, fast
 
 
