@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -207,7 +208,8 @@ class Client:
         stopped. A file that cannot be used keeps no other out.
         """
         jobs: deque[tuple[Sequence[tuple[NewStem, str]], Body]] = deque()
-        for group in _groups(files, FILES_AT_ONCE):
+        left = iter(files)
+        for group in iter(lambda: list(islice(left, FILES_AT_ONCE)), []):
             unknown: list[tuple[NewStem, str]] = []
             audio: list[bytes] = []
             for file in group:
@@ -328,14 +330,3 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     if not isinstance(problem, dict):
         problem = {"title": f"HTTP {answer.status_code}"}
     raise Refused({"status": answer.status_code, **problem})
-
-
-def _groups(files: Iterable[NewStem], size: int) -> Iterator[list[NewStem]]:
-    group: list[NewStem] = []
-    for file in files:
-        group.append(file)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
