@@ -58,12 +58,7 @@ class Guard:
         return caller
 
 
-def require(scope: Scope) -> Guard:
-    """The dependency of an endpoint that needs `scope`."""
-    return Guard(scope)
-
-
-Reader = Annotated[Caller, Depends(require("read"))]
+Reader = Annotated[Caller, Depends(Guard("read"))]
 """Whoever may search."""
 
 

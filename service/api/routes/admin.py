@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Depends, Response
 
-from service.api.access import GuardedRoute, TheBackend, require
+from service.api.access import Guard, GuardedRoute, TheBackend
 from service.api.operating import ReindexIn, RollbackOut
 from service.api.routes.problems import problems
 from service.api.schemas import JobOut
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require("admin"))], route_class=GuardedRoute)
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(Guard("admin"))], route_class=GuardedRoute)
 
 
 @router.post("/reindex", status_code=202, responses=problems(422))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from service.api.access import GuardedRoute, TheBackend, require
+from service.api.access import Guard, GuardedRoute, TheBackend
 from service.api.downloads import disposition, fitted_name
 from service.api.orders import AudioIn
 from service.api.ranges import answer_bytes
@@ -34,7 +34,7 @@ MEDIA_TYPES = {
 
 @router.get(
     "/stems/{stem_id}/audio",
-    dependencies=[Depends(require("read"))],
+    dependencies=[Depends(Guard("read"))],
     response_class=Response,
     responses={
         200: {"content": {"audio/*": {}}, "description": "The bytes as they were uploaded, or fitted audio"},

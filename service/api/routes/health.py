@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Depends, Response
 
-from service.api.access import GuardedRoute, TheBackend, limit_by_address, require
+from service.api.access import Guard, GuardedRoute, TheBackend, limit_by_address
 from service.api.operating import ReadyOut
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute)
@@ -28,7 +28,7 @@ async def readyz(services: TheBackend, response: Response) -> ReadyOut:
     return report
 
 
-@router.get("/metrics", dependencies=[Depends(require("read"))], response_class=Response)
+@router.get("/metrics", dependencies=[Depends(Guard("read"))], response_class=Response)
 async def metrics(services: TheBackend) -> Response:
     """Prometheus text format: requests, stages of retrieval, queue, workers, catalog, index."""
     return Response(await services.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

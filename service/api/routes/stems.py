@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 
-from service.api.access import GuardedRoute, TheBackend, require
+from service.api.access import Guard, GuardedRoute, TheBackend
 from service.api.keeping import ChangedOut, ChangeIn
 from service.api.keys import Caller
 from service.api.metadata import metadata_of
@@ -19,7 +19,7 @@ MAX_FILES = 1000
 @router.post("/stems", status_code=202, responses=problems(415, 422))
 async def add_stems(
     services: TheBackend,
-    caller: Annotated[Caller, Depends(require("ingest"))],
+    caller: Annotated[Caller, Depends(Guard("ingest"))],
     request: Request,
     response: Response,
     files: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_FILES)],
@@ -40,7 +40,7 @@ async def add_stems(
     return JobOut.of(job)
 
 
-@router.get("/stems", dependencies=[Depends(require("read"))], responses=problems(422))
+@router.get("/stems", dependencies=[Depends(Guard("read"))], responses=problems(422))
 async def list_stems(services: TheBackend, wanted: Annotated[ListIn, Query()]) -> StemPage:
     """The catalog, a page at a time, oldest first."""
     page, following = await services.catalog.list_stems(
@@ -49,20 +49,20 @@ async def list_stems(services: TheBackend, wanted: Annotated[ListIn, Query()]) -
     return StemPage(stems=[StemOut.of(stem, services.settings.root_path) for stem in page], next_cursor=following)
 
 
-@router.get("/catalog", dependencies=[Depends(require("read"))])
+@router.get("/catalog", dependencies=[Depends(Guard("read"))])
 async def catalog_values(services: TheBackend) -> CatalogValues:
     """Which instruments, tags, tracks, collections, keys and kinds there are to filter by."""
     tempo_min, tempo_max = await services.catalog.tempo_range()
     return CatalogValues(**await services.catalog.values(), tempo_min=tempo_min, tempo_max=tempo_max)
 
 
-@router.get("/stems/{stem_id}", dependencies=[Depends(require("read"))], responses=problems(404))
+@router.get("/stems/{stem_id}", dependencies=[Depends(Guard("read"))], responses=problems(404))
 async def get_stem(services: TheBackend, stem_id: str) -> StemOut:
     """One stem."""
     return StemOut.of(await services.catalog.stem(stem_id), services.settings.root_path)
 
 
-@router.patch("/stems", dependencies=[Depends(require("ingest"))], responses=problems(422))
+@router.patch("/stems", dependencies=[Depends(Guard("ingest"))], responses=problems(422))
 async def change_stems(services: TheBackend, wanted: Annotated[ChangeIn, Query()], changed: Metadata) -> ChangedOut:
     """Change what is said about all stems that pass the filters, as of one; `dry_run=true` only counts them.
 
@@ -71,7 +71,7 @@ async def change_stems(services: TheBackend, wanted: Annotated[ChangeIn, Query()
     return await services.ingest.change_many(wanted, said_in(changed))
 
 
-@router.patch("/stems/{stem_id}", dependencies=[Depends(require("ingest"))], responses=problems(404, 422))
+@router.patch("/stems/{stem_id}", dependencies=[Depends(Guard("ingest"))], responses=problems(404, 422))
 async def change_stem(services: TheBackend, stem_id: str, changed: Metadata) -> StemOut:
     """Change what is said about a stem; fields that are not sent stay. Filters see it at once.
 
@@ -88,7 +88,7 @@ def said_in(changed: Metadata) -> dict[str, Any]:
     return fields
 
 
-@router.delete("/stems/{stem_id}", status_code=204, dependencies=[Depends(require("ingest"))], responses=problems(404))
+@router.delete("/stems/{stem_id}", status_code=204, dependencies=[Depends(Guard("ingest"))], responses=problems(404))
 async def delete_stem(services: TheBackend, stem_id: str) -> None:
     """Take a stem out, with its audio. No later query returns it."""
     await services.ingest.delete(stem_id)
