@@ -238,7 +238,7 @@ def analysis(
     chosen = [at for at, name in names if split is SplitChoice.all or split_of(name) == split.value]
     with counted("tracks") as progress:
         answer = evaluate_analysis(bank, chosen, seed, progress)
-    table = _table(f"Heard right, of {answer['tracks']} tracks", "what", "right", "of")
+    table = new_table(f"Heard right, of {answer['tracks']} tracks", "what", "right", "of")
     for name, told in answer.items():
         if isinstance(told, dict):
             table.add_row(name.replace("_", " "), f"{told['share']:.1%}", str(told["of"]))
@@ -276,22 +276,22 @@ def picture(
 def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
     """The tables of `retrieval`'s JSON: candidates, and where they were measured, time and delays."""
     measured = f"{answer['system']}: {answer['pairs']} pairs of {answer['tracks']} tracks, {answer['seconds']:g} s"
-    tables = [_table(f"Positives of other tracks ({measured})", "candidates", "accuracy", "95 %", "chance", "pairs")]
+    tables = [new_table(f"Positives of other tracks ({measured})", "candidates", "accuracy", "95 %", "chance", "pairs")]
     for count, share in answer["candidates"].items():
         tables[-1].add_row(count, *_cells(share, "accuracy"))
     if answer["time"] is not None:
-        tables.append(_table("Other windows of the same track", "candidates", "accuracy", "95 %", "chance", "pairs"))
+        tables.append(new_table("Other windows of the same track", "candidates", "accuracy", "95 %", "chance", "pairs"))
         tables[-1].add_row(str(answer["time"]["candidates"]), *_cells(answer["time"], "accuracy"))
     if answer["delays"]:
         tables.append(
-            _table("The positive delayed", "delay", "mean score", "lower than in place", "95 %", "chance", "pairs")
+            new_table("The positive delayed", "delay", "mean score", "lower than in place", "95 %", "chance", "pairs")
         )
         for delay_ms, row in answer["delays"].items():
             shares = _cells(row, "share_lower") if "share_lower" in row else ["", "", "", ""]
             tables[-1].add_row(f"{delay_ms} ms", f"{row['score']:.3f}", *shares)
     if "matched" in answer:
         tables.append(
-            _table("Matched: all at 120 BPM, on the beat", "candidates", "accuracy", "95 %", "chance", "pairs")
+            new_table("Matched: all at 120 BPM, on the beat", "candidates", "accuracy", "95 %", "chance", "pairs")
         )
         for count, share in answer["matched"].items():
             tables[-1].add_row(count, *_cells(share, "accuracy"))
@@ -299,7 +299,7 @@ def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
         changes |= {f"late by a {name}": row for name, row in answer["late"].items()}
         if changes:
             columns = ("the positive", "mean score", "lower than as it is", "95 %", "chance", "pairs")
-            tables.append(_table("Matched: the positive in another key, or late", *columns))
+            tables.append(new_table("Matched: the positive in another key, or late", *columns))
             for change, row in changes.items():
                 tables[-1].add_row(change, f"{row['score']:.3f}", *_cells(row | {"chance": 0.5}, "share_lower"))
     return tables
@@ -351,12 +351,13 @@ def _cells(share: dict[str, Any], name: str) -> list[str]:
     return [f"{share[name]:.1%}", interval, f"{share['chance']:.1%}", str(share["pairs"])]
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table of figures; what names its rows ("align", "said" or nothing) stands to the left."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="left" if name in ("align", "said", "") else "right")
     return table
 
 

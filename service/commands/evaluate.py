@@ -20,6 +20,7 @@ from model.evaluation.commands import (
     Split,
     SplitChoice,
     Stems,
+    new_table,
     open_bank,
     show_answer,
 )  # fmt: skip
@@ -185,7 +186,7 @@ def band_tables(answer: dict[str, Any]) -> list[Table]:
     )
     measures = ("top1", "top3", "mean_reciprocal_rank", "all_right", "of_one_piece", "score")
     columns = ("", "top 1", "top 3", "MRR", "all three right", "pairs of one piece", "score")
-    tables = [_table(f"Three missing stems ({about})", *columns), _table("More than three searches", *columns)]
+    tables = [new_table(f"Three missing stems ({about})", *columns), new_table("More than three searches", *columns)]
     for table, rows in zip(tables, (answer["ways"], answer["more_than_alone"]), strict=True):
         for way, found in rows.items():
             cells = [_interval(found[name], share=name not in ("mean_reciprocal_rank", "score")) for name in measures]
@@ -213,7 +214,7 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
             f"{first['queries']} mixes of {answer['seconds']:g} s of {answer['tracks_asked']} tracks; "
             f"{first['candidates']:.0f} of {held['stems']} stems"
         )
-        tables.append(_table(f"{title} ({about})", "align", "top 1", "top 5", "top 10", "median", "MRR"))
+        tables.append(new_table(f"{title} ({about})", "align", "top 1", "top 5", "top 10", "median", "MRR"))
         for row, measured in answer["rows"].items():
             ranks = measured["among"][among]
             shares = [_share(ranks[top]) for top in ("top1", "top5", "top10")]
@@ -225,7 +226,7 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
         )
     judged = ("speed", "key") if answer["retimed"] else ()
     tables.append(
-        _table(
+        new_table(
             "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too",
             *("align", "found", "median ms", "in 20 ms", "in 100 ms", "on a beat", "chance", *judged, "s a query"),
         )
@@ -242,7 +243,7 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
     for row, measured in answer["rows"].items():
         if said := measured["sureness"]:
             title = f"How sure, {ROW_NAMES[row]}: expected calibration error {said['error']:.3f}"
-            tables.append(_table(title, "said", "true", "share of stems"))
+            tables.append(new_table(title, "said", "true", "share of stems"))
             for each in said["bins"]:
                 tables[-1].add_row(*(f"{each[name]:.0%}" for name in ("said", "true", "weight")))
     return tables
@@ -255,15 +256,6 @@ def _share(figure: dict[str, float]) -> str:
 def _both(place: dict[str, Any], name: str, form: str) -> str:
     exact, alike = place["exact"][name], place["or_alike"][name]
     return "" if exact is None else f"{form.format(exact)} ({form.format(alike)})"
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("align", "said", "") else "right")
-    return table
 
 
 class _Progress:
