@@ -12,8 +12,8 @@ from model.evaluation.stretch import played
 from model.phalar import FASTEST, Phalar
 from service.work.models import DEFAULT_CHECKPOINT
 
-LEAST_COSINE, MEAN_COSINE = 0.88, 0.94
-"""A stretcher smears attacks and adds its own colour."""
+LEAST_COSINE, MEAN_COSINE = 0.82, 0.92
+"""A stretcher smears attacks and adds its own colour, and a model that hears finer hears more of that."""
 
 
 @pytest.fixture(scope="module")
