@@ -35,7 +35,7 @@ from service.search.band import Band, Play
 from service.search.remembered import Remembering
 from service.search.retrieval import Finder, Scored, Wish
 from service.settings import Settings
-from service.work.batches import cut, embeddings_each, loud
+from service.work.batches import cut, loud
 from service.work.device import Device
 from service.work.laying import lay
 from service.work.models import Models, note_of
@@ -56,8 +56,7 @@ class DirectEmbedder:
         """As a worker answers; nobody waits for it, so the deadline is of no account."""
         self.embedded += len(laid)
         audible = loud(waveform, [laid])
-        dimension = self._device.require(fingerprint)
-        embedding = np.zeros((len(laid), embeddings_each(laid) * dimension), np.complex64)
+        embedding = self._device.silence(fingerprint, laid)
         if len(audible):
             embedding[audible] = await self._windows(fingerprint, waveform, laid[audible])
         return embedding

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.audio import SAMPLE_RATE
+from model.audio import SAMPLE_RATE, Windows
 from model.checkpoints import CheckpointError, load_phalar
 from model.cqt import BeatClips
 from model.device import facts_of, open_device
 from model.errors import Told
 from model.phalar import Phalar
 from service.settings import Settings
-from service.work.batches import Clips, InKeys, Overlapping
+from service.work.batches import Clips, InKeys, Overlapping, embeddings_each
 from service.work.models import configured_model
 
 log = logging.getLogger("phalar.worker")
@@ -102,6 +102,10 @@ class Device:
     def require(self, fingerprint: str) -> int:
         """Have this model at hand; returns the length of its embeddings. Raises UnknownModel."""
         return self._model(fingerprint).config.dimension
+
+    def silence(self, fingerprint: str, laid: Windows) -> NDArray[np.complex64]:
+        """What windows are answered with that are silent: zeros. Raises UnknownModel."""
+        return np.zeros((len(laid), embeddings_each(laid) * self.require(fingerprint)), np.complex64)
 
     def _model(self, fingerprint: str) -> Phalar:
         if fingerprint not in self._held:

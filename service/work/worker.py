@@ -27,18 +27,7 @@ from model.audio.hearing import Hearing
 from model.device import facts_of
 from service.metrics import Figures
 from service.settings import Settings
-from service.work.batches import (
-    Batch,
-    QueryWork,
-    Served,
-    StemWork,
-    Work,
-    embeddings_each,
-    joined,
-    loud,
-    share_out,
-    upload_limit,
-)
+from service.work.batches import Batch, QueryWork, Served, StemWork, Work, joined, loud, share_out, upload_limit
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecoderError
 from service.work.device import Device, DeviceLost, UnknownModel, about
@@ -314,9 +303,8 @@ class Worker:
                 self._queries.append(work)
                 self._wake.set()
             else:
-                dimension = await self._in_thread(lambda: self._on_device.require(job.fingerprint))
+                nothing = await self._in_thread(lambda: self._on_device.silence(job.fingerprint, job.laid))
                 self.figures.queries += 1
-                nothing = np.zeros((len(job.laid), embeddings_each(job.laid) * dimension), np.complex64)
                 await self._settle(self._queue.reply(job, nothing))
         except Exception as error:
             await self._fail_query(job, error)
