@@ -38,7 +38,8 @@ Int64 = NDArray[np.int64]
 
 WINDOWS_EACH = 8  # of a stem: rows lie in blocks of so many
 BLOCKS = 3  # of a stem in one variation, at most
-VARIATIONS = 4  # of each stem and submix, each time its track is used
+VARIATIONS = 2  # in speed, tone and first beat, of each stem and submix, each time its track is used
+KEYS = 6  # of each variation
 SOURCES = 16  # stems and submixes of a track, at most
 SECONDS = 90.0  # of a track, at most
 QUERY_SHARE = 0.1  # of the blocks of single stems: the rest of the mix asks for one of their windows
@@ -110,19 +111,23 @@ class Varied:
         """Magnitudes of all of it: float32 (bins + 2 * MOST_SEMITONES, frames)."""
         return self._cqt(torch.from_numpy(waveform)[None])[0]
 
-    def embed(
-        self, magnitudes: torch.Tensor, places: NDArray[np.float64], semitones: int, gains_db: Float32
-    ) -> Complex64:
-        """Places float64 (n, frames of beat time), in frames; gains of each octave -> complex64 (n, D)."""
-        at = np.linspace(0, len(gains_db) - 1, self._bins)
+    def embed(self, magnitudes: torch.Tensor, places: NDArray[np.float64], keys: Int64, gains_db: Float32) -> Complex64:
+        """Places float64 (n, frames of beat time), in frames; semitones; gains of octaves -> complex64 (keys, n, D).
+
+        The keys share a pass of the network, as in `Phalar.embed_in_keys`.
+        """
+        at = np.linspace(0, len(gains_db) - 1, len(magnitudes))
         curve = 10 ** (np.interp(at, np.arange(len(gains_db)), gains_db) / 20)
-        start = MOST_SEMITONES - semitones
-        toned = magnitudes[start : start + self._bins] * torch.from_numpy(curve).float()[:, None]
+        toned = magnitudes * torch.from_numpy(curve).float()[:, None]
         wanted = torch.from_numpy(places).float().clamp(0, toned.shape[1] - 1)
         read = read_frames(toned.expand(len(wanted), -1, -1), wanted)  # (n, bins, frames)
-        cqt = scale_decibels(read, self._model.config.dynamic_range_db)
-        phasors = self._model.pooling.pool(self._model.pooling.project(self._model.backbone.infer(cqt)))
-        return to_unit_norm(self._model.head(phasors)).numpy()
+        features = self._model.backbone.infer(scale_decibels(read, self._model.config.dynamic_range_db))
+        embedded = []
+        for semitones in keys.tolist():
+            start = MOST_SEMITONES - semitones
+            projected = self._model.pooling.project(features[:, :, start : start + self._bins])
+            embedded.append(to_unit_norm(self._model.head(self._model.pooling.pool(projected))).numpy())
+        return np.stack(embedded)
 
 
 def vary(varied: Varied, stems: list[Float32], grid: Grid, rng: np.random.Generator) -> Made:
@@ -138,7 +143,8 @@ def vary(varied: Varied, stems: list[Float32], grid: Grid, rng: np.random.Genera
         waveform = np.sum([stems[at] for at in source], axis=0, dtype=np.float32)
         magnitudes, rest = varied.hear(waveform), None
         for _ in range(VARIATIONS):
-            speed, semitones = float(rng.choice(SPEEDS)), int(rng.integers(-MOST_SEMITONES, MOST_SEMITONES + 1))
+            speed = float(rng.choice(SPEEDS))
+            keys = rng.permutation(np.arange(-MOST_SEMITONES, MOST_SEMITONES + 1))[:KEYS]
             gains = rng.uniform(-EQUALISER_DB, EQUALISER_DB, (2, 9)).astype(np.float32)
             starts = audible_starts(waveform, grid, speed, float(rng.integers(STRIDE_BEATS)))
             blocks = min(BLOCKS, len(starts) // WINDOWS_EACH)
@@ -146,15 +152,15 @@ def vary(varied: Varied, stems: list[Float32], grid: Grid, rng: np.random.Genera
                 continue
             beats = np.linspace(0, WINDOW_BEATS * speed, 1 + WINDOW_BEATS * FRAMES_A_BEAT)
             places = grid.seconds_at(starts[: blocks * WINDOWS_EACH, None] + beats) * (SAMPLE_RATE / 160)
-            made.windows.append(varied.embed(magnitudes, places, semitones, gains[0]))
+            made.windows.extend(varied.embed(magnitudes, places, keys, gains[0]))
             if len(source) == 1 and rng.random() < QUERY_SHARE:
                 if rest is None:
                     others = [stem for at, stem in enumerate(stems) if at != source[0]]
                     rest = varied.hear(np.sum(others, axis=0, dtype=np.float32))
-                asked = int(rng.integers(len(places)))
-                made.queries.append(varied.embed(rest, places[[asked]], semitones, gains[1]))
-                made.answers.append(rows + asked)
-            rows += len(places)
+                asked, key = int(rng.integers(len(places))), int(rng.integers(KEYS))
+                made.queries.append(varied.embed(rest, places[[asked]], keys[[key]], gains[1])[0])
+                made.answers.append(rows + key * len(places) + asked)
+            rows += KEYS * len(places)
     return made
 
 
