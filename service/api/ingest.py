@@ -133,9 +133,15 @@ class Ingest:
         await self.catalog.refuse_if_over(charge, known)
         new = {sha256: file for sha256, (file, _) in zip(digests, files, strict=True) if sha256 not in known}
         few = waiting + len(files) <= HANDED_OVER
-        found = await asyncio.gather(
-            *(self._check(sha256, new[sha256], caller.who, few, one_of_many=len(new) > 1) for sha256 in new)
-        )
+        try:
+            async with asyncio.TaskGroup() as checking:  # what goes wrong with one ends the others
+                checks = [
+                    checking.create_task(self._check(sha256, file, caller.who, few, one_of_many=len(new) > 1))
+                    for sha256, file in new.items()
+                ]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+        found = [check.result() for check in checks]
         if len(files) == 1 and found and isinstance(found[0], AudioError):
             raise found[0]
         return Checked(files, digests, charge, caller.who, dict(zip(new, found, strict=True)))

@@ -20,7 +20,7 @@ from service.work.jobs import Kind, QueryJob, QueueError, UploadJob
 log = logging.getLogger("phalar.queue")
 
 GROUP = "workers"
-NO_GROUP = ("NOGROUP", "no such key", "UNBLOCKED")  # the last: the stream went while a worker waited on it
+NO_GROUP = ("NOGROUP", "no such key")
 ANSWER_S = 5.0  # a command that takes longer has failed
 RETRY_S = 5.0  # a killed Valkey is back within a second; a file it must load takes a few
 NO_ANSWER = (RedisConnectionError, RedisTimeoutError, TimeoutError)
@@ -278,5 +278,7 @@ class Streams:
 
 
 def _takes_nothing(error: ResponseError) -> bool:
-    """Whether the answer says nothing of the command: Redis follows another master, or has no memory or disk left."""
-    return isinstance(error, TAKES_NOTHING) or "MISCONF" in str(error)  # a pipeline puts its own words before it
+    """Whether the answer says nothing of the command: Redis follows another master, or has no memory or disk left; or
+    while it was waited for, its master or its stream went."""
+    said = str(error)  # a pipeline puts its own words before it
+    return isinstance(error, TAKES_NOTHING) or "MISCONF" in said or "UNBLOCKED" in said

@@ -209,3 +209,21 @@ async def test_a_server_that_takes_nothing_is_waited_for(opened: Open, tmp_path:
             await api._redis.execute_command(*accept)
             await adding
         assert await api.outstanding_uploads() == {"s0", "s1"}
+
+
+async def test_a_query_is_answered_that_was_waited_for_when_its_server_followed_another_for_a_while(
+    opened: Open, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        api, worker = opened(url=server.url, retry_s=60), opened("a", url=server.url, retry_s=60)
+        asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 20))
+        job = await take_query(worker)
+        while not int((await worker._redis.info("clients"))["blocked_clients"]):  # noqa: ASYNC110 - the server knows
+            await asyncio.sleep(0.01)
+        await worker._redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        await worker._redis.execute_command("REPLICAOF", "NO", "ONE")
+        answer = np.ones((3, 512), np.complex64)
+        await worker.reply(job, answer)
+        np.testing.assert_array_equal(await asking, answer)
