@@ -22,20 +22,17 @@ from indexer import (
     search,
 )
 from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
-from model.audio.grid import LOWEST_BPM, Grid
+from model.audio.grid import Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
 from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
+from service.search.stretching import cost_of, octaves_of, same_tempi, speed_of
 from service.settings import Settings
 from service.work.jobs import FingerprintMismatch
 
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
-OTHERWISE_COST = 0.25  # of a stem's score, for not being played as it was recorded
-STRETCH_COST = 0.5  # and for each factor e of speed: 0.05 for ten per cent
-TRANSPOSE_COST = 0.05  # and for each semitone
-SAME_TEMPO = 0.01  # tempi that differ by less are one, as far as hearing them goes
 
 Complex64 = NDArray[np.complex64]
 
@@ -101,8 +98,8 @@ class Asked:
         """Of playing a stem at the mix's tempo and in a key; None where either has no beats."""
         if self.plan.grid is None or music.beats_s is None:
             return None
-        speed = _speed(self.plan.grid, music)
-        return _cost(speed, key) if 0.7 < speed < 1.43 else None
+        speed = speed_of(self.plan.grid, music)
+        return cost_of(speed, key) if 0.7 < speed < 1.43 else None
 
     @property
     def as_recorded(self) -> QueryWindows:
@@ -260,7 +257,7 @@ class Finder:
         """How the mix is laid for each time base that stems are in, and the stems that may be answered in it."""
         settings = self._settings
         plans: list[tuple[Plan, NDArray[np.int64] | None]] = []
-        across = [each for grid in heard.grids for each in _octaves(grid, wish.max_stretch) if wish.align == "beats"]
+        across = [each for grid in heard.grids for each in octaves_of(grid, wish.max_stretch) if wish.align == "beats"]
         for grid, tempi in across:
             plan = plan_beats(waveform, grid)
             near = replace(wanted, in_beat_time=True, beat_bpm=tempi)
@@ -276,7 +273,7 @@ class Finder:
         )
         if plans and heard.sure.get("tempo_bpm", True):
             # As recorded, no stem of another tempo locks in.
-            wanted = replace(wanted, as_recorded_bpm=_same_tempi(heard.grids[0].tempo_bpm))
+            wanted = replace(wanted, as_recorded_bpm=same_tempi(heard.grids[0].tempo_bpm))
         allowed = await self._catalog.rows_allowed(wanted)
         return plans if plans and allowed is not None and not len(allowed) else [*plans, (clock, allowed)]
 
@@ -350,10 +347,10 @@ def _best(
     keys = asked.key[at]  # of each shift
     costs = np.full((len(in_beats), len(shifts)), np.inf)
     for row, cost in zip(in_beats, costs, strict=True):
-        speed = _speed(grid, music[row])
+        speed = speed_of(grid, music[row])
         for key in np.unique(keys).tolist():
             if asked.may_move(music[row], key):
-                cost[keys == key] = _cost(speed, key)
+                cost[keys == key] = cost_of(speed, key)
     found = best_places(index.fold, asked.queries, in_beats, costs)
     return {
         row: Scored(score, row, asked, int(keys[shifts == found.shifts[row]][0]), found, music[row])
@@ -379,55 +376,15 @@ def _in_seconds(place: Place, grid: Grid, music: StemMusic, key: int) -> Place:
         for pair, at, there in zip(place.pairs, mix_s, stem_s, strict=True)
     ]
     begins = place.start_s - float(grid.beats_s[0]) * grid.tempo_bpm / 60  # the stem's beat at the mix's second 0
-    speed = _speed(grid, music)
+    speed = speed_of(grid, music)
     return Place(
         score=place.score,
         start_s=round(float(stem.seconds_at(np.array(begins))), 6),
         pairs=tuple(pairs),
         speed=speed,
         transpose=key,
-        cost=_cost(speed, key),
+        cost=cost_of(speed, key),
     )
-
-
-def _speed(grid: Grid, music: StemMusic) -> float:
-    """How many times faster a stem is played so that its beats fall on those of a grid."""
-    assert music.beat_bpm is not None
-    return grid.tempo_bpm / music.beat_bpm
-
-
-def _cost(speed: float, semitones: int) -> float:
-    stretch = abs(float(np.log(speed)))
-    if stretch < SAME_TEMPO and semitones == 0:
-        return 0.0
-    return OTHERWISE_COST + STRETCH_COST * stretch + TRANSPOSE_COST * abs(semitones)
-
-
-def _octaves(grid: Grid, max_stretch: float) -> list[tuple[Grid, tuple[float, float]]]:
-    """A mix's grid with the tempi of the stems that may be played on it; and, where such stems lie beyond an end of the
-    octave that tempi are told in, the grid at double or half tempo with theirs. At half, either beat may be the first.
-    """
-    bpm, widest = grid.tempo_bpm, float(np.sqrt(2))
-    max_stretch = max(max_stretch, SAME_TEMPO)
-    low = max(bpm * (1 - max_stretch), bpm / widest)
-    high = min(bpm / (1 - max_stretch), bpm * widest)
-    highest = 2 * LOWEST_BPM
-    found = [(grid, (max(low, LOWEST_BPM), min(high, highest)))]
-    if low < LOWEST_BPM:
-        between = (grid.beats_s[1:] + grid.beats_s[:-1]) / 2
-        double = Grid(np.sort(np.concatenate([grid.beats_s, between])), grid.source)
-        found.append((double, (2 * low, highest)))
-    if high >= highest and len(grid.beats_s) > 3:
-        found += [(Grid(grid.beats_s[first::2], grid.source), (LOWEST_BPM, high / 2)) for first in (0, 1)]
-    return found
-
-
-def _same_tempi(tempo_bpm: float) -> tuple[float, float]:
-    """The slowest and the fastest tempo that is one with a mix's, in the octave of grids, where the slowest may lie
-    above the fastest."""
-    ends = tempo_bpm * (1 - SAME_TEMPO), tempo_bpm / (1 - SAME_TEMPO)
-    slow, fast = (LOWEST_BPM * 2 ** (float(np.log2(bpm / LOWEST_BPM)) % 1) for bpm in ends)
-    return slow, fast
 
 
 def _samples(seconds: float) -> int:

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from model.audio import SAMPLE_RATE
 from model.audio.analysis import is_sure
 from model.audio.grid import LOWEST_BPM
-from model.audio.hearing import ANOTHER_TEMPO, Hearing
+from model.audio.hearing import ANOTHER_TEMPO, Hearing, _median_around
 from model.demo import compose_track
 
 SECONDS = 24.0
@@ -103,3 +104,10 @@ def test_drums_are_told_from_notes(seed: int) -> None:
     assert {stem.instrument: Hearing(stem.waveform).is_pitched() for stem in track.stems} == {
         "drums": False, "bass": True, "pads": True, "keys": True, "lead": True,
     }  # fmt: skip
+
+
+def test_a_bin_is_compared_with_the_median_of_it_and_three_on_either_side() -> None:
+    decibels = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
+    padded = np.pad(decibels, ((3, 3), (0, 0)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 7, axis=0)
+    np.testing.assert_array_equal(_median_around(torch.from_numpy(decibels)), np.median(windows, axis=2))
