@@ -4,7 +4,8 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex
+from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex, LiveMoved
+from indexer.index.build import Report
 from model.errors import Told
 from service.api.operating import ReindexIn
 from service.settings import Settings
@@ -148,17 +149,28 @@ class Reindexer:
     async def _reindex(self, job: Job) -> dict[str, object]:
         alias = await self.catalog.alias()
         assert alias is not None
+        progress = job.progress or {}  # of a process that was killed meanwhile
+        begun_beside, made = progress.get("instead_of", alias.generation), progress.get("generation")
+        if alias.generation not in (begun_beside, made) or (made is not None and alias.previous == made):
+            raise LiveMoved(
+                alias.generation, begun_beside
+            )  # somebody rolled back, before the new one answered or after
         name = job.request.get("checkpoint")
         fingerprint = alias.fingerprint
         if name is not None:
             fingerprint = (await asyncio.to_thread(self.models.named, name)).fingerprint
-        await self._embed_lacking(job, fingerprint)
-        # Of a process that was killed while it built; one that has answered already is no such.
-        generation: int = (job.progress or {}).get("generation", alias.generation)
-        answered = generation in (alias.generation, alias.previous)
-        if answered or await self.catalog.fingerprint_of(generation) != fingerprint:
+        await self._embed_lacking(job, fingerprint, alias.generation)
+        generation: int = alias.generation if made is None else made  # one that has answered already is not built on
+        if generation == alias.generation or await self.catalog.fingerprint_of(generation) != fingerprint:
             generation = await self.catalog.new_generation(fingerprint)
-        index = await self._build(generation, fingerprint, job.request.get("rank"), job.request.get("index_type"), job)
+
+        async def report(stems: int) -> None:
+            told = {"stage": "building", "stems": stems, "generation": generation, "instead_of": alias.generation}
+            await self.catalog.report_progress(job.id, told)
+
+        await report(0)
+        asked = job.request.get("rank"), job.request.get("index_type")
+        index = await self._build(generation, fingerprint, *asked, report)
         manifest = index.manifest
         recall = manifest.recall
         if recall is not None and recall.rescored < self.settings.minimum_recall:
@@ -168,7 +180,7 @@ class Reindexer:
         if job.id == self._ahead and fingerprint != configured:
             configured = alias.configured
         while not await self.catalog.go_live(generation, configured, instead_of=alias.generation):
-            await self._embed_lacking(job, fingerprint)
+            await self._embed_lacking(job, fingerprint, alias.generation)
             await self.live.prepare(index)
         await self.live.current()
         await self._forget_models()
@@ -187,9 +199,10 @@ class Reindexer:
             "recall_deep": recall and recall.deep,
         }
 
-    async def _embed_lacking(self, job: Job, fingerprint: str) -> None:
+    async def _embed_lacking(self, job: Job, fingerprint: str, instead_of: int) -> None:
         while lacking := await self.catalog.lacking(fingerprint):
-            await self.catalog.report_progress(job.id, {"stage": "embedding", "stems_left": len(lacking)})
+            told = {"stage": "embedding", "stems_left": len(lacking), "instead_of": instead_of}
+            await self.catalog.report_progress(job.id, told)
             try:
                 known = await self.queue.outstanding_uploads()
                 for stem_id in lacking[: self.settings.max_queued_uploads - len(known)]:
@@ -200,13 +213,13 @@ class Reindexer:
             await asyncio.sleep(POLL_S)
 
     async def _build(
-        self, generation: int, fingerprint: str, rank: int | None, index_type: IndexType | None, job: Job | None = None
+        self,
+        generation: int,
+        fingerprint: str,
+        rank: int | None,
+        index_type: IndexType | None,
+        report: Report | None = None,
     ) -> Index:
-        async def report(stems: int) -> None:
-            if job is not None:
-                progress = {"stage": "building", "stems": stems, "generation": generation}
-                await self.catalog.report_progress(job.id, progress)
-
         fold = await asyncio.to_thread(self.models.fold, fingerprint, rank)
         return await self.live.build(generation, fingerprint, fold, index_type or self.settings.index_type, report)
 

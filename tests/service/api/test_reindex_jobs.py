@@ -140,6 +140,37 @@ async def test_a_rollback_while_an_index_is_built_stays(fresh: Fresh, stack: Asy
     assert process.generations() == [1, 2]
 
 
+@pytest.mark.parametrize("answered", [False, True], ids=["before it answered", "after it answered"])
+async def test_a_rollback_stays_that_came_between_a_reindexs_death_and_the_restart(
+    fresh: Fresh, stack: AsyncExitStack, answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await opened(stack, fresh())
+    await process.add(3)
+    await process.reindexer.start(ReindexIn())
+    await process.finished()
+    if answered:
+
+        async def dies(_: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(process.live, "tidy", dies)
+    else:
+        process.store.may_build.clear()
+    job = await process.reindexer.start(ReindexIn())
+    begun = 3 if answered else 2  # which then answers
+    async with asyncio.timeout(LIMIT_S):
+        while process.store.builds < 3 or (await process.alias()).generation != begun:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    await process.reindexer.close()
+    wanted = begun - 1
+    assert (await process.reindexer.roll_back()).generation == wanted
+    restarted = await opened(stack, process.settings)
+    await restarted.finished()
+    assert (await restarted.alias()).generation == wanted
+    failed = await restarted.catalog.job(job.id)
+    assert (failed.state, failed.problem and failed.problem["type"]) == ("failed", "/problems/live-moved")
+
+
 async def test_a_changed_model_is_followed_after_the_reindex_that_a_restart_finds(
     fresh: Fresh, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
