@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
     parser.add_argument("--kinds", default=",".join(KINDS).replace(", ", "; "), help="some of: " + " | ".join(KINDS))
+    parser.add_argument("--section", default="index-at-size", help="of the page")
     parser.add_argument("--scratch", type=Path, help="folder with room for the largest index; default: a temporary one")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -155,7 +156,7 @@ def main() -> None:
         + "\n".join(f"- {line}." for _, line in chosen)
         + f"\n\nAs many mixed windows as real ones of other tracks:\n\n{compared}"
     )
-    publish(text, arguments.page, "index-at-size")
+    publish(text, arguments.page, arguments.section)
 
 
 def made(folder: Path, checkpoint: Path) -> Path:

@@ -33,7 +33,7 @@ from indexer.catalog.records import (
     Upload,
 )
 from indexer.diagonals import BestPlaces, Place, QueryWindows, best_places
-from indexer.index.build import FolderStore
+from indexer.index.build import FolderStore, Report
 from indexer.index.choice import IndexType, Limits
 from indexer.index.fold import HermitianFold, RankOutOfRange
 from indexer.index.index import Index, IndexUnavailable

@@ -4,8 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex, LiveMoved
-from indexer.index.build import Report
+from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex, LiveMoved, Report
 from model.errors import Told
 from service.api.operating import ReindexIn
 from service.settings import Settings
