@@ -174,7 +174,8 @@ def measured(
 ) -> list[list[str]]:
     """A row of the table for each kind."""
     folds = {None: fold, True: using, False: fold.at_rank(using.rank)}
-    probes = np.concatenate([catalog.sample(PROBES, 3), catalog.kept.queries])
+    asked = np.flatnonzero(catalog.kept.answers < catalog.windows)
+    probes = np.concatenate([catalog.sample(PROBES, 3), catalog.kept.queries[asked]])
     truth = exact(catalog, fold, probes)
     rows = []
     for basis in dict.fromkeys(KINDS[kind][1] for kind in kinds):
@@ -189,7 +190,7 @@ def measured(
             ("sample", own.keys(sample)),
             ("queries", own.queries(probes)),
             ("truth", truth),
-            ("answers", catalog.kept.answers),
+            ("answers", catalog.kept.answers[asked]),
         ):
             np.save(folder / f"{name}.npy", array)
         for kind in kinds:
