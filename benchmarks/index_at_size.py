@@ -1,6 +1,6 @@
 """FAISS at the sizes of catalogs: what each kind of index takes, how fast it is, and what it finds.
 
-    python -m benchmarks.index_at_size [--kept WINDOWS] [--windows 200000,1000000] [--kinds flat,sq8] [--page FILE]
+    python -m benchmarks.index_at_size [--kept WINDOWS] [--windows 200000,1000000] [--kinds flat,sq8|none] [--page FILE]
 
 `--kept` is a folder of `benchmarks.windows`; without one, a few thousand windows of composed tracks are made first.
 Where more are wanted than it holds, blocks of them are mixed, which is compared with real ones below the table. Each
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
     parser.add_argument("--kinds", default=",".join(KINDS).replace(", ", "; "), help="some of: " + " | ".join(KINDS))
-    parser.add_argument("--section", default="index-at-size", help="of the page")
+    parser.add_argument("--section", help="of the page, for all; default: one for the kinds, one for what is chosen")
     parser.add_argument("--scratch", type=Path, help="folder with room for the largest index; default: a temporary one")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -141,22 +141,31 @@ def main() -> None:
             catalog = Catalog(kept, windows, scratch)
             sample = catalog.sample(SAMPLE_WINDOWS, 2)
             using = turned(fold, sample) if windows >= TURNED_FROM else fold
-            kinds = [kind.replace("; ", ", ") for kind in arguments.kinds.split(",")]
+            kinds = [kind.replace("; ", ", ") for kind in arguments.kinds.split(",") if kind != "none"]
             kinds = [kind for kind in kinds if windows <= LARGE or kind not in SMALL_ONLY]
-            rows += measured(catalog, fold, using, sample, kinds, scratch)
+            if kinds:
+                rows += measured(catalog, fold, using, sample, kinds, scratch)
             chosen.append(as_a_reindex(catalog, using, sample, limits, scratch))
             print(chosen[-1], flush=True)
         compared = comparison(kept, fold)
-    text = (
+    said = (
         f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} "
         f"OpenMP threads, faiss {faiss.__version__}, {len(kept):,} kept windows and mixed ones, {PROBES} probes, "
         f"{len(kept.queries)} mixes without a stem; load {os.getloadavg()[0]:.0f}.\n\n"
-        f"{markdown_table(COLUMNS, rows)}\n\nChosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the "
-        f"memory, and built as a reindex does it:\n\n{markdown_table(CHOSEN, [row for row, _ in chosen])}\n\n"
+    )
+    side_by_side = f"{markdown_table(COLUMNS, rows)}\n" if rows else ""
+    as_chosen = (
+        f"Chosen within {limits.memory_bytes / 2**30:.1f} GiB, a quarter of the memory, and built as a reindex does it:"
+        f"\n\n{markdown_table(CHOSEN, [row for row, _ in chosen])}\n\n"
         + "\n".join(f"- {line}." for _, line in chosen)
         + f"\n\nAs many mixed windows as real ones of other tracks:\n\n{compared}"
     )
-    publish(text, arguments.page, arguments.section)
+    if arguments.section:
+        publish(f"{said}{side_by_side}\n{as_chosen}", arguments.page, arguments.section)
+        return
+    if rows:
+        publish(said + side_by_side, arguments.page, "index-at-size")
+    publish(said + as_chosen, arguments.page, "index-chosen")
 
 
 def made(folder: Path, checkpoint: Path) -> Path:

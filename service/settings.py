@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         None, description="memory of one index generation, bytes; unset: a quarter of the machine's (FAISS)", gt=0
     )
     exact_windows: int = Field(
-        2_000_000, description="windows beyond which an approximate index is tried, behind its recall (FAISS)", ge=1
+        500_000, description="windows beyond which an approximate index is tried, behind its recall (FAISS)", ge=1
     )
     qdrant_mode: Literal["exact", "graph", "int8"] = Field(
         "exact",

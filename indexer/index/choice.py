@@ -37,7 +37,7 @@ class Limits:
     """What an index may take."""
 
     memory_bytes: int  # of one generation
-    exact_windows: int = 2_000_000  # windows up to which every key is compared
+    exact_windows: int = 500_000  # windows up to which every key is compared: a search takes a second there
     minimum_recall: float = 0.95  # an approximate index must reach this, else every key is compared after all
 
     @classmethod
