@@ -4,7 +4,7 @@ import pytest
 
 from indexer.index.choice import CODE_BYTES, LOWEST_RANK, Limits, choose, index_bytes, machine_memory
 
-WINDOWS, RANK = 1_000_000, 512
+WINDOWS, RANK = 400_000, 512
 
 
 def memory_for(kind: str, rank: int = RANK) -> Limits:
