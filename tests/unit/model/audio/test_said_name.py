@@ -140,9 +140,9 @@ def test_said_of_name_takes_neither_of_two_that_contradict_each_other(name: str)
     ["1", "a", "#", "_", "1.", "1,1", "A", "8A_", "Am ", "120bpm ", "120 bpm ", "bpm", "sharp ", "F sharp min "],
 )
 def test_said_of_name_takes_time_linear_in_a_name(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # a busy machine's clock would go on
     said_of_name((piece * 4000)[:4000])
-    assert time.perf_counter() - began < LONGEST_SECONDS
+    assert time.process_time() - began < LONGEST_SECONDS
 
 
 PIECES = st.sampled_from(
