@@ -127,7 +127,8 @@ class Reindexer:
 
     async def _run(self, job: Job) -> None:
         async with self.catalog.alone("reindex"):
-            if (await self.catalog.job(job.id)).state == "running":
+            job = await self.catalog.job(job.id)  # whoever was at it has gone on with it meanwhile
+            if job.state == "running":
                 await self._run_alone(job)
 
     async def _run_alone(self, job: Job) -> None:
@@ -151,9 +152,7 @@ class Reindexer:
         progress = job.progress or {}  # of a process that was killed meanwhile
         begun_beside, made = progress.get("instead_of", alias.generation), progress.get("generation")
         if alias.generation not in (begun_beside, made) or (made is not None and alias.previous == made):
-            raise LiveMoved(
-                alias.generation, begun_beside
-            )  # somebody rolled back, before the new one answered or after
+            raise LiveMoved(alias.generation, begun_beside)  # rolled back, before the new one answered or after
         name = job.request.get("checkpoint")
         fingerprint = alias.fingerprint
         if name is not None:

@@ -171,6 +171,25 @@ async def test_a_rollback_stays_that_came_between_a_reindexs_death_and_the_resta
     assert (failed.state, failed.problem and failed.problem["type"]) == ("failed", "/problems/live-moved")
 
 
+async def test_whoever_waited_for_a_process_that_died_knows_how_far_that_came(
+    fresh: Fresh, stack: AsyncExitStack
+) -> None:
+    process = await opened(stack, fresh())
+    await process.add(3)
+    await process.reindexer.start(ReindexIn())
+    await process.finished()
+    job, _ = await process.catalog.start_reindex(ReindexIn().model_dump())
+    async with process.catalog.alone("reindex"):
+        waiting = await opened(stack, process.settings)
+        await asyncio.sleep(0.1)
+        generation = await process.catalog.new_generation(process.models.configured_fingerprint)
+        await process.catalog.report_progress(job.id, {"generation": generation, "instead_of": 2})
+        assert (await process.reindexer.roll_back()).generation == 1
+    await waiting.finished()
+    assert (await waiting.alias()).generation == 1
+    assert await waiting.problems() == ["/problems/live-moved"]
+
+
 async def test_a_changed_model_is_followed_after_the_reindex_that_a_restart_finds(
     fresh: Fresh, stack: AsyncExitStack, tmp_path: Path
 ) -> None:
