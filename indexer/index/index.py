@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -36,6 +36,8 @@ _IVF_PARAMETERS: Any = faiss.SearchParametersIVF
 faiss.cvar.distance_compute_blas_threshold = 8
 # Query rows times keys up to which one thread compares them, in ten milliseconds at most.
 _SCORES_OF_ONE_THREAD = 50_000
+# Lists that a row is looked for in next, times those before, where these hold too few windows.
+MORE_LISTS = 4
 # A graphics card answers no deeper.
 _DEEPEST_ON_CARD = 2048
 # Embeddings are of unit norm to 1e-4 (checked when they are added); the rounding bound is stated for norm 1.
@@ -156,17 +158,23 @@ class KeysInMemory:
         return np.where(positions < 0, np.float32(-np.inf), scores), np.where(positions < 0, -1, self.ids[positions])
 
     def _search_lists(self, queries: Float32, k: int, mask: npt.NDArray[np.bool_] | None) -> tuple[Float32, Int64]:
-        """Some of the lists; all of them where those hold fewer than k, so that nothing seems to have run out."""
-        for probed in dict.fromkeys((self.probed, self.keys.nlist)):
-            found: tuple[Float32, Int64]
-            if mask is None:
-                found = self.keys.search(queries, k, params=_IVF_PARAMETERS(nprobe=probed))
-            else:
-                found = self._selected(
-                    mask, lambda sel, n=probed: self.keys.search(queries, k, params=_IVF_PARAMETERS(sel=sel, nprobe=n))
-                )
-            if (found[1] >= 0).all():
+        """Some of the lists; more, in the end all, for the rows whose lists hold fewer than k, so that nothing seems to
+        have run out."""
+        scores = np.empty((len(queries), k), np.float32)
+        positions = np.empty((len(queries), k), np.int64)
+        lacking, probed = np.arange(len(queries)), self.probed
+        while len(lacking):
+            look = partial(self._in_lists, queries[lacking], k, probed)
+            found: tuple[Float32, Int64] = look() if mask is None else self._selected(mask, look)
+            scores[lacking], positions[lacking] = found
+            if probed >= self.keys.nlist:
                 break
+            lacking = lacking[(found[1] < 0).any(axis=1)]
+            probed = min(MORE_LISTS * probed, self.keys.nlist)
+        return scores, positions
+
+    def _in_lists(self, queries: Float32, k: int, probed: int, selector: Any = None) -> tuple[Float32, Int64]:
+        found: tuple[Float32, Int64] = self.keys.search(queries, k, params=_IVF_PARAMETERS(sel=selector, nprobe=probed))
         return found
 
     @staticmethod
@@ -281,6 +289,11 @@ class Index:
         return self._base.windows + self.fresh_windows
 
     @property
+    def approximate(self) -> bool:
+        """Whether a search may overlook a window, so that nothing it answers is proven."""
+        return self._base.approximate
+
+    @property
     def fresh_windows(self) -> int:
         """Windows outside the base; when there are many, it is time to seal a new one."""
         return sum(part.windows for part in self._fresh)
@@ -361,7 +374,7 @@ class Index:
             float64 (q,).
         """
         norm = np.maximum(1.0, np.linalg.norm(embedding, axis=1).astype(np.float64)) * _NORM_MARGIN
-        if self._base.approximate:
+        if self.approximate:
             return np.asarray(2 * abs(self.fold.eigenvalues[0]) * norm)
         tail, residual = (max(errors) for errors in zip(*(part.largest_errors for part in self._parts), strict=True))
         slack = self.fold.query_tail(embedding) * tail + self.fold.rounding * norm

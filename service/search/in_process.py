@@ -157,7 +157,8 @@ class SearchedCatalog:
         """Build the index of what has been put in."""
         alias = await self._catalog.alias()
         assert alias is not None
-        await self._live.build(alias.generation, self._fingerprint, await self._fold(self._fingerprint))
+        fold = await self._fold(self._fingerprint)
+        await self._live.build(alias.generation, self._fingerprint, fold, self._settings.index_type)
         await self._live.open()
         index = await self._live.current()
         self.stems = index.stems

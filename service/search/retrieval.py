@@ -32,6 +32,7 @@ from service.work.jobs import FingerprintMismatch
 
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
+UNPROVEN = 16  # candidates scored for each hit where an approximate index can prove nothing: half as many find the same
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
 
 Complex64 = NDArray[np.complex64]
@@ -311,7 +312,7 @@ class Finder:
             found = await asyncio.to_thread(search.candidates, index, asked.queries, wanted, asked.allowed)
         best: dict[int, Scored] = {}
         seen: set[int] = set()
-        enough = max(SCORED_FIRST, 4 * wish.limit, wish.ranked)
+        enough = max(SCORED_FIRST, (UNPROVEN if index.approximate else 4) * wish.limit, wish.ranked)
         while True:
             some = found.first(enough)
             with watch.stage("rescore"):
@@ -321,7 +322,7 @@ class Finder:
                 best |= await asyncio.to_thread(_best, index, asked, stems, music)
                 seen.update(unseen)
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
-            if exact or len(seen) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
+            if exact or index.approximate or len(seen) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
                 return [*best.values()], some
             if enough >= len(found.rows):
                 if found.k >= search.LARGEST_K:

@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import indexer.index.snapshot
 import indexer.index.writer
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.index import Index
+from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import (
     DuplicateWindow,
     EmbeddingNotFinite,
@@ -361,3 +362,18 @@ def test_an_approximate_snapshot_proves_nothing_and_loses_nothing(tmp_path: Path
     few = np.array([3, 50], np.int64)
     rows = split_ids(index.with_changes({}, [50], 18).search(queries, 12, few)[1])[0]
     assert (np.sort(rows, axis=1) == [-1, -1] + [3] * 10).all()
+
+
+def test_a_row_whose_lists_hold_too_few_makes_no_other_look_further(tmp_path: Path) -> None:
+    stems = {row: make_stem(row, 10) for row in range(100)}
+    index = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type="ivf", probes=probes())))
+    base = index.base
+    assert isinstance(base, KeysInMemory)
+    index = index.on(replace(base, probed=2), fresh=True)
+    queries, few = index.fold.queries(probes()), np.arange(0, 100, 10)
+    k = 5
+    scores, ids = index.search(queries, k, few)
+    each = [index.search(query[None], k, few) for query in queries]
+    assert (ids >= 0).all()
+    assert (ids == [one[1][0] for one in each]).all()
+    assert np.allclose(scores, [one[0][0] for one in each])

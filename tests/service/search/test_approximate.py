@@ -1,0 +1,52 @@
+"""An index that may overlook windows proves nothing, so that it is not asked for proof."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from indexer import Catalog, StemFilter
+from model.audio import SAMPLE_RATE
+from model.training.stems import load_bank
+from service.metrics import Metrics, Stopwatch
+from service.search.in_process import SearchedCatalog
+from service.search.retrieval import UNPROVEN, Found, Wish
+from service.settings import Settings
+from tests.installation import noise_bursts
+
+STEMS, LIMIT = 70, 3
+
+
+def test_as_many_stems_are_scored_as_matter_and_no_more(
+    tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(STEMS):
+        path = tmp_path / "stems" / "0" / f"{number:02}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise_bursts(number, 6.0), SAMPLE_RATE, subtype="FLOAT")
+    bank = load_bank([tmp_path / "stems"], tmp_path / "banks")
+    settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint, "index_type": "ivf"}
+    scored: list[int] = []
+    embeddings_of = Catalog.embeddings_of
+
+    async def counted(catalog: Catalog, rows: list[int], fingerprint: str) -> Any:
+        scored.extend(rows)
+        return await embeddings_of(catalog, rows, fingerprint)
+
+    async def find(first: int) -> tuple[Found, int]:
+        async with SearchedCatalog.open(Settings(**settings)) as searched:
+            rows = await searched.add(bank, 0)
+            index = await searched.go_live()
+            assert index.approximate
+            monkeypatch.setattr(Catalog, "embeddings_of", counted)
+            wish = Wish(limit=LIMIT, align="grid")
+            mix = np.float32(0.5) * noise_bursts(first, 6.0)
+            return await searched.finder.find(index, mix, StemFilter(), wish, Stopwatch(Metrics())), rows[first]
+
+    found, itself = asyncio.run(find(9))
+    assert next(iter(found.places)) == itself
+    assert not found.exact
+    assert len(scored) == len(set(scored)) == UNPROVEN * LIMIT < STEMS
