@@ -1,10 +1,11 @@
 """A service with a large catalog: a query by both stages, and a reindex.
 
-    python -m benchmarks.large [--windows 100000] [--page docs/performance.md]
+    python -m benchmarks.large [--windows 100000] [--kept WINDOWS] [--page docs/performance.md]
 
-The catalog is filled past the worker with the demo's embeddings, by the clock and on the beats, repeated with a
-little of each other. What is asked are the demo's mixes of 8 s, at any tempo and in any key, and as recorded. The
-encoder is timed in the same run, on as many windows as the worker counted.
+The catalog is filled past the worker with the demo's stems, windows by the clock and on the beats. Their embeddings
+are the demo's, repeated with a little of each other, or those of `--kept`, a folder of `benchmarks.windows`: no two
+of these are alike, as in a real catalog. What is asked are the demo's mixes of 8 s, at any tempo and in any key, then
+as recorded. The encoder is timed in the same run, on as many windows as the worker counted.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from benchmarks.bare import BareEncoder, compose, mixes
 from benchmarks.installation import Installation, eventually
 from benchmarks.page import page_parser, publish
 from benchmarks.queries import SECONDS, SETTINGS, ask_all
+from benchmarks.windows import WindowFiles
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
 from model.audio import SAMPLE_RATE, load_clip
 from model.audio.analysis import analyse
@@ -53,11 +55,30 @@ class Embedded:
         starts_s: NDArray[np.float64] = np.concatenate([part.starts for part in self.laid.parts]) / SAMPLE_RATE
         return starts_s[self.audible]
 
-    def varied(self, every: NDArray[np.complex64], rng: np.random.Generator) -> NDArray[np.complex64]:
-        """Its embeddings, each with a little of one of `every`: unit norm."""
-        moved = self.embedding + OTHER * every[rng.integers(len(every), size=len(self.embedding))]
+
+class Varied:
+    """The demo's embeddings, each with a little of another: unit norm."""
+
+    def __init__(self, known: Sequence[Embedded]) -> None:
+        self._every = np.concatenate([one.embedding for one in known])
+        self._rng = np.random.default_rng(0)
+
+    def of(self, one: Embedded, _: int) -> NDArray[np.complex64]:
+        moved = one.embedding + OTHER * self._every[self._rng.integers(len(self._every), size=len(one.embedding))]
         of_length_one: NDArray[np.complex64] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
         return of_length_one.astype(np.complex64)
+
+
+class Distinct:
+    """Kept windows, one after the other."""
+
+    def __init__(self, kept: WindowFiles, windows: int) -> None:
+        if len(kept) < windows:
+            raise SystemExit(f"{len(kept):,} windows are kept, and {windows:,} are wanted")
+        self._kept = kept
+
+    def of(self, one: Embedded, put: int) -> NDArray[np.complex64]:
+        return self._kept[put : put + len(one.embedding)]
 
 
 async def embed_demo(tracks: Sequence[Sequence[Path]], settings: Settings, fingerprint: str) -> list[Embedded]:
@@ -73,11 +94,11 @@ async def embed_demo(tracks: Sequence[Sequence[Path]], settings: Settings, finge
     return found
 
 
-async def fill(settings: Settings, fingerprint: str, known: Sequence[Embedded], windows: int) -> int:
+async def fill(
+    settings: Settings, fingerprint: str, known: Sequence[Embedded], windows: int, source: Varied | Distinct
+) -> int:
     """Put stems into an installation's catalog as its worker would, until there are so many windows; how many."""
     catalog = await Catalog.open(settings.resolved_database_url)
-    rng = np.random.default_rng(0)
-    every = np.concatenate([one.embedding for one in known])
     put = number = 0
     try:
         await catalog.go_live(await catalog.new_generation(fingerprint), configured=fingerprint)
@@ -88,7 +109,7 @@ async def fill(settings: Settings, fingerprint: str, known: Sequence[Embedded], 
             row, music = (await catalog.stem(stem_id)).row, one.laid.music
             beats = one.laid.beats[one.audible]
             await catalog.store_embeddings(
-                row, fingerprint, one.audible, one.starts_s, one.varied(every, rng), beats, music
+                row, fingerprint, one.audible, one.starts_s, source.of(one, put), beats, music
             )
             put, number = put + len(one.audible), number + 1
         return put
@@ -120,6 +141,7 @@ def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--windows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=12)
+    parser.add_argument("--kept", type=Path, help="a folder of benchmarks.windows, of the model that ships")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     with tempfile.TemporaryDirectory() as name:
@@ -129,7 +151,10 @@ def main() -> None:
         model = configured_model(settings, "cpu")
         tracks = compose(folder / "demo")
         known = asyncio.run(embed_demo(tracks, settings, model.fingerprint))
-        windows = asyncio.run(fill(settings, model.fingerprint, known, arguments.windows))
+        source: Varied | Distinct = Varied(known)
+        if arguments.kept is not None:
+            source = Distinct(WindowFiles(arguments.kept), arguments.windows + max(len(one.embedding) for one in known))
+        windows = asyncio.run(fill(settings, model.fingerprint, known, arguments.windows, source))
         bare = BareEncoder(settings, load_clip(tracks[0][0]).waveform)
         installation = Installation(folder, SETTINGS, client_timeout_s=READY_S).start(wait=False)
         try:
