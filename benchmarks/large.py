@@ -36,7 +36,7 @@ from service.settings import Settings
 from service.work.laying import Laid, lay
 from service.work.models import configured_model
 
-SECTION = "large-catalog"
+SECTION, DISTINCT = "large-catalog", "large-distinct-catalog"
 OTHER = 0.5  # of another window that is mixed into one: keys stay in the directions that music gives
 READY_S = 600.0
 STAGES = ("decode", "hear", "embed", "index", "rescore")
@@ -164,7 +164,7 @@ def main() -> None:
                 table = measure(client, installation.url, bare, cuts, windows)
         finally:
             installation.stop()
-    publish(table, arguments.page, SECTION)
+    publish(table, arguments.page, SECTION if arguments.kept is None else DISTINCT)
 
 
 if __name__ == "__main__":

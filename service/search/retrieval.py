@@ -105,8 +105,15 @@ class Asked:
     @property
     def as_recorded(self) -> QueryWindows:
         """Of its windows those in the mix's own key."""
-        own = self.key == 0
-        return QueryWindows(self.queries.embedding[own], self.queries.offset_s[own], self.queries.shift[own])
+        return self._some(self.key == 0)
+
+    @property
+    def sketched(self) -> QueryWindows:
+        """In clock time every other delay: enough for candidates that are then scored at all of them."""
+        return self.queries if self.plan.grid is not None else self._some(self.queries.shift % 2 == 0)
+
+    def _some(self, which: NDArray[np.bool_]) -> QueryWindows:
+        return QueryWindows(self.queries.embedding[which], self.queries.offset_s[which], self.queries.shift[which])
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +316,8 @@ class Finder:
         """Candidates from the index, scored exactly; more of them until the answer is proven or it is enough."""
         wanted = max(wish.limit, wish.ranked)
         with watch.stage("index"):
-            found = await asyncio.to_thread(search.candidates, index, asked.queries, wanted, asked.allowed)
+            queries = asked.sketched if index.approximate else asked.queries
+            found = await asyncio.to_thread(search.candidates, index, queries, wanted, asked.allowed)
         best: dict[int, Scored] = {}
         seen: set[int] = set()
         enough = max(SCORED_FIRST, (UNPROVEN if index.approximate else 4) * wish.limit, wish.ranked)

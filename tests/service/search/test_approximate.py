@@ -13,6 +13,7 @@ from model.audio import SAMPLE_RATE
 from model.training.stems import load_bank
 from service.metrics import Metrics, Stopwatch
 from service.search.in_process import SearchedCatalog
+from service.search.mix import DELAY, Align
 from service.search.retrieval import UNPROVEN, Found, Wish
 from service.settings import Settings
 from tests.installation import noise_bursts
@@ -20,8 +21,9 @@ from tests.installation import noise_bursts
 STEMS, LIMIT = 70, 3
 
 
+@pytest.mark.parametrize(("align", "late"), [("grid", 0), ("search", 3 * DELAY)])
 def test_as_many_stems_are_scored_as_matter_and_no_more(
-    tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    align: Align, late: int, tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(STEMS):
         path = tmp_path / "stems" / "0" / f"{number:02}.wav"
@@ -42,11 +44,12 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
             index = await searched.go_live()
             assert index.approximate
             monkeypatch.setattr(Catalog, "embeddings_of", counted)
-            wish = Wish(limit=LIMIT, align="grid")
-            mix = np.float32(0.5) * noise_bursts(first, 6.0)
+            wish = Wish(limit=LIMIT, align=align)
+            mix = np.float32(0.5) * noise_bursts(first, 6.0)[late:]  # at a delay of which candidates are not asked
             return await searched.finder.find(index, mix, StemFilter(), wish, Stopwatch(Metrics())), rows[first]
 
     found, itself = asyncio.run(find(9))
     assert next(iter(found.places)) == itself
+    assert found.places[itself].start_s == pytest.approx(late / SAMPLE_RATE, abs=0.005)
     assert not found.exact
     assert len(scored) == len(set(scored)) == UNPROVEN * LIMIT < STEMS
