@@ -289,10 +289,10 @@ def _long_spectra(settings: CQTSettings, rate: int, device: torch.device) -> tup
 
 @lru_cache(maxsize=4)
 @torch.inference_mode(mode=False)
-def _wide(settings: CQTSettings, device: torch.device) -> FastCQT:
-    """The transform with MOST_SEMITONES more rows on either side; shared, so never to be moved."""
-    lowest_hz = settings.lowest_hz * 2 ** (-MOST_SEMITONES / settings.bins_per_octave)
-    return FastCQT(replace(settings, lowest_hz=lowest_hz, bins=settings.bins + 2 * MOST_SEMITONES)).to(device)
+def _wide(settings: CQTSettings, device: torch.device, reach: int = MOST_SEMITONES) -> FastCQT:
+    """The transform with `reach` more rows on either side; shared, so never to be moved."""
+    lowest_hz = settings.lowest_hz * 2 ** (-reach / settings.bins_per_octave)
+    return FastCQT(replace(settings, lowest_hz=lowest_hz, bins=settings.bins + 2 * reach)).to(device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,24 +356,27 @@ class ScaledCQT(nn.Module):
         magnitude: Tensor = self.transform(waveforms)
         return magnitude
 
-    def in_beat_time(self, clips: BeatClips, at_once: int | None = None) -> Tensor:
+    def in_beat_time(self, clips: BeatClips, at_once: int | None = None, beside: int = 0) -> Tensor:
         """Clips as if each were played at 120 BPM and in another key: their own CQT's magnitudes, read elsewhere.
 
         Args:
             clips: n of them; each transposition within MOST_SEMITONES, less what is wanted beside.
             at_once: how many are transformed together; None: all.
+            beside: more bins at either end.
 
         Returns:
-            float32, (n, bins, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s numbers.
+            float32, (n, bins + 2 * beside, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s
+            numbers.
         """
-        transform = _wide(self.settings, clips.waveforms.device)
+        reach = MOST_SEMITONES + beside
+        transform = _wide(self.settings, clips.waveforms.device, reach)
         parts = clips.split(at_once or len(clips))
         wide = torch.cat([transform.of_lengths(part.waveforms, part.samples) for part in parts])
         # A semitone up, a bin shows what sounded one bin below.
-        bins = torch.arange(self.settings.bins, device=wide.device)
-        rows = MOST_SEMITONES - clips.transpose[:, None] + bins
+        bins = torch.arange(-beside, self.settings.bins + beside, device=wide.device)
+        rows = reach - clips.transpose[:, None] + bins
         chosen = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))  # (n, bins, frames of the longest)
-        return scale_decibels(read_frames(chosen, clips.places), self.dynamic_range_db)
+        return self.scaled(read_frames(chosen, clips.places), beside)
 
     def of_windows(self, waveform: Waveform, laid: Windows, known: Tensor | None = None) -> Tensor:
         """Windows of one waveform as if each were played at 120 BPM: one CQT for all of them, read where each lies.

@@ -162,15 +162,22 @@ class Phalar(nn.Module):
         """
         return self.head(self.pool(waveforms))
 
-    def in_beat_time(self, clips: BeatClips) -> Tensor:
+    def in_beat_time(self, clips: BeatClips, keys: int = 0) -> Tensor:
         """`forward` of clips as if each were played at 120 BPM and in another key.
 
         Args:
             clips: n of them.
+            keys: in each key up to so many semitones away too, by one pass of the network.
 
         Returns:
-            complex64, (n, dimension), not of unit norm; with gradients, where they are enabled.
+            complex64, (n, dimension), not of unit norm; with gradients, where they are enabled. With keys,
+            (n, 2 * keys + 1, dimension), the lowest first.
         """
+        if keys:
+            features = self.backbone(self.cqt.in_beat_time(clips, beside=keys))  # (n, channels, more bins, steps)
+            lowest_first = [features[:, :, low : low + self.config.bins] for low in range(2 * keys, -1, -1)]
+            phasors = torch.stack([self.pooling(key) for key in lowest_first], dim=1)
+            return self.head(phasors.flatten(0, 1)).view(len(clips), 2 * keys + 1, -1)
         cqt = self.cqt.in_beat_time(clips)
         if torch.is_grad_enabled() or self.training:
             return self.head(self._pooled(cqt))

@@ -35,11 +35,15 @@ _DECOYS = 5
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Clips of one process: `pairs` anchors, as many positives, then decoys, each of the pair in `decoys_of`."""
+    """Clips of one process: `pairs` anchors, as many positives, then decoys, each of the pair in `decoys_of`.
+
+    `pitched`: in beat time, which anchors and positives play notes.
+    """
 
     clips: Tensor | BeatClips
     pairs: int
     decoys_of: Tensor  # int64 (decoys,)
+    pitched: Tensor | None = None  # int64 (2 * pairs,), 1 or 0
 
     @property
     def sizes(self) -> list[int]:
@@ -86,7 +90,9 @@ def draw_batch(
         balance_db = recipe.augment.balance_db
         levels_db = [decoy_rng.uniform(-balance_db, balance_db, len(one.stems)) for one in windows]
         gains = [(10 ** (level_db / 20)).tolist() for level_db in levels_db]
-        return Batch(beat_clips(bank, windows, gains if balance_db else None), share, decoys_of)
+        pitched = [any(bank.tracks[one.track].pitched[stem] for stem in one.stems) for one in windows[: 2 * share]]
+        clips = beat_clips(bank, windows, gains if balance_db else None)
+        return Batch(clips, share, decoys_of, torch.tensor(pitched).long())
     data, loss = recipe.data, recipe.loss
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
@@ -111,7 +117,8 @@ def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> 
     else:
         clips = clips.on(device)
         heard = replace(clips, waveforms=augment(clips.waveforms, recipe.augment, generator))
-    return Batch(heard, batch.pairs, upload(batch.decoys_of, device))
+    pitched = None if batch.pitched is None else upload(batch.pitched, device)
+    return Batch(heard, batch.pairs, upload(batch.decoys_of, device), pitched)
 
 
 class Ahead:

@@ -17,6 +17,8 @@ def contrastive_loss(
     settings: LossSettings,
     decoys: Tensor | None = None,
     decoys_of: Tensor | None = None,
+    in_keys: Tensor | None = None,
+    pitched: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How badly each submix tells its own track's other submix from those of other tracks.
 
@@ -27,6 +29,10 @@ def contrastive_loss(
         settings: the target, the directions, the negatives.
         decoys: (m, ...), positives at the wrong time: negatives of every row but the positive that they repeat.
         decoys_of: int64 (m,), the rows of those positives.
+        in_keys: (2n, keys, ...), anchors, then positives, in other keys: negatives of every row but their own; with
+            `negatives` "all".
+        pitched: bool (2n,), which of these play notes. What plays none is no negative in another key, nor is a partner
+            of what plays none.
 
     Returns:
         The mean cross-entropy in nats, and the part of the rows whose true pair has the highest score.
@@ -41,7 +47,14 @@ def contrastive_loss(
         itself[rows, rows] = True
         if decoys_of is not None:
             itself[n + decoys_of, 2 * n + torch.arange(len(decoys_of), device=logits.device)] = True
-        return _smoothed(logits.masked_fill(itself, -torch.inf), rows.roll(n), settings.positive)
+        logits = logits.masked_fill(itself, -torch.inf)
+        if in_keys is not None and pitched is not None:
+            moved = score(both, in_keys.flatten(0, 1)).view(2 * n, 2 * n, -1)  # (rows, clips, keys)
+            unknown = ~pitched.repeat(2 * n, 1)
+            unknown[rows, rows] = True
+            unknown[rows, rows.roll(n)] |= ~pitched
+            logits = torch.cat([logits, moved.masked_fill(unknown[:, :, None], -torch.inf).flatten(1)], dim=1)
+        return _smoothed(logits, rows.roll(n), settings.positive)
     logits = score(anchors, torch.cat([positives, others]))  # (n, n + m)
     rows = torch.arange(n, device=logits.device)
     loss, accuracy = _smoothed(logits, rows, settings.positive)

@@ -16,6 +16,9 @@ from model.phalar import PhalarConfig
 LEAST_BEATS = 4
 """Of a window in beat time: fewer would be shorter, at the fastest tempo, than the CQT can analyse."""
 
+MOST_KEYS = 5
+"""Up or down of a transposed pair: kernels of lower bins would be longer than the CQT's padding."""
+
 WITHOUT_SEMITONES = ("mel", "cocola")
 """Models whose spectrogram shows no semitones."""
 
@@ -91,6 +94,7 @@ class LossSettings:
         1.0  # in beat time: part of the examples whose positive is a negative too, where it does not fit
     )
     key_decoys: float = 0.5  # part of those that are in another key; the others are at another beat
+    keys: int = 0  # in beat time: what plays notes is a negative in each key up to so many semitones away too
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,13 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         )
     if not 0 <= data.semitones <= MOST_SEMITONES:
         raise BadRecipe(path, f"data.semitones is from 0 to {MOST_SEMITONES}, not {data.semitones}")
-    if data.matched and data.semitones and recipe.model in WITHOUT_SEMITONES:
-        raise BadRecipe(path, f"data.semitones must be 0: {recipe.model!r} hears mel bands, which show no key")
+    if not 0 <= loss.keys <= MOST_KEYS:
+        raise BadRecipe(path, f"loss.keys is from 0 to {MOST_KEYS}, not {loss.keys}")
+    if loss.keys and loss.negatives != "all":
+        raise BadRecipe(path, "loss.keys needs loss.negatives = 'all'")
+    if data.matched and (data.semitones or loss.keys) and recipe.model in WITHOUT_SEMITONES:
+        entry = "data.semitones" if data.semitones else "loss.keys"
+        raise BadRecipe(path, f"{entry} must be 0: {recipe.model!r} hears mel bands, which show no key")
     if recipe.encoder != PhalarConfig() and recipe.model == "cocola":
         raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")
 

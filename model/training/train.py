@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -293,7 +294,7 @@ class Trainer:
         each = self._clips_at_once(batch)
         if each >= len(batch.clips):
             torch.manual_seed(seed)
-            loss, accuracy = self._loss(self._embed_in_passes(batch.clips), batch)
+            loss, accuracy = self._loss(self._embed_in_passes(batch.clips, self.recipe.loss.keys), batch)
             clock.tick("forward")
             loss.backward()  # type: ignore[no-untyped-call]
             return loss, accuracy
@@ -316,16 +317,22 @@ class Trainer:
         rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
         x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
         decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
-        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
+        if batch.pitched is None or not self.recipe.loss.keys:
+            return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
+        own = self.recipe.loss.keys  # the key in the middle
+        both, pitched = torch.cat([x, y]), gather(batch.pitched).view(self.world, 2, -1).transpose(0, 1).flatten() > 0
+        in_keys = torch.cat([both[:, :own], both[:, own + 1 :]], dim=1)
+        x, y, others = x[:, own], y[:, own], others[:, own]
+        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of, in_keys, pitched)
 
     def _embed_seeded(self, clips: Tensor | BeatClips, seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return self._embed_in_passes(clips)
+        return self._embed_in_passes(clips, self.recipe.loss.keys)
 
-    def _embed_in_passes(self, clips: Tensor | BeatClips) -> Tensor:
+    def _embed_in_passes(self, clips: Tensor | BeatClips, keys: int = 0) -> Tensor:
         """On a CPU as many at once as its caches like, on a card all: it has memory, and would only launch more."""
         each = 0 if self._on_card else self.recipe.clips_per_pass
-        return embed_in_passes(self.model, clips, each, self._half)
+        return embed_in_passes(self.model, clips, each, self._half, keys)
 
     def _clips_at_once(self, batch: Batch) -> int:
         """How many clips' forward passes a card keeps until their backward passes; the recipe may say fewer."""
@@ -403,7 +410,7 @@ def _mixed(*numbers: int) -> int:
     return int(mixed) >> 1  # torch takes signed seeds
 
 
-def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool) -> Tensor:
+def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool, keys: int = 0) -> Tensor:
     """Embed clips, so many at once.
 
     Args:
@@ -411,13 +418,16 @@ def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half
         clips: float32 (n, samples), or n clips in beat time.
         each: at once; 0: all.
         half: multiply in bfloat16, where autocast finds that safe.
+        keys: of clips in beat time, each key up to so many semitones away too.
 
     Returns:
-        (n, ...), complex64 or float32 in either case: scores are computed in full precision.
+        (n, ...), complex64 or float32 in either case: scores are computed in full precision; with keys (n, keys, ...).
     """
     device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
     with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
         embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
+        if keys and isinstance(clips, BeatClips):
+            embed = partial(embed, keys=keys)
         embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
     return embedded if embedded.is_complex() else embedded.float()
 

@@ -1,12 +1,15 @@
 """Facts of the whole model: what embed and score take, give and refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from model.audio import SAMPLE_RATE, ClipTooShort, Windows, cut_windows
-from model.cqt import MOST_SEMITONES
+from model.cqt import MOST_SEMITONES, BeatClips
 from model.phalar import Phalar, PhalarConfig, untrained_phalar
+from model.similarity import to_unit_norm
 from tests.clips import clicks
 
 ROUNDING = 1e-6  # the norm of 512 float32 phasors
@@ -146,6 +149,23 @@ def test_windows_of_one_cqt_are_nearly_those_embedded_alone(phalar: Phalar) -> N
     for wrong in (-1, 1, MOST_SEMITONES + 1):
         with pytest.raises(ValueError, match="semitones"):
             phalar.embed_magnitudes(phalar.cqt.of_windows(waveform, laid), wrong)
+
+
+def test_keys_in_training_are_those_of_clips_moved_there(phalar: Phalar) -> None:
+    clips = BeatClips(
+        torch.from_numpy(np.stack([clicks(110.0, 6.0), clicks(97.0, 6.0)]))[:, :88_000],
+        torch.full((2,), 88_000),
+        torch.linspace(0, 550, 501).expand(2, -1),
+        torch.tensor([-6, 4]),
+    )
+    moved = [replace(clips, transpose=clips.transpose.clamp(-5, 5) + key) for key in (-1, 0, 1)]
+    inside = replace(clips, transpose=clips.transpose.clamp(-5, 5))
+    embedded = to_unit_norm(phalar.in_beat_time(inside, 1).flatten(0, 1)).view(2, 3, -1)
+    alone = torch.stack([to_unit_norm(phalar.in_beat_time(one)) for one in moved], dim=1)
+    alike = (alone[:, :, None].conj() * embedded[:, None]).sum(dim=-1).real
+    assert alike.diagonal(dim1=1, dim2=2).min() > 0.9  # of random weights
+    assert torch.equal(alike.argmax(dim=2), torch.arange(3).expand(2, -1)), "and no other key's"
+    assert torch.isfinite(phalar.in_beat_time(clips, 5)).all(), "six semitones down, and five keys beside"
 
 
 def test_a_window_in_beat_time_depends_on_no_other(phalar: Phalar) -> None:

@@ -77,6 +77,22 @@ def test_a_decoy_that_outscores_the_positive_makes_the_anchors_row_wrong(negativ
     assert wrong == pytest.approx(5 / 6), "row 1's anchor is misled; its positive is not asked about itself"
 
 
+def test_a_partner_in_another_key_is_a_negative_where_both_play_notes() -> None:
+    eye, settings = torch.eye(3), LossSettings(negatives="all")
+    in_keys = torch.zeros(6, 2, 3)
+    in_keys[4, 1] = 2 * eye[1]  # the positive of row 1, in one of its other keys
+    plain, right = contrastive_loss(eye, eye, dot, settings)
+    worse, wrong = contrastive_loss(eye, eye, dot, settings, in_keys=in_keys, pitched=torch.ones(6) > 0)
+    assert right == 1
+    assert worse > plain
+    assert wrong == pytest.approx(5 / 6), "row 1's anchor is misled; its positive is not asked about itself"
+    for struck in (1, 4):  # either side of that pair
+        pitched = torch.arange(6) != struck
+        assert contrastive_loss(eye, eye, dot, settings, in_keys=in_keys, pitched=pitched)[1] == 1
+    none, _ = contrastive_loss(eye, eye, dot, settings, in_keys=in_keys, pitched=torch.zeros(6) > 0)
+    torch.testing.assert_close(none, plain)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 24), (1, 8, 120)])
 def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
@@ -208,6 +224,9 @@ def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
         ("[data]\nsemitones = 7", "data.semitones"),
         ("model = 'mel'\n[data]\nmatched = 0.5", "data.semitones"),
         ("[loss]\nkey_decoys = -0.5", "loss.key_decoys"),
+        ("[loss]\nkeys = 6", "loss.keys"),
+        ("[loss]\nkeys = 2", "loss.negatives"),
+        ("model = 'mel'\n[data]\nmatched = 0.5\nsemitones = 0\n[loss]\nkeys = 2\nnegatives = 'all'", "loss.keys"),
         ("[encoder]\ndepth = 99", "encoder.depth"),
         ("model = 'cocola'\n[encoder]\ndepth = 2", "encoder"),
     ],
