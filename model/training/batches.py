@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE
 from model.audio.grid import BEAT_TIME_BPM
@@ -119,6 +122,28 @@ def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> 
         heard = replace(clips, waveforms=augment(clips.waveforms, recipe.augment, generator))
     pitched = None if batch.pitched is None else upload(batch.pitched, device)
     return Batch(heard, batch.pairs, upload(batch.decoys_of, device), pitched)
+
+
+def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool, keys: int = 0) -> Tensor:
+    """Embed clips, so many at once.
+
+    Args:
+        model: of `build_model`.
+        clips: float32 (n, samples), or n clips in beat time.
+        each: at once; 0: all.
+        half: multiply in bfloat16, where autocast finds that safe.
+        keys: of clips in beat time, each key up to so many semitones away too.
+
+    Returns:
+        (n, ...), complex64 or float32 in either case: scores are computed in full precision; with keys (n, keys, ...).
+    """
+    device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
+    with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
+        embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
+        if keys and isinstance(clips, BeatClips):
+            embed = partial(embed, keys=keys)
+        embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
+    return embedded if embedded.is_complex() else embedded.float()
 
 
 class Ahead:

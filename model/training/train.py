@@ -15,9 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +29,7 @@ from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
 from model.errors import Told
-from model.training.batches import Ahead, Batch, augmented, draw_batch
+from model.training.batches import Ahead, Batch, augmented, draw_batch, embed_in_passes
 from model.training.clock import Clock
 from model.training.cocola import Cocola, refresh_statistics
 from model.training.distributed import gather, mean_over_processes
@@ -408,28 +406,6 @@ class Trainer:
 def _mixed(*numbers: int) -> int:
     mixed: int = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return int(mixed) >> 1  # torch takes signed seeds
-
-
-def embed_in_passes(model: nn.Module, clips: Tensor | BeatClips, each: int, half: bool, keys: int = 0) -> Tensor:
-    """Embed clips, so many at once.
-
-    Args:
-        model: of `build_model`.
-        clips: float32 (n, samples), or n clips in beat time.
-        each: at once; 0: all.
-        half: multiply in bfloat16, where autocast finds that safe.
-        keys: of clips in beat time, each key up to so many semitones away too.
-
-    Returns:
-        (n, ...), complex64 or float32 in either case: scores are computed in full precision; with keys (n, keys, ...).
-    """
-    device = clips.device if isinstance(clips, Tensor) else clips.waveforms.device
-    with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
-        embed = model if isinstance(clips, Tensor) else cast(Any, model).in_beat_time
-        if keys and isinstance(clips, BeatClips):
-            embed = partial(embed, keys=keys)
-        embedded = torch.cat([embed(part) for part in clips.split(each or len(clips))])
-    return embedded if embedded.is_complex() else embedded.float()
 
 
 @dataclass(frozen=True)

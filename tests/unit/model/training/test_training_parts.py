@@ -11,11 +11,10 @@ from model.checkpoints import CheckpointError
 from model.cqt import BeatClips
 from model.phalar import Phalar, PhalarConfig
 from model.similarity import COSINE_SCALE
-from model.training.batches import Ahead, Batch
+from model.training.batches import Ahead, Batch, embed_in_passes
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Buckets, Gradients, Muon, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
-from model.training.train import embed_in_passes
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
