@@ -5,6 +5,7 @@ and each path of the axial CNN; with `--device cuda`, ways that a card offers.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
 from benchmarks.page import page_parser, publish
-from model.audio import SAMPLE_RATE, Windows, cut_windows
+from model.audio import SAMPLE_RATE, cut_windows
 from model.axial_kernel import built_kernels
-from model.cqt import plain_cqt, scale_decibels
+from model.cqt import BeatClips, plain_cqt, scale_decibels
 from model.evaluation.results import markdown_table
 from model.phalar import Phalar, untrained_phalar
 from model.similarity import to_unit_norm
@@ -105,13 +106,14 @@ def query_by_the_clock(phalar: Phalar, repeats: int) -> str:
 
 def query_in_keys(phalar: Phalar, repeats: int) -> str:
     """The windows of a search on beats, ten in five keys: by one pass for all keys of a window, and one by one."""
-    mix = noise(1, WINDOW + 9 * SAMPLE_RATE // 2, phalar.device)[0].cpu().numpy()
-    starts = np.arange(10) * (SAMPLE_RATE // 2)
-    laid = Windows(starts, np.full(10, WINDOW), frames=1 + WINDOW // phalar.config.hop, semitones=2)
-    clips = cut_windows(mix, starts, WINDOW)
+    clips = noise(10, WINDOW, phalar.device)
+    frames = torch.arange(1 + WINDOW // phalar.config.hop).float().expand(10, -1)
+    none = torch.zeros(10, dtype=torch.long)
+    windows = BeatClips(clips, torch.full((10,), WINDOW), frames, none)
+    every = [replace(windows, transpose=none + key) for key in range(-2, 3)]
     taken = interleaved_ms(
-        lambda: phalar.embed_magnitudes(phalar.cqt.of_windows(mix, laid), 2),
-        lambda: [phalar.embed(clips, transpose=key) for key in range(-2, 3)],
+        lambda: phalar.embed_in_keys(windows, 2),
+        lambda: [phalar.embed_in_beat_time(moved) for moved in every],
         repeats=repeats,
     )
     shared, alone = np.median(taken, axis=0) / 1000

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.page import add_folders, folders_of, page_parser, publish
 from model.audio import SAMPLE_RATE, Waveform, Windows
 from model.checkpoints import load_phalar
-from model.cqt import MOST_SEMITONES
+from model.cqt import MOST_SEMITONES, BeatClips
 from model.evaluation.results import markdown_table
 from model.phalar import Phalar
 from model.training.stems import StemBank, load_bank
@@ -64,11 +64,11 @@ def by_the_clock(phalar: Phalar, mix: Waveform, other: Waveform, rng: np.random.
 def in_keys(phalar: Phalar, mix: Waveform, other: Waveform, semitones: int) -> list[Alike]:
     """One window of a mix in every key, by one pass."""
     laid = Windows(np.zeros(1, np.int64), np.full(1, WINDOW), frames=1 + WINDOW // phalar.config.hop)
-    clips = np.stack([mix[:WINDOW], other[:WINDOW]])
-    magnitudes = phalar.cqt.of_windows(mix, replace(laid, semitones=semitones))
+    clip, stem = (BeatClips.cut(waveform, laid, phalar.config.hop) for waveform in (mix, other))
     found = []
-    for key, shared in enumerate(phalar.embed_magnitudes(magnitudes, semitones)[0], start=-semitones):
-        alone, right = phalar.embed(clips, transpose=key)
+    for key, shared in enumerate(phalar.embed_in_keys(clip, semitones)[0], start=-semitones):
+        moved = (replace(each, transpose=torch.tensor([key])) for each in (clip, stem))
+        alone, right = (phalar.embed_in_beat_time(each)[0] for each in moved)
         found.append(_alike(phalar, shared, alone, alone, right))
     return found
 

@@ -114,7 +114,7 @@ class Varied:
     def embed(self, magnitudes: torch.Tensor, places: NDArray[np.float64], keys: Int64, gains_db: Float32) -> Complex64:
         """Places float64 (n, frames of beat time), in frames; semitones; gains of octaves -> complex64 (keys, n, D).
 
-        The keys share a pass of the network, as in `Phalar.embed_magnitudes`.
+        The keys share a pass of the network, as in `Phalar.embed_in_keys`.
         """
         at = np.linspace(0, len(gains_db) - 1, len(magnitudes))
         curve = 10 ** (np.interp(at, np.arange(len(gains_db)), gains_db) / 20)

@@ -7,6 +7,7 @@ plain path that tests compare with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -289,7 +290,7 @@ def _long_spectra(settings: CQTSettings, rate: int, device: torch.device) -> tup
 
 @lru_cache(maxsize=4)
 @torch.inference_mode(mode=False)
-def _wide(settings: CQTSettings, device: torch.device, reach: int = MOST_SEMITONES) -> FastCQT:
+def _wide(settings: CQTSettings, device: torch.device, reach: int) -> FastCQT:
     """The transform with `reach` more rows on either side; shared, so never to be moved."""
     lowest_hz = settings.lowest_hz * 2 ** (-reach / settings.bins_per_octave)
     return FastCQT(replace(settings, lowest_hz=lowest_hz, bins=settings.bins + 2 * reach)).to(device)
@@ -309,6 +310,27 @@ class BeatClips:
 
     def __getitem__(self, which: slice) -> BeatClips:
         return BeatClips(self.waveforms[which], self.samples[which], self.places[which], self.transpose[which])
+
+    @classmethod
+    def cut(cls, waveform: Waveform, windows: Windows, hop: int) -> BeatClips:
+        """Windows of one waveform in beat time, each at a tempo that is steady within it."""
+        assert windows.frames is not None, "they are in clock time"
+        clips = np.zeros((len(windows), int(windows.lengths.max(initial=0))), np.float32)
+        for row, (start, length) in enumerate(zip(windows.starts, windows.lengths, strict=True)):
+            clips[row, :length] = waveform[start : start + length]
+        lengths = torch.from_numpy(windows.lengths)
+        places = torch.linspace(0, 1, windows.frames, dtype=torch.float64) * (lengths / hop)[:, None]
+        last = (lengths // hop)[:, None]  # the last frame that a clip's own length has
+        places = torch.minimum(places, last).float()
+        return cls(torch.from_numpy(clips), lengths, places, torch.zeros_like(lengths))
+
+    @classmethod
+    def joined(cls, clips: Sequence[BeatClips]) -> BeatClips:
+        """All of them, of as many frames of beat time each."""
+        longest = max(some.waveforms.shape[1] for some in clips)
+        waveforms = [functional.pad(some.waveforms, (0, longest - some.waveforms.shape[1])) for some in clips]
+        others = ((some.samples, some.places, some.transpose) for some in clips)
+        return cls(torch.cat(waveforms), *(torch.cat(parts) for parts in zip(*others, strict=True)))
 
     def on(self, device: torch.device) -> BeatClips:
         """The same on another device, which the host does not wait for."""
@@ -356,19 +378,21 @@ class ScaledCQT(nn.Module):
         magnitude: Tensor = self.transform(waveforms)
         return magnitude
 
-    def in_beat_time(self, clips: BeatClips, at_once: int | None = None, beside: int = 0) -> Tensor:
+    def in_beat_time(
+        self, clips: BeatClips, at_once: int | None = None, beside: int = 0, reach: int = MOST_SEMITONES
+    ) -> Tensor:
         """Clips as if each were played at 120 BPM and in another key: their own CQT's magnitudes, read elsewhere.
 
         Args:
-            clips: n of them; each transposition within MOST_SEMITONES, less what is wanted beside.
+            clips: n of them; each transposition within `reach`, less what is wanted beside.
             at_once: how many are transformed together; None: all.
             beside: more bins at either end.
+            reach: semitones, at most 11: kernels of lower bins would be longer than the padding.
 
         Returns:
             float32, (n, bins + 2 * beside, frames), in scaled decibels. Speed 1 and transposition 0 give `forward`'s
             numbers.
         """
-        reach = MOST_SEMITONES + beside
         transform = _wide(self.settings, clips.waveforms.device, reach)
         parts = clips.split(at_once or len(clips))
         wide = torch.cat([transform.of_lengths(part.waveforms, part.samples) for part in parts])
@@ -376,43 +400,8 @@ class ScaledCQT(nn.Module):
         bins = torch.arange(-beside, self.settings.bins + beside, device=wide.device)
         rows = reach - clips.transpose[:, None] + bins
         chosen = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))  # (n, bins, frames of the longest)
-        return self.scaled(read_frames(chosen, clips.places), beside)
-
-    def of_windows(self, waveform: Waveform, laid: Windows, known: Tensor | None = None) -> Tensor:
-        """Windows of one waveform as if each were played at 120 BPM: one CQT for all of them, read where each lies.
-
-        Near its ends a window hears what lies beyond, where a clip of it alone hears its own reflection.
-
-        Args:
-            waveform: float32 (samples,).
-            laid: windows in beat time, n of them; with `semitones` there are as many more bins at either end.
-            known: the waveform's `magnitude`, float32 (bins, frames of all of it), where somebody has it.
-
-        Returns:
-            float32, (n, bins + 2 * semitones, frames of a window), magnitudes, on the transform's device.
-        """
-        assert laid.frames is not None, "they are in clock time"
-        device, hop, first = self.lengths.device, self.settings.hop, 0
-        if known is None or laid.semitones:
-            transform = _wide(self.settings, device) if laid.semitones else self.transform
-            beside = -(-transform.reach // hop)  # frames of the waveform that a window's frames hear
-            first = max(0, int(laid.starts.min()) // hop - beside)
-            end = int((laid.starts + laid.lengths).max()) + (beside + 1) * hop
-            heard = torch.from_numpy(waveform[first * hop : end])
-            known = transform(upload(heard[None], device))[0]
-        rows = MOST_SEMITONES - laid.semitones if laid.semitones else 0
-        known = known[rows : rows + self.settings.bins + 2 * laid.semitones].to(device)
-        steps = np.linspace(0, 1, laid.frames)
-        places = (laid.starts[:, None] + steps * laid.lengths[:, None]) / hop - first
-        places = np.minimum(places, known.shape[1] - 1)
-        before = np.minimum(places.astype(np.int64), known.shape[1] - 2)
-        at, part = upload(torch.from_numpy(before), device), upload(torch.from_numpy(places - before).float(), device)
-        return torch.lerp(known[:, at], known[:, at + 1], part).transpose(0, 1).contiguous()
-
-    def scaled(self, magnitudes: Tensor, beside: int = 0) -> Tensor:
-        """Magnitudes (batch, bins, frames) in scaled decibels; so many bins at either end are beside."""
-        return scale_decibels(magnitudes, self.dynamic_range_db, beside)
+        return scale_decibels(read_frames(chosen, clips.places), self.dynamic_range_db, beside)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """float32 (batch, samples), longer than `padding` -> float32 (batch, bins, frames), in scaled decibels."""
-        return self.scaled(self.magnitude(waveforms))
+        return scale_decibels(self.magnitude(waveforms), self.dynamic_range_db)

@@ -174,7 +174,8 @@ class Phalar(nn.Module):
             (n, 2 * keys + 1, dimension), the lowest first.
         """
         if keys:
-            features = self.backbone(self.cqt.in_beat_time(clips, beside=keys))  # (n, channels, more bins, steps)
+            cqt = self.cqt.in_beat_time(clips, beside=keys, reach=MOST_SEMITONES + keys)
+            features = self.backbone(cqt)  # (n, channels, bins and those beside them, steps)
             lowest_first = [features[:, :, low : low + self.config.bins] for low in range(2 * keys, -1, -1)]
             phasors = torch.stack([self.pooling(key) for key in lowest_first], dim=1)
             return self.head(phasors.flatten(0, 1)).view(len(clips), 2 * keys + 1, -1)
@@ -269,51 +270,42 @@ class Phalar(nn.Module):
         return embedded.view(batch, -1, self.config.dimension)
 
     @torch.no_grad()
-    def embed_magnitudes(self, magnitudes: Tensor, semitones: int = 0) -> Tensor:
-        """The embeddings of windows whose CQT is known, in each key nearby, by one pass of the network.
+    def embed_in_keys(self, clips: BeatClips, semitones: int) -> Tensor:
+        """The embeddings of clips in each key from so many semitones down to so many up, by one pass of the network.
 
-        At the lowest and the highest bins a key hears what lies beyond, where `embed` of that key alone hears an end:
-        on real songs the two are alike to a cosine of .999, for the work of little more than one key.
+        At the lowest and the highest bins a key hears what lies beyond, where `embed_in_beat_time` of that key alone
+        hears an end: on real songs the two are alike to a cosine of .999, for the work of little more than one key.
 
         Args:
-            magnitudes: float32 (n, bins + 2 * semitones, frames), finite, as from `ScaledCQT.of_windows`.
-            semitones: how far up and down the keys go, at most MOST_SEMITONES.
+            clips: as for `embed_in_beat_time`, transposed by 0.
+            semitones: at most MOST_SEMITONES.
 
         Returns:
             complex64, (n, 2 * semitones + 1, dimension), the lowest key first, of unit norm, on the model's device.
 
         Raises:
-            ValueError: more semitones, or bins for others.
+            ValueError: more semitones; a NaN or an infinity among the samples.
         """
         if not 0 <= semitones <= MOST_SEMITONES:
             raise ValueError(f"semitones must be from 0 to {MOST_SEMITONES}, not {semitones}")
-        if magnitudes.shape[1] != self.config.bins + 2 * semitones:
-            raise ValueError(f"{magnitudes.shape[1]} bins are not those of {semitones} semitones either way")
-        each = max(1, SAMPLES_PER_PASS // (magnitudes.shape[2] * self.config.hop))
-        with self._inferring():
-            scaled = (self.cqt.scaled(part.to(self.device), semitones) for part in torch.split(magnitudes, each))
-            embedded = torch.cat([self._embedded_cqt(part, None, semitones) for part in scaled])
-        return embedded.view(len(magnitudes), -1, self.config.dimension)
+        embedded = self._embedded(clips.on(self.device), clips.waveforms.shape[1], semitones=semitones)
+        return embedded.view(len(clips), -1, self.config.dimension)
 
-    def _embedded(self, clips: Tensor | BeatClips, samples: int, window: int | None = None) -> Tensor:
-        """Of clips of so many samples at most, on the model's device; or, where told how long, of each of their
-        windows."""
+    def _embedded(
+        self, clips: Tensor | BeatClips, samples: int, window: int | None = None, semitones: int = 0
+    ) -> Tensor:
+        """Of clips of so many samples at most, on the model's device; of each of their windows, where told how long,
+        or in each key."""
         if not bool(torch.isfinite(clips if isinstance(clips, Tensor) else clips.waveforms).all()):
             raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
-        passes = clips.split(max(1, SAMPLES_PER_PASS // samples))
-        windows = None if window is None else (window, 1 + (samples - window) // self.config.step)
-        with self._inferring():
-            return torch.cat([self._embedded_cqt(self._cqt(part, samples), windows) for part in passes])
-
-    @contextmanager
-    def _inferring(self) -> Iterator[None]:
-        """Within it there is no dropout, and float32 is float32."""
         was_training = self.training
         if was_training:
             self.eval()
         try:
+            passes = clips.split(max(1, SAMPLES_PER_PASS // samples))
             with _without_tf32():
-                yield
+                pooled = (self._infer(part, samples, window, semitones) for part in passes)
+                return torch.cat([to_unit_norm(self.head(phasors)) for phasors in pooled])
         finally:
             if was_training:  # setting it takes a visit to every layer
                 self.train()
@@ -342,24 +334,22 @@ class Phalar(nn.Module):
         """H = (W + Wᴴ) / 2, complex128 (dimension, dimension), exactly Hermitian: what the index folds."""
         return self.similarity.hermitian()
 
-    def _cqt(self, clips: Tensor | BeatClips, samples: int) -> Tensor:
-        """Of as many clips at once as suit the device: float32 (batch, bins, frames)."""
+    def _infer(self, clips: Tensor | BeatClips, samples: int, window: int | None, semitones: int) -> Tensor:
+        """`pool`, by the fastest path for this device; with a window's length, of every one that begins on a step; with
+        semitones, in each key."""
         at_once = max(1, SAMPLES_PER_CQT // samples) if self.device.type == "cpu" else len(clips)
         if isinstance(clips, BeatClips):
-            return self.cqt.in_beat_time(clips, at_once)
-        return torch.cat([self.cqt(part) for part in torch.split(clips, at_once)])
-
-    def _embedded_cqt(self, cqt: Tensor, windows: tuple[int, int] | None = None, semitones: int = 0) -> Tensor:
-        """By the fastest path for this device; with the length and the number of windows, each that begins on a step;
-        with semitones, each key."""
+            cqt = self.cqt.in_beat_time(clips, at_once, semitones)
+        else:
+            cqt = torch.cat([self.cqt(part) for part in torch.split(clips, at_once)])
         features = self._features(cqt)  # (batch, channels, bins and those beside them, steps)
         keys = [features[:, :, low : low + self.config.bins] for low in range(2 * semitones, -1, -1)]
         projected = torch.stack([self.pooling.project(key) for key in keys], dim=1).flatten(0, 1)
-        if windows is not None:
-            length, count = windows
-            steps = -(-(1 + length // self.config.hop) // (1 << self.config.depth))
-            projected = projected.unfold(2, steps, 1)[:, :, :count].transpose(1, 2).flatten(0, 1)
-        return to_unit_norm(self.head(self.pooling.pool(projected)))
+        if window is not None:
+            steps = -(-(1 + window // self.config.hop) // (1 << self.config.depth))
+            windows = 1 + (samples - window) // self.config.step
+            projected = projected.unfold(2, steps, 1)[:, :, :windows].transpose(1, 2).flatten(0, 1)
+        return self.pooling.pool(projected)
 
     def _features(self, cqt: Tensor) -> Tensor:
         """float32 (batch, bins, frames) -> (batch, channels, bins, steps), without gradients and dropout: on a CPU by

@@ -17,13 +17,4 @@ from model.audio.errors import (
 from model.audio.formats import ENDINGS, HEAD, AudioFormat, demuxer_of, needs_ffmpeg
 from model.audio.harmony import compatible_keys, tonic_of
 from model.audio.stem_files import StemPart, stem_of_file, stems_in_file
-from model.audio.windows import (
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    TOO_SHORT,
-    Waveform,
-    Windows,
-    cut_windows,
-    is_silent,
-    window_starts,
-)
+from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform, Windows, cut_windows, is_silent, window_starts

@@ -61,23 +61,20 @@ class Analysis:
         }
 
 
-def analyse(
-    waveform: Waveform, said: Said | None = None, together: Hearing | None = None, own: Hearing | None = None
-) -> Analysis:
+def analyse(waveform: Waveform, said: Said | None = None, together: Hearing | None = None) -> Analysis:
     """Join what is said of a clip with what is heard in it.
 
     Args:
         waveform: float32 (samples,) at 16 kHz.
         said: as from `said_of_file`; None: nothing.
         together: of the sum of all stems that begin and end with this one, whose beats are its own; None: it is alone.
-        own: of the clip, where somebody has it.
     """
     seconds = len(waveform) / SAMPLE_RATE
     said = exact_tempo(seconds, said or Said())
     sources: dict[str, str] = dict(said.sources)
     warnings, sure = list(said.warnings), {}
     audible = seconds > MIN_SECONDS and bool(np.any(waveform))
-    hearing = own if own is not None and audible else Hearing(waveform if audible else waveform[:0])
+    hearing = Hearing(waveform if audible else waveform[:0])
     beats = together or hearing
     heard = beats.grid() if audible else None
     tempo, grid = said.tempo_bpm, heard

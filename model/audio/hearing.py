@@ -85,9 +85,6 @@ class Hearing:
         waveform: float32 (samples,) at 16 kHz. Of one no longer than the CQT's padding nothing is heard.
     """
 
-    settings = PhalarConfig().cqt
-    """Of its CQT."""
-
     def __init__(self, waveform: Waveform) -> None:
         with torch.inference_mode():
             if len(waveform) > _cqt().padding:

@@ -32,7 +32,7 @@ class Windows:
     lasts; None: clock time, where all are of one length and in their own key. inner: samples; each is then heard as all
     windows of that length which begin a step of the network apart in it, by one pass (`Phalar.embed_each_step`), and
     has their embeddings end to end. None: each is one window. semitones: in beat time each is heard in every key from
-    so many down to so many up, by one pass (`Phalar.embed_magnitudes`), and has their embeddings end to end.
+    so many down to so many up, by one pass (`Phalar.embed_in_keys`), and has their embeddings end to end.
     """
 
     starts: NDArray[np.int64]

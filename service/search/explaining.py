@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import HermitianFold
-from model.audio import SAMPLE_RATE, TOO_SHORT, SilentClip, Windows
+from model.audio import SAMPLE_RATE, SilentClip, Windows
 from model.audio.grid import BEAT_TIME_BPM, FEWEST_BEATS, FRAMES_A_BEAT, WINDOW_BEATS, Grid
 from model.cqt import MOST_SEMITONES
 from model.phalar import PhalarConfig
@@ -75,28 +75,25 @@ async def explain(
     beats = min(WINDOW_BEATS, max(FEWEST_BEATS, int(len(mix) / SAMPLE_RATE / beat_s)))
     start, beat = _window(mix, stem, grid, beats, beat_s), round(beat_s * SAMPLE_RATE)
     length = min(beats * beat, len(mix) - start)
-    # A window hears what lies beside it, so each piece has that too; unchanged, all begin on a frame.
-    beside, reach = _whole_hops(TOO_SHORT), _whole_hops(round(max(SHIFTS) * beat))
-    size = _whole_hops(length) + 2 * beside
-    in_mix = np.pad(mix, (beside, size))[start : start + size]
-    around = np.pad(stem, (beside + reach, size + reach))[start : start + size + 2 * reach]
-    piece = around[reach : reach + size]
+    reach = round(max(SHIFTS) * beat)
+    around = np.pad(stem, reach)[start : start + length + 2 * reach]  # so that the window begins at `reach`
+    window = around[reach : reach + length]
     octaves = [
         PhalarConfig().lowest_hz * 2.0**octave
         for octave in range(PhalarConfig().bins // PhalarConfig().bins_per_octave)
     ]
     cuts = np.linspace(0, length, beats + 1).round().astype(int)
-    changed = [_without_band(piece, low, 2 * low) for low in octaves]
-    changed += [_without(piece, begin, end) for begin, end in pairwise(beside + cuts)]
+    changed = [_without_band(window, low, 2 * low) for low in octaves]
+    changed += [_without(window, begin, end) for begin, end in pairwise(cuts)]
 
-    whole = np.concatenate([in_mix, around, *changed])
-    shifted = [size + reach - round(shift * beat) for shift in SHIFTS]
-    after = size + len(around)
-    starts = beside + np.array([0, *shifted, *(after + at * size for at in range(len(changed)))], np.int64)
+    whole = np.concatenate([mix[start : start + length], around, *changed])
+    shifted = [length + reach - round(shift * beat) for shift in SHIFTS]
+    after = length + len(around)
+    starts = np.array([0, *shifted, *(after + at * length for at in range(len(changed)))], np.int64)
     laid = Windows(starts, np.full(len(starts), length, np.int64), 1 + beats * FRAMES_A_BEAT)
-    own = Windows(np.array([beside]), laid.lengths[:1], laid.frames, semitones=MOST_SEMITONES)
+    own = Windows(np.zeros(1, np.int64), laid.lengths[:1], laid.frames, semitones=MOST_SEMITONES)
     embedding = await embedder.embed(fingerprint, whole, laid, deadline_s)
-    in_keys = await embedder.embed(fingerprint, piece, own, deadline_s)
+    in_keys = await embedder.embed(fingerprint, window, own, deadline_s)
     scores = fold.scores(embedding[:1], embedding[1:])[0].tolist()
     shifts = dict(zip(SHIFTS, scores, strict=False))
     score = shifts[0.0]
@@ -131,12 +128,6 @@ def _window(mix: Waveform, stem: Waveform, grid: Grid | None, beats: int, beat_s
         peak = min(float(np.abs(x).max()) for x in (mix, stem))
         raise SilentClip(peak_db=float(20 * np.log10(max(1e-10, peak))), floor_db=-80.0)
     return int(fitting[int(np.argmax(energy))])
-
-
-def _whole_hops(samples: int) -> int:
-    """As many samples, or as few more as make whole hops of the CQT."""
-    hop = PhalarConfig().hop
-    return -(-samples // hop) * hop
 
 
 def _without_band(waveform: Waveform, low_hz: float, high_hz: float) -> Waveform:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import QueryWindows
-from model.audio import SAMPLE_RATE, TOO_SHORT, Windows, is_silent
+from model.audio import SAMPLE_RATE, Windows, is_silent
 from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
 from model.audio.hearing import Hearing
@@ -198,19 +198,14 @@ def plan_beats(waveform: NDArray[np.float32], grid: Grid) -> Plan | None:
 
 
 def only(waveform: NDArray[np.float32], laid: Windows) -> tuple[NDArray[np.float32], Windows]:
-    """What of a waveform its windows need, end to end, and the windows in that.
-
-    Those in beat time need what the CQT hears on either side too.
-    """
-    beside = 0 if laid.frames is None else TOO_SHORT
+    """What of a waveform its windows need, end to end, and the windows in that."""
     order = np.argsort(laid.starts, kind="stable")
-    starts = np.maximum(0, laid.starts[order] - beside)
-    ends = np.minimum(np.maximum.accumulate((laid.starts + laid.lengths)[order]) + beside, len(waveform))
+    starts, ends = laid.starts[order], np.maximum.accumulate((laid.starts + laid.lengths)[order])
     gaps = np.concatenate([[starts[0]], np.maximum(0, starts[1:] - ends[:-1])])  # that nobody needs, before each
     begins = np.flatnonzero(gaps[1:]) + 1
     spans = zip(starts[np.concatenate([[0], begins])], ends[np.concatenate([begins - 1, [-1]])], strict=True)
     moved = np.empty_like(starts)
-    moved[order] = laid.starts[order] - np.cumsum(gaps)
+    moved[order] = starts - np.cumsum(gaps)
     return np.concatenate([waveform[start:end] for start, end in spans]), replace(laid, starts=moved)
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from indexer import StemMusic
 from model.audio import Windows, cut_windows, is_silent
-from model.audio.hearing import Hearing
+from model.cqt import BeatClips
 from model.phalar import PhalarConfig
 from service.work.jobs import QueryJob, UploadJob
 
-STEP = PhalarConfig().step
+HOP, STEP = PhalarConfig().hop, PhalarConfig().step
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,7 +28,6 @@ class Work:
     waveform: NDArray[np.float32]
     parts: tuple[Windows, ...]
     windows: NDArray[np.int64]
-    heard: Hearing | None = None  # of the waveform, where it was listened to
     taken: int = 0
     embedding: list[NDArray[np.complex64]] = field(default_factory=list)
 
@@ -36,11 +35,6 @@ class Work:
     def left(self) -> int:
         """Windows that the device has not been given."""
         return len(self.windows) - self.taken
-
-    @property
-    def held(self) -> int:
-        """Numbers in memory, as many as a waveform of so many samples."""
-        return len(self.waveform) + (0 if self.heard is None else self.heard.magnitude.numel())
 
     @property
     def complete(self) -> bool:
@@ -61,7 +55,7 @@ class Work:
     def cut(self, start: int, end: int) -> Clips:
         """Windows start to end of those that are not silent, all of one kind."""
         part, begin = self._part_of(start)
-        return cut(self.waveform, self.parts[part][self.windows[start:end] - begin], self.heard)
+        return cut(self.waveform, self.parts[part][self.windows[start:end] - begin])
 
     def _part_of(self, at: int) -> tuple[int, int]:
         """The part of a window that is not silent, and the index of that part's first window."""
@@ -88,33 +82,29 @@ class Overlapping:
 
 
 @dataclass(frozen=True, eq=False)
-class InBeatTime:
-    """Windows in beat time: of each waveform, those that are laid, and what was heard of it, where it was."""
+class InKeys:
+    """Clips in beat time, each heard in every key from so many semitones down to so many up."""
 
-    cuts: tuple[tuple[NDArray[np.float32], Windows, Hearing | None], ...]
+    clips: BeatClips
+    semitones: int
 
     def __len__(self) -> int:
-        return sum(len(laid) for _, laid, _ in self.cuts)
+        return len(self.clips)
 
-    def __getitem__(self, which: slice) -> InBeatTime:
-        start, end, _ = which.indices(len(self))
-        chosen, begin = [], 0
-        for waveform, laid, heard in self.cuts:
-            some = laid[max(0, start - begin) : max(0, end - begin)]
-            if len(some):
-                chosen.append((waveform, some, heard))
-            begin += len(laid)
-        return InBeatTime(tuple(chosen))
+    def __getitem__(self, which: slice) -> InKeys:
+        return InKeys(self.clips[which], self.semitones)
 
 
-Clips = NDArray[np.float32] | Overlapping | InBeatTime
-"""What a device embeds at once: float32 (n, samples) as recorded, clips of windows, or windows in beat time."""
+Clips = NDArray[np.float32] | BeatClips | Overlapping | InKeys
+"""What a device embeds at once: float32 (n, samples) as recorded, clips in beat time, clips of windows, or clips in
+keys."""
 
 
-def cut(waveform: NDArray[np.float32], laid: Windows, heard: Hearing | None = None) -> Clips:
-    """Windows of a waveform, at least one; `heard` of the same waveform."""
+def cut(waveform: NDArray[np.float32], laid: Windows) -> Clips:
+    """Windows of a waveform, at least one."""
     if laid.frames is not None:
-        return InBeatTime(((waveform, laid, heard),))
+        in_beats = BeatClips.cut(waveform, laid, HOP)
+        return InKeys(in_beats, laid.semitones) if laid.semitones else in_beats
     clips = cut_windows(waveform, laid.starts, int(laid.lengths[0]))
     return clips if laid.inner is None else Overlapping(clips, laid.inner)
 
@@ -128,8 +118,10 @@ def embeddings_each(laid: Windows) -> int:
 def joined(clips: Sequence[Clips]) -> Clips:
     """All of them; all of one kind."""
     match clips[0]:
-        case InBeatTime():
-            return InBeatTime(tuple(one for some in clips if isinstance(some, InBeatTime) for one in some.cuts))
+        case BeatClips():
+            return BeatClips.joined([some for some in clips if isinstance(some, BeatClips)])
+        case InKeys(semitones=semitones):
+            return InKeys(BeatClips.joined([some.clips for some in clips if isinstance(some, InKeys)]), semitones)
         case Overlapping(inner=inner):
             return Overlapping(np.concatenate([some.clips for some in clips if isinstance(some, Overlapping)]), inner)
     return np.concatenate([some for some in clips if isinstance(some, np.ndarray)])

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import SAMPLE_RATE, Windows
-from model.audio.hearing import Hearing
 from model.checkpoints import CheckpointError, load_phalar
+from model.cqt import BeatClips
 from model.device import facts_of, open_device
 from model.errors import Told
 from model.phalar import Phalar
 from service.settings import Settings
-from service.work.batches import Clips, InBeatTime, Overlapping, embeddings_each
+from service.work.batches import Clips, InKeys, Overlapping, embeddings_each
 from service.work.models import configured_model
 
 log = logging.getLogger("phalar.worker")
@@ -132,17 +132,13 @@ class Device:
 
 def _embed(model: Phalar, clips: Clips) -> Tensor:
     match clips:
-        case InBeatTime(cuts=cuts):
-            magnitudes = torch.cat([_magnitudes(model, *one) for one in cuts])
-            return model.embed_magnitudes(magnitudes, cuts[0][1].semitones).flatten(1)
+        case BeatClips():
+            return model.embed_in_beat_time(clips)
+        case InKeys():
+            return model.embed_in_keys(clips.clips, clips.semitones).flatten(1)
         case Overlapping():
             return model.embed_each_step(torch.from_numpy(clips.clips), clips.inner).flatten(1)
     return model.embed(clips)
-
-
-def _magnitudes(model: Phalar, waveform: NDArray[np.float32], laid: Windows, heard: Hearing | None) -> Tensor:
-    known = heard is not None and heard.settings == model.cqt.settings
-    return model.cqt.of_windows(waveform, laid, heard.magnitude if heard is not None and known else None)
 
 
 NO_MEMORY = ("can't allocate memory", "_ALLOC_FAILED", "CUDA error: out of memory")

@@ -257,22 +257,19 @@ class Worker:
                     waveform = await self._decode_blob(stem.sha256)
             with self.figures.timed("analyse"):
                 together = await self._heard_together(stem, waveform)
-                heard = await self._behind(lambda: Hearing(waveform))
-                analysis = await self._behind(lambda: analyse(waveform, said_of(stem), together, heard))
+                analysis = await self._behind(lambda: analyse(waveform, said_of(stem), together))
             laid = await self._behind(lambda: lay(waveform, analysis, self._settings))
             windows = await self._behind(lambda: loud(laid.waveform, laid.parts))
-            work = StemWork(
-                job=job,
-                row=stem.row,
-                waveform=laid.waveform,
-                parts=laid.parts,
-                windows=windows,
-                heard=heard if laid.waveform is waveform else None,  # not of a loop that goes round
-                beats=laid.beats,
-                music=laid.music,
-            )
-            self._samples_held += work.held
-        return work
+            self._samples_held += len(laid.waveform)
+        return StemWork(
+            job=job,
+            row=stem.row,
+            waveform=laid.waveform,
+            parts=laid.parts,
+            windows=windows,
+            beats=laid.beats,
+            music=laid.music,
+        )
 
     async def _heard_together(self, stem: StemJob, waveform: NDArray[np.float32]) -> Hearing | None:
         """What is heard of all stems that begin and end with this one; None: it is alone."""
@@ -425,7 +422,7 @@ class Worker:
 
     async def _free(self, work: Work) -> None:
         async with self._samples_freed:
-            self._samples_held -= work.held
+            self._samples_held -= len(work.waveform)
             self._samples_freed.notify_all()
 
     @property

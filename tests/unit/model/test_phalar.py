@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.audio import SAMPLE_RATE, ClipTooShort, Windows, cut_windows
+from model.audio import SAMPLE_RATE, ClipTooShort, Windows
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.phalar import Phalar, PhalarConfig, untrained_phalar
 from model.similarity import to_unit_norm
@@ -134,21 +134,24 @@ def test_windows_of_one_pass_are_nearly_those_embedded_alone(phalar: Phalar) -> 
         phalar.embed_each_step(clips[:, : window - 1], window)
 
 
-def test_windows_of_one_cqt_are_nearly_those_embedded_alone(phalar: Phalar) -> None:
-    """Near its ends a window hears what lies beyond; of others than its own, a key does at its lowest and highest
-    bins."""
-    waveform, starts, length = clicks(110.0, 20.0), np.array([0, 8000, 100_000]), 88_000
-    laid = Windows(starts, np.full(3, length), frames=501, semitones=2)
-    embedded = phalar.embed_magnitudes(phalar.cqt.of_windows(waveform, laid), 2)
+def test_keys_of_one_pass_are_nearly_those_embedded_alone(phalar: Phalar) -> None:
+    """To the last bit where there is one; of others a key hears what lies beyond its lowest and highest bins."""
+    laid = Windows(np.array([0, 8000, 9000]), np.array([40_000, 40_000, 39_000]), frames=301)
+    clips = BeatClips.cut(clicks(110.0, 6.0), laid, phalar.config.hop)
+    embedded = phalar.embed_in_keys(clips, 2)
     assert embedded.shape == (3, 5, 512)
-    clips = torch.from_numpy(cut_windows(waveform, starts, length))
-    alone = torch.stack([phalar.embed(clips, length / 80_000, key) for key in range(-2, 3)], dim=1)
+    moved = (replace(clips, transpose=torch.full((3,), key)) for key in range(-2, 3))
+    alone = torch.stack([phalar.embed_in_beat_time(one) for one in moved], dim=1)
     alike = (alone[:, :, None].conj() * embedded[:, None]).sum(dim=-1).real  # (clips, alone, of the pass)
-    assert alike.diagonal(dim1=1, dim2=2).min() > 0.8  # of random weights
+    assert alike.diagonal(dim1=1, dim2=2).min() > 0.9  # of random weights
     assert torch.equal(alike.argmax(dim=2), torch.arange(5).expand(3, -1)), "and no other key's"
-    for wrong in (-1, 1, MOST_SEMITONES + 1):
+    torch.testing.assert_close(
+        phalar.embed_in_keys(clips, 2)[:1], phalar.embed_in_keys(clips[:1], 2), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(phalar.embed_in_keys(clips, 0)[:, 0], phalar.embed_in_beat_time(clips))
+    for semitones in (-1, MOST_SEMITONES + 1):
         with pytest.raises(ValueError, match="semitones"):
-            phalar.embed_magnitudes(phalar.cqt.of_windows(waveform, laid), wrong)
+            phalar.embed_in_keys(clips, semitones)
 
 
 def test_keys_in_training_are_those_of_clips_moved_there(phalar: Phalar) -> None:
@@ -166,21 +169,6 @@ def test_keys_in_training_are_those_of_clips_moved_there(phalar: Phalar) -> None
     assert alike.diagonal(dim1=1, dim2=2).min() > 0.9  # of random weights
     assert torch.equal(alike.argmax(dim=2), torch.arange(3).expand(2, -1)), "and no other key's"
     assert torch.isfinite(phalar.in_beat_time(clips, 5)).all(), "six semitones down, and five keys beside"
-
-
-def test_a_window_in_beat_time_depends_on_no_other(phalar: Phalar) -> None:
-    waveform = clicks(110.0, 20.0)
-    starts, lengths = np.array([0, 40_001, 160_000, 238_000]), np.array([80_000, 79_000, 80_000, 81_000])
-    whole = phalar.cqt.magnitude(torch.from_numpy(waveform)[None])[0]
-    for semitones in (0, 1):
-        laid = Windows(starts, lengths, frames=501, semitones=semitones)
-        together = phalar.cqt.of_windows(waveform, laid)
-        alone = torch.cat([phalar.cqt.of_windows(waveform, laid[at : at + 1]) for at in range(4)])
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
-        known = phalar.cqt.of_windows(waveform, laid, whole)  # of no use for other keys
-        torch.testing.assert_close(together, known, rtol=1e-4, atol=1e-6)
-        middle = together[0, semitones : semitones + 96, :401]  # as far as it hears nothing beyond
-        torch.testing.assert_close(middle, whole[:, :401], rtol=1e-4, atol=1e-6)
 
 
 def test_score_takes_numpy_and_brings_both_sides_to_unit_norm(phalar: Phalar) -> None:
