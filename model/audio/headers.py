@@ -4,7 +4,7 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from model.audio.formats import W64, AudioFormat
 
@@ -175,3 +175,20 @@ class Mended:
                         whole[offset] = byte
                 data = bytes(whole)
         return data
+
+
+class FromStart:
+    """A file in which nobody goes before its start: in a damaged one libsndfile would, and soundfile has no way to tell
+    it that it cannot. The file stays where it is."""
+
+    def __init__(self, file: BinaryIO | Mended) -> None:
+        self._file = file
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (ValueError, OSError):
+            return self._file.tell()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -56,6 +56,13 @@ def test_format_is_what_the_bytes_say_not_the_name(tmp_path: Path) -> None:
     assert load_clip(path).format == "flac"
 
 
+@pytest.mark.parametrize("kept", [12, 23, 46, 59])
+def test_a_file_that_ends_in_its_header_is_refused_without_a_word_beside(kept: int) -> None:
+    """libsndfile goes before the start of such a file, which Python's refuse loudly."""
+    with pytest.raises(AudioError):
+        load_clip(encode(tone(SAMPLE_RATE), SAMPLE_RATE, "AIFF")[:kept])
+
+
 def test_mp3_behind_an_id3_tag_is_found() -> None:
     tag = b"ID3\x04\x00\x00" + bytes([0, 0, 8, 0]) + bytes(1024)
     assert load_clip(tag + encode(tone(44100), 44100, "MP3")).format == "mp3"
