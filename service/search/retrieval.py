@@ -320,7 +320,8 @@ class Finder:
             found = await asyncio.to_thread(search.candidates, index, queries, wanted, asked.allowed)
         best: dict[int, Scored] = {}
         seen: set[int] = set()
-        enough = max(SCORED_FIRST, (UNPROVEN if index.approximate else 4) * wish.limit, wish.ranked)
+        a_hit = UNPROVEN if index.approximate else 4
+        enough = max(SCORED_FIRST, min(a_hit * wish.limit, SCORED_MOST), wish.ranked)
         while True:
             some = found.first(enough)
             with watch.stage("rescore"):

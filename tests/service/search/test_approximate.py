@@ -12,6 +12,7 @@ from indexer import Catalog, StemFilter
 from model.audio import SAMPLE_RATE
 from model.training.stems import load_bank
 from service.metrics import Metrics, Stopwatch
+from service.search import retrieval
 from service.search.in_process import SearchedCatalog
 from service.search.mix import DELAY, Align
 from service.search.retrieval import UNPROVEN, Found, Wish
@@ -21,10 +22,11 @@ from tests.installation import noise_bursts
 STEMS, LIMIT = 70, 3
 
 
-@pytest.mark.parametrize(("align", "late"), [("grid", 0), ("search", 3 * DELAY)])
+@pytest.mark.parametrize(("align", "late", "most"), [("grid", 0, 1024), ("search", 3 * DELAY, 1024), ("grid", 0, 45)])
 def test_as_many_stems_are_scored_as_matter_and_no_more(
-    align: Align, late: int, tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    align: Align, late: int, most: int, tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retrieval, "SCORED_MOST", most)
     for number in range(STEMS):
         path = tmp_path / "stems" / "0" / f"{number:02}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,4 +54,4 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
     assert next(iter(found.places)) == itself
     assert found.places[itself].start_s == pytest.approx(late / SAMPLE_RATE, abs=0.005)
     assert not found.exact
-    assert len(scored) == len(set(scored)) == UNPROVEN * LIMIT < STEMS
+    assert len(scored) == len(set(scored)) == min(UNPROVEN * LIMIT, most) < STEMS

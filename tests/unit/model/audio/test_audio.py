@@ -58,7 +58,7 @@ def test_format_is_what_the_bytes_say_not_the_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [12, 23, 46, 59])
 def test_a_file_that_ends_in_its_header_is_refused_without_a_word_beside(kept: int) -> None:
-    """libsndfile goes before the start of such a file, which Python's refuse loudly."""
+    """libsndfile goes before the start of such a file, which a file of Python's refuses loudly."""
     with pytest.raises(AudioError):
         load_clip(encode(tone(SAMPLE_RATE), SAMPLE_RATE, "AIFF")[:kept])
 
