@@ -17,6 +17,13 @@ class DataFolderInUse(ProcessError):
         self.pid = pid
 
 
+class DataFolderUnwritable(ProcessError):
+    """Nothing can be written there."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"the data folder {folder} cannot be written: {reason}")
+
+
 class DataFolderLock:
     """At most one installation on a data folder, by flock: the kernel lets go of it when its holder dies."""
 
@@ -25,7 +32,7 @@ class DataFolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or raise DataFolderInUse with the holder's pid."""
+        """Take the lock, or raise DataFolderInUse with the holder's pid, or DataFolderUnwritable."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -39,8 +46,12 @@ class DataFolderLock:
             if _same_file(descriptor, self.path):
                 break
             os.close(descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except OSError as error:  # the disk is full
+            os.close(descriptor)
+            raise DataFolderUnwritable(self.path.parent, error.strerror or str(error)) from error
         self._descriptor = descriptor
 
     def release(self) -> None:

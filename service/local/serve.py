@@ -45,7 +45,7 @@ def serve(settings: Settings, *, demo: bool, verbose: bool = False) -> None:
     `verbose`: what the processes say goes to stderr, instead of into the data folder's log.
 
     Raises:
-        InsecureBind, PortInUse, DataFolderInUse, ValkeyNotFound: before anything is started.
+        InsecureBind, PortInUse, DataFolderInUse, DataFolderUnwritable, ValkeyNotFound: before anything is started.
         ChildFailed: a process could not be kept alive; the others were stopped.
     """
     settings.refuse_insecure_bind()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.local import supervisor
-from service.local.lock import DataFolderInUse, DataFolderLock
+from service.local.lock import DataFolderInUse, DataFolderLock, DataFolderUnwritable
 from service.local.supervisor import Child, ChildFailed, ProcessError, Supervisor
 from service.local.valkey import EmbeddedValkey, valkey_binary
 from service.settings import SOCKET_PATH_BYTES, socket_path
@@ -50,6 +50,13 @@ def test_second_start_on_a_data_folder_is_refused_with_the_holders_pid(tmp_path:
     with DataFolderLock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_folder_on_a_full_disk_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with pytest.raises(DataFolderUnwritable, match=f"the data folder {tmp_path} cannot be written: "):
+        DataFolderLock(tmp_path).acquire()
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
