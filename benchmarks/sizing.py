@@ -1,7 +1,7 @@
 """What a stem takes on this machine: bytes in SQL, audio store and index, and seconds of its cores; for `phalar size`.
 
     python -m benchmarks.sizing --write service/local/measured.json --page deploy/sizing.md
-    python -m benchmarks.sizing --check --windows 6000 --page deploy/sizing.md
+    python -m benchmarks.sizing --check --windows 100000 --page deploy/sizing.md
 
 Short and long tracks of the demo's composer are ingested into an installation of its own, a worker on each core: what
 differs between them is what a second of audio takes, and the rest what a stem takes. Then it is searched and reindexed,
