@@ -63,6 +63,18 @@ class Grid:
         at: NDArray[np.float64] = inside + before * first + after * last
         return at
 
+    def beats_at(self, seconds: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Which beat, whole or not, falls then: what `seconds_at` undoes.
+
+        Args:
+            seconds: from the clip's first sample, of any shape; may lie beyond either end.
+        """
+        places, first, last = np.arange(len(self.beats_s)), self.beats_s[0], self.beats_s[-1]
+        before = np.minimum(seconds - first, 0.0) / (self.beats_s[1] - first)
+        after = np.maximum(seconds - last, 0.0) / (last - self.beats_s[-2])
+        at: NDArray[np.float64] = np.interp(seconds, self.beats_s, places) + before + after
+        return at
+
     def starts(self, beats: int, seconds: float) -> NDArray[np.int64]:
         """The beats with which a window of so many beats may begin in a clip of so many seconds."""
         places = np.arange(-1, len(self.beats_s) + 1)

@@ -5,7 +5,7 @@ Tempi are heard in sequenced music, which keeps its tempo: what drifts is said t
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from model.audio.beat_phase import QUARTERS, beat_curves, beat_quarter, rises
 from model.audio.grid import LOWEST_BPM, Grid, same_tempo
 from model.audio.harmony import HEARD_PROFILES, key_fits, key_name
 from model.audio.windows import SAMPLE_RATE, Waveform
@@ -75,7 +76,7 @@ def _cqt() -> ScaledCQT:
     return ScaledCQT(config.cqt, config.dynamic_range_db)
 
 
-_FRAME_S = PhalarConfig().hop / SAMPLE_RATE
+FRAME_S = PhalarConfig().hop / SAMPLE_RATE
 
 
 class Hearing:
@@ -92,18 +93,19 @@ class Hearing:
             else:
                 self.magnitude = torch.zeros(PhalarConfig().bins, 0)  # (bins, frames)
 
-    def onset_strength(self) -> NDArray[np.float64]:
-        """How much louder the bins became, frame by frame, about zero: (frames,), a frame being the CQT's hop.
+    @cached_property
+    def decibels(self) -> Tensor:
+        """Of the CQT, cut off RANGE_DB under its loudest, and as many to one: float32 (bins, frames)."""
+        with torch.inference_mode():
+            return scale_decibels(self.magnitude[None], RANGE_DB)[0]
 
-        A bin is compared with the loudest of its neighbours a while ago, so that vibrato and glides are no onsets.
-        """
+    def onset_strength(self) -> NDArray[np.float64]:
+        """How much louder the bins became, frame by frame, about zero: (frames,), a frame being the CQT's hop."""
         frames = self.magnitude.shape[1]
         if frames <= RISE_FRAMES:
             return np.zeros(frames)
         with torch.inference_mode():
-            decibels = scale_decibels(self.magnitude[None], RANGE_DB)[:, LOWEST_RISING_BIN:]
-            before = functional.max_pool2d(decibels[..., :-RISE_FRAMES], (3, 1), stride=1, padding=(1, 0))
-            rise = torch.clamp(decibels[..., RISE_FRAMES:] - before, min=0)[0].mean(dim=0).double().numpy()
+            rise = rises(self.decibels[LOWEST_RISING_BIN:], RISE_FRAMES)
         rise = np.concatenate([np.zeros(RISE_FRAMES), rise])
         return np.asarray(rise - rise.mean())
 
@@ -119,13 +121,13 @@ class Hearing:
             next, 0 to 1, the others have none. Empty for a clip that is too short, or has no steady tempo.
             Half and double tempo are one, two thirds are not: there the first may err.
         """
-        slowest = 60.0 / LOWEST_BPM / _FRAME_S  # frames
+        slowest = 60.0 / LOWEST_BPM / FRAME_S  # frames
         onsets = self.onset_strength()
         if not onsets.any() or (tempo_bpm is None and len(onsets) < LEAST_BEATS * slowest):
             return []
         periods = slowest / 2 * np.exp(np.arange(0.0, np.log(2.0), TEMPO_STEP))
         if tempo_bpm is not None:
-            said = 60.0 / tempo_bpm / _FRAME_S
+            said = 60.0 / tempo_bpm / FRAME_S
             said *= 2.0 ** -np.floor(np.log2(said / (slowest / 2)))
             periods = said * np.exp(np.arange(-SAID_WITHIN, SAID_WITHIN, TEMPO_STEP))
         correlation = _correlation(onsets)
@@ -133,12 +135,14 @@ class Hearing:
         found = _peaks(agreement, periods, most + 1)
         if tempo_bpm is None and agreement[found[0]] < LEAST_STEADY:
             return []
-        grids = []
+        grids, curves = [], beat_curves(onsets, self.decibels)
         for place, following in zip(found[:most], [*found[1:], None], strict=False):
             period = _refined(correlation, float(periods[place]))
             if agreement[place] > 0 and len(onsets) >= 2 * period:
                 lead = 1.0 - max(0.0, agreement[following] / agreement[place]) if following is not None else 1.0
-                beats = (_phase(onsets, period) + np.arange(len(onsets) / period) * period) * _FRAME_S
+                phase = _phase(onsets, period)
+                phase = (phase + beat_quarter(curves, phase, period) * period / QUARTERS) % period
+                beats = (phase + np.arange(len(onsets) / period) * period) * FRAME_S
                 grids.append(Grid(beats, "heard", float(lead) if place == found[0] else 0.0))
         return grids
 
@@ -183,7 +187,7 @@ class Hearing:
 
     def _loudest(self) -> Tensor:
         """The magnitudes of the loudest PITCHED_SECONDS."""
-        most = round(PITCHED_SECONDS / _FRAME_S)
+        most = round(PITCHED_SECONDS / FRAME_S)
         if self.magnitude.shape[1] <= most:
             return self.magnitude
         power = functional.pad(self.magnitude.square().sum(dim=0).double().cumsum(dim=0), (1, 0))
@@ -244,7 +248,7 @@ def _refined(correlation: NDArray[np.float64], period: float) -> float:
 
 def _phase(onsets: NDArray[np.float64], period: float) -> float:
     """The first beat, frames: where a comb of this period gathers most; between its beats, half counts."""
-    phases = np.arange(0.0, period, PHASE_STEP_S / _FRAME_S)
+    phases = np.arange(0.0, period, PHASE_STEP_S / FRAME_S)
     teeth = phases[:, None] + np.arange(len(onsets) / period) * period
     gathered = np.interp(teeth, np.arange(len(onsets)), onsets, right=0.0).sum(axis=1)
     return float(phases[int(np.argmax(gathered + np.roll(gathered, len(phases) // 2) / 2))])

@@ -176,47 +176,6 @@ def track_beats(
     return inside
 
 
-def heard_beats(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The beats of a piece by its onsets alone, as librosa finds them.
-
-    Args:
-        waveform: float32 (samples,), 16 kHz.
-
-    Returns:
-        float64 (beats,), seconds, ascending; fewer than two where no beat is heard.
-
-    Raises:
-        ImportError: without the extra `evaluation`.
-    """
-    librosa_beat = _import_librosa()
-    hop = SAMPLE_RATE // 100
-    _, frames = librosa_beat.beat_track(y=waveform, sr=SAMPLE_RATE, hop_length=hop, trim=False)
-    return np.asarray(frames, dtype=np.float64) * hop / SAMPLE_RATE
-
-
-def off_the_beat_s(beats_s: NDArray[np.float64], first_s: float, second_s: float) -> tuple[float, float]:
-    """How far two moments of a piece are from lying a whole number of beats apart.
-
-    Args:
-        beats_s: float64 (beats,), seconds, ascending, at least two; the tempo goes on beyond them.
-        first_s, second_s: the moments, seconds.
-
-    Returns:
-        Seconds, 0 to half a beat; and the beat, the median of the piece.
-    """
-    beat_s = float(np.median(np.diff(beats_s)))
-
-    def number(at_s: float) -> float:
-        if at_s < beats_s[0]:
-            return (at_s - float(beats_s[0])) / beat_s
-        if at_s > beats_s[-1]:
-            return len(beats_s) - 1 + (at_s - float(beats_s[-1])) / beat_s
-        return float(np.interp(at_s, beats_s, np.arange(len(beats_s))))
-
-    apart = number(second_s) - number(first_s)
-    return abs(apart - round(apart)) * beat_s, beat_s
-
-
 def onset_curve(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """How strongly the score rises along the clip, over all tempi together.
 

@@ -28,7 +28,7 @@ AUDIBLE_RMS = 1e-3
 ACTIVITY_HOP = SAMPLE_RATE // 10
 """Samples a cell of the table of what sounds when."""
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 _SAMPLES, _ACTIVITY, _FACTS = "samples.i16", "activity.npy", "tracks.json"
 
 

@@ -228,7 +228,18 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
     tables.append(
         new_table(
             "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too",
-            *("align", "found", "median ms", "in 20 ms", "in 100 ms", "on a beat", "chance", *judged, "s a query"),
+            *(
+                "align",
+                "found",
+                "median ms",
+                "in 20 ms",
+                "in 100 ms",
+                "on a beat",
+                "chance",
+                "ms off",
+                *judged,
+                "s a query",
+            ),
         )
     )
     for row, measured in answer["rows"].items():
@@ -236,9 +247,11 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
         cells = [_both(place, "median_ms", "{:.0f}")]
         cells += [_both(place, f"within_{ms}_ms", "{:.0%}") for ms in (20, 100)]
         shares = [place["in_time"][name] for name in ("share", "chance")]
+        off_ms = place["in_time"]["median_ms"]
         if answer["retimed"]:
             shares += [measured[name]["right"] for name in ("speed", "transpose")]
-        cells += ["" if share is None else f"{share:.0%}" for share in shares]
+        told = ["" if share is None else f"{share:.0%}" for share in shares]
+        cells += [*told[:2], "" if off_ms is None else f"{off_ms:.0f}", *told[2:]]
         tables[-1].add_row(ROW_NAMES[row], str(place["found"]), *cells, f"{took_s:.2f}")
     for row, measured in answer["rows"].items():
         if said := measured["sureness"]:

@@ -416,13 +416,14 @@ def _place_figures(errors_ms: Sequence[float]) -> dict[str, float | None]:
 
 
 def _in_time(found: Sequence[JudgedPlace]) -> dict[str, float | None]:
-    """How many places lie whole beats beside the right one, and how many of random ones would."""
+    """How many places lie whole beats beside the right one, how many random ones would, and how far off all lie."""
     heard = [(p.off_beat_ms, p.beat_ms) for p in found if p.off_beat_ms is not None and p.beat_ms is not None]
     if not heard:
-        return {"share": None, "chance": None, "of": 0}
+        return {"share": None, "chance": None, "median_ms": None, "of": 0}
     off, beat = np.array(heard).T
     chance = np.minimum(1.0, 2 * IN_TIME_MS / beat)
-    return {"share": float((off <= IN_TIME_MS).mean()), "chance": float(chance.mean()), "of": len(heard)}
+    share, median_ms = float((off <= IN_TIME_MS).mean()), float(np.median(off))
+    return {"share": share, "chance": float(chance.mean()), "median_ms": median_ms, "of": len(heard)}
 
 
 def _sureness_figures(known: Sureness | None, answers: Sequence[Answer]) -> dict[str, Any] | None:

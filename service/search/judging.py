@@ -8,14 +8,12 @@ from numpy.typing import NDArray
 from indexer import Place
 from model.audio import SAMPLE_RATE
 from model.audio.grid import same_tempo
-from model.evaluation.beats import heard_beats, off_the_beat_s
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank
 
 Waveform = NDArray[np.float32]
 
 SAME_SPEED = 0.005  # as a share; half and double are one
-FEWEST_BEATS = 8  # in fewer no tempo is heard
 
 ALIKE = 0.999
 """Normalised correlation from which two stretches of a stem are the same audio."""
@@ -41,7 +39,7 @@ class JudgedPlace:
 
     error_ms: float
     alike_ms: float  # the same, a place where the stem sounds the same being as right
-    off_beat_ms: float | None  # from lying whole beats beside the right place; None: no beat was heard
+    off_beat_ms: float | None  # from lying whole beats beside the right place; None: its track has no steady tempo
     beat_ms: float | None
     speed_right: bool
     transpose_right: bool | None  # None: it plays no notes
@@ -65,9 +63,10 @@ def judge_place(
     stem, right = held.waveforms(query.track)[query.missing], start / speed
     error_ms, alike_ms = place_errors_ms(stem, round(right), round(length / speed), place.start_s)
     off_beat_ms = beat_ms = None
-    beats_s = heard_beats(bank.waveforms(query.track).sum(axis=0)) / speed
-    if len(beats_s) >= FEWEST_BEATS:
-        off_beat_ms, beat_ms = (1000 * s for s in off_the_beat_s(beats_s, right / SAMPLE_RATE, place.start_s))
+    if (grid := bank.tracks[query.track].grid) is not None:
+        apart = np.diff(grid.beats_at(np.array([start / SAMPLE_RATE, place.start_s * speed])))[0]
+        beat_ms = 60_000 / grid.tempo_bpm / speed
+        off_beat_ms = float(abs(apart - round(apart))) * beat_ms
     pitched = bank.tracks[query.track].pitched[query.missing]
     return JudgedPlace(
         error_ms=error_ms,

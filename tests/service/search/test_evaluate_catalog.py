@@ -276,10 +276,11 @@ def test_places_whole_beats_beside_the_right_one_are_in_time() -> None:
     answers = [answer_of(1, 40, 9000.0, 9000.0, beat) for beat in beats]
     in_time = figures(answers, np.array(list("abcd")), seed=0)["place"]["in_time"]
     assert in_time["of"] == 3
+    assert in_time["median_ms"] == 39.0
     assert in_time["share"] == pytest.approx(2 / 3)
     assert in_time["chance"] == pytest.approx((0.2 + 0.2 + 0.1) / 3), "80 ms of 400, of 400 and of 800"
     nothing = figures([answer_of(1, 40, 1.0, 1.0)], np.array(["a"]), seed=0)["place"]["in_time"]
-    assert nothing == {"share": None, "chance": None, "of": 0}
+    assert nothing == {"share": None, "chance": None, "median_ms": None, "of": 0}
 
 
 def test_speed_and_transposition_are_judged_where_the_stem_was_found_and_plays_notes() -> None:
@@ -321,6 +322,20 @@ def test_the_right_place_of_a_retimed_stem_undoes_what_was_done_to_it(
         assert not as_it_lies.transpose_right
         unchanged = judge_place(composed, composed, query, start, length, whole)
         assert (unchanged.error_ms, unchanged.off_beat_ms, unchanged.speed_right) == (0.0, 0.0, True)
+
+
+def test_a_place_is_judged_by_the_beats_of_its_track(composed: StemBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    track = composed.tracks[0]
+    assert track.grid is not None
+    beat_ms, start, length = 60_000 / track.grid.tempo_bpm, 3 * SAMPLE_RATE, 4 * SAMPLE_RATE
+    query = Query(0, track.stems.index("keys"), (), start, start)
+    for beats, off_beats in ((8.0, 0.0), (-3.0, 0.0), (8.5, 0.5), (5.25, 0.25)):
+        judged = judge_place(composed, composed, query, start, length, Place(1.0, 3.0 + beats * beat_ms / 1000, ()))
+        assert judged.beat_ms == pytest.approx(beat_ms)
+        assert judged.off_beat_ms == pytest.approx(off_beats * beat_ms, abs=1e-3)
+    monkeypatch.setattr(composed, "tracks", (replace(track, grid=None), *composed.tracks[1:]))
+    judged = judge_place(composed, composed, query, start, length, Place(1.0, 3.0, ()))
+    assert (judged.error_ms, judged.off_beat_ms, judged.beat_ms) == (0.0, None, None)
 
 
 def test_a_retimed_catalog_is_asked_by_the_mixes_as_recorded(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
-from model.audio.grid import BadGrid, said_grid, same_tempo
+from model.audio.grid import BadGrid, Grid, said_grid, same_tempo
 from model.audio.truth import BadTruth, read_truth, tempo_map
 from model.demo import compose_track, write_track
 from model.training.stems import load_bank
@@ -23,6 +23,13 @@ def test_slow_beats_are_split_and_fast_ones_paired() -> None:
 def test_seconds_follow_a_tempo_that_changes_and_go_on_beyond_both_ends() -> None:
     grid = said_grid(np.array([1.0, 1.5, 2.0, 2.6, 3.2]), 4.0)
     assert grid.seconds_at(np.array([0.5, 3.5, -1.0, 5.0])) == pytest.approx([1.25, 2.9, 0.5, 3.8])
+
+
+def test_beats_are_told_by_their_seconds_within_a_grid_and_beyond_either_end() -> None:
+    grid = Grid(np.cumsum(np.linspace(0.4, 0.6, 30)))
+    beats = np.array([-2.0, -0.25, 0.0, 3.5, 24.0, 29.0, 33.3])
+    assert grid.beats_at(grid.seconds_at(beats)) == pytest.approx(beats, abs=1e-9)
+    assert grid.beats_at(np.array([1.0, 2.0])[:, None]).shape == (2, 1)
 
 
 def test_windows_start_where_they_fit_into_the_clip() -> None:

@@ -13,6 +13,7 @@ from model.demo import compose_track
 SECONDS = 24.0
 SAME_TEMPO = 2e-4  # the share by which frames may miss a tempo over the clip
 SAME_BEAT_S = 0.012  # a frame is 10 ms
+BESIDE_A_BEAT = 0.1  # of a beat: onsets of chords are slow
 
 
 def clicks(tempo_bpm: float, first_s: float = 0.3, drift: float = 0.0) -> np.ndarray:
@@ -96,6 +97,28 @@ def test_of_a_blink_nothing_is_heard() -> None:
 )
 def test_without_a_steady_tempo_there_is_no_grid(waveform: np.ndarray) -> None:
     assert Hearing(waveform).grid() is None
+
+
+def off_beats(tempo_bpm: float, first_s: float, gain: float) -> np.ndarray:
+    """A chord with its bass on every beat, and between beats a hi-hat that is louder."""
+    rng, beat = np.random.default_rng(0), round(60 / tempo_bpm * SAMPLE_RATE)
+    at = np.arange(beat) / SAMPLE_RATE
+    out = rng.normal(0, 1e-4, round(SECONDS * SAMPLE_RATE))
+    hat = rng.normal(0, 0.4, 800) * np.exp(-np.arange(800) / 200)
+    for number, begin in enumerate(range(round(first_s * SAMPLE_RATE), len(out) - 2 * beat, beat)):
+        root = 55 * 2 ** ((0, 5, 7, 3)[number % 4] / 12)
+        notes = sum(0.08 * np.sin(2 * np.pi * root * step * at) for step in (1, 2, 3, 4, 5))
+        out[begin : begin + beat] += notes * np.minimum(1, at / 0.02)
+        out[begin + beat // 2 : begin + beat // 2 + 800] += hat
+    return (gain * out).astype(np.float32)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.01])
+def test_beats_are_where_chords_and_basses_change_not_where_it_is_loudest(gain: float) -> None:
+    grid = Hearing(off_beats(125.0, 0.3, gain)).grid()
+    assert grid is not None
+    beats = (grid.beats_s - 0.3) * 125 / 60
+    assert np.abs(beats - np.round(beats)).max() < BESIDE_A_BEAT
 
 
 @pytest.mark.parametrize("seed", [0, 3])
