@@ -25,7 +25,6 @@ DOORS = {
         "model.demo",
         "model.device",
         "model.errors",
-        "model.evaluation.beats",
         "model.evaluation.commands",
         "model.evaluation.retimed",
         "model.evaluation.retrieval",
