@@ -55,25 +55,25 @@ def main() -> None:
     parser.add_argument("--stems", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=Path("default"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="a table for each")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, help="of an example; default: the mean of the recipe's")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     recipe = load_recipe(arguments.recipe)
     seconds = arguments.seconds or (recipe.data.shortest_s + recipe.data.longest_s) / 2
     length = round(seconds * SAMPLE_RATE)
+    tables = [f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}, "]
+    tables[0] += f"{recipe.batch} pairs of {seconds:g} s a step, median of {arguments.repeats}."
     with tempfile.TemporaryDirectory() as cache:
-        bank = load_bank([arguments.stems], Path(cache), jobs=arguments.threads)
+        bank = load_bank([arguments.stems], Path(cache), jobs=max(arguments.threads))
         files = {track.name: track for track in named_tracks(arguments.stems)[0]}
-        table = compare(recipe, bank, files, length, device, arguments.repeats)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{arguments.threads} threads"
-    head = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {card}, torch {torch.__version__}, "
-        f"{recipe.batch} pairs of {seconds:g} s a step, median of {arguments.repeats}.\n\n"
-    )
-    publish(head + table, arguments.page, "training-step" if device.type == "cpu" else "training-step-on-a-card")
+        for threads in arguments.threads if device.type == "cpu" else arguments.threads[-1:]:
+            torch.set_num_threads(threads)
+            card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads"
+            tables.append(f"**{card}**\n\n" + compare(recipe, bank, files, length, device, arguments.repeats))
+    section = "training-step" if device.type == "cpu" else "training-step-on-a-card"
+    publish("\n\n".join(tables), arguments.page, section)
 
 
 def compare(
@@ -123,6 +123,8 @@ def compare(
     }
     taken: dict[str, list[list[float]]] = {name: [] for name in ways}
     for number in range(repeats + 1):
+        # Whoever comes first would wait for the disk, as no step does whose examples another thread has mixed.
+        from_memory(draw_examples(bank, range(len(bank.tracks)), recipe.batch, length, np.random.default_rng(number)))
         for name, (load, embed) in ways.items():
             parts = step(number, load, embed)
             if number:  # the first of each only warms up

@@ -16,9 +16,6 @@ from torch import Tensor
 DONE, NO_MEMORY, NO_THREADS = range(3)
 """What the compiled functions return."""
 
-KEPT_FROM = 3
-"""The first block all of whose features are kept for the backward pass, which makes those of the blocks before anew."""
-
 BUILDS = {"AVX512": ("axial_avx512", "axial_avx2"), "AVX2": ("axial_avx2",)}
 """For what torch calls this processor's capability, the builds that run on it, the fastest first."""
 
@@ -35,10 +32,10 @@ class AxialKernel:
         self._infer, self._tape = library.phalar_axial_infer, library.phalar_axial_tape
         self._forward, self._backward = library.phalar_axial_forward, library.phalar_axial_backward
         self._infer.argtypes = [pointer, pointer, *shape, *network]
-        self._tape.argtypes = [*shape[1:], number]
+        self._tape.argtypes = shape[1:]
         self._tape.restype = ctypes.c_int64
-        self._forward.argtypes = [pointer, pointer, pointer, pointer, *shape, number, *network]
-        self._backward.argtypes = [pointer, pointer, pointer, pointer, pointer, *shape, number, *network]
+        self._forward.argtypes = [pointer, pointer, pointer, pointer, *shape, *network]
+        self._backward.argtypes = [pointer, pointer, pointer, pointer, pointer, *shape, *network]
         self._spare_tapes: list[Tensor] = []  # each step would have the system clear the next step's again
 
     def infer(
@@ -94,9 +91,9 @@ class AxialKernel:
             MemoryError: some MB a clip were not to be had.
         """
         out, shape = _result(cqt, widths, compresses), _shape(cqt, widths, compresses)
-        tape = self._take_tape(len(cqt) * self._tape(*shape[1:], KEPT_FROM))
+        tape = self._take_tape(len(cqt) * self._tape(*shape[1:]))
         status = self._forward(
-            cqt.data_ptr(), factors.data_ptr(), tape.data_ptr(), out.data_ptr(), *shape, KEPT_FROM, _addresses(weights),
+            cqt.data_ptr(), factors.data_ptr(), tape.data_ptr(), out.data_ptr(), *shape, _addresses(weights),
             epsilon, torch.get_num_threads(),
         )  # fmt: skip
         _check(status, cqt)
@@ -130,7 +127,7 @@ class AxialKernel:
         flat = torch.empty(sum(weight.numel() for weight in weights))
         status = self._backward(
             cqt.data_ptr(), factors.data_ptr(), tape.data_ptr(), gradient.data_ptr(), flat.data_ptr(),
-            *_shape(cqt, widths, compresses), KEPT_FROM, _addresses(weights), epsilon, torch.get_num_threads(),
+            *_shape(cqt, widths, compresses), _addresses(weights), epsilon, torch.get_num_threads(),
         )  # fmt: skip
         _check(status, cqt)
         self._spare_tapes.append(tape)

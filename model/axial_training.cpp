@@ -1,9 +1,9 @@
 // The axial CNN of model/axial.py for training on a CPU: forward as in axial_strip.h, and the gradients of all weights.
 //
-// A clip's features before each branch are kept (the tape) or, for the first blocks, whose features are the longest and
-// the quickest to make, made again. The backward pass goes through a branch unit by unit: some bins whose features after
-// the norm, before and after SiLU, and gradients stay in the caches while all products of them are taken. Each clip is
-// one thread's, and the clips' gradients are added in the order of clips: the same to the bit for any number of threads.
+// A clip's features before each branch are kept: the tape. The backward pass goes through a branch unit by unit: some
+// bins whose features after the norm, before and after SiLU, and gradients stay in the caches while all products of them
+// are taken. Each clip is one thread's, and the clips' gradients are added in the order of clips: the same to the bit for
+// any number of threads.
 //
 // Compiled once for each instruction set (see setup.py), plain C linkage, no Python: model/axial_kernel.py.
 
@@ -29,8 +29,8 @@ inline int unit_bins(const Grid& grid) { return std::max(1, UNIT_VECTORS / grid.
 // What lies where: each block's features before its three branches and before its compression.
 struct Stage {
     Grid grid;
-    bool compresses, kept;  // kept: on the tape; otherwise the backward pass makes all but the first anew
-    size_t features[4], norms, factors;  // places on the tape (or in scratch), and in a clip's factors of dropout
+    bool compresses;
+    size_t features[4], norms, factors;  // places on the tape, and in a clip's factors of dropout
     const float* const* weights;
     size_t gradients;
 };
@@ -39,23 +39,17 @@ struct Plan {
     const Network& network;
     std::vector<Stage> stages;
     Grid result;
-    size_t tape = 0, scratch = 0, factors = 0, gradients = 0, room = 0;  // floats; the tape's and factors' of one clip
+    size_t tape = 0, factors = 0, gradients = 0, room = 0;  // floats; the tape's and factors' of one clip
 
-    Plan(const Network& network, int kept_from) : network(network), result{} {
+    explicit Plan(const Network& network) : network(network), result{} {
         const float* const* weight = network.weights + 1;
         Grid grid{network.bins, network.widths[0], network.frames};
         gradients = grid.channels;
         for (int block = 0; block < network.blocks; ++block) {
-            Stage stage{grid, network.compresses[block] != 0, block >= kept_from, {}, 0, 0, weight, gradients};
+            Stage stage{grid, network.compresses[block] != 0, {}, 0, 0, weight, gradients};
             const size_t floats = grid.bins * grid.row(), channels = grid.channels;
             room = std::max(room, floats);
-            size_t fleeting = 0;
-            for (int n = 0; n < (stage.compresses ? 4 : 3); ++n) {
-                size_t& end = on_tape(block, n, stage.kept) ? tape : fleeting;
-                stage.features[n] = end;
-                end += floats;
-            }
-            scratch = std::max(scratch, fleeting);
+            for (int n = 0; n < (stage.compresses ? 4 : 3); ++n, tape += floats) stage.features[n] = tape;
             stage.norms = tape;
             tape += (12 * channels + LANES - 1) / LANES * LANES;
             stage.factors = factors;
@@ -73,13 +67,12 @@ struct Plan {
         room = std::max(room, result.bins * result.row());
     }
 
-    static bool on_tape(int block, int n, bool kept) { return kept || (n == 0 && block > 0); }
+    Grid after(int block) const { return block + 1 < network.blocks ? stages[block + 1].grid : result; }
 
     // Features of a block before branch n; n = 3: after its last branch.
-    float* features(int block, int n, float* tape_at, float* scratch_at, float* last) const {
+    float* features(int block, int n, float* tape_at, float* last) const {
         if (n == 3 && !stages[block].compresses) ++block, n = 0;
-        if (block == static_cast<int>(stages.size())) return last;
-        return (on_tape(block, n, stages[block].kept) ? tape_at : scratch_at) + stages[block].features[n];
+        return block == static_cast<int>(stages.size()) ? last : tape_at + stages[block].features[n];
     }
 };
 
@@ -264,7 +257,7 @@ inline float sum_of_lanes(const float* from) {
 // One thread's way back through a clip. `changes`: the loss's gradient with respect to the features where it is.
 class Backward {
 public:
-    explicit Backward(const Plan& plan) : changes_(plan.room), other_(plan.room) {
+    explicit Backward(const Plan& plan) : plan_(plan), changes_(plan.room), other_(plan.room) {
         size_t slots = 0, splits = 0, inner = 0, most = 0;
         const auto see = [&](const Grid& grid, int inner_channels) {
             const size_t bins = unit_bins(grid), row = static_cast<size_t>(grid.vectors() + 1) * LANES;
@@ -288,6 +281,29 @@ public:
         bias_.resize(most * LANES), sums_.resize(most * LANES), products_.resize(most * LANES);
     }
 
+    // The gradients of all weights by a clip; `gradient`: the loss's with respect to the result.
+    void clip(const float* cqt, const float* factors, float* tape, const float* gradient, float* into) {
+        const auto at = [&](int block, int n) { return plan_.features(block, n, tape, nullptr); };
+        begin(plan_.result, gradient);
+        for (int block = plan_.network.blocks - 1; block >= 0; --block) {
+            const Stage& stage = plan_.stages[block];
+            const Grid& grid = stage.grid;
+            const size_t channels = grid.channels;
+            const size_t axial = 4 * channels + 4 * channels * channels, pointwise = axial + channels;  // gradients of a branch
+            float* to = into + stage.gradients;
+            if (stage.compresses)
+                compress(grid, plan_.after(block), stage.weights[18], at(block, 3), to + 2 * axial + pointwise);
+            const float* const* weight = stage.weights;
+            const Branch first = Network::next(weight), second = Network::next(weight), third = Network::next(weight);
+            const float *factor = factors + stage.factors, *norms = tape + stage.norms;
+            branch<POINTWISE>(grid, third, factor + 2 * channels, norms + 8 * channels, at(block, 2), to + 2 * axial);
+            branch<ALONG_TIME>(grid, second, factor + channels, norms + 4 * channels, at(block, 1), to + axial);
+            branch<ALONG_FREQUENCY>(grid, first, factor, norms, at(block, 0), to);
+        }
+        project(plan_.stages[0].grid, cqt, into);
+    }
+
+private:
     void begin(const Grid& grid, const float* gradient) {
         const int padded = grid.vectors() * LANES;
         for (int row = 0; row < grid.bins * grid.channels; ++row) {
@@ -420,7 +436,6 @@ public:
         for (int c = 0; c < grid.channels; ++c) into[c] = sum_of_lanes(&sums_[c * LANES]);
     }
 
-private:
     void start(const Grid& grid, int bins, int channels, int inner) {
         vectors_ = grid.vectors();
         features_stride_ = static_cast<size_t>(vectors_) * LANES;
@@ -566,6 +581,7 @@ private:
             contract_.data(), spread_.data(), wide, here, next_and_here, stride_, even, odd, 2 * half});
     }
 
+    const Plan& plan_;
     Floats changes_, other_, normed_, inner_changes_, inner_, contract_, spread_, bias_, sums_, products_;
     Floats tiles_[4];  // three taps of a convolution, and the contraction
     std::vector<size_t> places_, packed_, inner_places_, near_[3];
@@ -574,62 +590,34 @@ private:
     Vector last_{};
 };
 
-// One thread's room, and its way through a clip and back.
+// One thread's room, and its way through a clip.
 class Trainee {
 public:
     explicit Trainee(const Plan& plan)
         : plan_(plan), channels_(*std::max_element(plan.network.widths, plan.network.widths + plan.network.blocks + 1)),
           shared_(plan.network.bins, channels_),
           strip_(shared_, alone_, 0, plan.network.bins, plan.network.widest(3), static_cast<size_t>(2) * channels_ * TILE_VECTORS * LANES, channels_),
-          scratch_(plan.scratch), last_(plan.room), scale_(channels_) {}
+          last_(plan.room), scale_(channels_) {}
 
     void forward(const float* cqt, const float* factors, float* tape, float* out) {
         strip_.project(plan_.stages[0].grid, cqt, plan_.network.weights[0], at(0, 0, tape));
         for (int block = 0; block < plan_.network.blocks; ++block) {
-            branches(block, 3, factors, tape);
+            branches(block, factors, tape);
             const Stage& stage = plan_.stages[block];
             if (!stage.compresses) continue;
-            const Grid smaller = after(block);
+            const Grid smaller = plan_.after(block);
             strip_.compress(stage.grid, smaller, stage.weights[18], at(block + 1, 0, tape));
         }
         strip_.give(plan_.result, out);
     }
 
-    void backward(Backward& back, const float* cqt, const float* factors, float* tape, const float* gradient, float* into) {
-        back.begin(plan_.result, gradient);
-        for (int block = plan_.network.blocks - 1; block >= 0; --block) {
-            const Stage& stage = plan_.stages[block];
-            const Grid& grid = stage.grid;
-            const size_t channels = grid.channels;
-            if (!stage.kept) {
-                if (block == 0)
-                    strip_.project(grid, cqt, plan_.network.weights[0], at(0, 0, tape));
-                else
-                    strip_.resume(grid, at(block, 0, tape));
-                branches(block, stage.compresses ? 3 : 2, factors, tape);
-            }
-            const size_t axial = 4 * channels + 4 * channels * channels, pointwise = axial + channels;  // gradients of a branch
-            float* to = into + stage.gradients;
-            if (stage.compresses)
-                back.compress(grid, after(block), stage.weights[18], at(block, 3, tape), to + 2 * axial + pointwise);
-            const float* const* weight = stage.weights;
-            const Branch first = Network::next(weight), second = Network::next(weight), third = Network::next(weight);
-            const float *factor = factors + stage.factors, *norms = tape + stage.norms;
-            back.branch<POINTWISE>(grid, third, factor + 2 * channels, norms + 8 * channels, at(block, 2, tape), to + 2 * axial);
-            back.branch<ALONG_TIME>(grid, second, factor + channels, norms + 4 * channels, at(block, 1, tape), to + axial);
-            back.branch<ALONG_FREQUENCY>(grid, first, factor, norms, at(block, 0, tape), to);
-        }
-        back.project(plan_.stages[0].grid, cqt, into);
-    }
-
 private:
-    float* at(int block, int n, float* tape) { return plan_.features(block, n, tape, scratch_.data(), last_.data()); }
-    Grid after(int block) const { return block + 1 < plan_.network.blocks ? plan_.stages[block + 1].grid : plan_.result; }
+    float* at(int block, int n, float* tape) { return plan_.features(block, n, tape, last_.data()); }
 
-    void branches(int block, int count, const float* factors, float* tape) {
+    void branches(int block, const float* factors, float* tape) {
         const Stage& stage = plan_.stages[block];
         const float* const* weight = stage.weights;
-        for (int n = 0; n < count; ++n) {
+        for (int n = 0; n < 3; ++n) {
             Branch branch = Network::next(weight);
             const float* factor = factors + stage.factors + n * stage.grid.channels;
             for (int c = 0; c < stage.grid.channels; ++c) scale_[c] = branch.scale[c] * factor[c];
@@ -650,7 +638,7 @@ private:
     Team alone_{1};
     Shared shared_;
     Strip strip_;
-    Floats scratch_, last_, scale_;
+    Floats last_, scale_;
 };
 
 // Fresh memory comes page by page, each with a visit to the system: let it be large ones, where there are any.
@@ -682,19 +670,19 @@ void in_threads(int threads, const Work& work) {
 
 // Floats that a clip's tape takes.
 extern "C" int64_t phalar_axial_tape(
-    int32_t bins, int32_t frames, int32_t blocks, const int32_t* widths, const int32_t* compresses, int32_t kept_from) {
+    int32_t bins, int32_t frames, int32_t blocks, const int32_t* widths, const int32_t* compresses) {
     const Network network{bins, frames, blocks, widths, compresses, nullptr, 0};
-    return static_cast<int64_t>(Plan(network, kept_from).tape);
+    return static_cast<int64_t>(Plan(network).tape);
 }
 
 // float32 cqt (clips, bins, frames), factors of dropout (clips, channels of all branches) -> float32 out (clips, bins,
 // channels, steps) and the tape (clips, floats), aligned to whatever a float is. Returns a Status.
 extern "C" int phalar_axial_forward(
     const float* cqt, const float* factors, float* tape, float* out, int32_t clips, int32_t bins, int32_t frames, int32_t blocks,
-    const int32_t* widths, const int32_t* compresses, int32_t kept_from, const float* const* weights, float epsilon,
+    const int32_t* widths, const int32_t* compresses, const float* const* weights, float epsilon,
     int32_t threads) try {
     const Network network{bins, frames, blocks, widths, compresses, weights, epsilon};
-    const Plan plan(network, kept_from);
+    const Plan plan(network);
     const size_t clip_in = static_cast<size_t>(bins) * frames;
     const size_t clip_out = static_cast<size_t>(bins) * plan.result.channels * plan.result.frames;
     threads = std::max(1, std::min(threads, clips));
@@ -714,18 +702,17 @@ extern "C" int phalar_axial_forward(
 // The same, with the loss's gradient with respect to `out` -> those of all weights, one after the other, summed over clips.
 extern "C" int phalar_axial_backward(
     const float* cqt, const float* factors, float* tape, const float* gradient, float* gradients, int32_t clips, int32_t bins,
-    int32_t frames, int32_t blocks, const int32_t* widths, const int32_t* compresses, int32_t kept_from,
+    int32_t frames, int32_t blocks, const int32_t* widths, const int32_t* compresses,
     const float* const* weights, float epsilon, int32_t threads) try {
     const Network network{bins, frames, blocks, widths, compresses, weights, epsilon};
-    const Plan plan(network, kept_from);
+    const Plan plan(network);
     const size_t clip_in = static_cast<size_t>(bins) * frames;
     const size_t clip_out = static_cast<size_t>(bins) * plan.result.channels * plan.result.frames;
     threads = std::max(1, std::min(threads, clips));
     struct Place {
-        Trainee trainee;
         Backward back;
         Floats gradients;
-        explicit Place(const Plan& plan) : trainee(plan), back(plan), gradients(plan.gradients) {}
+        explicit Place(const Plan& plan) : back(plan), gradients(plan.gradients) {}
     };
     std::vector<std::unique_ptr<Place>> places;
     for (int n = 0; n < threads; ++n) places.push_back(std::make_unique<Place>(plan));
@@ -737,8 +724,8 @@ extern "C" int phalar_axial_backward(
     in_threads(threads, [&](int thread) {
         Place& place = *places[thread];
         for (int clip = next++; clip < clips; clip = next++) {
-            place.trainee.backward(
-                place.back, cqt + clip * clip_in, factors + clip * plan.factors, tape + clip * plan.tape, gradient + clip * clip_out,
+            place.back.clip(
+                cqt + clip * clip_in, factors + clip * plan.factors, tape + clip * plan.tape, gradient + clip * clip_out,
                 place.gradients.data());
             std::unique_lock<std::mutex> lock(mutex);
             turn.wait(lock, [&] { return added == clip; });
