@@ -58,7 +58,7 @@ COPY --from=packages /opt/phalar /opt/phalar
 COPY --from=app /opt/app /opt/app
 COPY deploy/with-secrets /usr/local/bin/with-secrets
 ENV PATH=/opt/app/bin:/opt/phalar/bin:$PATH PYTHONPATH=/opt/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    PHALAR_DATA=/data
+    MALLOC_ARENA_MAX=2 PHALAR_DATA=/data
 USER 10001:10001
 VOLUME /data
 EXPOSE 8000

@@ -54,8 +54,7 @@ def beat_curves(onsets: NDArray[np.float64], decibels: Tensor) -> Curves:
     if frames > 2 * CHORD_FRAMES:
         curves[1:3, LOW_RISE_FRAMES:] = [rises(decibels[octave], LOW_RISE_FRAMES) for octave in LOW_BINS]
         chords = functional.normalize(decibels[CHORD_BINS] - decibels.min(), dim=0)
-        sums = functional.pad(chords, (1, 0)).cumsum(dim=1)
-        held = sums[:, CHORD_FRAMES:] - sums[:, :-CHORD_FRAMES]  # from each frame on
+        held = functional.avg_pool1d(chords, CHORD_FRAMES, stride=1)  # from each frame on
         alike = functional.cosine_similarity(held[:, :-CHORD_FRAMES], held[:, CHORD_FRAMES:], dim=0)
         curves[3, CHORD_FRAMES:][: len(alike)] = 1 - alike.double().numpy()
     curves -= curves.mean(axis=1, keepdims=True)

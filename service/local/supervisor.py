@@ -187,7 +187,8 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **child.environment},
+                # glibc gives each thread a heap of its own, and none is given back: two are as fast, and hold less.
+                env={"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONUNBUFFERED": "1", **child.environment},
                 process_group=0,
                 pass_fds=child.descriptors,
                 preexec_fn=dies_with_parent(signal.SIGTERM if child.first else signal.SIGKILL),
