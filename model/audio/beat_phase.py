@@ -1,6 +1,6 @@
 """Where in a steady tempo its beats fall: learnt from renderings, whose beats are known.
 
-Onsets alone tell a beat from the half beat after it in 95 of 100 mixes of 8 s, less in music with off-beat drums. What
+Onsets alone tell a beat from its half and quarters in 97 of 100 mixes of renderings, 84 of real songs. What
 also tells them: basses and chords change on beats. `python -m benchmarks.beat_phase` learns the weights and measures.
 """
 
