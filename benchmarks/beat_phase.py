@@ -68,9 +68,7 @@ def read_mix(waveform: Waveform) -> tuple[Curves, Grid] | None:
 
 def lateness(heard: Grid, start_s: float, true: Grid) -> float | None:
     """How far true beats lie after heard ones, as a part of a beat; None: of another tempo."""
-    at = np.interp(heard.beats_s + start_s, true.beats_s, np.arange(len(true.beats_s)), left=np.nan, right=np.nan)
-    inside = at[np.isfinite(at)]
-    mean = np.exp(-2j * np.pi * inside).mean() if len(inside) >= 4 else 0j
+    mean = np.exp(-2j * np.pi * true.beats_at(heard.beats_s + start_s)).mean()
     return float(np.angle(mean) / (2 * np.pi)) if abs(mean) > AGREE else None
 
 
@@ -111,21 +109,19 @@ def shares(off_beat: np.ndarray) -> list[str]:
 
 
 def measure(rendered: StemBank, real: StemBank, weights: Curves) -> str:
+    ways = {"onsets": by_onsets(weights), "learnt": weights}
     drawn = list(mixes(rendered, choose_tracks(rendered, "test", None, 0), all_but_one=True))
-    rows = [
-        ["rendered, test split", name, str(len(drawn)), *shares(off(drawn, some))]
-        for name, some in (("onsets", by_onsets(weights)), ("learnt", weights))
-    ]
-    for name, some in (("onsets", by_onsets(weights)), ("learnt", weights)):
-        apart: list[float] = []
-        for track, banked in enumerate(real.tracks):
-            whole = read_mix(real.waveforms(track).sum(axis=0))
-            if whole is None or banked.grid is None:
-                continue
-            late = lateness(whole[1], 0.0, banked.grid)
-            (of_whole,) = off([Mix(whole[0], late)], some) if late is not None else [np.nan]
-            apart += (off(list(mixes(real, [track], EACH_REAL, all_but_one=True)), some) - of_whole).tolist()
-        rows.append(["real, against the whole song", name, str(len(apart)), *shares(np.array(apart))])
+    apart: dict[str, list[float]] = {way: [] for way in ways}
+    for track, banked in enumerate(real.tracks):
+        whole = read_mix(real.waveforms(track).sum(axis=0))
+        late = None if whole is None or banked.grid is None else lateness(whole[1], 0.0, banked.grid)
+        if whole is None or late is None:
+            continue
+        parts = list(mixes(real, [track], EACH_REAL, all_but_one=True))
+        for way, some in ways.items():
+            apart[way] += (off(parts, some) - off([Mix(whole[0], late)], some)).tolist()
+    rows = [["rendered, test split", way, str(len(drawn)), *shares(off(drawn, some))] for way, some in ways.items()]
+    rows += [["real, against the whole song", way, str(len(far)), *shares(np.array(far))] for way, far in apart.items()]
     return markdown_table(["mixes of 8 s", "beat told by", "mixes", "right", "half a beat off"], rows)
 
 
