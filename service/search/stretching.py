@@ -5,7 +5,7 @@ import numpy as np
 from indexer import StemMusic
 from model.audio.grid import LOWEST_BPM, Grid
 
-OTHERWISE_COST = 0.25  # of a stem's score, for not being played as it was recorded
+OTHERWISE_COST = 1.5  # of a stem's score, for not being played as it was recorded
 STRETCH_COST = 0.5  # and for each factor e of speed: 0.05 for ten per cent
 TRANSPOSE_COST = 0.05  # and for each semitone
 SAME_TEMPO = 0.01  # tempi that differ by less are one, as far as hearing them goes
