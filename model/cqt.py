@@ -104,6 +104,7 @@ class FastCQT(nn.Module):
     """
 
     direct_kernels: Tensor
+    lead: Tensor
 
     def __init__(self, settings: CQTSettings) -> None:
         super().__init__()
@@ -117,6 +118,8 @@ class FastCQT(nn.Module):
         # Real parts, then imaginary parts: two real products for one complex.
         stacked = torch.cat([kernels.direct.real, kernels.direct.imag]).T.float().contiguous()  # (taps, 2 * bins)
         self.register_buffer("direct_kernels", stacked, persistent=False)
+        # How far before an onset each bin begins to rise, frames: half its kernel.
+        self.register_buffer("lead", kernels.lengths / 2 / settings.hop, persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """float32 (batch, samples), longer than `padding` -> float32 (batch, bins, 1 + samples // hop)."""
@@ -200,15 +203,15 @@ def read_frames(magnitudes: Tensor, places: Tensor) -> Tensor:
 
     Args:
         magnitudes: float32, (batch, bins, frames).
-        places: float32, (batch, wanted), each from 0 to frames - 1.
+        places: float32, (batch, wanted) or, one for each bin, (batch, bins, wanted), each from 0 to frames - 1.
 
     Returns:
         float32, (batch, bins, wanted).
     """
-    before = places.floor().clamp_max(magnitudes.shape[2] - 2).long()
-    part = (places - before)[:, None]  # (batch, 1, wanted)
-    index = before[:, None].expand(-1, magnitudes.shape[1], -1)  # (batch, bins, wanted)
-    return torch.lerp(magnitudes.gather(2, index), magnitudes.gather(2, index + 1), part)
+    each = places if places.ndim == 3 else places[:, None]
+    before = each.floor().clamp_max(magnitudes.shape[2] - 2).long()
+    index = before.expand(-1, magnitudes.shape[1], -1)  # (batch, bins, wanted)
+    return torch.lerp(magnitudes.gather(2, index), magnitudes.gather(2, index + 1), each - before)
 
 
 @dataclass(frozen=True)
@@ -363,9 +366,10 @@ class ScaledCQT(nn.Module):
 
     lengths: Tensor
 
-    def __init__(self, settings: CQTSettings, dynamic_range_db: float) -> None:
+    def __init__(self, settings: CQTSettings, dynamic_range_db: float, kernel_fronts: bool = False) -> None:
         super().__init__()
         self.dynamic_range_db = dynamic_range_db
+        self.kernel_fronts = kernel_fronts
         self.settings = settings
         self.transform = FastCQT(settings)
         # Each bin's kernel length in samples: what tells one CQT's checkpoint from another's.
@@ -382,6 +386,10 @@ class ScaledCQT(nn.Module):
         self, clips: BeatClips, at_once: int | None = None, beside: int = 0, reach: int = MOST_SEMITONES
     ) -> Tensor:
         """Clips as if each were played at 120 BPM and in another key: their own CQT's magnitudes, read elsewhere.
+
+        A bin rises as soon as the front of its kernel meets an onset, at any tempo as long before it. With
+        `kernel_fronts` it is the fronts that are brought to another tempo and key, so that onsets fall where those of
+        audio played so would, not the centres: docs/decisions/beat-time-moves-the-kernels-fronts.md.
 
         Args:
             clips: n of them; each transposition within `reach`, less what is wanted beside.
@@ -400,7 +408,13 @@ class ScaledCQT(nn.Module):
         bins = torch.arange(-beside, self.settings.bins + beside, device=wide.device)
         rows = reach - clips.transpose[:, None] + bins
         chosen = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))  # (n, bins, frames of the longest)
-        return scale_decibels(read_frames(chosen, clips.places), self.dynamic_range_db, beside)
+        places = clips.places
+        if self.kernel_fronts:
+            speed = (places[:, -1:] - places[:, :1]) / (places.shape[1] - 1)  # (n, 1)
+            later = speed * transform.lead[reach + bins] - transform.lead[rows]  # (n, bins), frames
+            last = (clips.samples // self.settings.hop)[:, None, None]
+            places = torch.minimum((places[:, None] + later[:, :, None]).clamp_min(0), last)
+        return scale_decibels(read_frames(chosen, places), self.dynamic_range_db, beside)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """float32 (batch, samples), longer than `padding` -> float32 (batch, bins, frames), in scaled decibels."""

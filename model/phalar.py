@@ -48,9 +48,12 @@ class PhalarConfig:
     n_components: int = 8
     dimension: int = 512  # of the embedding, and of the layer before it
     dropout: float = 0.1  # in training only
+    kernel_fronts: bool = False  # whether beat time moves the kernels' fronts, which meet the onsets, or their centres
 
     def __post_init__(self) -> None:
         """Refuse numbers that no model of ours can have, before anything of their size is allocated."""
+        if not isinstance(self.kernel_fronts, bool):
+            raise ValueError(f"kernel_fronts must be true or false, not {self.kernel_fronts!r}")
         for name, lowest, highest in (
             ("sample_rate", 1_000, 192_000),
             ("hop", 1, 16_384),
@@ -94,7 +97,7 @@ class Phalar(nn.Module):
         """Whether the weights were learned: retrieval by seeded weights must never look like the real thing."""
         self.notes: Mapping[str, str] = {}
         """Free-form notes that a checkpoint carried."""
-        self.cqt = ScaledCQT(config.cqt, config.dynamic_range_db)
+        self.cqt = ScaledCQT(config.cqt, config.dynamic_range_db, config.kernel_fronts)
         self.backbone = AxialBackbone(config.channels, config.growth, config.depth, config.dropout)
         self.pooling = SpectralPooling(
             config.bins, self.backbone.out_channels, config.pooled_channels, config.n_components
@@ -122,7 +125,10 @@ class Phalar(nn.Module):
 
         Computed anew from the weights at each call (some milliseconds): keep it where it is used often.
         """
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        config = asdict(self.config)
+        if not self.config.kernel_fronts:  # models from before it keep theirs
+            del config["kernel_fronts"]
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, weight in sorted(self.state_dict().items()):
             digest.update(f"\0{name}\0{tuple(weight.shape)}\0".encode())
             digest.update(weight.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).data)

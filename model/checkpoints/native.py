@@ -94,6 +94,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[PhalarConfi
         raise NotACheckpoint(path, f"its metadata cannot be read ({error!r})") from error
     if not isinstance(numbers, dict) or not isinstance(trained, bool) or not isinstance(notes, dict):
         raise NotACheckpoint(path, "its metadata is of another form")
+    numbers = {"kernel_fronts": False} | numbers  # checkpoints from before it do not say
     known = {field.name for field in fields(PhalarConfig)}
     for name in sorted(numbers.keys() ^ known):
         raise UnsupportedModel(path, f"configuration's {name}", numbers.get(name), "known fields, all of them")

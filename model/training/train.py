@@ -29,6 +29,7 @@ from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
 from model.device import facts_of, upload
 from model.errors import Told
+from model.phalar import PhalarConfig
 from model.training.batches import Ahead, Batch, augmented, draw_batch, embed_in_passes
 from model.training.clock import Clock
 from model.training.cocola import Cocola, refresh_statistics
@@ -419,11 +420,19 @@ class _Taken:
 
 
 def _begin(checkpoint: Path, model: nn.Module) -> nn.Module:
+    """A trained model of the same layers; in beat time it may have been trained on other frames of the CQT."""
     begin = load_trained(checkpoint)
-    holds, trains = (f"{type(one).__name__} {getattr(one, 'config', '')}" for one in (begin, model))
+    holds, trains = map(_layers, (begin, model))
     if holds != trains:
         raise ValueError(f"{checkpoint} holds a {holds}; this recipe trains a {trains}")
     return begin
+
+
+def _layers(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    if isinstance(config, PhalarConfig):
+        config = replace(config, kernel_fronts=False)
+    return f"{type(model).__name__} {config or ''}"
 
 
 def _digest(bank: StemBank) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from model.audio import SAMPLE_RATE
 from model.audio.windows import TOO_SHORT
-from model.cqt import CQTSettings, FastCQT, ScaledCQT, plain_cqt, scale_decibels
+from model.cqt import BeatClips, CQTSettings, FastCQT, ScaledCQT, plain_cqt, scale_decibels
 
 ROUNDING = 1e-4  # of the scaled range: the logarithm of a float32 magnitude of a quiet bin
 MAGNITUDE_TOLERANCE = 2e-6  # of the clip's peak or largest magnitude, from double precision; nnAudio itself: 5e-6
@@ -179,3 +179,57 @@ def test_fast_cqt_first_used_for_inference_still_trains_and_ignores_mixed_precis
     magnitudes.sum().backward()
     assert torch.equal(magnitudes.detach(), expected)
     plain_cqt(settings)(leaf).sum().backward()
+
+
+BASS_HZ = (55.0, 82.41, 65.41, 110.0, 61.74, 92.5)
+RISEN = 0.3  # of the range, 24 dB, under a note's loudest
+
+
+def bass_line(speed: float, semitones: int) -> torch.Tensor:
+    """Six notes, half a second apart, played so much faster and higher: float32 (samples,)."""
+    time = np.arange(round(4.0 / speed * SAMPLE_RATE)) / SAMPLE_RATE
+    wave = np.zeros_like(time)
+    for number, hz in enumerate(BASS_HZ):
+        since = np.maximum(0.0, time * speed - 0.25 - 0.5 * number)
+        envelope = np.minimum(1.0, since / 0.005) * np.exp(-4 * since)
+        wave += envelope * np.sin(2 * np.pi * hz * 2 ** (semitones / 12) * time)
+    return torch.from_numpy((0.2 * wave).astype(np.float32))
+
+
+def rises(scaled: torch.Tensor, semitones: int) -> np.ndarray:
+    """When each note's bin rises, frames: (6,), between frames on a straight line."""
+    found = []
+    for number, hz in enumerate(BASS_HZ):
+        note = scaled[0, round(12 * np.log2(hz / 16.35)) + semitones].numpy()
+        begin = 25 + 50 * number
+        floor = note[begin : begin + 25].max() - RISEN
+        at = begin - 24 + int(np.argmax(note[begin - 24 : begin + 20] > floor))
+        found.append(at - (note[at] - floor) / (note[at] - note[at - 1]))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("speed", "semitones"), [(1.25, 0), (0.8, 0), (1.0, 3), (1.0, -4), (1.1, 2)])
+def test_kernel_fronts_meet_onsets_where_music_played_so_has_them(speed: float, semitones: int) -> None:
+    off_ms = []
+    for kernel_fronts in (False, True):
+        cqt = ScaledCQT(SETTINGS, 80.0, kernel_fronts)
+        played = bass_line(speed, 0)
+        places = (torch.arange(401) / speed).clamp_max(len(played) // SETTINGS.hop)[None]
+        clips = BeatClips(played[None], torch.tensor([len(played)]), places, torch.tensor([semitones]))
+        there, wanted = cqt.in_beat_time(clips), cqt(bass_line(1.0, semitones)[None])
+        off_ms.append(10 * np.abs(rises(there, semitones) - rises(wanted, semitones)).mean())
+    assert off_ms[0] > 10, "a kernel's centre moves, and its front meets the onset too early or too late"
+    assert off_ms[1] < 0.7 * off_ms[0], off_ms
+
+
+@pytest.mark.parametrize("semitones", [1, -2])
+def test_faster_and_as_much_higher_is_the_same_frames_by_either_end_of_the_kernels(semitones: int) -> None:
+    speed = 2 ** (semitones / 12)
+    recorded, played = bass_line(1.0, 0), bass_line(speed, semitones)
+    places = (torch.arange(401) / speed).clamp_max(len(played) // SETTINGS.hop)[None]
+    clips = BeatClips(played[None], torch.tensor([len(played)]), places, torch.tensor([-semitones]))
+    for kernel_fronts in (False, True):
+        cqt = ScaledCQT(SETTINGS, 80.0, kernel_fronts)
+        wanted = cqt(recorded[None])
+        apart = (cqt.in_beat_time(clips) - wanted).abs()[wanted > 0.5]
+        assert apart.mean() < 0.02

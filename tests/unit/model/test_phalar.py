@@ -202,8 +202,15 @@ def test_fingerprint_changes_with_the_configuration() -> None:
     assert model.fingerprint != SEED_0
 
 
+def test_fingerprint_tells_which_end_of_the_kernels_beat_time_moves() -> None:
+    model = Phalar(PhalarConfig(kernel_fronts=True))
+    model.load_state_dict(untrained_phalar(0).state_dict())
+    assert model.fingerprint != SEED_0
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("depth", 0), ("depth", 10**9), ("bins", 96.0), ("growth", "1.5"), ("dropout", 1.0)]
+    ("field", "value"),
+    [("depth", 0), ("depth", 10**9), ("bins", 96.0), ("growth", "1.5"), ("dropout", 1.0), ("kernel_fronts", 1)],
 )
 def test_configuration_refuses_numbers_that_no_model_has(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):

@@ -94,6 +94,16 @@ def test_a_configuration_of_another_model_is_refused(native: Path, change: dict[
         load_phalar(native)
 
 
+def test_a_checkpoint_that_does_not_say_what_beat_time_moves_is_the_model_it_was(phalar: Phalar, native: Path) -> None:
+    def forget(_: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        config = json.loads(metadata["config"])
+        del config["kernel_fronts"]
+        metadata["config"] = json.dumps(config)
+
+    rewrite(native, forget)
+    assert load_phalar(native).fingerprint == phalar.fingerprint
+
+
 @pytest.mark.parametrize("low_bytes", [0x4B50, 0x0280])
 def test_a_header_whose_length_looks_like_another_format_still_loads(
     phalar: Phalar, tmp_path: Path, low_bytes: int

@@ -194,6 +194,9 @@ def test_a_run_may_begin_with_a_trained_model(home: Path, recipe: Recipe, bank: 
     assert Trainer(recipe, bank, folder, device, whole / MODEL).step == 1, "it goes on, and does not begin again"
     with pytest.raises(OtherRun, match="first checkpoint"):
         Trainer(recipe, bank, folder, device)
+    fronts = replace(recipe, encoder=replace(recipe.encoder, kernel_fronts=not recipe.encoder.kernel_fronts))
+    third = Trainer(fronts, bank, home / "fronts", device, whole / MODEL).model
+    assert all(torch.equal(third.state_dict()[name], theirs[name]) for name in theirs)
 
 
 def test_a_further_round_draws_other_examples_and_validates_by_the_same(
