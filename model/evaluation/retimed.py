@@ -14,8 +14,8 @@ from model.audio import Waveform
 from model.audio.grid import Grid, folded
 from model.audio.harmony import key_name, tonic_of
 from model.audio.hearing import Hearing
+from model.audio.stretch import played
 from model.evaluation.retrieval import draw_rng
-from model.evaluation.stretch import played
 from model.training.stems import BankedTrack, StemBank
 
 SPEEDS = (1.04, 1.12)

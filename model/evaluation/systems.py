@@ -9,8 +9,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from model.audio.stretch import played
 from model.cqt import BeatClips, ScaledCQT
-from model.evaluation.stretch import played
 from model.phalar import PhalarConfig
 from model.training.variants import load_trained
 

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from model.audio import SAMPLE_RATE
 from model.audio.grid import BEAT_TIME_BPM
 from model.audio.harmony import tonic_of
-from model.cqt import BeatClips
+from model.audio.stretch import played
+from model.cqt import MOST_SEMITONES, BeatClips
 from model.device import upload
 from model.phalar import PhalarConfig
 from model.training.augment import augment
@@ -32,8 +34,11 @@ from model.training.stems import StemBank
 BEAT_SHIFTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 3 / 2, 2.0, 5 / 2)
 """Beats that a decoy is early or late by: a sixteenth at the least, where the beat is a quarter."""
 
+STRETCHED = (1.02, 1.12)
+"""How many times faster, or slower, a positive is that a stretcher plays."""
+
 _DRAW, _KIND = 0, 6  # what random numbers are for, beside those of train.py
-_DECOYS = 5
+_DECOYS, _STRETCH = 5, 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +100,10 @@ def draw_batch(
         gains = [(10 ** (level_db / 20)).tolist() for level_db in levels_db]
         pitched = [any(bank.tracks[one.track].pitched[stem] for stem in one.stems) for one in windows[: 2 * share]]
         clips = beat_clips(bank, windows, gains if balance_db else None)
+        if recipe.augment.stretched:
+            all_pitched = [all(bank.tracks[one.track].pitched[stem] for stem in one.stems) for one in windows]
+            stretch_rng = np.random.default_rng(seed(_STRETCH, step * world + rank))
+            clips = stretched(clips, share, recipe.augment.stretched, all_pitched, stretch_rng)
         return Batch(clips, share, decoys_of, torch.tensor(pitched).long())
     data, loss = recipe.data, recipe.loss
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
@@ -109,6 +118,38 @@ def draw_batch(
     anchors, positives = mix_examples(bank, examples, length)
     decoys = mix_examples(bank, late, length)[1]
     return Batch(torch.cat([anchors, positives, decoys]), share, torch.arange(len(late)))
+
+
+def stretched(
+    clips: BeatClips, pairs: int, part: float, pitched: Sequence[bool], rng: np.random.Generator
+) -> BeatClips:
+    """The same music from audio that a stretcher played up to 12 % faster or slower and 2 semitones higher or lower.
+
+    Args:
+        clips: anchors, then as many positives, then decoys of the first pairs, on the CPU.
+        pairs: how many.
+        part: of the positives that are played so, each with its decoy.
+        pitched: of each clip, whether all that it has plays notes; the others keep their key.
+        rng: every choice is drawn from it.
+    """
+    chosen = rng.random(pairs) < part
+    speed = np.exp(rng.uniform(np.log(STRETCHED[0]), np.log(STRETCHED[1]), pairs) * rng.choice([-1, 1], pairs))
+    semitones = rng.integers(-2, 3, pairs)
+    samples, places, transpose = clips.samples.clone(), clips.places.clone(), clips.transpose.clone()
+    waveforms = [clip[:length] for clip, length in zip(clips.waveforms, clips.samples.tolist(), strict=True)]
+    for row in range(pairs, len(waveforms)):
+        pair = row % pairs
+        if not chosen[pair]:
+            continue
+        higher = int(semitones[pair]) if pitched[row] else 0
+        if abs(int(transpose[row]) - higher) > MOST_SEMITONES:
+            higher = 0
+        length = round(len(waveforms[row]) / speed[pair])
+        waveforms[row] = torch.from_numpy(played(waveforms[row].numpy(), length, higher))
+        samples[row] = length
+        places[row] = (places[row] / speed[pair]).clamp_max(length // PhalarConfig().hop)
+        transpose[row] -= higher
+    return BeatClips(pad_sequence(waveforms, batch_first=True), samples, places, transpose)
 
 
 def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> Batch:

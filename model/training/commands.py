@@ -140,6 +140,14 @@ def render(
     patterns: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Part of the tracks made of loops, as a sequencer plays them.")
     ] = 0.0,
+    kit: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="A folder of recorded hits, named for their drums: half of the drums. May be given several times.",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
 ) -> None:
     """Play scores (MIDI) into aligned stems, with FluidSynth and with our own synthesiser.
@@ -152,7 +160,9 @@ def render(
     from model.training.scores import score_files
 
     fonts = tuple(soundfont) if soundfont else SOUNDFONTS
-    settings = RenderSettings(soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns)
+    settings = RenderSettings(
+        soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns, kits=tuple(kit or ())
+    )
     tracks = stems = failed = 0
     with bar() as progress:
         task = progress.add_task("scores", total=len(score_files(scores)) * variants)

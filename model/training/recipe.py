@@ -74,6 +74,7 @@ class AugmentSettings:
     equalised: float = 0.0  # part of the sides that an equaliser bends, half of which a filter cuts too
     equaliser_db: float = 6.0  # the deviation of its bands, which are an octave wide
     saturated: float = 0.0  # part of the sides that are driven into a soft limit
+    stretched: float = 0.0  # in beat time: part of the positives from audio that a stretcher played at another tempo
     balance_db: float = 0.0  # in beat time: each stem of a submix up or down, at most
 
 
@@ -173,6 +174,7 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         ("data.unpitched", data.unpitched),
         ("augment.equalised", recipe.augment.equalised),
         ("augment.saturated", recipe.augment.saturated),
+        ("augment.stretched", recipe.augment.stretched),
         ("loss.beat_decoys", loss.beat_decoys),
         ("loss.key_decoys", loss.key_decoys),
     ):
@@ -188,8 +190,9 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         raise BadRecipe(path, f"loss.keys is from 0 to {MOST_KEYS}, not {loss.keys}")
     if loss.keys and loss.negatives != "all":
         raise BadRecipe(path, "loss.keys needs loss.negatives = 'all'")
-    if data.matched and (data.semitones or loss.keys) and recipe.model in WITHOUT_SEMITONES:
-        entry = "data.semitones" if data.semitones else "loss.keys"
+    entries = {"data.semitones": data.semitones, "loss.keys": loss.keys, "augment.stretched": recipe.augment.stretched}
+    if data.matched and any(entries.values()) and recipe.model in WITHOUT_SEMITONES:
+        entry = next(name for name, value in entries.items() if value)
         raise BadRecipe(path, f"{entry} must be 0: {recipe.model!r} hears mel bands, which show no key")
     if recipe.encoder != PhalarConfig() and recipe.model == "cocola":
         raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")

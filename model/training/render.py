@@ -1,9 +1,9 @@
 """Scores (MIDI) -> time-aligned stems on disk, to train on: `<out>/<track>/<nn>-<instrument>.flac`.
 
-FluidSynth plays them from several soundfonts, our own synthesiser from its voices, a sampler from one note of either;
-instrument within its family, tempo, key, excerpt, levels, tone and room vary by seed. Every draw follows from the seed
-and the score's name alone, so a rendering that was cut off goes on where it ended, and other processes make the same
-music. Not the same bits: FluidSynth's voices keep a little of what they played before.
+FluidSynth plays them from several soundfonts, our own synthesiser from its voices, a sampler from one note of either,
+drums also from recorded hits. Instrument within its family, tempo, key, excerpt, levels, tone and room vary by seed.
+Every draw follows from the seed and the score's name alone, so a rendering that was cut off goes on where it ended, and
+other processes make the same music. Not the same bits: FluidSynth's voices keep a little of what they played before.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from model.demo.synthesis import (
     play_voice,
     tune_kit,
 )
+from model.training.kits import Kits
 from model.training.patterns import as_patterns
 from model.training.processes import map_in_processes
 from model.training.scores import DRUM_CHANNEL, DRUMS, FIRST_UNPITCHED, Part, Score, read_score, score_files
@@ -79,6 +80,8 @@ class RenderSettings:
     kits_in_pieces: float = 0.5  # part of the tracks whose drums are a stem for each piece of the kit
     sequenced: float = 0.3  # part of the tracks that no player's timing loosens
     patterns: float = 0.0  # part of the tracks made of loops, as a sequencer plays them from samples
+    kits: tuple[Path, ...] = ()  # folders of recorded hits, see `kits`
+    from_kits: float = 0.55  # part of the drum stems that are played from them, where there are any
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def render_track(score: Score, settings: RenderSettings, rng: np.random.Generato
         def play(
             notes: Sequence[Note], samples: int, part: Part = part, own: Any = own, synthesised: bool = synthesised
         ) -> Waveform:
+            if part.is_drums and settings.kits and own.random() < settings.from_kits:
+                return _kits(settings.kits).play(_our_drums(notes), samples, own)
             if synthesised:
                 return _synthesise(part, notes, samples, own)
             return _play(part, notes, samples, settings.soundfonts, own)
@@ -164,10 +169,18 @@ def render_track(score: Score, settings: RenderSettings, rng: np.random.Generato
     return {name: waveform * scale for name, waveform in waveforms.items()}, truth
 
 
+def _our_drums(notes: Sequence[Note]) -> list[Note]:
+    return [dataclasses.replace(note, pitch=DRUMS.get(note.pitch, RIM)) for note in notes]
+
+
+@lru_cache(maxsize=1)
+def _kits(folders: tuple[Path, ...]) -> Kits:
+    return Kits.below(folders)
+
+
 def _synthesise(part: Part, notes: Sequence[Note], samples: int, rng: np.random.Generator) -> Waveform:
     if part.is_drums:
-        ours = [dataclasses.replace(note, pitch=DRUMS.get(note.pitch, RIM)) for note in notes]
-        return play_drums(tune_kit(rng), ours, samples, SAMPLE_RATE, rng)
+        return play_drums(tune_kit(rng), _our_drums(notes), samples, SAMPLE_RATE, rng)
     family = part.instrument
     voices = {
         "bass": BASS_VOICES,
@@ -347,6 +360,7 @@ def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rende
         made = dataclasses.asdict(settings) | {
             "score": path.name,
             "soundfonts": [font.name for font in settings.soundfonts],
+            "kits": [folder.name for folder in settings.kits],
         }
         dataclasses.replace(truth, made=made).write(scratch)
         scratch.chmod(0o755)

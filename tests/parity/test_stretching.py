@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from model.audio import SAMPLE_RATE, ClipTooShort
+from model.audio.stretch import played
 from model.checkpoints import load_phalar
 from model.cqt import MOST_SEMITONES
 from model.demo import compose_track
-from model.evaluation.stretch import played
 from model.phalar import FASTEST, Phalar
 from service.work.models import DEFAULT_CHECKPOINT
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.audio import SAMPLE_RATE
+from model.audio.stretch import played
 from model.audio.truth import Truth
 from model.demo import compose_track, write_track
 from model.evaluation.retimed import SEMITONES, SPEEDS, RetimedBank
-from model.evaluation.stretch import played
 from model.training.stems import StemBank, load_bank
 
 ONSET_MS = 2.0  # a twentieth of what a listener calls late

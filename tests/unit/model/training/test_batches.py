@@ -11,11 +11,13 @@ import torch
 from model.audio import SAMPLE_RATE
 from model.audio.harmony import tonic_of
 from model.audio.truth import Truth
+from model.checkpoints import load_phalar
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.demo import compose_track, write_track
 from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_decoy, draw_beat_pair
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
 from model.training.stems import StemBank, load_bank
+from service.work.models import DEFAULT_CHECKPOINT
 
 TRACKS = 6
 RECIPE = Recipe(
@@ -129,3 +131,21 @@ def test_the_stems_of_a_mix_are_balanced_anew_within_the_limit(bank: StemBank) -
     assert isinstance(moved, BeatClips)
     level_db = 20 * torch.log10(moved.waveforms.norm(dim=1) / plain.waveforms.norm(dim=1))
     assert 0.1 < float(level_db.abs().max()) < 8
+
+
+def test_positives_and_their_decoys_are_the_same_music_once_a_stretcher_played_them_otherwise(bank: StemBank) -> None:
+    stretching = replace(RECIPE, augment=AugmentSettings(gain_db=0.0, noise=0.0, stretched=1.0))
+    plain, moved = (draw_batch(bank, range(TRACKS), recipe, 1, seed).clips for recipe in (RECIPE, stretching))
+    assert isinstance(plain, BeatClips)
+    assert isinstance(moved, BeatClips)
+    pairs = RECIPE.batch
+    assert moved.samples[:pairs].equal(plain.samples[:pairs]), "anchors are as recorded"
+    speed = plain.samples[pairs:] / moved.samples[pairs:]
+    assert ((speed.log().abs() > 0.019) & (speed.log().abs() < 0.114)).all()
+    torch.testing.assert_close(speed[:pairs], speed[pairs:], atol=1e-3, rtol=0)
+    assert (moved.transpose != plain.transpose).any()
+    assert (moved.transpose.abs() <= MOST_SEMITONES).all()
+    phalar = load_phalar(DEFAULT_CHECKPOINT)
+    one, other = (phalar.embed_in_beat_time(clips) for clips in (plain, moved))
+    torch.testing.assert_close(one[:pairs], other[:pairs], atol=1e-3, rtol=0)
+    assert ((one.conj() * other).sum(dim=1).real[pairs:] > 0.6).all()

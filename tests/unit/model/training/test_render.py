@@ -5,6 +5,7 @@ from pathlib import Path
 import mido
 import numpy as np
 import pytest
+import soundfile
 
 from model.audio import SAMPLE_RATE, load_clip
 from model.demo.synthesis import Note
@@ -120,6 +121,16 @@ def test_a_kit_in_pieces_is_a_stem_a_piece_and_leaves_no_note_out() -> None:
         assert len(stems) == expected
         assert set(truth.pitched) == set(stems)
         assert [name for name, pitched in truth.pitched.items() if pitched] == [n for n in stems if "piano" in n]
+
+
+def test_drums_are_played_from_recorded_hits_where_there_are_any(tmp_path: Path) -> None:
+    time = np.arange(4_000) / SAMPLE_RATE
+    soundfile.write(tmp_path / "kick.wav", np.sin(2 * np.pi * 1_000 * time) * np.exp(-30 * time), SAMPLE_RATE)
+    kick = Part(0, True, tuple(Note(0.5 * n, 0.1, 36, 0.8) for n in range(8)))
+    settings = RenderSettings(seconds=4.0, synthesised=1.0, kits=(tmp_path,), from_kits=1.0)
+    (stem,) = render_track(score_of(kick), settings, np.random.default_rng(0))[0].values()
+    loudest_hz = np.argmax(np.abs(np.fft.rfft(stem))) * SAMPLE_RATE / len(stem)
+    assert 600 < loudest_hz < 1_700, "what was recorded, a little higher or lower"
 
 
 @pytest.mark.parametrize("pitch", [57, 69, 81])
