@@ -78,7 +78,7 @@ class Kits:
         return cls(hits)
 
     def play(self, notes: Sequence[Note], samples: int, rng: np.random.Generator) -> Waveform:
-        """Sound drum notes, our drums being their pitches: float32 (samples,), not yet levelled. What no kit has is mute."""
+        """Drum notes, our drums being their pitches: float32 (samples,), not yet levelled. What no kit has is mute."""
         folders = sorted({folder for drums in self.hits.values() for folder, _ in drums})
         home = folders[int(rng.integers(len(folders)))] if folders and rng.random() < ONE_KIT else None
         drums = {
