@@ -295,6 +295,8 @@ def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
         )
         for count, share in answer["matched"].items():
             tables[-1].add_row(count, *_cells(share, "accuracy"))
+        for count, share in answer["of_like_tempo"].items():
+            tables[-1].add_row(f"{count} of like tempo", *_cells(share, "accuracy"))
         changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys_of_pitched_pairs"].items()}
         changes |= {f"late by a {name}": row for name, row in answer["late"].items()}
         if changes:

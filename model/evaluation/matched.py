@@ -1,8 +1,10 @@
 """The retrieval protocol without tempo: every clip at 120 BPM, each window on a beat of its own song.
 
 The paper's protocol lets a detector of tempo do well, for its negatives come from songs at other tempi. Here an anchor
-must find its positive among clips of one tempo; what is left is harmony and groove. Beside it: does the same pair score
-lower in another key, or a part of a beat late?
+must find its positive among clips of one tempo; what is left is harmony and groove, and what a recording's own tempo
+leaves in its sound: attacks, echoes and the CQT's kernels last as long at any tempo. So candidates are also drawn among
+songs of like tempo alone, as a search does. Beside it: does the same pair score lower in another key, or a part of a
+beat late?
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from model.evaluation.retrieval import (
     candidate_shares,
     draw_rng,
     mean_with_interval,
+    odds_all_beaten,
     pieces_of,
+    shares_beaten,
 )
 from model.evaluation.systems import System, embed_in_beat_time
 from model.training.batches import BeatWindow, beat_clips, draw_beat_pair
@@ -33,6 +37,9 @@ from model.training.stems import StemBank
 
 KEYS = (1, -1, 2, -2, 3, 5, 6)
 """Semitones that the positive is moved by: up, or down where negative."""
+
+LIKE_TEMPO = 1.12
+"""Tempi that differ by no more than this factor, octaves folded, are alike: a search stretches no further by itself."""
 
 LATE = {"sixteenth": 0.25, "eighth": 0.5, "beat": 1.0}
 """Beats that the positive is late by."""
@@ -69,6 +76,7 @@ class MatchedResult:
     tracks: int
     pairs: int
     candidates: dict[int, Share]  # by n_candidates
+    of_like_tempo: dict[int, Share]  # the same, all candidates of LIKE_TEMPO; over pairs that have as many
     keys: dict[int, Changed]  # by semitones; over pairs whose positive is pitched
     keys_of_pitched_pairs: dict[int, Changed]  # the same, over pairs whose anchor is pitched too: drums know no key
     late: dict[str, Changed]
@@ -78,6 +86,7 @@ class MatchedResult:
         """For JSON, beside `RetrievalResult.as_dict`."""
         return {
             "matched": {str(count): share.as_dict("accuracy") for count, share in self.candidates.items()},
+            "of_like_tempo": {str(count): share.as_dict("accuracy") for count, share in self.of_like_tempo.items()},
             "keys": {str(semitones): changed.as_dict() for semitones, changed in self.keys.items()},
             "keys_of_pitched_pairs": {
                 str(semitones): changed.as_dict() for semitones, changed in self.keys_of_pitched_pairs.items()
@@ -145,6 +154,7 @@ def evaluate_matched(
     scores = all_scores(system, anchors, positives)
     on_tracks = np.array([anchor.track for anchor, _ in pairs])
     candidates, few = candidate_shares(scores, on_tracks, pieces, settings)
+    of_like_tempo = _of_like_tempo(bank, scores, on_tracks, pieces, settings)
     in_place = np.diag(scores)
 
     def moved(name: int | str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
@@ -174,7 +184,29 @@ def evaluate_matched(
         if both[at].any():
             keys_of_both[change] = compared(at[both[at]], lowered[both[at]])
     used = len({anchor.track for anchor, _ in pairs})
-    return MatchedResult(beats, used, len(pairs), candidates, keys, keys_of_both, late, (*notes, *few))
+    return MatchedResult(beats, used, len(pairs), candidates, of_like_tempo, keys, keys_of_both, late, (*notes, *few))
+
+
+def _of_like_tempo(
+    bank: StemBank,
+    scores: NDArray[np.floating[Any]],
+    on_tracks: NDArray[np.int64],
+    pieces: NDArray[np.str_],
+    settings: RetrievalSettings,
+) -> dict[int, Share]:
+    beaten, allowed = shares_beaten(scores, on_tracks, pieces)
+    grids = {track: bank.tracks[track].grid for track in on_tracks.tolist()}
+    octaves = {track: np.log2(grid.tempo_bpm) for track, grid in grids.items() if grid is not None}
+    own = np.array([octaves[track] for track in on_tracks.tolist()])
+    apart = np.abs(own[:, None] - np.array([octaves[track] for track in np.unique(on_tracks).tolist()])) % 1
+    allowed &= np.minimum(apart, 1 - apart) <= np.log2(LIKE_TEMPO)
+    found = {}
+    for count in settings.n_candidates:
+        enough = allowed.sum(axis=1) >= count - 1
+        if len(set(pieces[enough])) > 1:
+            odds = odds_all_beaten(beaten[enough], allowed[enough], count - 1)
+            found[count] = Share(*mean_with_interval(odds, pieces[enough], settings.seed), 1 / count, len(odds))
+    return found
 
 
 def _draw_pairs(

@@ -43,9 +43,9 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
         answers: the JSON of `phalar evaluate retrieval`, by the name that the row gets.
 
     Returns:
-        A table with a column for each count of candidates, as recorded and, where measured, matched; for another key,
-        other windows of the same track, and a delay of 250 ms; all with 95 % intervals. Its second row says what chance
-        gives. Below, who heard some of the tracks in training, where that is known.
+        A table with a column for each count of candidates, as recorded and, where measured, matched; for candidates of
+        like tempo, another key, other windows of the same track, and a delay of 250 ms; all with 95 % intervals. Its
+        second row says what chance gives. Below, who heard some of the tracks in training, where that is known.
 
     Raises:
         ValueError: no answer, or answers that were not measured on the same tracks, pairs and counts of candidates.
@@ -62,6 +62,9 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
         f"K = {count}": ("accuracy", ("candidates", count)) for count in first["candidates"]
     }
     columns |= {f"matched, K = {count}": ("accuracy", ("matched", count)) for count in first.get("matched", ())}
+    if all(answer.get("of_like_tempo") for answer in answers.values()):
+        count = next(iter(first["of_like_tempo"]))
+        columns[f"of like tempo, K = {count}"] = "accuracy", ("of_like_tempo", count)
     if "1" in first.get("keys_of_pitched_pairs", ()):
         columns["lower a semitone up"] = ("share_lower", ("keys_of_pitched_pairs", "1"))
     if first["time"] is not None:

@@ -34,6 +34,9 @@ from model.training.stems import StemBank
 BEAT_SHIFTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 3 / 2, 2.0, 5 / 2)
 """Beats that a decoy is early or late by: a sixteenth at the least, where the beat is a quarter."""
 
+TEMPO_CHOICE = 2
+"""A batch of like tempi is drawn from so many times its size, the nearest."""
+
 STRETCHED = (1.02, 1.12)
 """How many times faster, or slower, a positive is that a stretcher plays."""
 
@@ -228,7 +231,10 @@ def _draw_beat_windows(
     beats = int(rng.integers(data.fewest_beats, data.most_beats + 1))
     one_key = int(rng.integers(12)) if rng.random() < data.one_key and data.semitones else None
     pairs: list[tuple[BeatWindow, BeatWindow]] = []
-    for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
+    drawn = rng.permutation(np.asarray(tracks, dtype=np.int64))
+    if data.one_tempo and rng.random() < data.one_tempo:
+        drawn = rng.permutation(_of_like_tempo(bank, drawn)[: TEMPO_CHOICE * recipe.batch])
+    for track in drawn:
         if len(pairs) == recipe.batch:
             break
         pair = draw_beat_pair(bank, int(track), beats, rng, data.semitones, one_key, data.unpitched)
@@ -247,6 +253,14 @@ def _draw_beat_windows(
     anchors, positives, decoys = zip(*rows[mine], strict=True)
     count = round(loss.beat_decoys * len(anchors)) if step >= loss.decoys_from else 0
     return [*anchors, *positives, *decoys[:count]], torch.arange(count)
+
+
+def _of_like_tempo(bank: StemBank, tracks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tracks with a grid, by how near the tempo of the first of them, octaves folded."""
+    tempi = {track: grid.tempo_bpm for track in tracks.tolist() if (grid := bank.tracks[track].grid) is not None}
+    octaves = np.log2(list(tempi.values()))
+    apart = np.abs(octaves - octaves[:1]) % 1
+    return np.array([*tempi])[np.argsort(np.minimum(apart, 1 - apart), kind="stable")]
 
 
 def draw_beat_pair(

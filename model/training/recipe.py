@@ -59,6 +59,7 @@ class DataSettings:
     most_beats: int = 10
     semitones: int = 6  # each pair in beat time is moved up or down by at most so many
     one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
+    one_tempo: float = 0.0  # part of those batches whose tracks were recorded at like tempi, octaves folded
     unpitched: float = 0.0  # part of the examples one side of which has only stems that play no notes
     split_seed: int = 0
 
@@ -171,6 +172,7 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
     for name, share in (
         ("data.matched", data.matched),
         ("data.one_key", data.one_key),
+        ("data.one_tempo", data.one_tempo),
         ("data.unpitched", data.unpitched),
         ("augment.equalised", recipe.augment.equalised),
         ("augment.saturated", recipe.augment.saturated),

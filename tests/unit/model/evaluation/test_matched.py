@@ -16,7 +16,7 @@ from model.audio.truth import Truth
 from model.cqt import BeatClips, ScaledCQT
 from model.demo import compose_track, write_track
 from model.evaluation.commands import evaluate_app
-from model.evaluation.matched import NoBeats, evaluate_matched
+from model.evaluation.matched import LIKE_TEMPO, NoBeats, evaluate_matched
 from model.evaluation.retrieval import RetrievalSettings, evaluate_retrieval
 from model.evaluation.systems import embed_in_beat_time, load_system
 from model.phalar import untrained_phalar
@@ -81,6 +81,34 @@ def test_tempo_tells_tracks_as_recorded_and_nothing_once_matched(clicking: Path,
     assert recorded.candidates[4].value > 0.8
     assert matched.candidates[2].value == pytest.approx(0.5, abs=LUCK)
     assert matched.candidates[4].value == pytest.approx(0.25, abs=LUCK)
+
+
+class HearsRecordedTempo:
+    """Knows no beat, only about which tempo a clip was recorded at; between clips of like tempo noise decides."""
+
+    def __init__(self) -> None:
+        self.cqt: ScaledCQT = untrained_phalar().cqt
+
+    def embed(self, waveforms: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def in_beat_time(self, clips: BeatClips) -> Tensor:
+        noise = 1e6 * clips.waveforms.abs().mean(dim=1) % 1
+        return torch.stack([clips.samples.float().log2(), noise], dim=1)
+
+    def score(self, x: Tensor, y: Tensor) -> Tensor:
+        apart, noise = (x[:, None] - y[None]).abs().unbind(dim=2)
+        return -(apart > np.log2(LIKE_TEMPO)).float() - noise
+
+
+def test_candidates_of_like_tempo_unmask_what_only_hears_a_recordings_tempo(clicking: Path, tmp_path: Path) -> None:
+    bank = load_bank([clicking], tmp_path)
+    matched = evaluate_matched(HearsRecordedTempo(), bank, range(TRACKS), SETTINGS)
+    assert matched.candidates[2].value > 0.8
+    assert list(matched.of_like_tempo) == [2], "no track has three others of like tempo"
+    assert matched.of_like_tempo[2].value == pytest.approx(0.5, abs=LUCK)
+    assert matched.of_like_tempo[2].chance == 0.5
+    assert matched.as_dict()["of_like_tempo"]["2"]["pairs"] == TRACKS * SETTINGS.pairs_per_track
 
 
 def tones(seconds: float, speed: float, semitones: int) -> Tensor:

@@ -14,6 +14,7 @@ from model.audio.truth import Truth
 from model.checkpoints import load_phalar
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.demo import compose_track, write_track
+from model.training import batches
 from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_decoy, draw_beat_pair
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
 from model.training.stems import StemBank, load_bank
@@ -149,3 +150,21 @@ def test_positives_and_their_decoys_are_the_same_music_once_a_stretcher_played_t
     one, other = (phalar.embed_in_beat_time(clips) for clips in (plain, moved))
     torch.testing.assert_close(one[:pairs], other[:pairs], atol=1e-3, rtol=0)
     assert ((one.conj() * other).sum(dim=1).real[pairs:] > 0.6).all()
+
+
+def test_tracks_of_a_batch_may_be_of_like_tempo_alone(bank: StemBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "TEMPO_CHOICE", 1)  # there are few tracks
+
+    def octaves_apart(one_tempo: float) -> float:
+        recipe = replace(RECIPE, batch=2, data=replace(RECIPE.data, one_tempo=one_tempo))
+        found = []
+        for step in range(24):
+            clips = draw_batch(bank, range(TRACKS), recipe, step, seed).clips
+            assert isinstance(clips, BeatClips)
+            apart = (
+                abs(float(torch.log2(clips.samples[0] / clips.samples[1]))) % 1
+            )  # of two anchors, equally many beats
+            found.append(min(apart, 1 - apart))
+        return float(np.mean(found))
+
+    assert octaves_apart(1.0) < 0.6 * octaves_apart(0.0)
