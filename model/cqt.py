@@ -389,7 +389,7 @@ class ScaledCQT(nn.Module):
 
         A bin rises as soon as the front of its kernel meets an onset, at any tempo as long before it. With
         `kernel_fronts` it is the fronts that are brought to another tempo and key, so that onsets fall where those of
-        audio played so would, not the centres: docs/decisions/beat-time-moves-the-kernels-fronts.md.
+        audio played so would, not the centres: docs/decisions/tempo-leaks-into-beat-time.md.
 
         Args:
             clips: n of them; each transposition within `reach`, less what is wanted beside.
