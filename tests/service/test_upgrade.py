@@ -61,9 +61,11 @@ def without_music(stems: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def answer(client: httpx.Client, align: str) -> list[tuple[str, float, float, float]]:
-    """Of a riff that the catalog has, played faster: the title of each hit, and where and how fast it is played."""
+    """Of a riff that the catalog has, played faster: the title of each hit, where and how fast it is played, and its
+    score, best first, before the cost of playing it so: seeded weights tell less apart than that."""
     hits = retrieve(client, encode(riff(1, TEMPO_BPM * FASTER)), limit=NOISES + RIFFS, align=align)["hits"]
-    return [(hit["stem"]["title"], hit["start_s"], hit["speed"], hit["score"]) for hit in hits]
+    told = [(hit["stem"]["title"], hit["start_s"], hit["speed"], hit["score"] + hit["cost"]) for hit in hits]
+    return sorted(told, key=lambda hit: -hit[3])
 
 
 def assert_alike(found: list[tuple[str, float, float, float]], wanted: list[tuple[str, float, float, float]]) -> None:
