@@ -15,11 +15,13 @@ from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
 from benchmarks.page import page_parser, publish
 from model.audio import SAMPLE_RATE, cut_windows
 from model.axial_kernel import built_kernels
+from model.checkpoints import load_phalar
 from model.cqt import BeatClips, plain_cqt, scale_decibels
 from model.evaluation.results import markdown_table
-from model.phalar import Phalar, untrained_phalar
+from model.phalar import Phalar
 from model.similarity import to_unit_norm
 from service.search.mix import plan_windows
+from service.work.models import DEFAULT_CHECKPOINT
 
 WINDOW = 5 * SAMPLE_RATE
 
@@ -184,7 +186,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    phalar = untrained_phalar(0).to(device)
+    phalar = load_phalar(DEFAULT_CHECKPOINT, str(device))
     text = headline(f"clips of 5 s, medians of {arguments.repeats} turns")
     with torch.no_grad():
         if device.type == "cuda":
