@@ -233,7 +233,8 @@ def _draw_beat_windows(
     pairs: list[tuple[BeatWindow, BeatWindow]] = []
     drawn = rng.permutation(np.asarray(tracks, dtype=np.int64))
     if data.one_tempo and rng.random() < data.one_tempo:
-        drawn = rng.permutation(_of_like_tempo(bank, drawn)[: TEMPO_CHOICE * recipe.batch])
+        nearest, near = _of_like_tempo(bank, drawn), TEMPO_CHOICE * recipe.batch
+        drawn = np.concatenate([rng.permutation(nearest[:near]), nearest[near:]])  # not each of them has a pair
     for track in drawn:
         if len(pairs) == recipe.batch:
             break
@@ -260,7 +261,7 @@ def _of_like_tempo(bank: StemBank, tracks: NDArray[np.int64]) -> NDArray[np.int6
     tempi = {track: grid.tempo_bpm for track in tracks.tolist() if (grid := bank.tracks[track].grid) is not None}
     octaves = np.log2(list(tempi.values()))
     apart = np.abs(octaves - octaves[:1]) % 1
-    return np.array([*tempi])[np.argsort(np.minimum(apart, 1 - apart), kind="stable")]
+    return np.array([*tempi], dtype=np.int64)[np.argsort(np.minimum(apart, 1 - apart), kind="stable")]
 
 
 def draw_beat_pair(
