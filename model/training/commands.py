@@ -156,9 +156,12 @@ def render(
 
     Example: phalar train render scores/ rendered/ --variants 2
     """
+    from model.training.kits import Kits
     from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores
     from model.training.scores import score_files
 
+    if kit and not Kits.below(kit).hits:
+        raise typer.BadParameter(f"no recording below {', '.join(map(str, kit))} is named for a drum")
     fonts = tuple(soundfont) if soundfont else SOUNDFONTS
     settings = RenderSettings(
         soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns, kits=tuple(kit or ())

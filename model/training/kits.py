@@ -13,21 +13,8 @@ import soundfile
 import soxr
 
 from model.audio import SAMPLE_RATE, Waveform
-from model.demo.synthesis import (
-    CLAP,
-    CRASH,
-    HAT,
-    KICK,
-    OPEN_HAT,
-    RIDE,
-    RIM,
-    SHAKER,
-    SNARE,
-    TOM_HIGH,
-    TOM_LOW,
-    TOM_MID,
-    Note,
-)
+from model.demo import synthesis as ours
+from model.demo.synthesis import Note
 
 ENDINGS = (".flac", ".wav", ".aiff")
 LONGEST_S = 2.5  # of a hit
@@ -38,21 +25,24 @@ QUIET = 0.02  # of a hit's peak: what comes before is cut
 
 _NAMES = (
     (re.compile(r"^(loop|ambi|guit|vinyl|bass|misc|glitch_bass)_"), None),
-    (re.compile(r"hat.?(open|op\b|op_)|openhat|hhopen|^ho_0|_ohh|hhat.*open|hihat-(semi-)?open|cymbal_open"), OPEN_HAT),
-    (re.compile(r"hat|hh|cymbal_(closed|pedal)|elec_(tick|blip|plip|ping)"), HAT),
-    (re.compile(r"kick|^bd|_bd_|bassdrum|_k_0|drum_bass|djembe.*bass|cajonthumps|dununba1 head"), KICK),
-    (re.compile(r"clap|snap|cajonslap"), CLAP),
+    (
+        re.compile(r"hat.?(open|op\b|op_)|openhat|hhopen|^ho_0|_ohh|hhat.*open|hihat-(semi-)?open|cymbal_open"),
+        ours.OPEN_HAT,
+    ),
+    (re.compile(r"hat|hh|cymbal_(closed|pedal)|elec_(tick|blip|plip|ping)"), ours.HAT),
+    (re.compile(r"kick|^bd|_bd_|bassdrum|_k_0|drum_bass|djembe.*bass|cajonthumps|dununba1 head"), ours.KICK),
+    (re.compile(r"clap|snap|cajonslap"), ours.CLAP),
     (
         re.compile(r"rim|stick|clave|woodblock|click|cowbell|cb|agogo|elec_(wood|bong|flip|pop)|tabla_(te|ke|na)|bell"),
-        RIM,
+        ours.RIM,
     ),
-    (re.compile(r"snare|^sn|_sn_|^sd"), SNARE),
-    (re.compile(r"crash|china|splash|cymbal_(hard|soft)|elec_cymbal|^cc_|cra_"), CRASH),
-    (re.compile(r"ride|^rd|^rc_|paiste"), RIDE),
-    (re.compile(r"shaker|maraca|tambourine|swash|kenkeni|elec_(triangle|chime)"), SHAKER),
-    (re.compile(r"tom.*(lo|floor|-0)|floortom|^ft_|tabla_ghe|sangban|bongolo|conga_2"), TOM_LOW),
-    (re.compile(r"tom.*hi|bongohi|tabla_tun|djembe.*(slap|tone)|conga_1"), TOM_HIGH),
-    (re.compile(r"tom|^tm|^t[12]_|drum_[12]|vp drum|fuzz"), TOM_MID),
+    (re.compile(r"snare|^sn|_sn_|^sd"), ours.SNARE),
+    (re.compile(r"crash|china|splash|cymbal_(hard|soft)|elec_cymbal|^cc_|cra_"), ours.CRASH),
+    (re.compile(r"ride|^rd|^rc_|paiste"), ours.RIDE),
+    (re.compile(r"shaker|maraca|tambourine|swash|kenkeni|elec_(triangle|chime)"), ours.SHAKER),
+    (re.compile(r"tom.*(lo|floor|-0)|floortom|^ft_|tabla_ghe|sangban|bongolo|conga_2"), ours.TOM_LOW),
+    (re.compile(r"tom.*hi|bongohi|tabla_tun|djembe.*(slap|tone)|conga_1"), ours.TOM_HIGH),
+    (re.compile(r"tom|^tm|^t[12]_|drum_[12]|vp drum|fuzz"), ours.TOM_MID),
 )
 """The first that a file's name holds, in lower case; None: no single hit."""
 
@@ -77,16 +67,18 @@ class Kits:
                 same[which] = (*same.get(which, ()), path)
         return cls(hits)
 
+    def have(self, notes: Sequence[Note]) -> bool:
+        """Whether each of these drums was recorded."""
+        return {note.pitch for note in notes} <= set(self.hits)
+
     def play(self, notes: Sequence[Note], samples: int, rng: np.random.Generator) -> Waveform:
-        """Drum notes, our drums being their pitches: float32 (samples,), not yet levelled. What no kit has is mute."""
+        """Notes of drums that it has, ours being their pitches: float32 (samples,), not yet levelled."""
         folders = sorted({folder for drums in self.hits.values() for folder, _ in drums})
-        home = folders[int(rng.integers(len(folders)))] if folders and rng.random() < ONE_KIT else None
-        drums = {
-            drum: self._strike(drum, home, rng) for drum in sorted({note.pitch for note in notes} & set(self.hits))
-        }
+        home = folders[int(rng.integers(len(folders)))] if rng.random() < ONE_KIT else None
+        drums = {drum: self._strike(drum, home, rng) for drum in sorted({note.pitch for note in notes})}
         out = np.zeros(samples, np.float32)
         for note in notes:
-            hit = drums.get(note.pitch, np.zeros(0, np.float32))
+            hit = drums[note.pitch]
             at = round(note.onset_s * SAMPLE_RATE)
             length = min(len(hit), samples - at)
             if length > 0:

@@ -147,7 +147,9 @@ def render_track(score: Score, settings: RenderSettings, rng: np.random.Generato
             notes: Sequence[Note], samples: int, part: Part = part, own: Any = own, synthesised: bool = synthesised
         ) -> Waveform:
             if part.is_drums and settings.kits and own.random() < settings.from_kits:
-                return _kits(settings.kits).play(_our_drums(notes), samples, own)
+                kits, drums = _kits(settings.kits), _our_drums(notes)
+                if kits.have(drums):
+                    return kits.play(drums, samples, own)
             if synthesised:
                 return _synthesise(part, notes, samples, own)
             return _play(part, notes, samples, settings.soundfonts, own)

@@ -55,17 +55,17 @@ def test_hits_sound_where_their_notes_are_and_louder_where_they_are_struck_harde
         Note(0.25, 0.1, KICK, 1.0),
         Note(0.75, 0.1, HAT, 0.5),
         Note(1.25, 0.1, HAT, 1.0),
-        Note(1.75, 0.1, SNARE, 1.0),
     ]
+    assert kits.have(notes)
+    assert not kits.have([*notes, Note(1.75, 0.1, SNARE, 1.0)])
     for seed in range(5):
         played = kits.play(notes, 2 * SAMPLE_RATE, np.random.default_rng(seed))
-        level = [np.abs(played[round(at * SAMPLE_RATE) :][:1600]).max() for at in (0.25, 0.75, 1.25, 1.75)]
+        level = [np.abs(played[round(at * SAMPLE_RATE) :][:1600]).max() for at in (0.25, 0.75, 1.25)]
         assert np.flatnonzero(np.abs(played) > 0.02 * level[0])[0] == pytest.approx(0.25 * SAMPLE_RATE, abs=32)
         assert level[2] == pytest.approx(level[1] * 2**1.2, rel=1e-3)
-        assert level[3] == 0, "no kit has a snare"
         kick = np.abs(np.fft.rfft(played[: SAMPLE_RATE // 2]))
         assert 2 * np.argmax(kick) == pytest.approx(LOW, rel=0.5), "a hit is a little higher or lower"
 
 
-def test_without_hits_nothing_sounds(tmp_path: Path) -> None:
-    assert not Kits.below([tmp_path]).play([Note(0.0, 0.1, KICK, 1.0)], 1_000, np.random.default_rng(0)).any()
+def test_without_hits_no_drum_is_played_from_them(tmp_path: Path) -> None:
+    assert not Kits.below([tmp_path]).have([Note(0.0, 0.1, KICK, 1.0)])
