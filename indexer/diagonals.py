@@ -64,6 +64,7 @@ class Place:
     speed: float = 1.0  # times faster than recorded
     transpose: int = 0  # semitones up
     cost: float = 0.0  # of speed and transposition
+    harmony_cost: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,7 @@ def analysed(stem: Row[Any], music: StemMusic) -> dict[str, Any] | None:
         "beats_s": None if music.beats_s is None else np.asarray(music.beats_s, dtype=np.float64).tobytes(),
         "beat_bpm": music.beat_bpm,
         "music_warnings": list(music.warnings),
+        "chroma": None if music.chroma is None else music.chroma.astype(np.float32).tobytes(),
     }
 
 
@@ -111,7 +112,7 @@ def said_anew(stem: Stem, changed: Mapping[str, Any], beats: float | None) -> di
     if again:
         columns |= {name: None for name in FACTS if sources.get(name) == "heard"}
         columns["sources"] = {name: source for name, source in sources.items() if source != "heard"}
-        columns |= {"sure": {}, "pitched": None, "beat_bpm": None, "beats_s": None, "music_warnings": None}
+        columns |= {"sure": {}} | dict.fromkeys(("pitched", "beat_bpm", "beats_s", "music_warnings", "chroma"))
         if stem.state == "ready":
             columns |= {"state": "queued", "windows": 0}
     return columns
@@ -132,11 +133,12 @@ def _music(record: Row[Any]) -> StemMusic:
         beats_s=None if record.beats_s is None else np.frombuffer(record.beats_s, dtype=np.float64),
         beat_bpm=record.beat_bpm,
         warnings=tuple(record.music_warnings or ()),
+        chroma=None if record.chroma is None else np.frombuffer(record.chroma, dtype=np.float32),
     )
 
 
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
-_MUSIC = select(
-    stems.c.row,
-    *(stems.c[name] for name in (*FACTS, "pitched", "sources", "sure", "beats_s", "beat_bpm", "music_warnings")),
-).where(stems.c.row.in_(_ROWS), stems.c.pitched.is_not(None))
+_HEARD = ("pitched", "sources", "sure", "beats_s", "beat_bpm", "music_warnings", "chroma")
+_MUSIC = select(stems.c.row, *(stems.c[name] for name in (*FACTS, *_HEARD))).where(
+    stems.c.row.in_(_ROWS), stems.c.pitched.is_not(None)
+)

@@ -202,7 +202,8 @@ class StemMusic:
 
     sources: of tempo_bpm, key and kind, see FactSource; sure: of what was heard. beats_s: float64 seconds of its grid,
     whose tempo is folded into one octave, and beat_bpm that tempo; None: it has no beat time. `warnings` are beside
-    those of decoding.
+    those of decoding. chroma: float32 (12,), how much of each pitch class sounds in all of it, see `harmony.of_chroma`;
+    None: it plays no notes, or was analysed before that was kept.
     """
 
     kind: str
@@ -214,6 +215,7 @@ class StemMusic:
     beats_s: NDArray[np.float64] | None
     beat_bpm: float | None
     warnings: tuple[str, ...] = ()
+    chroma: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ stems = Table(
     Column("beat_bpm", Float, index=True),  # tempo of its grid, folded into one octave; NULL: no grid
     Column("beats_s", LargeBinary),  # float64: the grid
     Column("music_warnings", JSON(none_as_null=True)),  # the analysis's, which the next one replaces
+    Column("chroma", LargeBinary),  # float32 (12,): how much of each pitch class sounds in it
     Column("words", String),  # that are searched, folded; NULL once deleted. SQLite's index is made in migration 0005
     Column("favourite", Boolean, index=True),  # NULL: no
     Column("rating", Integer, index=True),  # 0 to 5

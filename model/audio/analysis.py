@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.audio.grid import Grid, folded, same_tempo
-from model.audio.harmony import is_relative
+from model.audio.harmony import is_relative, of_chroma
 from model.audio.hearing import Hearing
 from model.audio.said import Said, exact_tempo
 from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform
@@ -40,6 +41,7 @@ class Analysis:
     grid: Grid | None  # its tempo folded; None: no steady tempo
     key: str | None
     pitched: bool
+    chroma: NDArray[np.float32] | None  # see `harmony.of_chroma`; None: it plays no notes
     kind: Kind
     sources: dict[str, str]
     sure: dict[str, bool]  # of what was heard
@@ -96,7 +98,8 @@ def analyse(waveform: Waveform, said: Said | None = None, together: Hearing | No
     kind: Kind | None = said.kind
     if kind is None:
         kind, sources["kind"] = _kind(waveform, seconds, said, grid), "heard"
-    return Analysis(seconds, tempo, grid, key, pitched, kind, sources, sure, tuple(warnings))
+    chroma = of_chroma(hearing.chroma) if pitched else None
+    return Analysis(seconds, tempo, grid, key, pitched, chroma, kind, sources, sure, tuple(warnings))
 
 
 def is_sure(heard: Grid | None) -> bool:

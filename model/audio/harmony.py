@@ -234,6 +234,24 @@ def likeliest_key(weights: NDArray[np.floating[Any]]) -> tuple[int, str] | None:
     return max(fits, key=lambda key: fits[key]) if fits else None
 
 
+def of_chroma(weights: NDArray[np.floating[Any]]) -> NDArray[np.float32] | None:
+    """How much of each pitch class sounds, so that the product of two clips' is their correlation.
+
+    Of the weights the roots are compared, so that a note that is held does not drown all others.
+
+    Args:
+        weights: (12,), not negative, from C upwards.
+
+    Returns:
+        float32 (12,), about their mean and of norm 1; None where all weigh the same. Rolled by one it is that of the
+        clip a semitone up.
+    """
+    roots = np.sqrt(weights)
+    about = roots - roots.mean()
+    norm = float(np.linalg.norm(about))
+    return (about / norm).astype(np.float32) if norm > 1e-9 * float(roots.max(initial=0.0)) else None
+
+
 def is_relative(one: str, other: str) -> bool:
     """Whether two keys, by name, are each other's relatives, with the same notes: "A minor" and "C major"."""
     return one != other and tonic_of(one) is not None and tonic_of(one) == tonic_of(other)

@@ -150,11 +150,9 @@ class Hearing:
         """The first of `grids`; None where there is none."""
         return next(iter(self.grids(tempo_bpm)), None)
 
-    def key(self) -> tuple[str, float] | None:
-        """The key of a clip that plays notes, and how far it is ahead of the next that is not its relative: 0 to 1.
-
-        Such as ("F# minor", 0.2); None where every pitch class sounds alike, or nothing is long enough.
-        """
+    @cached_property
+    def chroma(self) -> NDArray[np.float64]:
+        """For how many frames each pitch class sounds, from C upwards: (12,); 0 where nothing does."""
         magnitude = self.magnitude
         # Notes are peaks among the bins; each moment counts alike, however loud. Bins begin with C.
         inner = magnitude[1:-1]
@@ -162,10 +160,16 @@ class Hearing:
         peaks = functional.pad(peaks, (0, 0, 1, 1))
         level = peaks.sum(dim=0)
         if not bool(level.any()):
-            return None
+            return np.zeros(12)
         notes = peaks / (level + 1e-3 * level.max()).clamp_min(1e-20)
-        chroma = notes[: len(notes) // 12 * 12].sum(dim=1).double().reshape(-1, 12).sum(dim=0).numpy()
-        fits = key_fits(chroma, HEARD_PROFILES)
+        return np.asarray(notes[: len(notes) // 12 * 12].sum(dim=1).double().reshape(-1, 12).sum(dim=0).numpy())
+
+    def key(self) -> tuple[str, float] | None:
+        """The key of a clip that plays notes, and how far it is ahead of the next that is not its relative: 0 to 1.
+
+        Such as ("F# minor", 0.2); None where every pitch class sounds alike, or nothing is long enough.
+        """
+        fits = key_fits(self.chroma, HEARD_PROFILES)
         if not fits:
             return None
         tonic, mode = max(fits, key=lambda key: fits[key])

@@ -117,7 +117,8 @@ class Retrieval:
         finder = Finder(self.settings, self.catalog, embedder, self.live)
         heard = await finder.hear(mix.waveform, query.as_wish(), watch)
         if query.placed:
-            mix = await self.mixes.lay(mix, query.placed, watch)
+            mix = await self.mixes.lay(mix, query.placed, watch)  # its tempo and key stay what they were
+            heard = replace(heard, chroma=(await finder.hear(mix.waveform, query.as_wish(), watch)).chroma)
         search = _Search(query, mix, heard, query.as_wish(mix.rows), query.as_filter(mix.stem_ids), finder, watch)
         if query.complete:
             return await self._complete(index, search)
@@ -176,6 +177,7 @@ class Retrieval:
             score=place.score,
             sureness=None if known is None else round(known.of(place.score), 3),
             cost=place.cost,
+            harmony_cost=place.harmony_cost,
             speed=place.speed,
             transpose=place.transpose,
             start_s=place.start_s,
@@ -222,7 +224,7 @@ class Retrieval:
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """A query with what it is asked by: its mix, stems laid into it, and what was heard of that before."""
+    """A query with what it is asked by: its mix, stems laid into it, and what was heard of it."""
 
     query: RetrieveIn
     mix: Mix

@@ -333,14 +333,18 @@ class HitOut(BaseModel):
 
     rank: int
     score: float = Field(
-        description="mean score of the windows below, less `cost`; of a stem in the mix's own tempo and key, the "
-        "better of that and of its best place as recorded. Higher is better"
+        description="mean score of the windows below, less `cost` and `harmony_cost`; of a stem in the mix's own tempo "
+        "and key, the better of that and of its best place as recorded. Higher is better"
     )
     sureness: float | None = Field(
         description="of stems that score so, the share that belong to the mix, where half of all do; "
         "below 0.5 it fits no better than one drawn by chance. null: not taught, or one place was tried"
     )
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
+    harmony_cost: float = Field(
+        description="what its notes, all through it, took off for going badly with the mix's: 0 where both sound the "
+        "same pitch classes as often, 3 where they have nothing to do with each other, 2.25 where it plays none"
+    )
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
     transpose: int = Field(description="semitones that it is to be moved up")
     start_s: Seconds = Field(

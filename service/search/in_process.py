@@ -33,7 +33,7 @@ from model.training.stems import StemBank
 from service.metrics import Metrics, Stopwatch
 from service.search.band import Band, Play
 from service.search.remembered import Remembering
-from service.search.retrieval import Finder, Scored, Wish
+from service.search.retrieval import Asked, Finder, Scored, Wish
 from service.settings import Settings
 from service.work.batches import cut, loud
 from service.work.device import Device
@@ -80,7 +80,7 @@ class SearchedCatalog:
 
     def __init__(self, settings: Settings, catalog: Catalog, models: Models) -> None:
         self._settings = settings
-        self._catalog = catalog
+        self.catalog = catalog
         self._models = models
         self._fingerprint = models.configured_fingerprint
         self.embedder = DirectEmbedder(settings)
@@ -134,12 +134,12 @@ class SearchedCatalog:
             )
             for name, waveform, instrument in zip(banked.stems, waveforms, played, strict=True)
         ]
-        job, waiting = await self._catalog.add(uploads)
+        job, waiting = await self.catalog.add(uploads)
         together = await asyncio.to_thread(Hearing, waveforms.sum(axis=0))
         rows: list[int] = []
         for item, waveform in zip(job.items, waveforms, strict=True):
             assert item.stem_id is not None, "nothing was rejected"
-            stem = await self._catalog.stem(item.stem_id)
+            stem = await self.catalog.stem(item.stem_id)
             rows.append(stem.row)
             self._ids[stem.row] = stem.id
             if item.stem_id in waiting:
@@ -148,14 +148,14 @@ class SearchedCatalog:
                 laid = lay(waveform, analysis, self._settings)
                 audible, embedding = await self.embedder.stem(self._fingerprint, laid.waveform, laid.parts)
                 starts_s = np.concatenate([part.starts for part in laid.parts])[audible] / SAMPLE_RATE
-                await self._catalog.store_embeddings(
+                await self.catalog.store_embeddings(
                     stem.row, self._fingerprint, audible, starts_s, embedding, laid.beats[audible], laid.music
                 )
         return tuple(rows)
 
     async def go_live(self) -> Index:
         """Build the index of what has been put in."""
-        alias = await self._catalog.alias()
+        alias = await self.catalog.alias()
         assert alias is not None
         fold = await self._fold(self._fingerprint)
         await self._live.build(alias.generation, self._fingerprint, fold, self._settings.index_type)
@@ -163,6 +163,12 @@ class SearchedCatalog:
         index = await self._live.current()
         self.stems = index.stems
         return index
+
+    async def ask(self, mix: Waveform, wish: Wish) -> tuple[Index, list[Asked]]:
+        """A mix as the stems of each time base are asked about it."""
+        watch = Stopwatch(self._metrics)
+        heard = await self.finder.hear(mix, wish, watch)
+        return await self.finder.ask(await self._live.current(), mix, StemFilter(), wish, heard)
 
     async def find(self, mix: Waveform, wish: Wish) -> tuple[dict[int, Place], dict[str, float]]:
         """Every stem that the search can rank, best first, by its row; and the milliseconds of each stage."""
@@ -177,7 +183,7 @@ class SearchedCatalog:
         """By instrument every stem that the search can rank, best first, without some, by their rows; and the band that
         makes a set of them. The mix is embedded once."""
         embedder = Remembering(self.embedder, Kept(), "")
-        finder = Finder(self._settings, self._catalog, embedder, self._live)
+        finder = Finder(self._settings, self.catalog, embedder, self._live)
         index, watch = await self._live.current(), Stopwatch(self._metrics)
         wish = Wish(ranked=self.stems)
         heard = await finder.hear(mix, wish, watch)
@@ -186,7 +192,7 @@ class SearchedCatalog:
         for name in instruments:
             wanted = StemFilter(instruments=(name,), exclude=exclude)
             found[name] = (await finder.find(index, mix, wanted, wish, watch, heard)).scored
-        return found, Band(self._catalog, embedder, index, mix, play, self._settings.query_timeout_s)
+        return found, Band(self.catalog, embedder, index, mix, play, self._settings.query_timeout_s)
 
     async def _fold(self, fingerprint: str) -> HermitianFold:
         return await asyncio.to_thread(self._models.fold, fingerprint)

@@ -11,6 +11,7 @@ from indexer import QueryWindows
 from model.audio import SAMPLE_RATE, Windows, is_silent
 from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
+from model.audio.harmony import of_chroma
 from model.audio.hearing import Hearing
 from model.phalar import PhalarConfig
 
@@ -26,12 +27,16 @@ Align = Literal["beats", "search", "grid"]
 
 @dataclass(frozen=True)
 class HeardMix:
-    """Tempo and key of a mix, each with its source ("said" or "heard"), and how sure it is where it was heard."""
+    """Tempo and key of a mix, each with its source ("said" or "heard"), and how sure it is where it was heard.
+
+    chroma: float32 (12,), how much of each pitch class sounds, see `harmony.of_chroma`; None: it plays no notes.
+    """
 
     grids: tuple[Grid, ...]  # the likeliest first; none: it has no tempo
     key: str | None
     sources: dict[str, str]
     sure: dict[str, bool]
+    chroma: NDArray[np.float32] | None = None
 
 
 def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key: str | None = None) -> HeardMix:
@@ -55,12 +60,13 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
         if tempo_bpm is None:
             sure["tempo_bpm"] = is_sure(grids[0])
             grids = grids[:1] if is_sure(grids[0]) else grids
+    pitched = audible and hearing.is_pitched()
     if key is not None:
         sources["key"] = "said"
-    elif audible and hearing.is_pitched() and (told := hearing.key()):
+    elif pitched and (told := hearing.key()):
         key, ahead = told
         sources["key"], sure["key"] = "heard", ahead >= SURE_KEY
-    return HeardMix(tuple(grids), key, sources, sure)
+    return HeardMix(tuple(grids), key, sources, sure, of_chroma(hearing.chroma) if pitched else None)
 
 
 @dataclass(frozen=True, eq=False)

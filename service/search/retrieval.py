@@ -26,7 +26,7 @@ from model.audio.grid import Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
 from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
-from service.search.stretching import cost_of, octaves_of, same_tempi, speed_of
+from service.search.stretching import cost_of, harmony_costs, octaves_of, same_tempi, speed_of
 from service.settings import Settings
 from service.work.jobs import FingerprintMismatch
 
@@ -72,7 +72,7 @@ class Asked:
     """A mix as the stems of one time base are asked about it: with a grid those in beat time, else those in clock time.
 
     `queries` hold its windows, each in a `key`: semitones that stems are to be moved up. `tonic`: of the mix's key
-    where somebody said it, see `harmony.tonic_of`.
+    where somebody said it, see `harmony.tonic_of`; `chroma`: of the mix, see `harmony.of_chroma`.
     """
 
     plan: Plan
@@ -80,6 +80,7 @@ class Asked:
     key: NDArray[np.int64]  # (q,)
     allowed: NDArray[np.int64] | None
     tonic: int | None = None
+    chroma: NDArray[np.float32] | None = None
 
     def may_move(self, music: StemMusic, key: int) -> bool:
         """Whether a stem may be played so many semitones higher.
@@ -131,10 +132,12 @@ class Scored:
     def place(self) -> Place:
         grid = self.asked.plan.grid
         place = self.found.place(self.row, between=grid is None)
-        if grid is None:
-            return place
-        assert self.music is not None
-        return replace(_in_seconds(place, grid, self.music, self.key), score=self.score)
+        if grid is not None:
+            assert self.music is not None
+            place = _in_seconds(place, grid, self.music, self.key)
+        chroma = None if self.music is None else self.music.chroma
+        harmony_cost = float(harmony_costs(self.asked.chroma, [chroma], [self.key])[0, 0])
+        return replace(place, score=self.score, harmony_cost=harmony_cost)
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,8 @@ class Finder:
             IndexUnavailable, QueueError: not now.
         """
         heard = heard or await self.hear(waveform, wish, watch)
-        plans = await self._plans(waveform, wanted, wish, heard)
         with watch.stage("embed"):
-            index, asked = await self._embed_mix(index, waveform, plans)
-        if heard.sources.get("key") == "said":
-            asked = [replace(each, tonic=tonic_of(heard.key or "")) for each in asked]
+            index, asked = await self.ask(index, waveform, wanted, wish, heard)
         looked_at = wish.limit
         while True:
             best, searched = await self._ranked(index, asked, replace(wish, limit=looked_at), watch)
@@ -221,7 +221,19 @@ class Finder:
         scored = await self._on_beats(index, asked, ordered[: max(wish.limit + SPARE, wish.ranked)])
         at = {one.row: one.place for one in scored}
         placed = [{one.row: at[one.row] for one in some} for some in (hits, spare, others)]
-        return Found(index, plans[0][0], heard, placed[0], placed[1], placed[2], scored, groups.copies, exact)
+        return Found(index, asked[0].plan, heard, placed[0], placed[1], placed[2], scored, groups.copies, exact)
+
+    async def ask(
+        self, index: Index, waveform: NDArray[np.float32], wanted: StemFilter, wish: Wish, heard: HeardMix
+    ) -> tuple[Index, list[Asked]]:
+        """A mix as the stems of each time base are asked about it, and the index whose model embedded it.
+
+        Args, Raises: as for `find`.
+        """
+        plans = await self._plans(waveform, wanted, wish, heard)
+        index, asked = await self._embed_mix(index, waveform, plans)
+        tonic = tonic_of(heard.key or "") if heard.sources.get("key") == "said" else None
+        return index, [replace(each, tonic=tonic, chroma=heard.chroma) for each in asked]
 
     async def _ranked(
         self, index: Index, asked: list[Asked], wish: Wish, watch: Stopwatch
@@ -327,7 +339,7 @@ class Finder:
             with watch.stage("rescore"):
                 unseen = [row for row in some.rows.tolist() if row not in seen]
                 stems = await self._catalog.embeddings_of(unseen, index.fingerprint)
-                music = await self._catalog.music_of(unseen) if asked.plan.grid is not None else {}
+                music = await self._catalog.music_of(unseen)
                 best |= await asyncio.to_thread(_best, index, asked, stems, music)
                 seen.update(unseen)
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
@@ -346,24 +358,23 @@ class Finder:
 def _best(
     index: Index, asked: Asked, stems: Mapping[int, StemEmbeddings], music: Mapping[int, StemMusic]
 ) -> dict[int, Scored]:
-    """Each stem at its best place and in its best key, less what it costs to play it so."""
+    """Each stem at its best place and in its best key, less what it costs to play it so and what harmony takes off."""
     grid = asked.plan.grid
-    if grid is None:
-        clock = {row: timed(stem, in_beats=False) for row, stem in stems.items()}
-        found = best_places(index.fold, asked.queries, clock)
-        return {row: Scored(score, row, asked, 0, found, None) for row, score in found.scores.items()}
-    in_beats = {row: timed(stem, in_beats=True) for row, stem in stems.items() if row in music}
+    in_beats = grid is not None
+    in_time = {row: timed(stem, in_beats=in_beats) for row, stem in stems.items() if row in music or not in_beats}
     shifts, at = np.unique(asked.queries.shift, return_index=True)
-    keys = asked.key[at]  # of each shift
-    costs = np.full((len(in_beats), len(shifts)), np.inf)
-    for row, cost in zip(in_beats, costs, strict=True):
-        speed = speed_of(grid, music[row])
-        for key in np.unique(keys).tolist():
-            if asked.may_move(music[row], key):
-                cost[keys == key] = cost_of(speed, key)
-    found = best_places(index.fold, asked.queries, in_beats, costs)
+    key = asked.key[at]  # of each shift
+    keys, at = np.unique(key, return_inverse=True)
+    chroma = [music[row].chroma if row in music else None for row in in_time]
+    costs = harmony_costs(asked.chroma, chroma, keys.tolist())  # (stems, keys)
+    if grid is not None:
+        for row, cost in zip(in_time, costs, strict=True):
+            speed = speed_of(grid, music[row])
+            may_move = (asked.may_move(music[row], semitones) for semitones in keys.tolist())
+            cost += [cost_of(speed, to) if may else np.inf for to, may in zip(keys.tolist(), may_move, strict=True)]
+    found = best_places(index.fold, asked.queries, in_time, costs[:, at])
     return {
-        row: Scored(score, row, asked, int(keys[shifts == found.shifts[row]][0]), found, music[row])
+        row: Scored(score, row, asked, int(key[shifts == found.shifts[row]][0]), found, music.get(row))
         for row, score in found.scores.items()
     }
 

@@ -149,8 +149,9 @@ function unfold(button, panel, hit, mixId) {
         make("tbody", {}, ...hit.windows.map((pair) => cells("td", format.clock(pair.mix_s), format.clock(pair.stem_s), format.score(pair.score)))),
       ),
     );
-    const [score, cost] = [hit.score, hit.cost].map((value) => Math.round(100 * value));
-    if (cost) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost) / 100)} − ${format.score(cost / 100)} for playing it otherwise`));
+    const [score, cost, harmony] = [hit.score, hit.cost, hit.harmony_cost].map((value) => Math.round(100 * value));
+    const less = [[cost, "for playing it otherwise"], [harmony, "for notes unlike the mix's"]].filter(([value]) => value).map(([value, why]) => ` − ${format.score(value / 100)} ${why}`);
+    if (less.length) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost + harmony) / 100)}${less.join("")}`));
     const recorded = ({ currentTarget }) => download(currentTarget, `stems/${encodeURIComponent(id)}/audio`, name);
     panel.append(make("button", { type: "button", className: "link", "aria-label": `Download ${title} as recorded`, onclick: recorded }, "Download as recorded"));
   }

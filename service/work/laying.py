@@ -88,4 +88,5 @@ def music_of(analysis: Analysis, grid: Grid | None) -> StemMusic:
         beats_s=None if grid is None else grid.beats_s,
         beat_bpm=None if grid is None else grid.tempo_bpm,
         warnings=analysis.warnings,
+        chroma=analysis.chroma,
     )

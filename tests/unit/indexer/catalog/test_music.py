@@ -25,9 +25,10 @@ HEARD = StemMusic(
     beats_s=GRID,
     beat_bpm=120.0,
     warnings=("its end clicks",),
+    chroma=np.linspace(-1, 1, 12, dtype=np.float32),
 )
 UNHEARD = replace(HEARD, pitched=False, tempo_bpm=None, key=None, sources={"kind": "heard"}, sure={}, beats_s=None)
-UNHEARD = replace(UNHEARD, beat_bpm=None, kind="one-shot", warnings=())
+UNHEARD = replace(UNHEARD, beat_bpm=None, kind="one-shot", warnings=(), chroma=None)
 AT_100 = replace(HEARD, tempo_bpm=100.0, beat_bpm=100.0, sources={**HEARD.sources, "tempo_bpm": "said"})
 
 
@@ -55,7 +56,8 @@ async def test_an_analysis_is_stored_with_the_embeddings_it_laid(catalog: Catalo
     assert stem.warnings == ("its end clicks",)
     music = (await catalog.music_of([row]))[row]
     np.testing.assert_array_equal(music.beats_s, GRID)
-    assert vars(replace(music, beats_s=None)) == vars(replace(HEARD, beats_s=None))
+    np.testing.assert_array_equal(music.chroma, HEARD.chroma)
+    assert vars(replace(music, beats_s=None, chroma=None)) == vars(replace(HEARD, beats_s=None, chroma=None))
     np.testing.assert_array_equal((await catalog.embeddings_of([row], "f"))[row].beats, BEATS)
     np.testing.assert_array_equal((await catalog.changes_since(0, "f")).upserted[row].beats, BEATS)
     assert (await catalog.list_stems(StemFilter(keys=("a MINOR",), kinds=("loop",))))[0] == [stem]

@@ -1,0 +1,36 @@
+"""What is taken off a stem's score for notes that go badly with the mix's."""
+
+import numpy as np
+import pytest
+
+from model.audio.harmony import of_chroma
+from service.search.stretching import HARMONY_COST, NO_NOTES, harmony_costs
+
+C_MAJOR = of_chroma(np.array([9.0, 0, 4, 0, 6, 3, 0, 8, 0, 4, 0, 2]))
+
+
+def test_the_same_notes_cost_nothing_and_only_in_their_own_key() -> None:
+    assert C_MAJOR is not None
+    two_lower = np.roll(C_MAJOR, -2)
+    (costs,) = harmony_costs(C_MAJOR, [two_lower], range(-2, 3))
+    assert costs[4] == pytest.approx(0, abs=1e-6)
+    assert (costs[:4] > 0.3 * HARMONY_COST).all()
+
+
+def test_notes_that_are_all_others_cost_most() -> None:
+    assert C_MAJOR is not None
+    (costs,) = harmony_costs(C_MAJOR, [-C_MAJOR], [0])
+    assert costs == pytest.approx(2 * HARMONY_COST)
+
+
+def test_what_plays_no_notes_costs_the_same_in_every_key_and_among_others() -> None:
+    costs = harmony_costs(C_MAJOR, [None, C_MAJOR, None], [-1, 0])
+    np.testing.assert_allclose(costs[[0, 2]], HARMONY_COST * (1 - NO_NOTES))
+
+
+def test_a_mix_without_notes_takes_nothing_off() -> None:
+    assert not harmony_costs(None, [C_MAJOR, None], [0, 1, 2]).any()
+
+
+def test_no_stems_cost_nothing() -> None:
+    assert harmony_costs(C_MAJOR, [], [0]).shape == (0, 1)
