@@ -4,7 +4,8 @@
         [--queries 150] [--tracks 60] [--page docs/decisions/on-the-beat.md]
 
 Mixes of 8 s, the missing stem stored as recorded, and at another tempo and in another key. Every stem of the catalog is
-scored in every way once, and ranked by each pair of costs: the first ten of other tracks, and the mean reciprocal rank.
+scored in every way once, and ranked by each pair of costs: the first ten of other tracks, and the mean reciprocal rank,
+of all missing stems, of those that play notes and of those that play none.
 """
 
 import asyncio
@@ -46,6 +47,7 @@ class Ways:
     moved: NDArray[np.bool_]  # likewise: not as it was recorded
     unlike: Float64  # likewise: what harmony takes off
     missing: int
+    pitched: bool  # whether the missing stem plays notes
     strangers: NDArray[np.int64]  # all stems of other pieces
 
     def rank(self, otherwise: float, harmony: float) -> int:
@@ -100,9 +102,10 @@ async def searched(bank: StemBank, held: StemBank | RetimedBank, tracks: list[in
                 mix = stems[:, query.start : query.start + SECONDS * SAMPLE_RATE].sum(axis=0)
                 _, asked = await searching.ask(mix, Wish())
                 missing = rows[query.track][query.missing]
+                music = await searching.catalog.music_of([missing])
                 strangers = [at for at, row in enumerate(every) if piece[row] != piece[missing]]
                 parts = await ways(searching.catalog, index, asked, every)
-                found.append(Ways(*parts, every.index(missing), np.array(strangers)))
+                found.append(Ways(*parts, every.index(missing), music[missing].pitched, np.array(strangers)))
     return found
 
 
@@ -113,11 +116,14 @@ def rows_of(folders: Iterator[tuple[Path, str]], cache: Path, tracks: int, queri
         chosen = choose_tracks(bank, split, tracks, 0)
         for what, held in (("as recorded", bank), ("retimed", RetimedBank(bank, cache / "retimed"))):
             found = asyncio.run(searched(bank, held, chosen, queries))
-            cells = []
-            for costs in COSTS:
-                ranks = np.array([each.rank(*costs) for each in found])
-                cells.append(f"{np.mean(ranks <= 10):.0%} ({np.mean(1 / ranks):.2f})")
-            yield [f"{folder.name}, {split}, {what}, {len(found)}", *cells]
+            for plays, some in (
+                ("", found),
+                (", notes", [each for each in found if each.pitched]),
+                (", none", [each for each in found if not each.pitched]),
+            ):
+                ranks = np.array([[each.rank(*costs) for costs in COSTS] for each in some]).reshape(-1, len(COSTS))
+                cells = [f"{np.mean(of_one <= 10):.0%} ({np.mean(1 / of_one):.2f})" for of_one in ranks.T if len(some)]
+                yield [f"{folder.name}, {split}, {what}{plays}: {len(some)}", *cells]
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Time of a training step, and of the versions it replaced: `python -m benchmarks.training --stems DIR`.
 
-Layers: the axial CNN by torch's own layers in place of the compiled kernel. Plain: those, and every example's stems are
-decoded from disk, nnAudio's CQT, the whole batch through the network at once. All take the same examples, weights, loss
-and optimisers, in turn, in one process. The table is for docs/performance.md.
+Layers: the axial CNN by torch's own layers in place of the compiled kernel, and Muon in float32. Plain: those, and
+every example's stems are decoded from disk, nnAudio's CQT, the whole batch through the network at once. All take the
+same examples, weights and loss, in turn, in one process. The table is for docs/performance.md.
 """
 
 import platform
@@ -27,7 +27,7 @@ from model.phalar import Phalar
 from model.training.augment import augment
 from model.training.examples import Example, draw_examples, mix_examples
 from model.training.loss import contrastive_loss
-from model.training.optimiser import optimisers
+from model.training.optimiser import Muon, optimisers
 from model.training.recipe import Recipe, load_recipe
 from model.training.stems import StemBank, load_bank
 from model.training.tracks import TrackFiles, named_tracks
@@ -84,6 +84,7 @@ def compare(
     model = Phalar(recipe.encoder).to(device).train()
     plain_transform = plain_cqt(SETTINGS).to(device)
     muon, adam = optimisers(model, recipe.optimiser)
+    in_float32, _ = optimisers(model, recipe.optimiser, rounds=lambda _: False)
 
     def in_passes(embed: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         half = recipe.precision == "bfloat16" and device.type == "cuda"
@@ -100,7 +101,9 @@ def compare(
     def from_memory(examples: list[Example]) -> Tensor:
         return upload(torch.cat(mix_examples(bank, examples, length)), device)
 
-    def step(number: int, load: Callable[[list[Example]], Tensor], embed: Callable[[Tensor], Tensor]) -> list[float]:
+    def step(
+        number: int, load: Callable[[list[Example]], Tensor], embed: Callable[[Tensor], Tensor], muon: Muon
+    ) -> list[float]:
         examples = draw_examples(bank, range(len(bank.tracks)), recipe.batch, length, np.random.default_rng(number))
         times = [now(device)]
         clips = augment(load(examples), recipe.augment, torch.Generator().manual_seed(number))
@@ -117,16 +120,16 @@ def compare(
         return [later - earlier for earlier, later in pairwise(times)]
 
     ways = {
-        "ours": (from_memory, lambda clips: in_passes(model, clips)),
-        "layers": (from_memory, lambda clips: in_passes(lambda part: by_layers(model.cqt(part)), clips)),
-        "plain": (lambda examples: from_disk(bank, files, examples, length).to(device), plain),
+        "ours": (from_memory, lambda clips: in_passes(model, clips), muon),
+        "layers": (from_memory, lambda clips: in_passes(lambda part: by_layers(model.cqt(part)), clips), in_float32),
+        "plain": (lambda examples: from_disk(bank, files, examples, length).to(device), plain, in_float32),
     }
     taken: dict[str, list[list[float]]] = {name: [] for name in ways}
     for number in range(repeats + 1):
         # Whoever comes first would wait for the disk, as no step does whose examples another thread has mixed.
         from_memory(draw_examples(bank, range(len(bank.tracks)), recipe.batch, length, np.random.default_rng(number)))
-        for name, (load, embed) in ways.items():
-            parts = step(number, load, embed)
+        for name, way in ways.items():
+            parts = step(number, *way)
             if number:  # the first of each only warms up
                 taken[name].append(parts)
     seconds = {

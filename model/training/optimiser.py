@@ -20,12 +20,18 @@ ROWS, COLUMNS = 32, 64
 """Matrices are padded to multiples of these, so that few products serve all: zeros change nothing but the rounding."""
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices by units of its own."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
+    return device.type == "cuda" or bool(able.get("avx512_bf16"))
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal: every direction of a matrix learns at one rate.
 
     torch.optim.Muon takes matrices only and always rounds to bfloat16, which a CPU without such units computes eight
     times slower than float32. This one takes convolutions (as out x everything else), orthogonalises those of about one
-    shape together, rounds on GPUs only, and never waits for one.
+    shape together, rounds where there are such units, and never waits for a GPU.
     """
 
     def __init__(
@@ -34,7 +40,10 @@ class Muon(torch.optim.Optimizer):
         rate: float,
         momentum: float,
         weight_decay: float,
+        rounds: Callable[[torch.device], bool] = has_bfloat16,
     ) -> None:
+        """`rounds`: whether a device is to orthogonalise in bfloat16."""
+        self._rounds = rounds
         super().__init__(parameters, {"lr": rate, "momentum": momentum, "weight_decay": weight_decay})
         self._buckets: dict[tuple[tuple[int, ...], ...], Buckets] = {}
 
@@ -55,7 +64,7 @@ class Muon(torch.optim.Optimizer):
             ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
             shapes = tuple(tuple(parameter.shape) for parameter in parameters)
             if shapes not in self._buckets:
-                self._buckets[shapes] = Buckets(shapes, parameters[0].device)
+                self._buckets[shapes] = Buckets(shapes, parameters[0].device, rounds=self._rounds(parameters[0].device))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, self._buckets[shapes].levelled(ahead), alpha=-group["lr"])
 
@@ -63,8 +72,9 @@ class Muon(torch.optim.Optimizer):
 class Buckets:
     """Where each number of a list of tensors lies in a few stacks of equal matrices, and back: one gather each way."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], device: torch.device) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], device: torch.device, *, rounds: bool = False) -> None:
         self._shapes = shapes
+        self._rounds = rounds
         sizes = [torch.Size(shape).numel() for shape in shapes]
         offsets = [sum(sizes[:at]) for at in range(len(sizes))]
         nothing = sum(sizes)  # the place of the zero that padding repeats
@@ -100,16 +110,19 @@ class Buckets:
             float32, of the same shapes.
         """
         flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), self._stacks[0][1].new_zeros(1)])
-        updates = [(orthogonal(flat[places]) * factors).flatten() for places, factors in self._stacks]
+        updates = [
+            (orthogonal(flat[places], rounds=self._rounds) * factors).flatten() for places, factors in self._stacks
+        ]
         parts = torch.split(torch.cat(updates)[self._back], self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Tensor, *, rounds: bool = False) -> Tensor:
     """The nearest matrices with all singular values near 1 (0.7 to 1.2), by Newton-Schulz iteration.
 
     Args:
         matrices: float32, (n, rows, columns).
+        rounds: to bfloat16 first.
 
     Returns:
         float32, (n, rows, columns). Zero stays zero.
@@ -118,7 +131,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     wide = matrices.shape[1] <= matrices.shape[2]
     x: Tensor = matrices if wide else matrices.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    if x.device.type == "cuda":
+    if rounds:
         x = x.bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.mT
@@ -155,7 +168,9 @@ class Gradients:
         return norm
 
 
-def optimisers(model: nn.Module, settings: OptimiserSettings) -> tuple[Muon, torch.optim.AdamW]:
+def optimisers(
+    model: nn.Module, settings: OptimiserSettings, rounds: Callable[[torch.device], bool] = has_bfloat16
+) -> tuple[Muon, torch.optim.AdamW]:
     """Every trained parameter goes to one of the two: matrices and convolutions to Muon, unless told otherwise."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -165,7 +180,7 @@ def optimisers(model: nn.Module, settings: OptimiserSettings) -> tuple[Muon, tor
             settings.matrices == "muon" and parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) > 1
         )
         (matrices if is_matrix else others).append(parameter)
-    muon = Muon([{"params": matrices}], settings.muon_rate, settings.muon_momentum, settings.weight_decay)
+    muon = Muon([{"params": matrices}], settings.muon_rate, settings.muon_momentum, settings.weight_decay, rounds)
     adam = torch.optim.AdamW(
         others, settings.adam_rate, settings.adam_betas, weight_decay=settings.weight_decay, foreach=True
     )

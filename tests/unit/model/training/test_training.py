@@ -268,25 +268,30 @@ def test_a_run_begins_with_no_other_model(home: Path, recipe: Recipe, bank: Stem
 
 
 def test_two_processes_train_as_one(home: Path, bank: StemBank) -> None:
-    """Without what is drawn for each process by itself (dropout, augmentation), the gradients agree."""
+    """Without what is drawn for each process by itself (dropout, augmentation), the gradients of the first step and the
+    losses of the next agree. A later step's gradients need not: Muon may round the first update to bfloat16."""
     plain = home / "plain.toml"
     plain.write_text('extends = "tiny.toml"\n[encoder]\ndropout = 0.0\n[augment]\ngain_db = 0.0\nnoise = 0.0\n')
-    Trainer(load_recipe(plain), bank, home / "alone", torch.device("cpu")).run(stop_at=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "service.commands", "train", str(plain), "--device", "cpu", "--stop-at", "2"]
+    command += ["-m", "service.commands", "train", str(plain), "--device", "cpu"]
     command += ["--out", str(home / "pair"), "--cache", str(home / "cache")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_S, check=True)
-    one, two = (torch.load(home / name / CHECKPOINT, weights_only=True) for name in ("alone", "pair"))
-    assert losses(home / "pair") == pytest.approx(losses(home / "alone"), rel=SUMMATION)
-    # Means of gradients, not weights: AdamW moves a weight by its full rate whatever the gradient, so where that is
-    # nothing but rounding, a weight may go either way.
-    for optimiser, mean in (("muon", "momentum"), ("adam", "exp_avg")):
-        states = [checkpoint[optimiser]["state"] for checkpoint in (one, two)]
-        assert states[0].keys() == states[1].keys()
-        for number in states[0]:
-            ours, theirs = (state[number][mean] for state in states)
-            assert (ours - theirs).norm() <= SUMMATION * ours.norm(), (optimiser, number)
+    for steps in (1, 2):
+        Trainer(load_recipe(plain), bank, home / "alone", torch.device("cpu")).run(stop_at=steps)
+        stopped = [*command, "--stop-at", str(steps)]
+        subprocess.run(stopped, env=environment, capture_output=True, timeout=PATIENCE_S, check=True)
+        assert losses(home / "pair") == pytest.approx(losses(home / "alone"), rel=SUMMATION)
+        if steps > 1:
+            break
+        one, two = (torch.load(home / name / CHECKPOINT, weights_only=True) for name in ("alone", "pair"))
+        # Means of gradients, not weights: AdamW moves a weight by its full rate whatever the gradient, so where that is
+        # nothing but rounding, a weight may go either way.
+        for optimiser, mean in (("muon", "momentum"), ("adam", "exp_avg")):
+            states = [checkpoint[optimiser]["state"] for checkpoint in (one, two)]
+            assert states[0].keys() == states[1].keys()
+            for number in states[0]:
+                ours, theirs = (state[number][mean] for state in states)
+                assert (ours - theirs).norm() <= SUMMATION * ours.norm(), (optimiser, number)
 
 
 def test_training_learns(home: Path) -> None:

@@ -92,9 +92,11 @@ def test_a_partner_in_another_key_is_a_negative_where_both_play_notes() -> None:
     torch.testing.assert_close(none, plain)
 
 
+@pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 24), (1, 8, 120)])
-def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
-    values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+def test_muons_updates_have_singular_values_near_one(shape: tuple[int, int, int], *, rounds: bool) -> None:
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(given, rounds=rounds))
     assert values.min() > SINGULAR[0]
     assert values.max() < SINGULAR[1]
 
