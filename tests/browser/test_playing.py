@@ -180,8 +180,13 @@ def test_hit_says_how_it_is_played(page):
         """What untrained weights seldom prefer: the first hit, as if it fitted otherwise."""
         answer = route.fetch().json()
         first = answer["hits"][0]
-        first |= {"speed": 1.04, "transpose": 2, "cost": 0.28, "score": 3.2, "start_s": -2.08}
-        first["stem"] |= {"kind": "one-shot", "tempo_bpm": 96, "sources": {"tempo_bpm": "name", "kind": "heard"}}
+        first |= {"speed": 1.04, "transpose": 2, "cost": 0.28, "harmony_cost": 0.75, "score": 3.2, "start_s": -2.08}
+        first["stem"] |= {
+            "pitched": True,
+            "kind": "one-shot",
+            "tempo_bpm": 96,
+            "sources": {"tempo_bpm": "name", "kind": "heard"},
+        }
         first["stem"]["sure"] = {}
         route.fulfill(json=answer)
 
@@ -194,7 +199,8 @@ def test_hit_says_how_it_is_played(page):
     assert first.locator(".meta .fact").first.get_attribute("title").startswith("from the file")
     assert second.locator(".way").inner_text() == "as recorded"
     first.get_by_text("More").click()
-    assert "Score 3.20 = 3.48 \N{MINUS SIGN} 0.28 for playing it otherwise" in first.inner_text()
+    less = "\N{MINUS SIGN} 0.28 for playing it otherwise \N{MINUS SIGN} 0.75 for notes unlike the mix's"
+    assert f"Score 3.20 = 4.23 {less}" in first.inner_text()
     second.get_by_text("More").click()
     assert "otherwise" not in second.inner_text()
     first.locator(".play").click()
