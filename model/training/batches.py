@@ -27,15 +27,7 @@ from model.cqt import MOST_SEMITONES, BeatClips
 from model.device import upload
 from model.phalar import PhalarConfig
 from model.training.augment import augment
-from model.training.examples import (
-    Example,
-    Sides,
-    draw_decoys,
-    draw_examples,
-    draw_submixes,
-    mix_examples,
-    mix_stretches,
-)
+from model.training.examples import Example, draw_decoys, draw_examples, draw_submixes, mix_examples, mix_stretches
 from model.training.recipe import LossSettings, Recipe
 from model.training.stems import StemBank
 
@@ -120,7 +112,7 @@ def draw_batch(
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
     seconds = round(float(rng.uniform(data.shortest_s, data.longest_s)), 1)
     length = round(seconds * SAMPLE_RATE)
-    examples = draw_examples(bank, tracks, recipe.batch, length, rng, Sides(data.unpitched, data.alone))[mine]
+    examples = draw_examples(bank, tracks, recipe.batch, length, rng, data.unpitched)[mine]
     late: list[Example] = []
     decoy_rng = np.random.default_rng(seed(_DECOYS, step * world + rank))
     if step >= loss.decoys_from:
@@ -246,7 +238,7 @@ def _draw_beat_windows(
     for track in drawn:
         if len(pairs) == recipe.batch:
             break
-        pair = draw_beat_pair(bank, int(track), beats, rng, data.semitones, one_key, Sides(data.unpitched, data.alone))
+        pair = draw_beat_pair(bank, int(track), beats, rng, data.semitones, one_key, data.unpitched)
         if pair is not None:
             pairs.append(pair)
     if len(pairs) < recipe.batch:
@@ -279,7 +271,7 @@ def draw_beat_pair(
     rng: np.random.Generator,
     semitones: int = 0,
     one_key: int | None = None,
-    sides: Sides | None = None,
+    unpitched: float = 0.0,
 ) -> tuple[BeatWindow, BeatWindow] | None:
     """An anchor and its positive on a beat of their track, in another key; None where ten beats have no two stems.
 
@@ -290,7 +282,7 @@ def draw_beat_pair(
         rng: every choice is drawn from it.
         semitones: another key, up to so far up or down.
         one_key: the pitch class that the key's major (or relative major) tonic shall become, where the key is known.
-        sides: see `draw_submixes`.
+        unpitched: see `draw_submixes`.
     """
     banked = bank.tracks[track]
     if banked.grid is None:
@@ -299,7 +291,7 @@ def draw_beat_pair(
     for _ in range(10 if len(starts) else 0):
         first = int(rng.choice(starts))
         begin, end = (banked.grid.seconds_at(np.array([first, first + beats])) * SAMPLE_RATE).astype(int)
-        submixes = draw_submixes(bank.audible(track, int(begin), int(end - begin)), rng, banked.pitched, sides)
+        submixes = draw_submixes(bank.audible(track, int(begin), int(end - begin)), rng, banked.pitched, unpitched)
         if submixes is None:
             continue
         transpose = int(rng.integers(-semitones, semitones + 1))

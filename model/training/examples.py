@@ -23,25 +23,8 @@ class Example:
     positive: tuple[int, ...]  # others
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Parts of the draws of two submixes.
-
-    `unpitched`: one side, either, has only stems that play no notes, where there are some. `alone`, of the others: the
-    positive is one stem and the anchor all others, as where a mix asks for the stem that it lacks.
-    """
-
-    unpitched: float = 0.0
-    alone: float = 0.0
-
-
 def draw_examples(
-    bank: StemBank,
-    tracks: Sequence[int],
-    count: int,
-    samples: int,
-    rng: np.random.Generator,
-    sides: Sides | None = None,
+    bank: StemBank, tracks: Sequence[int], count: int, samples: int, rng: np.random.Generator, unpitched: float = 0.0
 ) -> list[Example]:
     """Draw examples of different tracks: a window, and two disjoint submixes of random sizes that sound in it.
 
@@ -51,7 +34,7 @@ def draw_examples(
         count: examples wanted.
         samples: length of a window.
         rng: every choice is drawn from it.
-        sides: see `draw_submixes`.
+        unpitched: see `draw_submixes`.
 
     Returns:
         `count` examples.
@@ -63,7 +46,7 @@ def draw_examples(
     for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
         if len(examples) == count:
             break
-        example = draw_example(bank, int(track), samples, rng, sides)
+        example = draw_example(bank, int(track), samples, rng, unpitched)
         if example is not None:
             examples.append(example)
     if len(examples) < count:
@@ -72,7 +55,7 @@ def draw_examples(
 
 
 def draw_example(
-    bank: StemBank, track: int, samples: int, rng: np.random.Generator, sides: Sides | None = None
+    bank: StemBank, track: int, samples: int, rng: np.random.Generator, unpitched: float = 0.0
 ) -> Example | None:
     """One example of one track, see `draw_submixes`; None where ten places have no two stems that sound."""
     room = bank.tracks[track].samples - samples
@@ -80,14 +63,14 @@ def draw_example(
         return None
     for _ in range(10):
         start = int(rng.integers(room + 1))
-        submixes = draw_submixes(bank.audible(track, start, samples), rng, bank.tracks[track].pitched, sides)
+        submixes = draw_submixes(bank.audible(track, start, samples), rng, bank.tracks[track].pitched, unpitched)
         if submixes is not None:
             return Example(track, start, *submixes)
     return None
 
 
 def draw_submixes(
-    audible: NDArray[np.bool_], rng: np.random.Generator, pitched: Sequence[bool] = (), sides: Sides | None = None
+    audible: NDArray[np.bool_], rng: np.random.Generator, pitched: Sequence[bool] = (), unpitched: float = 0.0
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Two disjoint submixes of random sizes of the stems that sound; None where fewer than two do.
 
@@ -95,12 +78,11 @@ def draw_submixes(
         audible: which stems sound, (stems,).
         rng: every choice is drawn from it.
         pitched: which stems play notes.
-        sides: the parts of the draws whose sides are not of random sizes; None: none.
+        unpitched: part of the draws of which one side, either, has only stems that play none, where there are some.
     """
     sounding = np.flatnonzero(audible)
     if len(sounding) < 2:
         return None
-    unpitched, alone = (0.0, 0.0) if sides is None else (sides.unpitched, sides.alone)
     if unpitched and rng.random() < unpitched:
         struck = [stem for stem in sounding.tolist() if not pitched[stem]]
         if struck:
@@ -110,8 +92,6 @@ def draw_submixes(
                 other = tuple(rest[: int(rng.integers(1, len(rest) + 1))])
                 return (one, other) if rng.random() < 0.5 else (other, one)
     shuffled = rng.permutation(sounding).tolist()
-    if alone and rng.random() < alone:
-        return tuple(shuffled[1:]), (shuffled[0],)
     first = int(rng.integers(1, len(sounding)))
     second = int(rng.integers(1, len(sounding) - first + 1))
     return tuple(shuffled[:first]), tuple(shuffled[first : first + second])

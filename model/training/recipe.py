@@ -61,7 +61,6 @@ class DataSettings:
     one_key: float = 0.0  # part of those batches whose tracks are all brought to one key, where theirs is known
     one_tempo: float = 0.0  # part of those batches whose tracks were recorded at like tempi, octaves folded
     unpitched: float = 0.0  # part of the examples one side of which has only stems that play no notes
-    alone: float = 0.0  # part of the others that are one stem and all of its track that sounds with it
     split_seed: int = 0
 
 
@@ -175,7 +174,6 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         ("data.one_key", data.one_key),
         ("data.one_tempo", data.one_tempo),
         ("data.unpitched", data.unpitched),
-        ("data.alone", data.alone),
         ("augment.equalised", recipe.augment.equalised),
         ("augment.saturated", recipe.augment.saturated),
         ("augment.stretched", recipe.augment.stretched),
