@@ -1,7 +1,7 @@
 """What a search finds by what it takes off for playing a stem otherwise, and for notes unlike the mix's.
 
     python -m benchmarks.costs --stems real_stems --split all --stems rendered --split validation
-        [--queries 150] [--tracks 60] [--page docs/decisions/on-the-beat.md]
+        [--queries 120] [--tracks 60] [--page docs/decisions/on-the-beat.md]
 
 Mixes of 8 s, the missing stem stored as recorded, and at another tempo and in another key. Every stem of the catalog is
 scored in every way once, and ranked by each pair of costs: the first ten of other tracks, and the mean reciprocal rank,
@@ -129,7 +129,7 @@ def rows_of(folders: Iterator[tuple[Path, str]], cache: Path, tracks: int, queri
 def main() -> None:
     parser = page_parser(__doc__)
     add_folders(parser)
-    parser.add_argument("--queries", type=int, default=150)
+    parser.add_argument("--queries", type=int, default=120)
     parser.add_argument("--tracks", type=int, default=60, help="of each folder")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/phalar").expanduser())
     arguments = parser.parse_args()
