@@ -343,7 +343,8 @@ class HitOut(BaseModel):
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     harmony_cost: float = Field(
         description="what its notes, all through it, took off for going badly with the mix's: 0 where both sound the "
-        "same pitch classes as often, 3 where they have nothing to do with each other, 2.25 where it plays none"
+        "same pitch classes as often, 3 where they have nothing to do with each other, 2.25 where it or the mix plays "
+        "none"
     )
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
     transpose: int = Field(description="semitones that it is to be moved up")

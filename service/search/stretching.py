@@ -13,7 +13,7 @@ OTHERWISE_COST = 2.0  # of a stem's score, for not being played as it was record
 STRETCH_COST = 0.5  # and for each factor e of speed: 0.05 for ten per cent
 TRANSPOSE_COST = 0.05  # and for each semitone
 HARMONY_COST = 3.0  # for notes that have nothing to do with the mix's; none for those that sound as often there
-NO_NOTES = 0.25  # the correlation that counts where a stem plays no notes, or which is not known
+NO_NOTES = 0.25  # the correlation that counts where a stem or the mix plays no notes, or none are known
 SAME_TEMPO = 0.01  # tempi that differ by less are one, as far as hearing them goes
 
 
@@ -37,18 +37,16 @@ def harmony_costs(
     """What of stems' scores is taken off for how badly their notes, all through them, go with the mix's.
 
     Args:
-        mix: chroma of the mix, see `harmony.of_chroma`; None: it plays no notes, and nothing is taken off.
-        stems: chroma of n stems.
+        mix: chroma of the mix, see `harmony.of_chroma`; None: it plays no notes.
+        stems: chroma of n stems, likewise.
         keys: semitones that they are moved up, k of them.
 
     Returns:
         float64 (n, k), 0 to 2 HARMONY_COST.
     """
-    if mix is None:
-        return np.zeros((len(stems), len(keys)))
     correlation = np.full((len(stems), len(keys)), NO_NOTES)
     known = [at for at, stem in enumerate(stems) if stem is not None]
-    if known:
+    if known and mix is not None:
         moved_down = np.stack([np.roll(mix, -key) for key in keys], axis=1)
         correlation[known] = np.stack([stem for stem in stems if stem is not None]) @ moved_down
     return HARMONY_COST * (1 - correlation.clip(-1, 1))

@@ -150,7 +150,7 @@ function unfold(button, panel, hit, mixId) {
       ),
     );
     const [score, cost, harmony] = [hit.score, hit.cost, hit.harmony_cost].map((value) => Math.round(100 * value));
-    const less = [[cost, "for playing it otherwise"], [harmony, hit.stem.pitched ? "for notes unlike the mix's" : "for playing no notes"]].filter(([value]) => value).map(([value, why]) => ` − ${format.score(value / 100)} ${why}`);
+    const less = [[cost, "for playing it otherwise"], [harmony, hit.stem.pitched ? "for its notes beside the mix's" : "for playing no notes"]].filter(([value]) => value).map(([value, why]) => ` − ${format.score(value / 100)} ${why}`);
     if (less.length) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost + harmony) / 100)}${less.join("")}`));
     const recorded = ({ currentTarget }) => download(currentTarget, `stems/${encodeURIComponent(id)}/audio`, name);
     panel.append(make("button", { type: "button", className: "link", "aria-label": `Download ${title} as recorded`, onclick: recorded }, "Download as recorded"));

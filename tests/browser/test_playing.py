@@ -199,7 +199,7 @@ def test_hit_says_how_it_is_played(page):
     assert first.locator(".meta .fact").first.get_attribute("title").startswith("from the file")
     assert second.locator(".way").inner_text() == "as recorded"
     first.get_by_text("More").click()
-    less = "\N{MINUS SIGN} 0.28 for playing it otherwise \N{MINUS SIGN} 0.75 for notes unlike the mix's"
+    less = "\N{MINUS SIGN} 0.28 for playing it otherwise \N{MINUS SIGN} 0.75 for its notes beside the mix's"
     assert f"Score 3.20 = 4.23 {less}" in first.inner_text()
     second.get_by_text("More").click()
     assert "otherwise" not in second.inner_text()
