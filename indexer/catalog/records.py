@@ -202,7 +202,7 @@ class StemMusic:
 
     sources: of tempo_bpm, key and kind, see FactSource; sure: of what was heard. beats_s: float64 seconds of its grid,
     whose tempo is folded into one octave, and beat_bpm that tempo; None: it has no beat time. `warnings` are beside
-    those of decoding. chroma: float32 (12,), how much of each pitch class sounds in all of it, see `harmony.of_chroma`;
+    those of decoding. chroma: float32 (12,), how much of each pitch class sounds in all of it, see `harmony.chroma_of`;
     None: it plays no notes, or was analysed before that was kept.
     """
 

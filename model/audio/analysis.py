@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.audio.grid import Grid, folded, same_tempo
-from model.audio.harmony import is_relative, of_chroma
+from model.audio.harmony import chroma_of, is_relative
 from model.audio.hearing import Hearing
 from model.audio.said import Said, exact_tempo
 from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform
@@ -41,7 +41,7 @@ class Analysis:
     grid: Grid | None  # its tempo folded; None: no steady tempo
     key: str | None
     pitched: bool
-    chroma: NDArray[np.float32] | None  # see `harmony.of_chroma`; None: it plays no notes
+    chroma: NDArray[np.float32] | None  # see `harmony.chroma_of`; None: it plays no notes
     kind: Kind
     sources: dict[str, str]
     sure: dict[str, bool]  # of what was heard
@@ -98,7 +98,7 @@ def analyse(waveform: Waveform, said: Said | None = None, together: Hearing | No
     kind: Kind | None = said.kind
     if kind is None:
         kind, sources["kind"] = _kind(waveform, seconds, said, grid), "heard"
-    chroma = of_chroma(hearing.chroma) if pitched else None
+    chroma = chroma_of(hearing.pitch_classes) if pitched else None
     return Analysis(seconds, tempo, grid, key, pitched, chroma, kind, sources, sure, tuple(warnings))
 
 

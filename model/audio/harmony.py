@@ -234,7 +234,7 @@ def likeliest_key(weights: NDArray[np.floating[Any]]) -> tuple[int, str] | None:
     return max(fits, key=lambda key: fits[key]) if fits else None
 
 
-def of_chroma(weights: NDArray[np.floating[Any]]) -> NDArray[np.float32] | None:
+def chroma_of(weights: NDArray[np.floating[Any]]) -> NDArray[np.float32] | None:
     """How much of each pitch class sounds, so that the product of two clips' is their correlation.
 
     Of the weights the roots are compared, so that a note that is held does not drown all others.

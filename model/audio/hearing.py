@@ -151,7 +151,7 @@ class Hearing:
         return next(iter(self.grids(tempo_bpm)), None)
 
     @cached_property
-    def chroma(self) -> NDArray[np.float64]:
+    def pitch_classes(self) -> NDArray[np.float64]:
         """For how many frames each pitch class sounds, from C upwards: (12,); 0 where nothing does."""
         magnitude = self.magnitude
         # Notes are peaks among the bins; each moment counts alike, however loud. Bins begin with C.
@@ -169,7 +169,7 @@ class Hearing:
 
         Such as ("F# minor", 0.2); None where every pitch class sounds alike, or nothing is long enough.
         """
-        fits = key_fits(self.chroma, HEARD_PROFILES)
+        fits = key_fits(self.pitch_classes, HEARD_PROFILES)
         if not fits:
             return None
         tonic, mode = max(fits, key=lambda key: fits[key])

@@ -168,7 +168,7 @@ class SearchedCatalog:
         """A mix as the stems of each time base are asked about it."""
         watch = Stopwatch(self._metrics)
         heard = await self.finder.hear(mix, wish, watch)
-        return await self.finder.ask(await self._live.current(), mix, StemFilter(), wish, heard)
+        return await self.finder.ask(await self._live.current(), mix, StemFilter(), wish, heard, watch)
 
     async def find(self, mix: Waveform, wish: Wish) -> tuple[dict[int, Place], dict[str, float]]:
         """Every stem that the search can rank, best first, by its row; and the milliseconds of each stage."""

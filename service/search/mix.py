@@ -11,7 +11,7 @@ from indexer import QueryWindows
 from model.audio import SAMPLE_RATE, Windows, is_silent
 from model.audio.analysis import SURE_KEY, is_sure
 from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
-from model.audio.harmony import of_chroma
+from model.audio.harmony import chroma_of
 from model.audio.hearing import Hearing
 from model.phalar import PhalarConfig
 
@@ -29,7 +29,7 @@ Align = Literal["beats", "search", "grid"]
 class HeardMix:
     """Tempo and key of a mix, each with its source ("said" or "heard"), and how sure it is where it was heard.
 
-    chroma: float32 (12,), how much of each pitch class sounds, see `harmony.of_chroma`; None: it plays no notes.
+    chroma: float32 (12,), how much of each pitch class sounds, see `harmony.chroma_of`; None: it plays no notes.
     """
 
     grids: tuple[Grid, ...]  # the likeliest first; none: it has no tempo
@@ -66,7 +66,7 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
     elif pitched and (told := hearing.key()):
         key, ahead = told
         sources["key"], sure["key"] = "heard", ahead >= SURE_KEY
-    return HeardMix(tuple(grids), key, sources, sure, of_chroma(hearing.chroma) if pitched else None)
+    return HeardMix(tuple(grids), key, sources, sure, chroma_of(hearing.pitch_classes) if pitched else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,9 @@ from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
 from model.audio.grid import Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
+from service.search.costs import cost_of, harmony_costs
 from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
-from service.search.stretching import cost_of, harmony_costs, octaves_of, same_tempi, speed_of
+from service.search.stretching import octaves_of, same_tempi, speed_of
 from service.settings import Settings
 from service.work.jobs import FingerprintMismatch
 
@@ -72,7 +73,7 @@ class Asked:
     """A mix as the stems of one time base are asked about it: with a grid those in beat time, else those in clock time.
 
     `queries` hold its windows, each in a `key`: semitones that stems are to be moved up. `tonic`: of the mix's key
-    where somebody said it, see `harmony.tonic_of`; `chroma`: of the mix, see `harmony.of_chroma`.
+    where somebody said it, see `harmony.tonic_of`; `chroma`: of the mix, see `harmony.chroma_of`.
     """
 
     plan: Plan
@@ -197,8 +198,7 @@ class Finder:
             IndexUnavailable, QueueError: not now.
         """
         heard = heard or await self.hear(waveform, wish, watch)
-        with watch.stage("embed"):
-            index, asked = await self.ask(index, waveform, wanted, wish, heard)
+        index, asked = await self.ask(index, waveform, wanted, wish, heard, watch)
         looked_at = wish.limit
         while True:
             best, searched = await self._ranked(index, asked, replace(wish, limit=looked_at), watch)
@@ -224,14 +224,21 @@ class Finder:
         return Found(index, asked[0].plan, heard, placed[0], placed[1], placed[2], scored, groups.copies, exact)
 
     async def ask(
-        self, index: Index, waveform: NDArray[np.float32], wanted: StemFilter, wish: Wish, heard: HeardMix
+        self,
+        index: Index,
+        waveform: NDArray[np.float32],
+        wanted: StemFilter,
+        wish: Wish,
+        heard: HeardMix,
+        watch: Stopwatch,
     ) -> tuple[Index, list[Asked]]:
         """A mix as the stems of each time base are asked about it, and the index whose model embedded it.
 
         Args, Raises: as for `find`.
         """
         plans = await self._plans(waveform, wanted, wish, heard)
-        index, asked = await self._embed_mix(index, waveform, plans)
+        with watch.stage("embed"):
+            index, asked = await self._embed_mix(index, waveform, plans)
         tonic = tonic_of(heard.key or "") if heard.sources.get("key") == "said" else None
         return index, [replace(each, tonic=tonic, chroma=heard.chroma) for each in asked]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
-from service.search.stretching import HARMONY_COST, NO_NOTES
+from service.search.costs import HARMONY_COST, NO_NOTES
 from tests.installation import add_stem, encode, retrieve, wait_ready
 
 TRIAD, A_TRITONE_OFF = (60, 64, 67), (66, 70, 73)

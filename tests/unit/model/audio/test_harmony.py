@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.audio.harmony import compatible_keys, key_name, of_chroma, tonic_of
+from model.audio.harmony import chroma_of, compatible_keys, key_name, tonic_of
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_what_is_no_key_mixes_with_none(name: str) -> None:
 
 def test_pitch_classes_are_compared_by_their_share_whatever_the_level() -> None:
     weights = np.array([9.0, 0, 4, 0, 6, 3, 0, 8, 0, 4, 0, 2])
-    chroma, louder, higher = of_chroma(weights), of_chroma(30 * weights), of_chroma(np.roll(weights, 1))
+    chroma, louder, higher = chroma_of(weights), chroma_of(30 * weights), chroma_of(np.roll(weights, 1))
     assert chroma is not None
     assert (float(chroma.sum()), float(chroma @ chroma)) == pytest.approx((0, 1), abs=1e-6)
     np.testing.assert_allclose(np.stack([louder, higher]), [chroma, np.roll(chroma, 1)], atol=1e-6)
 
 
 def test_where_all_pitch_classes_sound_alike_there_is_nothing_to_compare() -> None:
-    assert of_chroma(np.zeros(12)) is None
-    assert of_chroma(np.full(12, 7.5)) is None
+    assert chroma_of(np.zeros(12)) is None
+    assert chroma_of(np.full(12, 7.5)) is None

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from model.audio.harmony import of_chroma
-from service.search.stretching import HARMONY_COST, NO_NOTES, harmony_costs
+from model.audio.harmony import chroma_of
+from service.search.costs import HARMONY_COST, NO_NOTES, harmony_costs
 
-C_MAJOR = of_chroma(np.array([9.0, 0, 4, 0, 6, 3, 0, 8, 0, 4, 0, 2]))
+C_MAJOR = chroma_of(np.array([9.0, 0, 4, 0, 6, 3, 0, 8, 0, 4, 0, 2]))
 
 
 def test_the_same_notes_cost_nothing_and_only_in_their_own_key() -> None:

@@ -1,0 +1,45 @@
+"""What is taken off a stem's score: for playing it otherwise, and for notes that go badly with the mix's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.search.stretching import SAME_TEMPO
+
+OTHERWISE_COST = 2.0  # of a stem's score, for not being played as it was recorded
+STRETCH_COST = 0.5  # and for each factor e of speed: 0.05 for ten per cent
+TRANSPOSE_COST = 0.05  # and for each semitone
+HARMONY_COST = 3.0  # for notes that have nothing to do with the mix's; none for those that sound as often there
+NO_NOTES = 0.25  # the correlation that counts where a stem or the mix plays no notes, or none are known
+DECIMALS = 6  # of a correlation: its last bits depend on which stems are compared at once
+
+
+def cost_of(speed: float, semitones: int) -> float:
+    """What of a stem's score is taken off for playing it so."""
+    stretch = abs(float(np.log(speed)))
+    if stretch < SAME_TEMPO and semitones == 0:
+        return 0.0
+    return OTHERWISE_COST + STRETCH_COST * stretch + TRANSPOSE_COST * abs(semitones)
+
+
+def harmony_costs(
+    mix: NDArray[np.float32] | None, stems: Sequence[NDArray[np.float32] | None], keys: Sequence[int]
+) -> NDArray[np.float64]:
+    """What of stems' scores is taken off for how badly their notes, all through them, go with the mix's.
+
+    Args:
+        mix: chroma of the mix, see `harmony.chroma_of`; None: it plays no notes.
+        stems: chroma of n stems, likewise.
+        keys: semitones that they are moved up, k of them.
+
+    Returns:
+        float64 (n, k), 0 to 2 HARMONY_COST.
+    """
+    correlation = np.full((len(stems), len(keys)), NO_NOTES)
+    known = [at for at, stem in enumerate(stems) if stem is not None]
+    if known and mix is not None:
+        moved_down = np.stack([np.roll(mix, -key) for key in keys], axis=1)  # (12, k)
+        told = np.stack([stem for stem in stems if stem is not None], dtype=np.float64) @ moved_down
+        correlation[known] = told.round(DECIMALS)
+    return HARMONY_COST * (1 - correlation.clip(-1, 1))
