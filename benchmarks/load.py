@@ -37,6 +37,7 @@ from benchmarks.page import page_parser, publish
 from model.audio import load_clip
 from model.evaluation.results import markdown_table
 from service.local.demo import compose_demo
+from service.local.serve import GIVES_BACK
 from service.local.supervisor import Child, ChildFailed, Supervisor
 from service.local.valkey import EmbeddedValkey
 from tests.installation import encode
@@ -326,7 +327,7 @@ def children(folder: Path, door: socket.socket) -> list[Child]:
     phalar = [sys.executable, "-m", "service.commands"]
     made = [valkey.child()]
     for number in range(APIS):  # each with its own copy of the index
-        own = shared | {"PHALAR_DATA": str(folder / f"api-{number}")}
+        own = GIVES_BACK | shared | {"PHALAR_DATA": str(folder / f"api-{number}")}
         answering = [*phalar, "api", "--door", str(door.fileno())]
         made.append(Child(f"api {number}", answering, own, descriptors=(door.fileno(),)))
     for number in range(WORKERS):

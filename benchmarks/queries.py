@@ -55,10 +55,10 @@ def worker_windows(client: httpx.Client) -> float:
     return sum(float(value) for value in re.findall(r'^phalar_worker\{figure="windows",.*\} (\S+)$', text, re.M))
 
 
-def ask(client: httpx.Client, mix: bytes, align: str) -> tuple[float, dict[str, float]]:
+def ask(client: httpx.Client, mix: bytes, align: str, **wishes: str) -> tuple[float, dict[str, float]]:
     """Milliseconds of one query, and of its stages."""
     began = time.perf_counter()
-    answer = client.post("/retrieve", files={"file": ("mix.flac", mix)}, data={"align": align})
+    answer = client.post("/retrieve", files={"file": ("mix.flac", mix)}, data={"align": align, **wishes})
     ms = (time.perf_counter() - began) * 1000
     answer.raise_for_status()
     stages: dict[str, float] = answer.json()["timing_ms"]

@@ -22,6 +22,10 @@ from service.settings import Settings
 POLL_S = 0.3
 BACKLOG = 2048  # connections that wait for the API; as many as uvicorn asks for
 LOG, LOG_BYTES = "phalar.log", 16 * 2**20
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20)}
+"""For an API process: glibc would raise this to as much as was freed last, and keep all that is smaller, which after some
+searches is a fifth of the process. A worker computes in such blocks all the time, and would wait for each."""
+
 COMPLETE = "complete"  # an empty file: the demo was ingested to its end; without it, the next start goes on
 
 
@@ -63,7 +67,12 @@ def _children(settings: Settings, door: socket.socket) -> list[Child]:
     phalar = [sys.executable, "-m", "service.commands"]
     workers = range(settings.workers)
     children = [
-        Child("api", [*phalar, "api", "--door", str(door.fileno())], environment, descriptors=(door.fileno(),)),
+        Child(
+            "api",
+            [*phalar, "api", "--door", str(door.fileno())],
+            GIVES_BACK | environment,
+            descriptors=(door.fileno(),),
+        ),
         *(Child(f"worker {slot}", [*phalar, "worker", "--slot", str(slot)], environment) for slot in workers),
     ]
     if settings.redis_url is None:
