@@ -23,8 +23,8 @@ POLL_S = 0.3
 BACKLOG = 2048  # connections that wait for the API; as many as uvicorn asks for
 LOG, LOG_BYTES = "phalar.log", 16 * 2**20
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20)}
-"""For an API process: glibc would raise this to as much as was freed last, and keep all that is smaller, which after some
-searches is a fifth of the process. A worker computes in such blocks all the time, and would wait for each."""
+"""For an API process: glibc would raise this to as much as was freed last, and keep all that is smaller, which after
+some searches is a fifth of the process. A worker computes in such blocks all the time, and would wait for each."""
 
 COMPLETE = "complete"  # an empty file: the demo was ingested to its end; without it, the next start goes on
 
