@@ -25,7 +25,7 @@ from model.checkpoints import piece_of
 from model.evaluation.results import markdown_table
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank, load_bank
-from service.search.costs import HARMONY_COST, OTHERWISE_COST, harmony_costs
+from service.search.costs import HARMONY_COST, OTHERWISE_COST, harmony_costs, length_costs
 from service.search.evaluation import CatalogSettings, choose_tracks, draw_queries
 from service.search.in_process import SearchedCatalog
 from service.search.retrieval import Asked, Wish, timed
@@ -39,8 +39,8 @@ Float64 = NDArray[np.float64]
 
 @dataclass
 class Ways:
-    """All ways of laying the stems of a catalog against one mix: scores before any cost, and by what they are raised
-    for each unit of the two costs. -inf: it may not lie so."""
+    """All ways of laying the stems of a catalog against one mix: scores less what length takes off, and by what they
+    are raised for each unit of the two costs. -inf: it may not lie so."""
 
     score: Float64  # (ways, stems)
     played: Float64  # likewise: what `cost_of` takes off
@@ -76,6 +76,7 @@ async def ways(catalog: Catalog, index: Index, asked: list[Asked], rows: list[in
             for row, score in found.scores.items():
                 played = one.cost(music[row], key) if in_beats else 0.0
                 if np.isfinite(score) and played is not None and (not in_beats or one.may_move(music[row], key)):
+                    score -= float(length_costs([len(some[row].starts_s)])[0])
                     lines[:, at[row]] = score, played, played > 0, unlike(one, music.get(row), key)
             made.append(lines)
     return tuple(np.stack(made, axis=1))

@@ -65,6 +65,7 @@ class Place:
     transpose: int = 0  # semitones up
     cost: float = 0.0  # of speed and transposition
     harmony_cost: float = 0.0
+    length_cost: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,6 +178,7 @@ class Retrieval:
             sureness=None if known is None else round(known.of(place.score), 3),
             cost=place.cost,
             harmony_cost=place.harmony_cost,
+            length_cost=place.length_cost,
             speed=place.speed,
             transpose=place.transpose,
             start_s=place.start_s,

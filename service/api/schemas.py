@@ -333,8 +333,8 @@ class HitOut(BaseModel):
 
     rank: int
     score: float = Field(
-        description="mean score of the windows below, less `cost` and `harmony_cost`; of a stem in the mix's own tempo "
-        "and key, the better of that and of its best place as recorded. Higher is better"
+        description="mean score of the windows below, less `cost`, `harmony_cost` and `length_cost`; of a stem in the "
+        "mix's own tempo and key, the better of that and of its best place as recorded. Higher is better"
     )
     sureness: float | None = Field(
         description="of stems that score so, the share that belong to the mix, where half of all do; "
@@ -345,6 +345,10 @@ class HitOut(BaseModel):
         description="what its notes, all through it, took off for going badly with the mix's: 0 where both sound the "
         "same pitch classes as often, 3 where they have nothing to do with each other, 2.25 where it or the mix plays "
         "none"
+    )
+    length_cost: float = Field(
+        description="what its length took off: of more places one fits better by luck. 0 for a single window, 0.28 for "
+        "each doubling of windows"
     )
     speed: float = Field(description="how many times faster the stem is to be played; 1: as recorded")
     transpose: int = Field(description="semitones that it is to be moved up")

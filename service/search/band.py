@@ -125,7 +125,7 @@ class Band:
                 fold = self.index.fold
                 mix = embedding.reshape(len(laid), -1, stem.shape[1])[rows, laid.semitones - one.found.key]
                 scores = (fold.form_rows(mix) * fold.real_rows(stem)).sum(axis=1)
-                in_set = float(scores.mean()) - one.place.cost - one.place.harmony_cost
+                in_set = float(scores.mean()) - one.place.cost - one.place.harmony_cost - one.place.length_cost
                 score = self.alone * one.found.score + (1 - self.alone) * in_set
                 again.append(replace(one, place=replace(one.place, score=score), in_set=in_set))
         return sorted(again, key=lambda one: (-one.score, one.row))

@@ -1,4 +1,4 @@
-"""What is taken off a stem's score: for playing it otherwise, and for notes that go badly with the mix's."""
+"""What is taken off a stem's score: for playing it otherwise, for notes unlike the mix's, and for its length."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,7 @@ STRETCH_COST = 0.5  # and for each factor e of speed: 0.05 for ten per cent
 TRANSPOSE_COST = 0.05  # and for each semitone
 HARMONY_COST = 3.0  # for notes that have nothing to do with the mix's; none for those that sound as often there
 NO_NOTES = 0.25  # the correlation that counts where a stem or the mix plays no notes, or none are known
+LENGTH_COST = 0.4  # for each factor e of windows: of more places one fits better by luck alone
 DECIMALS = 6  # of a correlation: its last bits depend on which stems are compared at once
 
 
@@ -21,6 +22,15 @@ def cost_of(speed: float, semitones: int) -> float:
     if stretch < SAME_TEMPO and semitones == 0:
         return 0.0
     return OTHERWISE_COST + STRETCH_COST * stretch + TRANSPOSE_COST * abs(semitones)
+
+
+def length_costs(windows: Sequence[int]) -> NDArray[np.float64]:
+    """What of stems' scores is taken off for being so long: float64 (n,).
+
+    Args:
+        windows: of each stem, in the time base that it is compared in; one at least.
+    """
+    return LENGTH_COST * np.log(np.asarray(windows, np.float64))
 
 
 def harmony_costs(

@@ -25,7 +25,7 @@ from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
 from model.audio.grid import Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
-from service.search.costs import cost_of, harmony_costs
+from service.search.costs import cost_of, harmony_costs, length_costs
 from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
 from service.search.stretching import octaves_of, same_tempi, speed_of
 from service.settings import Settings
@@ -128,6 +128,7 @@ class Scored:
     key: int
     found: BestPlaces
     music: StemMusic | None
+    length_cost: float
 
     @property
     def place(self) -> Place:
@@ -138,7 +139,7 @@ class Scored:
             place = _in_seconds(place, grid, self.music, self.key)
         chroma = None if self.music is None else self.music.chroma
         harmony_cost = float(harmony_costs(self.asked.chroma, [chroma], [self.key])[0, 0])
-        return replace(place, score=self.score, harmony_cost=harmony_cost)
+        return replace(place, score=self.score, harmony_cost=harmony_cost, length_cost=self.length_cost)
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,7 @@ class Finder:
                 unseen = [row for row in some.rows.tolist() if row not in seen]
                 stems = await self._catalog.embeddings_of(unseen, index.fingerprint)
                 music = await self._catalog.music_of(unseen)
-                best |= await asyncio.to_thread(_best, index, asked, stems, music)
+                best |= await asyncio.to_thread(score_stems, index, asked, stems, music)
                 seen.update(unseen)
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
             if exact or index.approximate or len(seen) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
@@ -362,26 +363,35 @@ class Finder:
             enough = min(4 * enough, SCORED_MOST)
 
 
-def _best(
+def score_stems(
     index: Index, asked: Asked, stems: Mapping[int, StemEmbeddings], music: Mapping[int, StemMusic]
 ) -> dict[int, Scored]:
-    """Each stem at its best place and in its best key, less what it costs to play it so and what harmony takes off."""
+    """Each stem at its best place and in its best key, less all that is taken off: see costs.py.
+
+    Args:
+        index: its model scores.
+        asked: the mix, in one time base.
+        stems, music: by row. A stem that has no window in that time base is left out.
+    """
     grid = asked.plan.grid
     in_beats = grid is not None
-    in_time = {row: timed(stem, in_beats=in_beats) for row, stem in stems.items() if row in music or not in_beats}
+    every = {row: timed(stem, in_beats=in_beats) for row, stem in stems.items() if row in music or not in_beats}
+    in_time = {row: stem for row, stem in every.items() if len(stem.starts_s)}
     shifts, at = np.unique(asked.queries.shift, return_index=True)
     key = asked.key[at]  # of each shift
     keys, at = np.unique(key, return_inverse=True)
     chroma = [music[row].chroma if row in music else None for row in in_time]
-    costs = harmony_costs(asked.chroma, chroma, keys.tolist())  # (stems, keys)
+    length = length_costs([len(stem.starts_s) for stem in in_time.values()])
+    costs = length[:, None] + harmony_costs(asked.chroma, chroma, keys.tolist())  # (stems, keys)
     if grid is not None:
         for row, cost in zip(in_time, costs, strict=True):
             speed = speed_of(grid, music[row])
             may_move = (asked.may_move(music[row], semitones) for semitones in keys.tolist())
             cost += [cost_of(speed, to) if may else np.inf for to, may in zip(keys.tolist(), may_move, strict=True)]
     found = best_places(index.fold, asked.queries, in_time, costs[:, at])
+    lost = dict(zip(in_time, length.tolist(), strict=True))
     return {
-        row: Scored(score, row, asked, int(key[shifts == found.shifts[row]][0]), found, music.get(row))
+        row: Scored(score, row, asked, int(key[shifts == found.shifts[row]][0]), found, music.get(row), lost[row])
         for row, score in found.scores.items()
     }
 

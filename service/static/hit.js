@@ -149,9 +149,9 @@ function unfold(button, panel, hit, mixId) {
         make("tbody", {}, ...hit.windows.map((pair) => cells("td", format.clock(pair.mix_s), format.clock(pair.stem_s), format.score(pair.score)))),
       ),
     );
-    const [score, cost, harmony] = [hit.score, hit.cost, hit.harmony_cost].map((value) => Math.round(100 * value));
-    const less = [[cost, "for playing it otherwise"], [harmony, hit.stem.pitched ? "for its notes beside the mix's" : "for playing no notes"]].filter(([value]) => value).map(([value, why]) => ` − ${format.score(value / 100)} ${why}`);
-    if (less.length) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost + harmony) / 100)}${less.join("")}`));
+    const [score, cost, harmony, length] = [hit.score, hit.cost, hit.harmony_cost, hit.length_cost].map((value) => Math.round(100 * value));
+    const less = [[cost, "for playing it otherwise"], [harmony, hit.stem.pitched ? "for its notes beside the mix's" : "for playing no notes"], [length, "for its length"]].filter(([value]) => value).map(([value, why]) => ` − ${format.score(value / 100)} ${why}`);
+    if (less.length) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost + harmony + length) / 100)}${less.join("")}`));
     const recorded = ({ currentTarget }) => download(currentTarget, `stems/${encodeURIComponent(id)}/audio`, name);
     panel.append(make("button", { type: "button", className: "link", "aria-label": `Download ${title} as recorded`, onclick: recorded }, "Download as recorded"));
   }

@@ -180,7 +180,8 @@ def test_hit_says_how_it_is_played(page):
         """What untrained weights seldom prefer: the first hit, as if it fitted otherwise."""
         answer = route.fetch().json()
         first = answer["hits"][0]
-        first |= {"speed": 1.04, "transpose": 2, "cost": 0.28, "harmony_cost": 0.75, "score": 3.2, "start_s": -2.08}
+        first |= {"speed": 1.04, "transpose": 2, "score": 3.2, "start_s": -2.08}
+        first |= {"cost": 0.28, "harmony_cost": 0.75, "length_cost": 0.55}
         first["stem"] |= {
             "pitched": True,
             "kind": "one-shot",
@@ -200,7 +201,7 @@ def test_hit_says_how_it_is_played(page):
     assert second.locator(".way").inner_text() == "as recorded"
     first.get_by_text("More").click()
     less = "\N{MINUS SIGN} 0.28 for playing it otherwise \N{MINUS SIGN} 0.75 for its notes beside the mix's"
-    assert f"Score 3.20 = 4.23 {less}" in first.inner_text()
+    assert f"Score 3.20 = 4.78 {less} \N{MINUS SIGN} 0.55 for its length" in first.inner_text()
     second.get_by_text("More").click()
     assert "otherwise" not in second.inner_text()
     first.locator(".play").click()

@@ -57,7 +57,7 @@ def test_stems_that_begin_alike_are_told_apart_by_the_rest_of_a_longer_mix(clien
     for hit in (first, second):
         assert abs(hit["start_s"] - start / SAMPLE_RATE) <= PLACE_TOLERANCE_S
         assert max(pair["mix_s"] for pair in hit["windows"]) > 8, "in the other half"
-        before = hit["score"] + hit["cost"] + hit["harmony_cost"]
+        before = hit["score"] + hit["cost"] + hit["harmony_cost"] + hit["length_cost"]
         assert before == pytest.approx(np.mean([pair["score"] for pair in hit["windows"]]), abs=1e-6)
     for stem_id in (other, wanted):
         client.delete(f"/stems/{stem_id}")
