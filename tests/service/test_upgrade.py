@@ -14,6 +14,7 @@ from tests.installation import Installation, add_stem, encode, eventually, noise
 
 FIRST_RELEASE = Path(__file__).parents[1] / "data" / "first_release.sql"
 NOISES, RIFFS = 3, 3
+COSTS = ("cost", "harmony_cost", "length_cost")
 IN_ANOTHER_BATCH = 1e-4  # of scores and seconds: an embedding's last bits depend on what is embedded beside it
 TEMPO_BPM, FASTER = 120.0, 1.05
 HEARD_WITHIN = 1e-3  # a tempo, as a share: half a frame of 10 ms in some beats
@@ -66,7 +67,7 @@ def answer(client: httpx.Client, align: str) -> list[tuple[str, float, float, fl
     no chroma."""
     hits = retrieve(client, encode(riff(1, TEMPO_BPM * FASTER)), limit=NOISES + RIFFS, align=align)["hits"]
     told = [
-        (hit["stem"]["title"], hit["start_s"], hit["speed"], hit["score"] + hit["cost"] + hit["harmony_cost"])
+        (hit["stem"]["title"], hit["start_s"], hit["speed"], hit["score"] + sum(hit[cost] for cost in COSTS))
         for hit in hits
     ]
     return sorted(told, key=lambda hit: -hit[3])
