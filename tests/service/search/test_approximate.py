@@ -1,4 +1,5 @@
-"""An index that may overlook windows proves nothing, so that it is not asked for proof."""
+"""How many stems are scored exactly where nothing can be proven: by an approximate index, or within what is scored at
+most."""
 
 import asyncio
 from pathlib import Path
@@ -20,19 +21,36 @@ from service.settings import Settings
 from tests.installation import noise_bursts
 
 STEMS, LIMIT = 70, 3
+WINDOWS = 2  # of a stem of 6 s
 
 
-@pytest.mark.parametrize(("align", "late", "most"), [("grid", 0, 1024), ("search", 3 * DELAY, 1024), ("grid", 0, 45)])
+@pytest.mark.parametrize(
+    ("index_type", "align", "late", "most", "expected"),
+    [
+        ("ivf", "grid", 0, {}, UNPROVEN * LIMIT),
+        ("ivf", "search", 3 * DELAY, {}, UNPROVEN * LIMIT),
+        ("ivf", "grid", 0, {"SCORED_MOST": 45}, 45),
+        ("flat", "grid", 0, {"SCORED_WINDOWS": 50 * WINDOWS}, 50),
+    ],
+)
 def test_as_many_stems_are_scored_as_matter_and_no_more(
-    align: Align, late: int, most: int, tmp_path: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    index_type: str,
+    align: Align,
+    late: int,
+    most: dict[str, int],
+    expected: int,
+    tmp_path: Path,
+    small_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retrieval, "SCORED_MOST", most)
+    for name, value in most.items():
+        monkeypatch.setattr(retrieval, name, value)
     for number in range(STEMS):
         path = tmp_path / "stems" / "0" / f"{number:02}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, noise_bursts(number, 6.0), SAMPLE_RATE, subtype="FLOAT")
     bank = load_bank([tmp_path / "stems"], tmp_path / "banks")
-    settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint, "index_type": "ivf"}
+    settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint, "index_type": index_type}
     scored: list[int] = []
     embeddings_of = Catalog.embeddings_of
 
@@ -44,7 +62,8 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
         async with SearchedCatalog.open(Settings(**settings)) as searched:
             rows = await searched.add(bank, 0)
             index = await searched.go_live()
-            assert index.approximate
+            assert index.approximate == (index_type == "ivf")
+            assert index.windows == WINDOWS * STEMS
             monkeypatch.setattr(Catalog, "embeddings_of", counted)
             wish = Wish(limit=LIMIT, align=align)
             mix = np.float32(0.5) * noise_bursts(first, 6.0)[late:]  # at a delay of which candidates are not asked
@@ -54,4 +73,4 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
     assert next(iter(found.places)) == itself
     assert found.places[itself].start_s == pytest.approx(late / SAMPLE_RATE, abs=0.005)
     assert not found.exact
-    assert len(scored) == len(set(scored)) == min(UNPROVEN * LIMIT, most) < STEMS
+    assert len(scored) == len(set(scored)) == expected < STEMS
