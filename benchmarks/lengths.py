@@ -75,6 +75,7 @@ async def searched(bank: StemBank, queries: int) -> list[Scores]:
             index = await searching.go_live()
             track_of = {row: track for track, some in rows.items() for row in some}
             every = sorted(track_of)
+            at = {row: number for number, row in enumerate(every)}
             stems = await searching.catalog.embeddings_of(every, index.fingerprint)
             music = await searching.catalog.music_of(every)
             piece = {row: piece_of(bank.tracks[track].name) for row, track in track_of.items()}
@@ -98,12 +99,12 @@ async def searched(bank: StemBank, queries: int) -> list[Scores]:
                         in_beats = one.plan.grid is not None
                         own_way = {row: stem for row, stem in some.items() if row in allowed}
                         for row, scored in score_stems(index, one, own_way, music).items():
-                            place = length, int(in_beats), every.index(row)
+                            place = length, int(in_beats), at[row]
                             score[place] = max(score[place], scored.score + scored.length_cost)
                             windows[place] = len(timed(some[row], in_beats=in_beats).starts_s)
                 missing = rows[query.track][query.missing]
-                strangers = np.array([at for at, row in enumerate(every) if piece[row] != piece[missing]])
-                found.append(Scores(score, windows, every.index(missing), strangers))
+                strangers = np.array([at[row] for row in every if piece[row] != piece[missing]])
+                found.append(Scores(score, windows, at[missing], strangers))
     return found
 
 
@@ -130,7 +131,7 @@ def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--stems", type=Path, required=True, help="a folder of tracks, some minutes each")
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="where decoded stems are kept")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/phalar").expanduser())
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     bank = load_bank([arguments.stems], arguments.cache, jobs=1)
