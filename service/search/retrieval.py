@@ -34,7 +34,8 @@ from service.work.jobs import FingerprintMismatch
 
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
-SCORED_WINDOWS = 24 * SCORED_MOST  # of all these together: what so many clips of half a minute have
+PROVEN_MOST = 2048  # for proof; costs lower the scores of those scored, not what the index says of all others
+SCORED_WINDOWS = 24 * SCORED_MOST  # of these together, then no more: of stems of minutes, fewer
 UNPROVEN = 16  # candidates scored for each hit where an approximate index can prove nothing: half as many find the same
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
 
@@ -355,7 +356,7 @@ class Finder:
                 seen.update(unseen)
                 windows += sum(len(stem.windows) for stem in stems.values())
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
-            full = len(seen) >= SCORED_MOST or windows >= SCORED_WINDOWS
+            full = len(seen) >= PROVEN_MOST or windows >= SCORED_WINDOWS
             if exact or index.approximate or full or (found.complete and enough >= len(found.rows)):
                 return [*best.values()], some
             if enough >= len(found.rows):
@@ -366,7 +367,7 @@ class Finder:
                         search.candidates, index, asked.queries, wish.limit, asked.allowed, k=2 * found.k
                     )
             fitting = math.ceil(enough * SCORED_WINDOWS / max(1, windows))
-            enough = min(4 * enough, fitting, SCORED_MOST)
+            enough = min(4 * enough, fitting, PROVEN_MOST)
 
 
 def score_stems(
