@@ -304,6 +304,12 @@ def resident() -> int:
 # ---------------------------------------------------------------- as a reindex builds it
 
 
+def one_stem(embedding: Complex64) -> dict[int, StemEmbeddings]:
+    """Windows as if they were one stem's."""
+    windows = np.arange(len(embedding))
+    return {0: StemEmbeddings.in_clock_time(windows, 2.5 * windows, embedding)}
+
+
 def as_a_reindex(
     catalog: Catalog, using: HermitianFold, sample: Complex64, limits: Limits, scratch: Path
 ) -> tuple[list[str], str]:
@@ -321,7 +327,7 @@ def as_a_reindex(
         stride_s=2.5,
         index_type=choice.index_type,
         reason=choice.reason,
-        sample=sample if choice.index_type in LEARNING else None,
+        sample=one_stem(sample) if choice.index_type in LEARNING else None,
         probes=catalog.sample(PROBES, 3),
     )
     for some in stems(catalog):

@@ -61,7 +61,7 @@ class Scores:
 def cut_out(stem: StemEmbeddings, begin_s: float, end_s: float) -> StemEmbeddings:
     """What a stem would be that had only been recorded from one second to another."""
     inside = (stem.starts_s >= begin_s) & (stem.starts_s + WINDOW_S <= end_s)
-    return StemEmbeddings(stem.windows[inside], stem.starts_s[inside], stem.beats[inside], stem.embedding[inside])
+    return stem.some(inside)
 
 
 async def searched(bank: StemBank, queries: int) -> list[Scores]:

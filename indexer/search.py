@@ -30,9 +30,11 @@ class Searched(Protocol):
     @property
     def fold(self) -> HermitianFold: ...
 
-    def search(self, queries: Float32, k: int, allowed: Int64 | None = None) -> tuple[Float32, Int64]: ...
+    def search(
+        self, queries: Float32, k: int, allowed: Int64 | None = None, weights: Float32 | None = None
+    ) -> tuple[Float32, Int64]: ...
 
-    def slack(self, embedding: Complex64) -> Float64: ...
+    def slack(self, embedding: Complex64, weights: Float32 | None = None) -> Float64: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def candidates(
 
     Args:
         index: searched; its fold makes the queries.
-        queries: of one mix, all shifts at once.
+        queries: of one mix, all shifts at once; what their weights take off is off all scores here.
         limit: hits wanted.
         allowed: int64 stem rows that may be answered; None allows all.
         k: windows for each row to begin with; to widen an earlier answer, give twice its `k`.
@@ -82,13 +84,13 @@ def candidates(
     k = wanted if k is None else min(k, LARGEST_K)
     folded = index.fold.queries(queries.embedding)
     while True:
-        scores, ids = index.search(folded, k, allowed)
+        scores, ids = index.search(folded, k, allowed, queries.weights)
         rows, best = _best_by_stem(scores, ids)
         threshold = scores[:, -1].astype(np.float64)
         if len(rows) >= wanted or np.isneginf(threshold).all() or k >= LARGEST_K:
             break
         k = min(2 * k, LARGEST_K)
-    slack = index.slack(queries.embedding)
+    slack = index.slack(queries.embedding, queries.weights)
     ceiling = float((threshold + slack).max(initial=-np.inf))
     return Candidates(rows, best, threshold, slack, k, ceiling)
 

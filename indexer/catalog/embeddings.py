@@ -168,9 +168,7 @@ class Embeddings(OnDatabase):
             changed = list(await sql.execute(select(stems.c.row, stems.c.state, stems.c.seq).where(since)))
             unseen = {row: at for row, state, at in changed if state == "ready"}
             for chunk in chunks(list(unseen)):
-                query = select(embeddings).where(
-                    embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint
-                )
+                query = _WITH_CHROMA.where(embeddings.c.stem_row.in_(chunk), embeddings.c.fingerprint == fingerprint)
                 for record in await sql.execute(query):
                     del unseen[record.stem_row]
                     if record.problem is None:
@@ -195,9 +193,7 @@ class Embeddings(OnDatabase):
     @retried
     async def _embeddings_after(self, row: int, fingerprint: str, limit: int) -> dict[int, StemEmbeddings]:
         query = (
-            select(embeddings)
-            .join(stems, stems.c.row == embeddings.c.stem_row)
-            .where(
+            _WITH_CHROMA.where(
                 stems.c.state == "ready",
                 embeddings.c.fingerprint == fingerprint,
                 embeddings.c.problem.is_(None),
@@ -245,11 +241,11 @@ def _unpack(record: Row[Any]) -> StemEmbeddings:
         starts_s=np.frombuffer(record.starts_s, dtype=np.float64),
         beats=np.full(len(windows), np.nan) if record.beats is None else np.frombuffer(record.beats, dtype=np.float64),
         embedding=embedding.reshape(len(windows), -1) if len(windows) else embedding.reshape(0, 0),
+        chroma=None if record.chroma is None else np.frombuffer(record.chroma, dtype=np.float32),
     )
 
 
 _JOB_FIELDS = [field.name for field in fields(StemJob)]
 _ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
-_EMBEDDINGS = select(embeddings).where(
-    embeddings.c.stem_row.in_(_ROWS), embeddings.c.fingerprint == bindparam("fingerprint")
-)
+_WITH_CHROMA = select(embeddings, stems.c.chroma).join(stems, stems.c.row == embeddings.c.stem_row)
+_EMBEDDINGS = _WITH_CHROMA.where(embeddings.c.stem_row.in_(_ROWS), embeddings.c.fingerprint == bindparam("fingerprint"))

@@ -1,7 +1,7 @@
 """What the catalog gives and takes: stems, their embeddings, filters, jobs; and the errors it raises."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -223,13 +223,15 @@ class StemEmbeddings:
     """A stem's embedded windows under one fingerprint.
 
     windows: int64 (n,), ascending; starts_s: float64 (n,), seconds; beats: float64 (n,), the beat of the stem's grid on
-    which each begins, NaN for one in clock time; embedding: complex64 (n, D), unit norm.
+    which each begins, NaN for one in clock time; embedding: complex64 (n, D), unit norm; chroma: of the stem, see
+    StemMusic.
     """
 
     windows: NDArray[np.int64]
     starts_s: NDArray[np.float64]
     beats: NDArray[np.float64]
     embedding: NDArray[np.complex64]
+    chroma: NDArray[np.float32] | None = None
 
     @classmethod
     def in_clock_time(
@@ -237,6 +239,11 @@ class StemEmbeddings:
     ) -> Self:
         """Of a stem without beats."""
         return cls(windows, starts_s, np.full(len(windows), np.nan), embedding)
+
+    def some(self, which: Any) -> Self:
+        """The same stem with these of its windows: a mask, or positions."""
+        windows, starts_s, beats = self.windows[which], self.starts_s[which], self.beats[which]
+        return replace(self, windows=windows, starts_s=starts_s, beats=beats, embedding=self.embedding[which])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalog.catalog import Catalog
+from indexer.catalog.records import StemEmbeddings
 from indexer.index.choice import LEARNING, IndexType, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
@@ -126,7 +127,7 @@ async def _begun(
     fold, sample = await fold_for(catalog, wanted)
     choice = choose(windows, fold.rank, limits, index_type=wanted.index_type, approximate=not_approximate is None)
     if sample is None and choice.index_type in LEARNING:
-        sample = await draw_windows(catalog, wanted, SAMPLE_WINDOWS, whole_stems=True)
+        sample = await draw_stems(catalog, wanted, SAMPLE_WINDOWS)
     log.info("generation %d is built as %s: %s", wanted.generation, choice.index_type, choice.reason)
     return await asyncio.to_thread(
         SnapshotWriter,
@@ -142,16 +143,17 @@ async def _begun(
         asked_type=wanted.index_type,
         highest_rank=wanted.fold.rank,
         sample=sample,
-        probes=await draw_windows(catalog, wanted, PROBES),
+        probes=await draw_probes(catalog, wanted),
     )
 
 
-async def fold_for(catalog: Catalog, wanted: Wanted) -> tuple[HermitianFold, NDArray[np.complex64] | None]:
-    """The fold of a new generation, turned to the catalog where that is large, and the windows it was turned to."""
+async def fold_for(catalog: Catalog, wanted: Wanted) -> tuple[HermitianFold, dict[int, StemEmbeddings] | None]:
+    """The fold of a new generation, turned to the catalog where that is large, and the stems it was turned to."""
     if await catalog.window_count(wanted.fingerprint) < TURNED_FROM:
         return wanted.fold, None
-    sample = await draw_windows(catalog, wanted, SAMPLE_WINDOWS, whole_stems=True)
-    return await asyncio.to_thread(turned, wanted.fold, sample), sample
+    sample = await draw_stems(catalog, wanted, SAMPLE_WINDOWS)
+    embeddings = np.concatenate([stem.embedding for stem in sample.values()])
+    return await asyncio.to_thread(turned, wanted.fold, embeddings), sample
 
 
 def turned(fold: HermitianFold, sample: NDArray[np.complex64]) -> HermitianFold:
@@ -175,23 +177,30 @@ async def _filled(writer: SnapshotWriter, catalog: Catalog, wanted: Wanted, repo
     return await asyncio.to_thread(writer.seal)
 
 
-async def draw_windows(
-    catalog: Catalog, wanted: Wanted, most: int, *, whole_stems: bool = False
-) -> NDArray[np.complex64]:
-    """Windows of some stems, drawn by a fixed seed: complex64 (n, D), one of each stem or all of them."""
+async def draw_stems(
+    catalog: Catalog, wanted: Wanted, windows: int, *, one_of_each: bool = False
+) -> dict[int, StemEmbeddings]:
+    """Stems drawn by a fixed seed, with all of their windows or one of each, until there are so many windows."""
     rows = await catalog.ready_rows()
     rng = np.random.default_rng(0)
-    drawn = [np.empty((0, wanted.fold.embedding_dim), np.complex64)]
-    shuffled, count = rng.permutation(rows)[:most], 0
+    drawn: dict[int, StemEmbeddings] = {}
+    shuffled, count = rng.permutation(rows)[:windows], 0
     for start in range(0, len(shuffled), STEMS_AT_ONCE):
-        if count >= most:
+        if count >= windows:
             break
         some = np.sort(shuffled[start : start + STEMS_AT_ONCE]).tolist()
-        for stem in (await catalog.embeddings_of(some, wanted.fingerprint)).values():
+        for row, stem in (await catalog.embeddings_of(some, wanted.fingerprint)).items():
             if len(stem.windows):
-                drawn.append(stem.embedding if whole_stems else stem.embedding[[rng.integers(len(stem.windows))]])
-                count += len(drawn[-1])
-    return np.concatenate(drawn)[:most]
+                drawn[row] = stem.some([rng.integers(len(stem.windows))]) if one_of_each else stem
+                count += len(drawn[row].windows)
+    return drawn
+
+
+async def draw_probes(catalog: Catalog, wanted: Wanted) -> NDArray[np.complex64]:
+    """Queries of a recall measurement, windows of as many stems: complex64 (n, D)."""
+    drawn = await draw_stems(catalog, wanted, PROBES, one_of_each=True)
+    nothing = np.empty((0, wanted.fold.embedding_dim), np.complex64)
+    return np.concatenate([nothing, *(stem.embedding for stem in drawn.values())])[:PROBES]
 
 
 class FolderStore:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import HermitianFold, NotFinite, WrongShape
-from indexer.index.keys import CheckedKeys, fold_stems, split_ids, window_ids
+from indexer.index.keys import TRAITS, CheckedKeys, fold_stems, split_ids, window_ids
 from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
 from model.errors import Told
@@ -42,6 +42,10 @@ MORE_LISTS = 4
 _DEEPEST_ON_CARD = 2048
 # Embeddings are of unit norm to 1e-4 (checked when they are added); the rounding bound is stated for norm 1.
 _NORM_MARGIN = 1.001
+# No stem has traits of a larger norm: the logarithm of 2**20 windows is 13.9.
+_LARGEST_TRAITS = 15.0
+# What float32 can add to an error for each unit of weights and traits: no sum has more terms than these.
+_TRAITS_ROUNDING = 2200 * 2.0**-24
 
 
 class IndexUnavailable(Told):
@@ -54,6 +58,10 @@ class IndexUnavailable(Told):
 
 class Base(Protocol):
     """A sealed generation's keys, of which some may be masked: FAISS in this process, or a collection elsewhere."""
+
+    @property
+    def dim(self) -> int:
+        """Of a key: that of the fold, and the traits, which an index from before they were kept lacks."""
 
     @property
     def windows(self) -> int:
@@ -101,6 +109,10 @@ class KeysInMemory:
     @cached_property
     def rows(self) -> Int64:
         return split_ids(self.ids)[0]
+
+    @property
+    def dim(self) -> int:
+        return int(self.keys.d)
 
     @cached_property
     def windows(self) -> int:
@@ -262,11 +274,11 @@ class Index:
         return replace(self, _base=base, _fresh=self._fresh if fresh else ())
 
     def fresh_keys(self) -> tuple[Int64, Float32, Float32]:
-        """What came after the base: ids int64 (n,), keys float32 (n, dim) and their tails float32 (n,)."""
+        """What came after the base: ids int64 (n,), keys float32 (n, the base's dim) and their tails float32 (n,)."""
         if not self._fresh:
-            return np.empty(0, np.int64), np.empty((0, self.fold.dim), np.float32), np.empty(0, np.float32)
+            return np.empty(0, np.int64), np.empty((0, self._base.dim), np.float32), np.empty(0, np.float32)
         joined = _joined(list(self._fresh))
-        return joined.ids, _stored(joined.keys).copy(), joined.tails
+        return joined.ids, _stored(joined.keys)[:, : self._base.dim].copy(), joined.tails
 
     @property
     def fingerprint(self) -> str:
@@ -327,7 +339,9 @@ class Index:
             fresh.append(_part_of(fold_stems(self.fold, upserted)))
         return replace(self, _base=base, _fresh=_few_parts(fresh), seq=seq)
 
-    def search(self, queries: Float32, k: int, allowed: Int64 | None = None) -> tuple[Float32, Int64]:
+    def search(
+        self, queries: Float32, k: int, allowed: Int64 | None = None, weights: Float32 | None = None
+    ) -> tuple[Float32, Int64]:
         """The k best windows for each query, exact for what is stored unless the base is approximate; see `slack`.
 
         Several query rows go in one call: FAISS spreads them over its OpenMP threads, as many as the process allows
@@ -338,6 +352,8 @@ class Index:
             queries: float32 (q, dim), made by `fold.queries`.
             k: windows wanted for each.
             allowed: int64 stem rows that may be answered, in any order; None allows all, an empty array none.
+            weights: float32 (q, TRAITS), what the traits of a stem add to its score, in all nothing or less: keys
+                without traits score as if that were nothing. None: nothing.
 
         Returns:
             Scores float32 (q, k), descending, and window ids int64 (q, k); -inf and -1 where windows run out.
@@ -349,37 +365,42 @@ class Index:
             raise WrongShape("the queries", shape=queries.shape, expected=f"(q, {self.fold.dim})")
         if k < 1:
             raise ValueError(f"k is {k}, at least 1 is needed")
-        if not np.isfinite(queries).all():
-            raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(queries))))
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        weights = np.zeros((len(queries), TRAITS), np.float32) if weights is None else weights
+        asked = np.concatenate([queries, weights], axis=1, dtype=np.float32)
+        if not np.isfinite(asked).all():
+            raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(asked))))
         with _threads_for(len(queries) * self.windows):
-            found = [part.search(queries, k, allowed) for part in self._parts]
+            found = [part.search(np.ascontiguousarray(asked[:, : part.dim]), k, allowed) for part in self._parts]
         padding = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         scores = np.concatenate([part[0] for part in found] + [padding[0]], axis=1)
         ids = np.concatenate([part[1] for part in found] + [padding[1]], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
-    def slack(self, embedding: npt.NDArray[np.complex64]) -> Float64:
+    def slack(self, embedding: npt.NDArray[np.complex64], weights: Float32 | None = None) -> Float64:
         """How far a score that `search` gives can lie from the exact one, for each query.
 
         It adds up what the rank drops (Cauchy-Schwarz over the two tails), what the index type rounds off, and float32.
         An approximate base may miss any window, so nothing is known of what it left out: the slack is then the whole
-        range of scores, twice the largest |eigenvalue| for an embedding of unit norm.
+        range of scores, twice the largest |eigenvalue| for an embedding of unit norm, and all that traits can take off.
 
         Args:
             embedding: complex64 (q, D), before folding.
+            weights: as for `search`.
 
         Returns:
             float64 (q,).
         """
         norm = np.maximum(1.0, np.linalg.norm(embedding, axis=1).astype(np.float64)) * _NORM_MARGIN
+        weight = 0.0 if weights is None else np.linalg.norm(weights.astype(np.float64), axis=1)
         if self.approximate:
-            return np.asarray(2 * abs(self.fold.eigenvalues[0]) * norm)
+            return np.asarray(2 * abs(self.fold.eigenvalues[0]) * norm + _LARGEST_TRAITS * weight)
         tail, residual = (max(errors) for errors in zip(*(part.largest_errors for part in self._parts), strict=True))
         slack = self.fold.query_tail(embedding) * tail + self.fold.rounding * norm
+        slack += _TRAITS_ROUNDING * _LARGEST_TRAITS * weight
         if residual:
-            slack += np.linalg.norm(self.fold.queries(embedding).astype(np.float64), axis=1) * residual
+            query = np.linalg.norm(self.fold.queries(embedding).astype(np.float64), axis=1)
+            slack += np.hypot(query, weight) * residual
         return np.asarray(slack * _NORM_MARGIN)
 
 

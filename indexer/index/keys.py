@@ -15,6 +15,10 @@ Float32 = npt.NDArray[np.float32]
 
 _WINDOW_BITS = 20
 _LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
+# Of a stem, beside the key of each of its windows: its chroma, 1 where it has one, the natural logarithm of how many
+# windows it has in this one's time base, and 1.
+TRAITS = 15
+_CHROMA = 12
 # float32 arithmetic leaves an embedding's norm within 1e-6 of 1; more means that it is none of the model's.
 _NORM_TOLERANCE = 1e-4
 
@@ -65,13 +69,32 @@ def split_ids(ids: Int64) -> tuple[Int64, Int64]:
     return ids >> _WINDOW_BITS, ids & ((1 << _WINDOW_BITS) - 1)
 
 
+def traits_of(stem: StemEmbeddings) -> Float32:
+    """What a stem is beside its windows, float32 (n, TRAITS): a query's weights times these are added to its score.
+
+    So an index ranks windows by all that counts for their stem in the end, and not by the model alone.
+    """
+    traits = np.zeros((len(stem.windows), TRAITS), np.float32)
+    if stem.chroma is not None:
+        traits[:, :_CHROMA], traits[:, _CHROMA] = stem.chroma, 1.0
+    in_beats = np.isfinite(stem.beats)
+    traits[:, -2] = np.log(np.where(in_beats, in_beats.sum(), (~in_beats).sum()))
+    traits[:, -1] = 1.0
+    return traits
+
+
+def without_traits(queries: Float32) -> Float32:
+    """Queries to which a stem's traits tell nothing: float32 (q, dim) -> (q, dim + TRAITS)."""
+    return np.pad(queries, ((0, 0), (0, TRAITS)))
+
+
 @dataclass(frozen=True, eq=False)
 class CheckedKeys:
     """Windows ready to be added: every embedding is finite and of unit norm, every id is unique among them."""
 
     ids: Int64  # (n,)
     embedding: npt.NDArray[np.complex64]  # (n, D)
-    keys: Float32  # (n, dim)
+    keys: Float32  # (n, dim + TRAITS)
     tails: Float32  # (n,), rounded up
 
 
@@ -106,7 +129,9 @@ def fold_stems(fold: HermitianFold, stems: Mapping[int, StemEmbeddings]) -> Chec
     if len(unique) != len(flat_ids):
         repeated = np.setdiff1d(np.arange(len(flat_ids)), first_seen)
         raise DuplicateWindow(**place(int(repeated[0])))
-    return CheckedKeys(flat_ids, embedding, fold.keys(embedding), rounded_up(fold.key_tail(embedding)))
+    traits = np.concatenate([np.empty((0, TRAITS), np.float32), *map(traits_of, stems.values())])
+    keys = np.concatenate([fold.keys(embedding), traits], axis=1)
+    return CheckedKeys(flat_ids, embedding, keys, rounded_up(fold.key_tail(embedding)))
 
 
 def rounded_up(values: npt.NDArray[np.float64]) -> Float32:

@@ -9,9 +9,10 @@ from typing import Any
 
 from indexer.index.recall import Recall
 
-FORMAT = 3
-# Format 2 knew no turned folds.
-_READ = (2, 3)
+FORMAT = 4
+# Format 2 knew no turned folds; before 4, keys had no traits.
+_READ = (2, 3, 4)
+WITH_TRAITS = 4
 
 _HASH_BLOCK = 4 * 2**20
 

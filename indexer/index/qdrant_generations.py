@@ -18,10 +18,10 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from indexer.catalog.catalog import Catalog
-from indexer.index.build import PROBES, STEMS_AT_ONCE, Report, Wanted, draw_windows, fold_for
+from indexer.index.build import STEMS_AT_ONCE, Report, Wanted, draw_probes, fold_for
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.keys import fold_stems, split_ids
+from indexer.index.keys import TRAITS, fold_stems, split_ids
 from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, manifest_bytes, manifest_of
 from indexer.index.qdrant_search import (
     FILTER_ROWS,
@@ -85,7 +85,7 @@ class QdrantStore:
         name = self._name(wanted.generation, wanted.fingerprint)
         highest_rank = wanted.fold.rank
         wanted = replace(wanted, fold=(await fold_for(catalog, wanted))[0])
-        meter = RecallMeter(wanted.fold, await draw_windows(catalog, wanted, PROBES))
+        meter = RecallMeter(wanted.fold, await draw_probes(catalog, wanted))
         fold = await asyncio.to_thread(self._create, name, wanted.fold)
         done = windows = stems = 0
         largest_tail = 0.0
@@ -132,7 +132,7 @@ class QdrantStore:
             self._client.create_collection,
             name,
             vectors_config=models.VectorParams(
-                size=fold.dim, distance=models.Distance.DOT, on_disk=self._mode == "int8"
+                size=fold.dim + TRAITS, distance=models.Distance.DOT, on_disk=self._mode == "int8"
             ),
             hnsw_config=models.HnswConfigDiff(m=0) if self._mode == "exact" else None,
             quantization_config=models.ScalarQuantization(
@@ -173,7 +173,7 @@ class QdrantStore:
     def _seal(
         self, name: str, wanted: Wanted, highest_rank: int, facts: dict[str, Any], fold: FileFacts, meter: RecallMeter
     ) -> Index:
-        base = self._keys(name, facts)
+        base = self._keys(name, facts, wanted.fold.dim + TRAITS)
         manifest = replace(
             Snapshot.empty(
                 wanted.fold,
@@ -235,13 +235,12 @@ class QdrantStore:
             count_filter=models.Filter(must=[models.FieldCondition(key="first", match=is_value(True))]),
             exact=True,
         ).count
-        base = self._keys(name, {**facts, "windows": held, "stems": stems})
+        base = self._keys(name, {**facts, "windows": held, "stems": stems}, manifest.dim)
         return Index(manifest, fold, base, (), int(facts["seq"]))
 
-    def _keys(self, name: str, facts: dict[str, Any]) -> CollectionKeys:
-        return CollectionKeys(
-            self._connection, name, self._mode, facts["windows"], facts["stems"], (float(facts["largest_tail"]), 0.0)
-        )
+    def _keys(self, name: str, facts: dict[str, Any], dim: int) -> CollectionKeys:
+        errors = float(facts["largest_tail"]), 0.0
+        return CollectionKeys(self._connection, name, self._mode, facts["windows"], facts["stems"], errors, dim)
 
     def _read_fold(self, name: str, manifest: Manifest) -> HermitianFold:
         stated = manifest.files[FOLD]

@@ -101,6 +101,7 @@ class CollectionKeys:
     windows: int
     stems: int
     largest_errors: tuple[float, float]
+    dim: int
     tombstones: frozenset[int] = frozenset()
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.index.fold import HermitianFold
+from indexer.index.keys import without_traits
 
 Complex64 = npt.NDArray[np.complex64]
 Float32 = npt.NDArray[np.float32]
@@ -76,14 +77,14 @@ class RecallMeter:
         self._ids = np.take_along_axis(every, best, axis=1)
 
     def measure(self, search: Search) -> Recall | None:
-        """Ask `search` (folded queries and k -> scores and window ids); None without probes or windows."""
+        """Ask `search` (queries of whole keys and k -> scores and window ids); None without probes or windows."""
         if not len(self._probes) or not self._windows:
             return None
         order = np.argsort(-self._scores, axis=1, kind="stable")
         scores = np.take_along_axis(self._scores, order, axis=1)
         ids = np.take_along_axis(self._ids, order, axis=1)
         at, deep_at = min(RECALL_AT, self._windows), min(DEEP_AT, self._windows)
-        _, found = search(self._fold.queries(self._probes), deep_at)
+        _, found = search(without_traits(self._fold.queries(self._probes)), deep_at)
 
         def share(best: int, among: int) -> float:
             shares = [

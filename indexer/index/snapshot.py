@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.index.fold import HermitianFold
-from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, facts_of, manifest_of
+from indexer.index.keys import TRAITS
+from indexer.index.manifest import WITH_TRAITS, FileFacts, Manifest, ManifestUnreadable, facts_of, manifest_of
 from model.errors import Told
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class Snapshot:
             embedding_dim=fold.embedding_dim,
             rank=fold.rank,
             bound=fold.bound,
-            dim=fold.dim,
+            dim=fold.dim + TRAITS,
             index_type="flat",
             reason="the catalog is empty",
             asked_type=None,
@@ -100,7 +101,7 @@ class Snapshot:
             files={},
         )
         nothing = np.empty(0, np.float32)
-        keys = faiss.IndexIDMap(faiss.IndexFlatIP(fold.dim))
+        keys = faiss.IndexIDMap(faiss.IndexFlatIP(manifest.dim))
         return cls(None, manifest, fold, keys, np.empty(0, np.int64), nothing, nothing)
 
     @classmethod
@@ -123,7 +124,7 @@ class Snapshot:
         tails, residuals = _read(folder / ERRORS, _load_errors)
         ids = faiss.vector_to_array(keys.id_map)
         _agree(folder / FOLD, "rank", fold.rank, manifest.rank)
-        _agree(folder / FOLD, "dim", fold.dim, manifest.dim)
+        _agree(folder / FOLD, "dim", fold.dim, manifest.dim - (TRAITS if manifest.format >= WITH_TRAITS else 0))
         _agree(folder / KEYS, "dim", keys.d, manifest.dim)
         _agree(folder / KEYS, "windows", keys.ntotal, manifest.windows)
         _agree(folder / KEYS, "lists", lists_of(keys), manifest.lists)

@@ -62,7 +62,7 @@ class SnapshotWriter:
         reason: str = "asked for",
         asked_type: IndexType | None = None,
         highest_rank: int | None = None,
-        sample: npt.NDArray[np.complex64] | None = None,
+        sample: Mapping[int, StemEmbeddings] | None = None,
         probes: npt.NDArray[np.complex64] | None = None,
     ) -> None:
         """
@@ -72,7 +72,7 @@ class SnapshotWriter:
             index_type: `flat` keeps float32; `fp16` halves it; `sq8` quarters it, with a range learnt per coordinate;
                 `ivf` holds the same 8 bits in lists of similar keys, of which a search looks at a part.
             reason, asked_type, highest_rank: for the manifest; the fold's own rank unless told.
-            sample: complex64 (m, D), windows drawn from the whole catalog: what sq8 and ivf learn from.
+            sample: stems drawn from the whole catalog: what sq8 and ivf learn from.
             probes: complex64 (n, D) embeddings to measure the recall with; None measures none.
 
         Raises:
@@ -93,8 +93,9 @@ class SnapshotWriter:
             asked_type=asked_type,
             highest_rank=highest_rank or fold.rank,
         )
-        keys = fold.keys(sample) if sample is not None and len(sample) else np.zeros((1, fold.dim), np.float32)
-        self._take(_trained_keys(index_type, keys), windows=0, seen=set())
+        keys = fold_stems(fold, sample or {}).keys
+        learnt = keys if len(keys) else np.zeros((1, keys.shape[1]), np.float32)
+        self._take(_trained_keys(index_type, learnt), windows=0, seen=set())
         self._meter = None if probes is None else RecallMeter(fold, probes)
         for name in _WORKING:
             (folder / name).unlink(missing_ok=True)
@@ -118,7 +119,7 @@ class SnapshotWriter:
             fold = HermitianFold.load(folder / FOLD)
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, BadZipFile):  # there is none of this build
             return None
-        if any(getattr(left, name) != fact for name, fact in facts.items()):
+        if trained.d != left.dim or any(getattr(left, name) != fact for name, fact in facts.items()):
             return None
         sizes = {_CODES: int(trained.sa_code_size()) * left.windows, _IDS: 8 * left.windows, _ERRORS: 8 * left.windows}
         for name, size in sizes.items():
@@ -271,15 +272,14 @@ def write_snapshot(folder: Path, stems: Iterable[Mapping[int, StemEmbeddings]], 
     The sample, where a type needs one, is all of them: give what memory can hold.
     """
     held = list(stems)
-    parts = [stem.embedding for some in held for stem in some.values() if len(stem.windows)]
-    writer = SnapshotWriter(folder, sample=np.concatenate(parts) if parts else None, **facts)
+    writer = SnapshotWriter(folder, sample={row: stem for some in held for row, stem in some.items()}, **facts)
     for some in held:
         writer.add(some)
     return writer.seal()
 
 
 def _trained_keys(index_type: str, sample: Float32) -> Any:
-    """An empty index of a type, taught by a sample of keys, float32 (m, dim)."""
+    """An empty index of a type, taught by a sample of keys, float32 (m, dim + TRAITS)."""
     dim = sample.shape[1]
     if index_type == "flat":
         return faiss.IndexFlatIP(dim)

@@ -26,7 +26,7 @@ from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
 from model.audio.grid import Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
-from service.search.costs import cost_of, harmony_costs, length_costs
+from service.search.costs import cost_of, harmony_costs, length_costs, weights_of
 from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
 from service.search.stretching import octaves_of, same_tempi, speed_of
 from service.settings import Settings
@@ -34,7 +34,6 @@ from service.work.jobs import FingerprintMismatch
 
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
-PROVEN_MOST = 2048  # for proof; costs lower the scores of those scored, not what the index says of all others
 SCORED_WINDOWS = 24 * SCORED_MOST  # of these together, then no more: of stems of minutes, fewer
 UNPROVEN = 16  # candidates scored for each hit where an approximate index can prove nothing: half as many find the same
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
@@ -110,15 +109,12 @@ class Asked:
     @property
     def as_recorded(self) -> QueryWindows:
         """Of its windows those in the mix's own key."""
-        return self._some(self.key == 0)
+        return self.queries.some(self.key == 0)
 
     @property
     def sketched(self) -> QueryWindows:
         """In clock time every other delay: enough for candidates that are then scored at all of them."""
-        return self.queries if self.plan.grid is not None else self._some(self.queries.shift % 2 == 0)
-
-    def _some(self, which: NDArray[np.bool_]) -> QueryWindows:
-        return QueryWindows(self.queries.embedding[which], self.queries.offset_s[which], self.queries.shift[which])
+        return self.queries if self.plan.grid is not None else self.queries.some(self.queries.shift % 2 == 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +240,11 @@ class Finder:
         with watch.stage("embed"):
             index, asked = await self._embed_mix(index, waveform, plans)
         tonic = tonic_of(heard.key or "") if heard.sources.get("key") == "said" else None
-        return index, [replace(each, tonic=tonic, chroma=heard.chroma) for each in asked]
+        weighed = [replace(each.queries, weights=weights_of(heard.chroma, each.key.tolist())) for each in asked]
+        return index, [
+            replace(each, queries=queries, tonic=tonic, chroma=heard.chroma)
+            for each, queries in zip(asked, weighed, strict=True)
+        ]
 
     async def _ranked(
         self, index: Index, asked: list[Asked], wish: Wish, watch: Stopwatch
@@ -356,7 +356,7 @@ class Finder:
                 seen.update(unseen)
                 windows += sum(len(stem.windows) for stem in stems.values())
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
-            full = len(seen) >= PROVEN_MOST or windows >= SCORED_WINDOWS
+            full = len(seen) >= SCORED_MOST or windows >= SCORED_WINDOWS
             if exact or index.approximate or full or (found.complete and enough >= len(found.rows)):
                 return [*best.values()], some
             if enough >= len(found.rows):
@@ -367,7 +367,7 @@ class Finder:
                         search.candidates, index, asked.queries, wish.limit, asked.allowed, k=2 * found.k
                     )
             fitting = math.ceil(enough * SCORED_WINDOWS / max(1, windows))
-            enough = min(4 * enough, fitting, PROVEN_MOST)
+            enough = min(4 * enough, fitting, SCORED_MOST)
 
 
 def score_stems(
@@ -405,9 +405,8 @@ def score_stems(
 
 def timed(stem: StemEmbeddings, *, in_beats: bool) -> StemEmbeddings:
     """A stem's windows in one time base; with `in_beats`, beats stand where seconds do."""
-    chosen = np.isfinite(stem.beats) == in_beats
-    starts = stem.beats if in_beats else stem.starts_s
-    return StemEmbeddings(stem.windows[chosen], starts[chosen], stem.beats[chosen], stem.embedding[chosen])
+    some = stem.some(np.isfinite(stem.beats) == in_beats)
+    return replace(some, starts_s=some.beats) if in_beats else some
 
 
 def _in_seconds(place: Place, grid: Grid, music: StemMusic, key: int) -> Place:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.diagonals import Place, QueryWindows, best_places
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
+from indexer.index.keys import TRAITS, traits_of
 from indexer.index.writer import write_snapshot
 from indexer.search import FEWEST_CANDIDATES, LARGEST_K, Candidates, candidates, proven
 from tests.mixes import (
@@ -80,6 +82,24 @@ def test_nothing_outside_the_candidates_scores_above_their_ceiling(tmp_path: Pat
             outside = [place.score for row, place in everything.items() if row not in found.rows]
             assert max(outside, default=-math.inf) <= found.ceiling
         assert len(full.first(3).rows) == 3
+
+
+def test_what_is_taken_off_every_score_is_off_the_ceiling_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(15)
+    fold, stems, queries = make_fold(), catalog(rng, 120), make_queries(rng, 6.0)
+    stems = {row: replace(stem, chroma=rng.normal(size=12).astype(np.float32)) for row, stem in stems.items()}
+    index = make_index(tmp_path, stems, fold)
+    weights = np.zeros((len(queries.shift), TRAITS), np.float32)
+    weights[:, :12] = rng.normal(size=12)
+    weights[:, -1] = -20
+    costs = np.array([-float(traits_of(stem)[0] @ weights[0]) for stem in stems.values()])
+    lost = np.repeat(costs[:, None], len(np.unique(queries.shift)), axis=1)
+    every = best_places(fold, queries, stems, lost).scores
+    found = candidates(index, replace(queries, weights=weights), 5)
+    few = found.first(20)
+    assert max(score for row, score in every.items() if row not in few.rows) <= few.ceiling
+    assert proven([every[row] for row in found.rows.tolist()], found, 5)
+    assert sorted(every, key=lambda row: -every[row])[0] in few.rows
 
 
 def test_candidates_widen_until_enough_stems_have_come(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import NotFinite, WrongShape
 from indexer.index.index import Index, KeysInMemory
-from indexer.index.keys import DuplicateWindow, EmbeddingNotFinite, split_ids
+from indexer.index.keys import TRAITS, DuplicateWindow, EmbeddingNotFinite, split_ids, traits_of
+from indexer.index.manifest import facts_of, manifest_bytes
+from indexer.index.snapshot import KEYS, MANIFEST, Snapshot
 from indexer.index.writer import write_snapshot
 from tests.embeddings import random_fold, random_rows, snapshot_facts
 
@@ -106,6 +109,68 @@ def test_slack_covers_the_error_of_base_and_fresh_scores(tmp_path: Path, rank: i
         exact = index.fold.scores(x[q : q + 1], stored)[0]
         assert (np.abs(scores[q] - exact) <= slack[q]).all()
     assert (slack > 0.01).any() if rank else (slack < 1e-4).all()
+
+
+def with_chroma(seed: int, n: int = 3) -> StemEmbeddings:
+    chroma = np.random.default_rng(seed).normal(size=12).astype(np.float32)
+    return replace(make_stem(seed, n), chroma=chroma / np.linalg.norm(chroma) if seed % 3 else None)
+
+
+@pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
+def test_weights_add_what_a_stems_traits_say_to_the_score_of_each_of_its_windows(
+    tmp_path: Path, index_type: str
+) -> None:
+    stems = {row: with_chroma(row, 1 + row % 4) for row in range(40)}
+    base = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type=index_type)))
+    index = base.with_changes({41: with_chroma(41), 42: with_chroma(42, 1)}, [3], 18)
+    x, weights = unit_rows(1, 6), np.random.default_rng(0).normal(size=(6, TRAITS)).astype(np.float32)
+    scores, ids = index.search(index.fold.queries(x), 500, weights=weights)
+    rows, windows = split_ids(ids)
+    stems |= {41: with_chroma(41), 42: with_chroma(42, 1)}
+    for q in range(6):
+        there = rows[q] >= 0
+        found = list(zip(rows[q][there].tolist(), windows[q][there].tolist(), strict=True))
+        assert len(found) == index.windows
+        stored = np.stack([stems[row].embedding[window] for row, window in found])
+        traits = np.stack([traits_of(stems[row])[window] for row, window in found])
+        exact = index.fold.scores(x[q : q + 1], stored)[0] + traits @ weights[q]
+        assert (np.abs(scores[q][there] - exact) <= index.slack(x, weights)[q]).all()
+
+
+def test_a_stems_length_counts_by_the_windows_of_the_same_time_base() -> None:
+    stem = replace(make_stem(1, 5), beats=np.array([np.nan, np.nan, 0.0, 5.0, 10.0]))
+    assert np.exp(traits_of(stem)[:, -2]) == pytest.approx([2, 2, 3, 3, 3])
+
+
+def test_an_index_from_before_traits_scores_as_if_they_were_nothing_and_takes_new_stems(tmp_path: Path) -> None:
+    """The stems that came since have theirs, in the same answer."""
+    before = from_before_traits(write_snapshot(tmp_path, [{row: make_stem(row) for row in range(5)}], **facts()))
+    index = Index.of(before).with_changes({9: with_chroma(10)}, [3], 18)
+    weights = np.full((1, TRAITS), -1, np.float32)
+    plain, weighed = (index.search(index.fold.queries(unit_rows(1, 1)), 15, weights=given) for given in (None, weights))
+    for scores, ids in (plain, weighed):
+        assert set(split_ids(ids[0])[0].tolist()) == {0, 1, 2, 4, 9}
+        assert len(scores[0]) == 15
+    of_old = [dict(zip(ids[0].tolist(), scores[0].tolist(), strict=True)) for scores, ids in (plain, weighed)]
+    less = traits_of(with_chroma(10)).sum(axis=1)
+    for key, score in of_old[0].items():
+        row, window = (int(part) for part in split_ids(np.int64(key)))
+        assert of_old[1][key] == pytest.approx(score - (less[window] if row == 9 else 0), abs=1e-5)
+    assert index.fresh_keys()[1].shape == (3, index.fold.dim), "a collection from before takes them as it can"
+
+
+def from_before_traits(snapshot: Snapshot) -> Snapshot:
+    """The same snapshot as a release before this one wrote it, read again from its folder."""
+    folder = snapshot.folder
+    assert folder is not None
+    keys = faiss.downcast_index(snapshot.keys.index).reconstruct_n(0, snapshot.keys.ntotal)
+    plain = faiss.IndexIDMap(faiss.IndexFlatIP(snapshot.fold.dim))
+    plain.add_with_ids(keys[:, : snapshot.fold.dim].copy(), snapshot.ids)
+    faiss.write_index(plain, str(folder / KEYS))
+    files = {**snapshot.manifest.files, KEYS: facts_of(folder / KEYS)}
+    manifest = replace(snapshot.manifest, dim=snapshot.fold.dim, files=files, format=3)
+    (folder / MANIFEST).write_bytes(manifest_bytes(asdict(manifest)))
+    return Snapshot.load(folder)
 
 
 def test_changes_while_others_search_never_mix_two_states(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import indexer.index.writer
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import (
+    TRAITS,
     DuplicateWindow,
     EmbeddingNotFinite,
     EmbeddingNotUnit,
@@ -68,7 +69,7 @@ def test_window_ids_refuse_what_64_bits_cannot_hold(row: int, window: int) -> No
 def test_a_snapshot_says_what_it_is(tmp_path: Path) -> None:
     manifest = write(tmp_path / "new" / "folder").manifest
     assert (manifest.generation, manifest.fingerprint, manifest.seq) == (3, "f" * 64, 17)
-    assert (manifest.windows, manifest.stems, manifest.dim, manifest.rank) == (9, 3, 12, 6)
+    assert (manifest.windows, manifest.stems, manifest.dim, manifest.rank) == (9, 3, 12 + TRAITS, 6)
     assert (manifest.bound, manifest.window_s, manifest.stride_s, manifest.index_type) == (0.0, 5.0, 2.5, "flat")
     assert manifest.recall is None
     for name, file in manifest.files.items():
@@ -302,8 +303,7 @@ def test_a_build_that_was_killed_goes_on_and_makes_the_same_snapshot(
 ) -> None:
     monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 12)
     stems = {row: make_stem(row, 3) for row in range(1, 31)}
-    sample = np.concatenate([stem.embedding for stem in stems.values()])
-    known = facts(index_type=index_type, probes=probes(), sample=sample)
+    known = facts(index_type=index_type, probes=probes(), sample=stems)
 
     def filled(writer: SnapshotWriter, rows: Iterable[int]) -> SnapshotWriter:
         for row in rows:
