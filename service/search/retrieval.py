@@ -1,7 +1,6 @@
 """A waveform in, the stems that fit it out: hear its beats, embed it at every place and in every key, search, score."""
 
 import asyncio
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -34,7 +33,6 @@ from service.work.jobs import FingerprintMismatch
 
 SCORED_FIRST = 40  # candidate stems scored exactly before it is asked whether more could matter
 SCORED_MOST = 1024
-SCORED_WINDOWS = 24 * SCORED_MOST  # of these together, then no more: of stems of minutes, fewer
 UNPROVEN = 16  # candidates scored for each hit where an approximate index can prove nothing: half as many find the same
 SPARE = 5  # stems below the last hit, for hits that are deleted meanwhile
 
@@ -343,7 +341,6 @@ class Finder:
             found = await asyncio.to_thread(search.candidates, index, queries, wanted, asked.allowed)
         best: dict[int, Scored] = {}
         seen: set[int] = set()
-        windows = 0  # of these
         a_hit = UNPROVEN if index.approximate else 4
         enough = max(SCORED_FIRST, min(a_hit * wish.limit, SCORED_MOST), wish.ranked)
         while True:
@@ -354,10 +351,8 @@ class Finder:
                 music = await self._catalog.music_of(unseen)
                 best |= await asyncio.to_thread(score_stems, index, asked, stems, music)
                 seen.update(unseen)
-                windows += sum(len(stem.windows) for stem in stems.values())
             exact = search.proven((one.score for one in best.values()), some, wish.limit)
-            full = len(seen) >= SCORED_MOST or windows >= SCORED_WINDOWS
-            if exact or index.approximate or full or (found.complete and enough >= len(found.rows)):
+            if exact or index.approximate or len(seen) >= SCORED_MOST or (found.complete and enough >= len(found.rows)):
                 return [*best.values()], some
             if enough >= len(found.rows):
                 if found.k >= search.LARGEST_K:
@@ -366,8 +361,7 @@ class Finder:
                     found = await asyncio.to_thread(
                         search.candidates, index, asked.queries, wish.limit, asked.allowed, k=2 * found.k
                     )
-            fitting = math.ceil(enough * SCORED_WINDOWS / max(1, windows))
-            enough = min(4 * enough, fitting, SCORED_MOST)
+            enough = min(4 * enough, SCORED_MOST)
 
 
 def score_stems(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from indexer import Catalog, StemFilter
+from indexer import Catalog, Index, StemFilter
 from model.audio import SAMPLE_RATE
 from model.training.stems import load_bank
 from service.metrics import Metrics, Stopwatch
@@ -30,7 +30,7 @@ WINDOWS = 2  # of a stem of 6 s
         ("ivf", "grid", 0, {}, UNPROVEN * LIMIT),
         ("ivf", "search", 3 * DELAY, {}, UNPROVEN * LIMIT),
         ("ivf", "grid", 0, {"SCORED_MOST": 45}, 45),
-        ("flat", "grid", 0, {"SCORED_WINDOWS": 50 * WINDOWS}, 50),
+        ("flat", "grid", 0, {"SCORED_MOST": 45}, 45),
     ],
 )
 def test_as_many_stems_are_scored_as_matter_and_no_more(
@@ -51,6 +51,8 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
         soundfile.write(path, noise_bursts(number, 6.0), SAMPLE_RATE, subtype="FLOAT")
     bank = load_bank([tmp_path / "stems"], tmp_path / "banks")
     settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint, "index_type": index_type}
+    # Keys that were rounded so badly that nothing can be proven either.
+    monkeypatch.setattr(Index, "slack", lambda _, embedding, weights: np.full(len(embedding), 100.0))
     scored: list[int] = []
     embeddings_of = Catalog.embeddings_of
 
