@@ -32,14 +32,18 @@ MOST_BURSTS = 10
 CPU = torch.device("cpu")
 
 
-def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Change each waveform's level, put noise under some of them, bend some by an equaliser, drive some into a limit.
+def augment(
+    waveforms: Tensor, settings: AugmentSettings, generator: torch.Generator, samples: Tensor | None = None
+) -> Tensor:
+    """Change each waveform's level, put noise under some of them, bend some by an equaliser, drive some into a limit,
+    let only a stretch of some sound.
 
     Args:
         waveforms: float32, (n, samples) at 16 kHz.
         settings: how much.
         generator: every choice is drawn from it, on the CPU, so a seed means the same on every device; but the samples
             of noise under a card's waveforms are drawn there.
+        samples: int64, (n,), of each waveform alone, on the CPU; None: all.
 
     Returns:
         float32, (n, samples), on the same device.
@@ -67,7 +71,21 @@ def augment(waveforms: Tensor, settings: AugmentSettings, generator: torch.Gener
         at = upload(rows, device)
         limit = heard[at].square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6) * times_rms
         heard = heard.index_copy(0, at, torch.tanh(heard[at] / limit) * limit)
+    if settings.gated:
+        rows = (torch.rand(n, generator=generator) < settings.gated).nonzero().flatten()
+        at = upload(rows, device)
+        lengths = torch.full((n,), length) if samples is None else samples
+        heard = heard.index_copy(0, at, heard[at] * upload(gates(lengths[rows], length, generator), device))
     return heard
+
+
+def gates(samples: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """For waveforms of so many samples (n,): float32 (n, length), one for a stretch, a quarter of it to three quarters,
+    with ramps of 10 ms, else zero."""
+    lasts = torch.empty(len(samples), 1).uniform_(0.25, 0.75, generator=generator) * samples[:, None]
+    begins = torch.rand(len(samples), 1, generator=generator) * (samples[:, None] - lasts)
+    at, ramp = torch.arange(length), 0.01 * SAMPLE_RATE
+    return ((at - begins) / ramp).clamp(0, 1) * ((begins + lasts - at) / ramp).clamp(0, 1)
 
 
 def tone(count: int, deviation_db: float, length: int, generator: torch.Generator) -> Tensor:

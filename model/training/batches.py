@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from model.audio import SAMPLE_RATE
+from model.audio import SAMPLE_RATE, Waveform
 from model.audio.grid import BEAT_TIME_BPM
 from model.audio.harmony import tonic_of
 from model.audio.stretch import played
@@ -41,7 +42,7 @@ STRETCHED = (1.02, 1.12)
 """How many times faster, or slower, a positive is that a stretcher plays."""
 
 _DRAW, _KIND = 0, 6  # what random numbers are for, beside those of train.py
-_DECOYS, _STRETCH = 5, 7
+_DECOYS, _STRETCH, _TUNING, _APART = 5, 7, 8, 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,8 @@ def draw_batch(
     rng = np.random.default_rng(seed(_DRAW, step))
     share = recipe.batch // world
     mine = slice(rank * share, (rank + 1) * share)
+    most_cents = recipe.augment.tuning_cents
+    cents = float(np.random.default_rng(seed(_TUNING, step)).uniform(-most_cents, most_cents))
     if np.random.default_rng(seed(_KIND, step)).random() < recipe.data.matched:
         decoy_rng = np.random.default_rng(seed(_DECOYS, step))
         windows, decoys_of = _draw_beat_windows(bank, tracks, recipe, step, mine, rng, decoy_rng)
@@ -107,6 +110,9 @@ def draw_batch(
             all_pitched = [all(bank.tracks[one.track].pitched[stem] for stem in one.stems) for one in windows]
             stretch_rng = np.random.default_rng(seed(_STRETCH, step * world + rank))
             clips = stretched(clips, share, recipe.augment.stretched, all_pitched, stretch_rng)
+        if cents:
+            apart = np.random.default_rng(seed(_APART, step * world + rank)).normal(size=len(clips))
+            clips = detuned(clips, cents + recipe.augment.apart_cents * apart)
         return Batch(clips, share, decoys_of, torch.tensor(pitched).long())
     data, loss = recipe.data, recipe.loss
     # Whole hops: lengths that repeat let the CQT's kernels and a GPU's plans be used again.
@@ -120,7 +126,10 @@ def draw_batch(
         late = draw_decoys(bank, examples, round(loss.decoys * share), length, shifts, decoy_rng)
     anchors, positives = mix_examples(bank, examples, length)
     decoys = mix_examples(bank, late, length)[1]
-    return Batch(torch.cat([anchors, positives, decoys]), share, torch.arange(len(late)))
+    as_recorded = torch.cat([anchors, positives, decoys])
+    if cents:
+        as_recorded = torch.from_numpy(np.stack([resampled(clip, cents) for clip in as_recorded.numpy()]))
+    return Batch(as_recorded, share, torch.arange(len(late)))
 
 
 def stretched(
@@ -155,6 +164,24 @@ def stretched(
     return BeatClips(pad_sequence(waveforms, batch_first=True), samples, places, transpose)
 
 
+def detuned(clips: BeatClips, cents: NDArray[np.float64]) -> BeatClips:
+    """The same music so many cents higher, each clip by itself; its beats stay where they are in beat time."""
+    waveforms = [
+        torch.from_numpy(resampled(clip[:length].numpy(), float(higher)))
+        for clip, length, higher in zip(clips.waveforms, clips.samples.tolist(), cents, strict=True)
+    ]
+    samples = torch.tensor([len(waveform) for waveform in waveforms])
+    faster = torch.from_numpy(2 ** (cents / 1200)).float()[:, None]
+    places = torch.minimum(clips.places / faster, (samples // PhalarConfig().hop)[:, None])
+    return BeatClips(pad_sequence(waveforms, batch_first=True), samples, places, clips.transpose)
+
+
+def resampled(waveform: Waveform, cents: float) -> Waveform:
+    """A waveform so many cents higher, and that much faster, as a tape would be."""
+    higher = soxr.resample(waveform, SAMPLE_RATE * 2 ** (cents / 1200), SAMPLE_RATE, quality="MQ")
+    return np.asarray(higher, dtype=np.float32)
+
+
 def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> Batch:
     """The batch on a device, with gain, noise and tone of its own made there; the host waits for nothing."""
     generator = torch.Generator().manual_seed(seed)
@@ -162,8 +189,9 @@ def augmented(batch: Batch, recipe: Recipe, device: torch.device, seed: int) -> 
     if isinstance(clips, Tensor):
         heard: Tensor | BeatClips = augment(upload(clips, device), recipe.augment, generator)
     else:
+        samples = clips.samples
         clips = clips.on(device)
-        heard = replace(clips, waveforms=augment(clips.waveforms, recipe.augment, generator))
+        heard = replace(clips, waveforms=augment(clips.waveforms, recipe.augment, generator, samples))
     pitched = None if batch.pitched is None else upload(batch.pitched, device)
     return Batch(heard, batch.pairs, upload(batch.decoys_of, device), pitched)
 

@@ -76,6 +76,9 @@ class AugmentSettings:
     equaliser_db: float = 6.0  # the deviation of its bands, which are an octave wide
     saturated: float = 0.0  # part of the sides that are driven into a soft limit
     stretched: float = 0.0  # in beat time: part of the positives from audio that a stretcher played at another tempo
+    gated: float = 0.0  # part of the sides of which only a stretch sounds, a quarter of it to three quarters
+    tuning_cents: float = 0.0  # how far all of a batch lies above or below concert pitch, at most
+    apart_cents: float = 0.0  # in beat time: by how much each side deviates from that, usually
     balance_db: float = 0.0  # in beat time: each stem of a submix up or down, at most
 
 
@@ -177,6 +180,7 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         ("augment.equalised", recipe.augment.equalised),
         ("augment.saturated", recipe.augment.saturated),
         ("augment.stretched", recipe.augment.stretched),
+        ("augment.gated", recipe.augment.gated),
         ("loss.beat_decoys", loss.beat_decoys),
         ("loss.key_decoys", loss.key_decoys),
     ):

@@ -101,6 +101,20 @@ def test_a_bent_waveform_is_its_response_and_the_others_stay() -> None:
     torch.testing.assert_close(one, waves[0] * (one @ waves[0] / waves[0].square().sum()), atol=0.01, rtol=0)
 
 
+def test_of_a_gated_waveform_one_stretch_within_its_own_length_sounds() -> None:
+    waves, samples = torch.ones(200, 32_000), torch.tensor([32_000, 8_000] * 100)
+    settings = AugmentSettings(gain_db=0.0, noise=0.0, gated=0.5)
+    gated = augment(waves, settings, torch.Generator().manual_seed(0), samples)
+    cut = (gated != waves).any(dim=1)
+    assert 0.4 < float(cut.float().mean()) < 0.6
+    for wave, length in zip(gated[cut], samples[cut].tolist(), strict=True):
+        (sounding,) = wave.nonzero(as_tuple=True)
+        assert int(sounding[-1]) < length
+        assert (sounding.diff() == 1).all()
+        assert 0.24 < len(sounding) / length < 0.76
+        assert float(wave.diff().abs().max()) < 0.01, "it fades in and out"
+
+
 def test_saturation_takes_peaks_and_leaves_what_is_quiet() -> None:
     waves = torch.full((100, 1_000), 0.01)
     waves[:, 500] = 1.0

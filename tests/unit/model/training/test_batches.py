@@ -14,6 +14,7 @@ from model.audio.truth import Truth
 from model.checkpoints import load_phalar
 from model.cqt import MOST_SEMITONES, BeatClips
 from model.demo import compose_track, write_track
+from model.phalar import PhalarConfig
 from model.training import batches
 from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_decoy, draw_beat_pair
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
@@ -150,6 +151,34 @@ def test_positives_and_their_decoys_are_the_same_music_once_a_stretcher_played_t
     one, other = (phalar.embed_in_beat_time(clips) for clips in (plain, moved))
     torch.testing.assert_close(one[:pairs], other[:pairs], atol=1e-3, rtol=0)
     assert ((one.conj() * other).sum(dim=1).real[pairs:] > 0.6).all()
+
+
+def test_all_of_a_batch_is_tuned_alike_and_its_beats_stay(bank: StemBank) -> None:
+    tuned = replace(RECIPE, augment=AugmentSettings(gain_db=0.0, noise=0.0, tuning_cents=50.0, apart_cents=4.0))
+    found = []
+    for step in range(8):
+        plain, moved = (draw_batch(bank, range(TRACKS), recipe, step, seed).clips for recipe in (RECIPE, tuned))
+        assert isinstance(plain, BeatClips)
+        assert isinstance(moved, BeatClips)
+        cents = 1200 * torch.log2(plain.samples / moved.samples)
+        found.append(float(cents.mean()))
+        assert float((cents - cents.mean()).abs().max()) < 16
+        ends_s = [clips.places[:, -1] / (clips.samples // PhalarConfig().hop) for clips in (plain, moved)]
+        torch.testing.assert_close(ends_s[0], ends_s[1], atol=0.01, rtol=0)
+    assert max(found) > 20
+    assert min(found) < -20
+    one, other = (load_phalar(DEFAULT_CHECKPOINT).embed_in_beat_time(clips) for clips in (plain, moved))
+    assert ((one.conj() * other).sum(dim=1).real > 0.6).all()
+
+
+def test_a_batch_as_recorded_is_tuned_alike_too(bank: StemBank) -> None:
+    recorded = replace(RECIPE, data=replace(RECIPE.data, matched=0.0))
+    tuned = replace(recorded, augment=replace(recorded.augment, tuning_cents=50.0))
+    plain, moved = (draw_batch(bank, range(TRACKS), recipe, 2, seed).clips for recipe in (recorded, tuned))
+    assert isinstance(plain, torch.Tensor)
+    assert isinstance(moved, torch.Tensor)
+    assert len(plain) == len(moved)
+    assert 0 < abs(1200 * np.log2(plain.shape[1] / moved.shape[1])) <= 51
 
 
 def test_tracks_of_a_batch_may_be_of_like_tempo_alone(bank: StemBank, monkeypatch: pytest.MonkeyPatch) -> None:
