@@ -83,6 +83,11 @@ def traits_of(stem: StemEmbeddings) -> Float32:
     return traits
 
 
+def keys_of(fold: HermitianFold, stem: StemEmbeddings) -> Float32:
+    """The whole keys of a stem that has windows, unchecked: float32 (n, dim + TRAITS)."""
+    return np.concatenate([fold.keys(stem.embedding), traits_of(stem)], axis=1)
+
+
 def without_traits(queries: Float32) -> Float32:
     """Queries to which a stem's traits tell nothing: float32 (q, dim) -> (q, dim + TRAITS)."""
     return np.pad(queries, ((0, 0), (0, TRAITS)))

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.choice import IndexType
+from indexer.index.choice import LEARNING, IndexType
 from indexer.index.fold import HermitianFold
-from indexer.index.keys import DuplicateWindow, fold_stems, rounded_up, split_ids
+from indexer.index.keys import TRAITS, DuplicateWindow, fold_stems, keys_of, rounded_up, split_ids
 from indexer.index.manifest import FileFacts, facts_of, manifest_bytes, manifest_of
 from indexer.index.recall import Recall, RecallMeter
 from indexer.index.snapshot import ERRORS, FOLD, KEYS, MANIFEST, Snapshot, SnapshotExists, lists_of, now
@@ -93,9 +93,10 @@ class SnapshotWriter:
             asked_type=asked_type,
             highest_rank=highest_rank or fold.rank,
         )
-        keys = fold_stems(fold, sample or {}).keys
-        learnt = keys if len(keys) else np.zeros((1, keys.shape[1]), np.float32)
-        self._take(_trained_keys(index_type, learnt), windows=0, seen=set())
+        learnt = sample.values() if sample and index_type in LEARNING else ()
+        keys = np.concatenate([np.empty((0, fold.dim + TRAITS), np.float32), *(keys_of(fold, one) for one in learnt)])
+        keys = keys if len(keys) else np.zeros((1, keys.shape[1]), np.float32)
+        self._take(_trained_keys(index_type, keys), windows=0, seen=set())
         self._meter = None if probes is None else RecallMeter(fold, probes)
         for name in _WORKING:
             (folder / name).unlink(missing_ok=True)
