@@ -1,7 +1,5 @@
 """What answers a search: a sealed base, some fresh keys and tombstones, seen as one and never changed."""
 
-import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
+from indexer.index.card import DEEPEST_ON_CARD, CardKeys
 from indexer.index.fold import HermitianFold, NotFinite, WrongShape
 from indexer.index.keys import TRAITS, CheckedKeys, fold_stems, split_ids, window_ids
 from indexer.index.manifest import Manifest
@@ -22,7 +21,6 @@ from model.errors import Told
 
 __all__ = ["Base", "Index", "IndexUnavailable", "KeysInMemory", "Status", "split_ids", "window_ids"]
 
-log = logging.getLogger("phalar.index")
 Status = Literal["starting", "ready", "rebuilding", "unreachable"]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -38,8 +36,6 @@ faiss.cvar.distance_compute_blas_threshold = 8
 _SCORES_OF_ONE_THREAD = 50_000
 # Lists that a row is looked for in next, times those before, where these hold too few windows.
 MORE_LISTS = 4
-# A graphics card answers no deeper.
-_DEEPEST_ON_CARD = 2048
 # Embeddings are of unit norm to 1e-4 (checked when they are added); the rounding bound is stated for norm 1.
 _NORM_MARGIN = 1.001
 # No stem has traits of a larger norm: the logarithm of 2**20 windows is 13.9.
@@ -104,7 +100,7 @@ class KeysInMemory:
     live: npt.NDArray[np.bool_] | None = None  # (n,); None: all of them
     owner: Any = None  # whatever would free `keys` if it went away
     probed: int = 0  # lists of an approximate index that a search looks at; 0: every key is compared
-    card: "_Card | None" = None  # the same keys on a graphics card
+    card: CardKeys | None = None  # the same keys on a graphics card
 
     @cached_property
     def rows(self) -> Int64:
@@ -159,7 +155,7 @@ class KeysInMemory:
             mask = None
         if self.probed:
             scores, positions = self._search_lists(queries, k, mask)
-        elif self.card is not None and mask is None and k <= _DEEPEST_ON_CARD:
+        elif self.card is not None and mask is None and k <= DEEPEST_ON_CARD:
             scores, positions = self.card.search(queries, k)  # a card's index knows no selector
         elif mask is None:
             scores, positions = self.keys.search(queries, k)
@@ -197,35 +193,6 @@ class KeysInMemory:
         return search(selector)
 
 
-class _Card:
-    """Flat keys on a graphics card; only faiss-gpu has them."""
-
-    def __init__(self, keys: Any) -> None:
-        self._resources = faiss.StandardGpuResources()
-        self._keys = faiss.index_cpu_to_gpu(self._resources, 0, keys)
-        self._lock = threading.Lock()  # the resources serve one thread at a time
-
-    @classmethod
-    def of(cls, keys: Any) -> "_Card | None":
-        """None without faiss-gpu, without a card, for other types than flat, or when the card has no room."""
-        if (
-            not hasattr(faiss, "StandardGpuResources")
-            or not faiss.get_num_gpus()
-            or not isinstance(keys, faiss.IndexFlat)
-        ):
-            return None
-        try:
-            return cls(keys)
-        except RuntimeError as error:
-            log.warning("the keys stay in memory, the graphics card did not take them: %s", error)
-            return None
-
-    def search(self, queries: Float32, k: int) -> tuple[Float32, Int64]:
-        with self._lock:
-            found: tuple[Float32, Int64] = self._keys.search(queries, k)
-        return found
-
-
 @dataclass(frozen=True, eq=False)
 class Index:
     """One state of what can be found, under one fingerprint. Immutable: a change makes a new Index.
@@ -251,7 +218,7 @@ class Index:
             snapshot.residuals,
             owner=snapshot.keys,
             probed=snapshot.manifest.probed,
-            card=_Card.of(keys),
+            card=CardKeys.of(keys),
         )
         return cls(snapshot.manifest, snapshot.fold, base, (), snapshot.manifest.seq)
 
