@@ -319,8 +319,8 @@ class Index:
             queries: float32 (q, dim), made by `fold.queries`.
             k: windows wanted for each.
             allowed: int64 stem rows that may be answered, in any order; None allows all, an empty array none.
-            weights: float32 (q, TRAITS), what the traits of a stem add to its score, in all nothing or less: keys
-                without traits score as if that were nothing. None: nothing.
+            weights: float32 (q, TRAITS), what the traits of a stem add to its score, in all nothing or less. None, or
+                where the base's keys have no traits: nothing.
 
         Returns:
             Scores float32 (q, k), descending, and window ids int64 (q, k); -inf and -1 where windows run out.
@@ -332,7 +332,8 @@ class Index:
             raise WrongShape("the queries", shape=queries.shape, expected=f"(q, {self.fold.dim})")
         if k < 1:
             raise ValueError(f"k is {k}, at least 1 is needed")
-        weights = np.zeros((len(queries), TRAITS), np.float32) if weights is None else weights
+        if weights is None or self._base.dim == self.fold.dim:  # else stems that came since would rank below the others
+            weights = np.zeros((len(queries), TRAITS), np.float32)
         asked = np.concatenate([queries, weights], axis=1, dtype=np.float32)
         if not np.isfinite(asked).all():
             raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(asked))))
