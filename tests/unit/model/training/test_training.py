@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +54,19 @@ warmup = 1
 SUMMATION = 1e-3  # two processes add gradients in another order, which the step in between magnifies
 ROUNDING = 1e-6
 PATIENCE_S = 120
+KILLED_AT_STEP_3 = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from model.training.data import training_bank
+from model.training.recipe import load_recipe
+from model.training.train import Trainer
+home, out = map(Path, sys.argv[1:3])
+torch.set_num_threads(int(sys.argv[3]))
+recipe = load_recipe(home / "tiny.toml")
+run = Trainer(recipe, training_bank([], recipe.data, home / "cache"), out, torch.device("cpu"))
+run.run(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step.step == 3 else None)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +111,15 @@ def test_a_repeated_run_is_the_same_to_the_digit(home: Path, recipe: Recipe, ban
 
 
 def test_a_killed_run_goes_on_to_the_same_digits(home: Path, whole: Path) -> None:
-    out = home / "killed"
-    command = [sys.executable, "-m", "service.commands", "train", str(home / "tiny.toml")]
-    command += ["--device", "cpu", "--out", str(out), "--cache", str(home / "cache")]
-    command += ["--threads", str(torch.get_num_threads())]
-    began = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not ((out / LOG).is_file() and (out / CHECKPOINT).is_file() and len(losses(out)) >= 2):
-            assert process.poll() is None
-            assert time.monotonic() - began < PATIENCE_S
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert not (out / MODEL).exists(), "killed in the middle"
+    """Killed between its third step's log and that step's checkpoint."""
+    out, threads = home / "killed", str(torch.get_num_threads())
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_3, str(home), str(out), threads], timeout=PATIENCE_S)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(losses(out)) == 3
+    assert (out / CHECKPOINT).is_file()
+    assert not (out / MODEL).exists()
+    command = [sys.executable, "-m", "service.commands", "train", str(home / "tiny.toml"), "--device", "cpu"]
+    command += ["--out", str(out), "--cache", str(home / "cache"), "--threads", threads]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert str(out / MODEL) in finished.stdout
     assert_same_weights(out, whole)
