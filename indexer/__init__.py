@@ -37,5 +37,5 @@ from indexer.index.build import FolderStore, Report
 from indexer.index.choice import IndexType, Limits
 from indexer.index.fold import HermitianFold, RankOutOfRange
 from indexer.index.index import Index, IndexUnavailable
-from indexer.index.keys import TRAITS
+from indexer.index.keys import ANY_STEM, CHROMA, HAS_CHROMA, LOG_WINDOWS, TRAITS
 from indexer.index.live import IndexStore, LiveIndex, open_store

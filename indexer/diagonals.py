@@ -36,19 +36,19 @@ class QueryWindows:
     """The windows of a mix at every shift. Silent ones are left out.
 
     embedding: complex64 (q, D), of norm 1, or more to raise their scores; offset_s: float64 (q,), the second of the mix
-    where the window begins; shift: int (q,), number of the shift; weights: of a stem's traits, for its index, see
+    where the window begins; shift: int (q,), number of the shift; trait_weights: for the index, see
     `Index.search`. In beat time, beats stand where seconds do, here and in stems.
     """
 
     embedding: Complex64
     offset_s: Float64
     shift: Int64
-    weights: Float32 | None = None
+    trait_weights: Float32 | None = None
 
     def some(self, which: npt.NDArray[np.bool_]) -> "QueryWindows":
         """Those of them that are chosen."""
-        weights = None if self.weights is None else self.weights[which]
-        return QueryWindows(self.embedding[which], self.offset_s[which], self.shift[which], weights)
+        trait_weights = None if self.trait_weights is None else self.trait_weights[which]
+        return QueryWindows(self.embedding[which], self.offset_s[which], self.shift[which], trait_weights)
 
 
 class Pair(NamedTuple):

@@ -31,10 +31,10 @@ class Searched(Protocol):
     def fold(self) -> HermitianFold: ...
 
     def search(
-        self, queries: Float32, k: int, allowed: Int64 | None = None, weights: Float32 | None = None
+        self, queries: Float32, k: int, allowed: Int64 | None = None, trait_weights: Float32 | None = None
     ) -> tuple[Float32, Int64]: ...
 
-    def slack(self, embedding: Complex64, weights: Float32 | None = None) -> Float64: ...
+    def slack(self, embedding: Complex64, trait_weights: Float32 | None = None) -> Float64: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def candidates(
 
     Args:
         index: searched; its fold makes the queries.
-        queries: of one mix, all shifts at once; what their weights take off is off all scores here.
+        queries: of one mix, all shifts at once; what their trait weights take off is off all scores here.
         limit: hits wanted.
         allowed: int64 stem rows that may be answered; None allows all.
         k: windows for each row to begin with; to widen an earlier answer, give twice its `k`.
@@ -84,13 +84,13 @@ def candidates(
     k = wanted if k is None else min(k, LARGEST_K)
     folded = index.fold.queries(queries.embedding)
     while True:
-        scores, ids = index.search(folded, k, allowed, queries.weights)
+        scores, ids = index.search(folded, k, allowed, queries.trait_weights)
         rows, best = _best_by_stem(scores, ids)
         threshold = scores[:, -1].astype(np.float64)
         if len(rows) >= wanted or np.isneginf(threshold).all() or k >= LARGEST_K:
             break
         k = min(2 * k, LARGEST_K)
-    slack = index.slack(queries.embedding, queries.weights)
+    slack = index.slack(queries.embedding, queries.trait_weights)
     ceiling = float((threshold + slack).max(initial=-np.inf))
     return Candidates(rows, best, threshold, slack, k, ceiling)
 

@@ -40,7 +40,7 @@ MORE_LISTS = 4
 _NORM_MARGIN = 1.001
 # No stem has traits of a larger norm: the logarithm of 2**20 windows is 13.9.
 _LARGEST_TRAITS = 15.0
-# What float32 can add to an error for each unit of weights and traits: no sum has more terms than these.
+# What float32 can add to an error for each unit of traits and their weights: no sum has more terms than these.
 _TRAITS_ROUNDING = 2200 * 2.0**-24
 
 
@@ -307,7 +307,7 @@ class Index:
         return replace(self, _base=base, _fresh=_few_parts(fresh), seq=seq)
 
     def search(
-        self, queries: Float32, k: int, allowed: Int64 | None = None, weights: Float32 | None = None
+        self, queries: Float32, k: int, allowed: Int64 | None = None, trait_weights: Float32 | None = None
     ) -> tuple[Float32, Int64]:
         """The k best windows for each query, exact for what is stored unless the base is approximate; see `slack`.
 
@@ -319,8 +319,8 @@ class Index:
             queries: float32 (q, dim), made by `fold.queries`.
             k: windows wanted for each.
             allowed: int64 stem rows that may be answered, in any order; None allows all, an empty array none.
-            weights: float32 (q, TRAITS), what the traits of a stem add to its score, in all nothing or less. None, or
-                where the base's keys have no traits: nothing.
+            trait_weights: float32 (q, TRAITS), what a stem's traits are multiplied by and add to its score, in all
+                nothing or less. None, or where the base's keys have no traits: nothing.
 
         Returns:
             Scores float32 (q, k), descending, and window ids int64 (q, k); -inf and -1 where windows run out.
@@ -332,9 +332,9 @@ class Index:
             raise WrongShape("the queries", shape=queries.shape, expected=f"(q, {self.fold.dim})")
         if k < 1:
             raise ValueError(f"k is {k}, at least 1 is needed")
-        if weights is None or self._base.dim == self.fold.dim:  # else stems that came since would rank below the others
-            weights = np.zeros((len(queries), TRAITS), np.float32)
-        asked = np.concatenate([queries, weights], axis=1, dtype=np.float32)
+        if trait_weights is None or self._base.dim == self.fold.dim:  # else stems that came since would rank too low
+            trait_weights = np.zeros((len(queries), TRAITS), np.float32)
+        asked = np.concatenate([queries, trait_weights], axis=1, dtype=np.float32)
         if not np.isfinite(asked).all():
             raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(asked))))
         with _threads_for(len(queries) * self.windows):
@@ -345,7 +345,7 @@ class Index:
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
-    def slack(self, embedding: npt.NDArray[np.complex64], weights: Float32 | None = None) -> Float64:
+    def slack(self, embedding: npt.NDArray[np.complex64], trait_weights: Float32 | None = None) -> Float64:
         """How far a score that `search` gives can lie from the exact one, for each query.
 
         It adds up what the rank drops (Cauchy-Schwarz over the two tails), what the index type rounds off, and float32.
@@ -354,13 +354,13 @@ class Index:
 
         Args:
             embedding: complex64 (q, D), before folding.
-            weights: as for `search`.
+            trait_weights: as for `search`.
 
         Returns:
             float64 (q,).
         """
         norm = np.maximum(1.0, np.linalg.norm(embedding, axis=1).astype(np.float64)) * _NORM_MARGIN
-        weight = 0.0 if weights is None else np.linalg.norm(weights.astype(np.float64), axis=1)
+        weight = 0.0 if trait_weights is None else np.linalg.norm(trait_weights.astype(np.float64), axis=1)
         if self.approximate:
             return np.asarray(2 * abs(self.fold.eigenvalues[0]) * norm + _LARGEST_TRAITS * weight)
         tail, residual = (max(errors) for errors in zip(*(part.largest_errors for part in self._parts), strict=True))

@@ -17,8 +17,8 @@ _WINDOW_BITS = 20
 _LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
 # Of a stem, beside the key of each of its windows: its chroma, 1 where it has one, the natural logarithm of how many
 # windows it has in this one's time base, and 1.
+CHROMA, HAS_CHROMA, LOG_WINDOWS, ANY_STEM = slice(0, 12), 12, 13, 14
 TRAITS = 15
-_CHROMA = 12
 # float32 arithmetic leaves an embedding's norm within 1e-6 of 1; more means that it is none of the model's.
 _NORM_TOLERANCE = 1e-4
 
@@ -70,16 +70,16 @@ def split_ids(ids: Int64) -> tuple[Int64, Int64]:
 
 
 def traits_of(stem: StemEmbeddings) -> Float32:
-    """What a stem is beside its windows, float32 (n, TRAITS): a query's weights times these are added to its score.
+    """What a stem is beside its windows, float32 (n, TRAITS): trait weights times these are added to its score.
 
     So an index ranks windows by all that counts for their stem in the end, and not by the model alone.
     """
     traits = np.zeros((len(stem.windows), TRAITS), np.float32)
     if stem.chroma is not None:
-        traits[:, :_CHROMA], traits[:, _CHROMA] = stem.chroma, 1.0
+        traits[:, CHROMA], traits[:, HAS_CHROMA] = stem.chroma, 1.0
     in_beats = np.isfinite(stem.beats)
-    traits[:, -2] = np.log(np.where(in_beats, in_beats.sum(), (~in_beats).sum()))
-    traits[:, -1] = 1.0
+    traits[:, LOG_WINDOWS] = np.log(np.where(in_beats, in_beats.sum(), (~in_beats).sum()))
+    traits[:, ANY_STEM] = 1.0
     return traits
 
 

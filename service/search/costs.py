@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer import TRAITS
+from indexer import ANY_STEM, CHROMA, HAS_CHROMA, LOG_WINDOWS, TRAITS
 from service.search.stretching import SAME_TEMPO
 
 OTHERWISE_COST = 2.0  # of a stem's score, for not being played as it was recorded
@@ -34,7 +34,7 @@ def length_costs(windows: Sequence[int]) -> NDArray[np.float64]:
     return LENGTH_COST * np.log(np.asarray(windows, np.float64))
 
 
-def weights_of(mix: NDArray[np.float32] | None, keys: Sequence[int]) -> NDArray[np.float32]:
+def trait_weights(mix: NDArray[np.float32] | None, keys: Sequence[int]) -> NDArray[np.float32]:
     """For the index, what a stem's traits add to its score, never more than nothing: what of it is taken off for
     harmony and length, and the least for being played in each key.
 
@@ -46,11 +46,11 @@ def weights_of(mix: NDArray[np.float32] | None, keys: Sequence[int]) -> NDArray[
         float32 (keys, TRAITS), see `traits_of`.
     """
     weights = np.zeros((len(keys), TRAITS), np.float32)
-    weights[:, -2] = -LENGTH_COST
-    weights[:, -1] = [-HARMONY_COST * (1 - NO_NOTES) - cost_of(1.0, key) for key in keys]
+    weights[:, LOG_WINDOWS] = -LENGTH_COST
+    weights[:, ANY_STEM] = [-HARMONY_COST * (1 - NO_NOTES) - cost_of(1.0, key) for key in keys]
     if mix is not None:
-        weights[:, :12] = [HARMONY_COST * np.roll(mix, -key) for key in keys]
-        weights[:, 12] = -HARMONY_COST * NO_NOTES
+        weights[:, CHROMA] = [HARMONY_COST * np.roll(mix, -key) for key in keys]
+        weights[:, HAS_CHROMA] = -HARMONY_COST * NO_NOTES
     return weights
 
 

@@ -25,7 +25,7 @@ from model.audio import SAMPLE_RATE, SilentClip, Windows, tonic_of
 from model.audio.grid import Grid
 from service.metrics import Stopwatch
 from service.search.copies import Groups, grouped
-from service.search.costs import cost_of, harmony_costs, length_costs, weights_of
+from service.search.costs import cost_of, harmony_costs, length_costs, trait_weights
 from service.search.mix import Align, HeardMix, Plan, hear_mix, only, plan_beats, plan_windows
 from service.search.stretching import octaves_of, same_tempi, speed_of
 from service.settings import Settings
@@ -238,10 +238,10 @@ class Finder:
         with watch.stage("embed"):
             index, asked = await self._embed_mix(index, waveform, plans)
         tonic = tonic_of(heard.key or "") if heard.sources.get("key") == "said" else None
-        weighed = [replace(each.queries, weights=weights_of(heard.chroma, each.key.tolist())) for each in asked]
+        weights = [trait_weights(heard.chroma, each.key.tolist()) for each in asked]
         return index, [
-            replace(each, queries=queries, tonic=tonic, chroma=heard.chroma)
-            for each, queries in zip(asked, weighed, strict=True)
+            replace(each, queries=replace(each.queries, trait_weights=of_traits), tonic=tonic, chroma=heard.chroma)
+            for each, of_traits in zip(asked, weights, strict=True)
         ]
 
     async def _ranked(

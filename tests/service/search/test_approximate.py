@@ -52,7 +52,7 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
     bank = load_bank([tmp_path / "stems"], tmp_path / "banks")
     settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint, "index_type": index_type}
     if index_type == "flat":  # keys that were rounded so badly that nothing can be proven either
-        monkeypatch.setattr(Index, "slack", lambda _, embedding, weights: np.full(len(embedding), 100.0))
+        monkeypatch.setattr(Index, "slack", lambda _, embedding, trait_weights: np.full(len(embedding), 100.0))
     scored: list[int] = []
     embeddings_of = Catalog.embeddings_of
 

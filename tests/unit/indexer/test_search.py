@@ -95,7 +95,7 @@ def test_what_is_taken_off_every_score_is_off_the_ceiling_too(tmp_path: Path) ->
     costs = np.array([-float(traits_of(stem)[0] @ weights[0]) for stem in stems.values()])
     lost = np.repeat(costs[:, None], len(np.unique(queries.shift)), axis=1)
     every = best_places(fold, queries, stems, lost).scores
-    found = candidates(index, replace(queries, weights=weights), 5)
+    found = candidates(index, replace(queries, trait_weights=weights), 5)
     few = found.first(20)
     assert max(score for row, score in every.items() if row not in few.rows) <= few.ceiling
     assert proven([every[row] for row in found.rows.tolist()], found, 5)

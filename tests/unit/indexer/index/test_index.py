@@ -124,7 +124,7 @@ def test_weights_add_what_a_stems_traits_say_to_the_score_of_each_of_its_windows
     base = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type=index_type)))
     index = base.with_changes({41: with_chroma(41), 42: with_chroma(42, 1)}, [3], 18)
     x, weights = unit_rows(1, 6), np.random.default_rng(0).normal(size=(6, TRAITS)).astype(np.float32)
-    scores, ids = index.search(index.fold.queries(x), 500, weights=weights)
+    scores, ids = index.search(index.fold.queries(x), 500, trait_weights=weights)
     rows, windows = split_ids(ids)
     stems |= {41: with_chroma(41), 42: with_chroma(42, 1)}
     for q in range(6):
@@ -147,7 +147,7 @@ def test_an_index_from_before_traits_scores_all_its_stems_without_and_takes_new_
     before = from_before_traits(write_snapshot(tmp_path, [{row: make_stem(row) for row in range(5)}], **facts()))
     index = Index.of(before).with_changes({9: with_chroma(10)}, [3], 18)
     x, weights = unit_rows(1, 1), np.full((1, TRAITS), -1, np.float32)
-    scores, ids = index.search(index.fold.queries(x), 15, weights=weights)
+    scores, ids = index.search(index.fold.queries(x), 15, trait_weights=weights)
     rows, windows = split_ids(ids[0])
     assert set(rows.tolist()) == {0, 1, 2, 4, 9}
     stems = {row: make_stem(row) for row in range(5)} | {9: with_chroma(10)}

@@ -8,7 +8,7 @@ import pytest
 from indexer import StemEmbeddings
 from indexer.index.keys import traits_of
 from model.audio.harmony import chroma_of
-from service.search.costs import HARMONY_COST, NO_NOTES, cost_of, harmony_costs, length_costs, weights_of
+from service.search.costs import HARMONY_COST, NO_NOTES, cost_of, harmony_costs, length_costs, trait_weights
 
 C_MAJOR = chroma_of(np.array([9.0, 0, 4, 0, 6, 3, 0, 8, 0, 4, 0, 2]))
 
@@ -47,7 +47,7 @@ def test_the_index_takes_off_what_the_scores_lose_in_the_end() -> None:
         for stem, count, costs in zip(stems, windows, lost, strict=True):
             clock = StemEmbeddings.in_clock_time(np.arange(count), np.zeros(count), np.ones((count, 1), np.complex64))
             traits = traits_of(replace(clock, chroma=stem))
-            assert traits @ weights_of(mix, keys).T == pytest.approx(np.tile(-costs, (count, 1)), abs=1e-5)
+            assert traits @ trait_weights(mix, keys).T == pytest.approx(np.tile(-costs, (count, 1)), abs=1e-5)
 
 
 def test_no_stems_cost_nothing() -> None:
