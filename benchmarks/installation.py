@@ -1,5 +1,6 @@
 """A whole installation as a user starts it: `phalar serve` in a folder of its own. Tests start theirs by it, too."""
 
+import atexit
 import os
 import signal
 import socket
@@ -74,6 +75,7 @@ class Installation:
             command = [sys.executable, "-m", "service.commands", "serve", *self.options]
             # Whoever starts it may have made its own files private; most shells do not.
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, umask=0o022)
+        atexit.register(self._process.kill)  # where a test failed before it was stopped; nothing outlives it
         if wait:
             eventually(self.ready, START_S)
         return self
