@@ -70,7 +70,7 @@ def _children(settings: Settings, door: socket.socket) -> list[Child]:
         Child(
             "api",
             [*phalar, "api", "--door", str(door.fileno())],
-            GIVES_BACK | environment,
+            GIVES_BACK | {name: os.environ[name] for name in GIVES_BACK if name in os.environ} | environment,
             descriptors=(door.fileno(),),
         ),
         *(Child(f"worker {slot}", [*phalar, "worker", "--slot", str(slot)], environment) for slot in workers),

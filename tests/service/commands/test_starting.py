@@ -123,6 +123,9 @@ def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_s
     assert "INFO" in (tmp_path / "data" / "phalar.log").read_text()
     pids = running.pids()
     assert set(pids) == {"api", "worker"} if servers.wanted() else {"api", "worker", "valkey"}
+    environments = {name: Path(f"/proc/{pid}/environ").read_text().split("\0") for name, pid in pids.items()}
+    gives_back = "MALLOC_MMAP_THRESHOLD_=8388608"
+    assert [name for name, environment in environments.items() if gives_back in environment] == ["api"]
     assert running.stop() == 0
     assert [name for name, pid in pids.items() if Path(f"/proc/{pid}").exists()] == []
     left = {path.name for path in (tmp_path / "data").iterdir()}
