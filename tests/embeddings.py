@@ -1,11 +1,16 @@
 """Embeddings and forms drawn at random, for tests of what is built on them."""
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import HermitianFold
+from indexer.index.snapshot import Snapshot
+from indexer.index.writer import SnapshotWriter
 
 
 def random_form(dimension: int, seed: int = 0) -> NDArray[np.complex128]:
@@ -29,3 +34,15 @@ def random_rows(seed: int | np.random.Generator, n: int, dimension: int) -> NDAr
 def snapshot_facts(**changed: Any) -> dict[str, Any]:
     """What a snapshot is told beside its stems; give the fold."""
     return {"fingerprint": "f" * 64, "generation": 3, "seq": 17, "window_s": 5.0, "stride_s": 2.5, **changed}
+
+
+def write_snapshot(folder: Path, stems: Iterable[Mapping[int, StemEmbeddings]], **facts: Any) -> Snapshot:
+    """Fold and seal the stems, given some at a time; `facts` are SnapshotWriter's keyword arguments.
+
+    The sample, where a type needs one, is all of them: give what memory can hold.
+    """
+    held = list(stems)
+    writer = SnapshotWriter(folder, sample={row: stem for some in held for row, stem in some.items()}, **facts)
+    for some in held:
+        writer.add(some)
+    return writer.seal()

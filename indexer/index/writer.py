@@ -1,7 +1,7 @@
 """Embeddings -> one sealed snapshot. What is done lies on disk, so a build that was killed goes on from there."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
@@ -265,18 +265,6 @@ class SnapshotWriter:
             if recall is None or (recall.rescored >= PROBED_RECALL and recall.deep >= PROBED_DEEP_RECALL):
                 break
         return recall, probed if recall else lists
-
-
-def write_snapshot(folder: Path, stems: Iterable[Mapping[int, StemEmbeddings]], **facts: Any) -> Snapshot:
-    """Fold and seal the stems, given some at a time; `facts` are SnapshotWriter's keyword arguments.
-
-    The sample, where a type needs one, is all of them: give what memory can hold.
-    """
-    held = list(stems)
-    writer = SnapshotWriter(folder, sample={row: stem for some in held for row, stem in some.items()}, **facts)
-    for some in held:
-        writer.add(some)
-    return writer.seal()
 
 
 def _trained_keys(index_type: str, sample: Float32) -> Any:

@@ -146,13 +146,11 @@ class Cocola(nn.Module):
         """Where the weights are."""
         return self.similarity.weight.device
 
-    def forward(self, waveforms: Tensor, heard: Tensor | None = None) -> Tensor:
+    def forward(self, waveforms: Tensor) -> Tensor:
         """The embeddings with gradients; in training mode, dropout and batch statistics make them random.
 
         Args:
             waveforms: float32, (batch, samples) at 16 kHz.
-            heard: bool, (batch, 2), which of the harmonic and the percussive channel each example keeps; see
-                `draw_heard`. Unset: both.
 
         Returns:
             float32, (batch, DIMENSION).
@@ -162,10 +160,7 @@ class Cocola(nn.Module):
         """
         if waveforms.shape[1] < MIN_SAMPLES:
             raise ClipTooShort(seconds=waveforms.shape[1] / SAMPLE_RATE, minimum=(MIN_SAMPLES - 1) / SAMPLE_RATE)
-        channels = self.frontend(waveforms)  # (batch, 2, bands, frames)
-        if heard is not None:
-            channels = channels * heard[:, :, None, None]
-        return self._embedded(channels)
+        return self._embedded(self.frontend(waveforms))
 
     def in_beat_time(self, clips: BeatClips) -> Tensor:
         """`forward` of clips as if each were played at 120 BPM.
@@ -201,20 +196,6 @@ class Cocola(nn.Module):
         """Anchors (n, DIMENSION) and candidates (m, DIMENSION) -> float32 (n, m); the sides may not be exchanged."""
         scores: Tensor = self.similarity(x.to(self.device), y.to(self.device))
         return scores
-
-
-def draw_heard(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Which channels each example keeps in training: one third both, one third either; use it for both of a pair.
-
-    Args:
-        count: examples.
-        generator: on the CPU; unset: torch's own.
-
-    Returns:
-        bool, (count, 2): harmonic, percussive; never neither.
-    """
-    hidden = torch.randint(3, (count, 1), generator=generator)
-    return hidden != torch.arange(2)
 
 
 @torch.no_grad()

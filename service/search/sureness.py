@@ -20,7 +20,6 @@ Float64 = NDArray[np.float64]
 NOTE = "sureness"
 """The note of a checkpoint that holds it."""
 
-CHANCE = 0.5
 BINS = 10  # of equal width, in which said and true shares are compared
 UNRANKED = -10.0  # the score of a stem that the search did not name; below all that it names
 

@@ -10,8 +10,8 @@ from indexer.diagonals import Place, QueryWindows, best_places
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import TRAITS, traits_of
-from indexer.index.writer import write_snapshot
 from indexer.search import FEWEST_CANDIDATES, LARGEST_K, Candidates, candidates, proven
+from tests.embeddings import write_snapshot
 from tests.mixes import (
     DIMENSION,
     SCORE_TOLERANCE,

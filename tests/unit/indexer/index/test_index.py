@@ -16,8 +16,7 @@ from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import TRAITS, DuplicateWindow, EmbeddingNotFinite, split_ids, traits_of
 from indexer.index.manifest import facts_of, manifest_bytes
 from indexer.index.snapshot import KEYS, MANIFEST, Snapshot
-from indexer.index.writer import write_snapshot
-from tests.embeddings import random_fold, random_rows, snapshot_facts
+from tests.embeddings import random_fold, random_rows, snapshot_facts, write_snapshot
 
 DIMENSION = 8
 

@@ -24,8 +24,8 @@ from indexer.index.keys import (
     window_ids,
 )
 from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotExists, SnapshotMissing
-from indexer.index.writer import SnapshotWriter, write_snapshot
-from tests.embeddings import random_fold, random_rows, snapshot_facts
+from indexer.index.writer import SnapshotWriter
+from tests.embeddings import random_fold, random_rows, snapshot_facts, write_snapshot
 
 DIMENSION = 6
 # float32 sums of twelve products in another order.

@@ -30,7 +30,7 @@ pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not
 
 from model.evaluation.baselines import cocola as baseline
 from model.evaluation.systems import NoCheckpoint
-from model.training.cocola import Cocola, authors_names, draw_heard, load_cocola, refresh_statistics, save_cocola
+from model.training.cocola import Cocola, authors_names, load_cocola, refresh_statistics, save_cocola
 from model.training.separation import separate, sliding_median
 from tests.lightning import AUTHORS_MODULE, Attack, Member, authors_enumerations, lightning_file
 
@@ -195,31 +195,6 @@ def test_a_clip_of_under_two_fifths_of_a_second_is_refused(model: Cocola) -> Non
     assert model.embed(torch.rand(1, 6400)).shape == (1, 512)
     with pytest.raises(ClipTooShort):
         model.embed(torch.rand(1, 6399))
-
-
-def test_a_channel_that_is_not_heard_changes_nothing(model: Cocola) -> None:
-    time = torch.arange(RATE) / RATE
-    tone = 0.5 * torch.sin(2 * torch.pi * 440 * time)
-    clicks = torch.zeros(RATE)
-    clicks[1000::4000] = 1.0
-    both = torch.stack([tone + 0.1 * clicks, tone + clicks])
-    with torch.no_grad():
-        none = model(both, torch.zeros(2, 2, dtype=torch.bool))
-        harmonic = model(both, torch.tensor([[True, False]]).expand(2, 2))
-        whole = model(both)
-    tolerance = EMBEDDING_TOLERANCE * float(none.abs().max())
-    assert (none[0] - none[1]).abs().max() < tolerance
-    assert (harmonic - none).abs().amax(dim=1).min() > 10 * tolerance
-    assert (harmonic - whole).abs().amax(dim=1).min() > 10 * tolerance
-
-
-def test_a_third_of_examples_hears_both_channels_and_none_hears_neither() -> None:
-    heard = draw_heard(3000, torch.Generator().manual_seed(0))
-    assert heard.shape == (3000, 2)
-    assert heard.any(dim=1).all()
-    for share in (heard.all(dim=1), ~heard[:, 0], ~heard[:, 1]):
-        assert abs(share.float().mean().item() - 1 / 3) < 0.03  # three deviations of 3000 draws
-    assert torch.equal(heard, draw_heard(3000, torch.Generator().manual_seed(0)))
 
 
 # -- our checkpoints -----------------------------------------------------------------------------------------------
