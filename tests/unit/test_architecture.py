@@ -1,4 +1,4 @@
-"""docs/architecture.md names files that are there, and every room."""
+"""docs/architecture.md names files that are there, and every room; every decision is in their index."""
 
 import re
 from pathlib import Path
@@ -22,3 +22,9 @@ def test_every_room_is_on_the_picture() -> None:
     rooms = {path.parent.name for package in ("service", "indexer", "model") for path in ROOT.glob(f"{package}/*/*.py")}
     assert rooms
     assert [room for room in sorted(rooms) if f"{room}/" not in PAGE] == []
+
+
+def test_every_decision_is_listed_once() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted([*listed, "README.md"]) == sorted(path.name for path in folder.glob("*.md"))
