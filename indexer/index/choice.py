@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from indexer.index.keys import TRAITS
+from indexer.index.keys import highest_rank, key_dim
 
 IndexType = Literal["flat", "fp16", "sq8", "ivf"]
 
@@ -58,8 +58,8 @@ class Choice:
 
 
 def index_bytes(windows: int, index_type: IndexType, rank: int) -> int:
-    """Memory of a sealed index: two coordinates for each kept direction, traits, and what each window has beside."""
-    return windows * ((2 * rank + TRAITS) * CODE_BYTES[index_type] + WINDOW_BYTES)
+    """Memory of a sealed index: a key's coordinates, two for each kept direction, and what each window has beside."""
+    return windows * (key_dim(2 * rank) * CODE_BYTES[index_type] + WINDOW_BYTES)
 
 
 def choose(
@@ -89,7 +89,7 @@ def choose(
 def _fitting(windows: int, rank: int, limits: Limits, index_type: IndexType, why: str) -> Choice:
     """The type at the highest rank that fits into the memory."""
     budget = f"the budget of {limits.memory_bytes} bytes"
-    highest = ((limits.memory_bytes // windows - WINDOW_BYTES) // CODE_BYTES[index_type] - TRAITS) // 2
+    highest = highest_rank((limits.memory_bytes // windows - WINDOW_BYTES) // CODE_BYTES[index_type])
     if highest >= rank:
         return Choice(
             index_type, rank, f"{why}; {index_bytes(windows, index_type, rank)} bytes of {budget} at rank {rank}"

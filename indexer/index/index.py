@@ -14,7 +14,7 @@ import numpy.typing as npt
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.card import DEEPEST_ON_CARD, CardKeys
 from indexer.index.fold import HermitianFold, NotFinite, WrongShape
-from indexer.index.keys import TRAITS, CheckedKeys, fold_stems, split_ids, window_ids
+from indexer.index.keys import CheckedKeys, fold_stems, split_ids, whole, window_ids
 from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
 from model.errors import Told
@@ -332,9 +332,9 @@ class Index:
             raise WrongShape("the queries", shape=queries.shape, expected=f"(q, {self.fold.dim})")
         if k < 1:
             raise ValueError(f"k is {k}, at least 1 is needed")
-        if trait_weights is None or self._base.dim == self.fold.dim:  # else stems that came since would rank too low
-            trait_weights = np.zeros((len(queries), TRAITS), np.float32)
-        asked = np.concatenate([queries, trait_weights], axis=1, dtype=np.float32)
+        if self._base.dim == self.fold.dim:  # with weights, stems that came since would rank too low
+            trait_weights = None
+        asked = whole(queries, trait_weights)
         if not np.isfinite(asked).all():
             raise NotFinite("the queries", count=int(np.count_nonzero(~np.isfinite(asked))))
         with _threads_for(len(queries) * self.windows):

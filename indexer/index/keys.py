@@ -19,6 +19,8 @@ _LARGEST_ROW = 2 ** (63 - _WINDOW_BITS) - 1
 # windows it has in this one's time base, and 1.
 CHROMA, HAS_CHROMA, LOG_WINDOWS, ANY_STEM = slice(0, 12), 12, 13, 14
 TRAITS = 15
+# Codes of another length FAISS compares one coordinate at a time, in ten times the time.
+_EIGHT = 8
 # float32 arithmetic leaves an embedding's norm within 1e-6 of 1; more means that it is none of the model's.
 _NORM_TOLERANCE = 1e-4
 
@@ -83,14 +85,30 @@ def traits_of(stem: StemEmbeddings) -> Float32:
     return traits
 
 
+def key_dim(dim: int) -> int:
+    """Coordinates of a whole key: a fold's, its stem's traits, and zeros up to a multiple of eight."""
+    return -(-(dim + TRAITS) // _EIGHT) * _EIGHT
+
+
+def highest_rank(coordinates: int) -> int:
+    """The highest rank whose whole keys have no more than so many coordinates; 0 or less: not even traits fit."""
+    return (coordinates // _EIGHT * _EIGHT - TRAITS) // 2
+
+
+def whole(folded: Float32, beside: Float32 | None = None) -> Float32:
+    """Folded keys with traits beside them, or folded queries with trait weights: float32 (n, dim) and (n, TRAITS) ->
+    (n, key_dim). None: zeros, to which traits tell nothing."""
+    count, dim = folded.shape
+    rows = np.zeros((count, key_dim(dim)), np.float32)
+    rows[:, :dim] = folded
+    if beside is not None:
+        rows[:, dim : dim + TRAITS] = beside
+    return rows
+
+
 def keys_of(fold: HermitianFold, stem: StemEmbeddings) -> Float32:
-    """The whole keys of a stem that has windows, unchecked: float32 (n, dim + TRAITS)."""
-    return np.concatenate([fold.keys(stem.embedding), traits_of(stem)], axis=1)
-
-
-def without_traits(queries: Float32) -> Float32:
-    """Queries to which a stem's traits tell nothing: float32 (q, dim) -> (q, dim + TRAITS)."""
-    return np.pad(queries, ((0, 0), (0, TRAITS)))
+    """The whole keys of a stem that has windows, unchecked: float32 (n, key_dim)."""
+    return whole(fold.keys(stem.embedding), traits_of(stem))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +117,7 @@ class CheckedKeys:
 
     ids: Int64  # (n,)
     embedding: npt.NDArray[np.complex64]  # (n, D)
-    keys: Float32  # (n, dim + TRAITS)
+    keys: Float32  # (n, key_dim)
     tails: Float32  # (n,), rounded up
 
 
@@ -135,8 +153,7 @@ def fold_stems(fold: HermitianFold, stems: Mapping[int, StemEmbeddings]) -> Chec
         repeated = np.setdiff1d(np.arange(len(flat_ids)), first_seen)
         raise DuplicateWindow(**place(int(repeated[0])))
     traits = np.concatenate([np.empty((0, TRAITS), np.float32), *map(traits_of, stems.values())])
-    keys = np.concatenate([fold.keys(embedding), traits], axis=1)
-    return CheckedKeys(flat_ids, embedding, keys, rounded_up(fold.key_tail(embedding)))
+    return CheckedKeys(flat_ids, embedding, whole(fold.keys(embedding), traits), rounded_up(fold.key_tail(embedding)))
 
 
 def rounded_up(values: npt.NDArray[np.float64]) -> Float32:

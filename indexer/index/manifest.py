@@ -7,18 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from indexer.index.keys import TRAITS, key_dim
 from indexer.index.recall import Recall
 
-FORMAT = 4
-# Format 2 knew no turned folds; before 4, keys had no traits.
-_READ = (2, 3, 4)
-WITH_TRAITS = 4
+FORMAT = 5
+# Format 2 knew no turned folds; before 4, keys had no traits; before 5, no multiple of eight coordinates.
+_READ = (2, 3, 4, 5)
+_WITH_TRAITS, _IN_EIGHTS = 4, 5
 
 _HASH_BLOCK = 4 * 2**20
 
 
 class ManifestUnreadable(ValueError):
     """Bytes that are no manifest of this build."""
+
+
+def key_dim_of(dim: int, form: int) -> int:
+    """Coordinates of a key in an index of that format, of which a fold gives so many."""
+    if form >= _IN_EIGHTS:
+        return key_dim(dim)
+    return dim + (TRAITS if form >= _WITH_TRAITS else 0)
 
 
 @dataclass(frozen=True)

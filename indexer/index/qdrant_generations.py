@@ -21,7 +21,7 @@ from indexer.catalog.catalog import Catalog
 from indexer.index.build import STEMS_AT_ONCE, Report, Wanted, draw_probes, fold_for
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.keys import TRAITS, fold_stems, split_ids
+from indexer.index.keys import fold_stems, key_dim, split_ids
 from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, manifest_bytes, manifest_of
 from indexer.index.qdrant_search import (
     FILTER_ROWS,
@@ -132,7 +132,7 @@ class QdrantStore:
             self._client.create_collection,
             name,
             vectors_config=models.VectorParams(
-                size=fold.dim + TRAITS, distance=models.Distance.DOT, on_disk=self._mode == "int8"
+                size=key_dim(fold.dim), distance=models.Distance.DOT, on_disk=self._mode == "int8"
             ),
             hnsw_config=models.HnswConfigDiff(m=0) if self._mode == "exact" else None,
             quantization_config=models.ScalarQuantization(
@@ -173,7 +173,7 @@ class QdrantStore:
     def _seal(
         self, name: str, wanted: Wanted, highest_rank: int, facts: dict[str, Any], fold: FileFacts, meter: RecallMeter
     ) -> Index:
-        base = self._keys(name, facts, wanted.fold.dim + TRAITS)
+        base = self._keys(name, facts, key_dim(wanted.fold.dim))
         manifest = replace(
             Snapshot.empty(
                 wanted.fold,

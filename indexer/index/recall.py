@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.index.fold import HermitianFold
-from indexer.index.keys import without_traits
+from indexer.index.keys import whole
 
 Complex64 = npt.NDArray[np.complex64]
 Float32 = npt.NDArray[np.float32]
@@ -84,7 +84,7 @@ class RecallMeter:
         scores = np.take_along_axis(self._scores, order, axis=1)
         ids = np.take_along_axis(self._ids, order, axis=1)
         at, deep_at = min(RECALL_AT, self._windows), min(DEEP_AT, self._windows)
-        _, found = search(without_traits(self._fold.queries(self._probes)), deep_at)
+        _, found = search(whole(self._fold.queries(self._probes)), deep_at)
 
         def share(best: int, among: int) -> float:
             shares = [

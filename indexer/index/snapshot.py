@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.index.fold import HermitianFold
-from indexer.index.keys import TRAITS
-from indexer.index.manifest import WITH_TRAITS, FileFacts, Manifest, ManifestUnreadable, facts_of, manifest_of
+from indexer.index.keys import key_dim
+from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, facts_of, key_dim_of, manifest_of
 from model.errors import Told
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Snapshot:
             embedding_dim=fold.embedding_dim,
             rank=fold.rank,
             bound=fold.bound,
-            dim=fold.dim + TRAITS,
+            dim=key_dim(fold.dim),
             index_type="flat",
             reason="the catalog is empty",
             asked_type=None,
@@ -124,7 +124,7 @@ class Snapshot:
         tails, residuals = _read(folder / ERRORS, _load_errors)
         ids = faiss.vector_to_array(keys.id_map)
         _agree(folder / FOLD, "rank", fold.rank, manifest.rank)
-        _agree(folder / FOLD, "dim", fold.dim, manifest.dim - (TRAITS if manifest.format >= WITH_TRAITS else 0))
+        _agree(folder / FOLD, "dim", key_dim_of(fold.dim, manifest.format), manifest.dim)
         _agree(folder / KEYS, "dim", keys.d, manifest.dim)
         _agree(folder / KEYS, "windows", keys.ntotal, manifest.windows)
         _agree(folder / KEYS, "lists", lists_of(keys), manifest.lists)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.choice import LEARNING, IndexType
 from indexer.index.fold import HermitianFold
-from indexer.index.keys import TRAITS, DuplicateWindow, fold_stems, keys_of, rounded_up, split_ids
+from indexer.index.keys import DuplicateWindow, fold_stems, key_dim, keys_of, rounded_up, split_ids
 from indexer.index.manifest import FileFacts, facts_of, manifest_bytes, manifest_of
 from indexer.index.recall import Recall, RecallMeter
 from indexer.index.snapshot import ERRORS, FOLD, KEYS, MANIFEST, Snapshot, SnapshotExists, lists_of, now
@@ -94,7 +94,7 @@ class SnapshotWriter:
             highest_rank=highest_rank or fold.rank,
         )
         learnt = sample.values() if sample and index_type in LEARNING else ()
-        keys = np.concatenate([np.empty((0, fold.dim + TRAITS), np.float32), *(keys_of(fold, one) for one in learnt)])
+        keys = np.concatenate([np.empty((0, key_dim(fold.dim)), np.float32), *(keys_of(fold, one) for one in learnt)])
         keys = keys if len(keys) else np.zeros((1, keys.shape[1]), np.float32)
         self._take(_trained_keys(index_type, keys), windows=0, seen=set())
         self._meter = None if probes is None else RecallMeter(fold, probes)
@@ -268,7 +268,7 @@ class SnapshotWriter:
 
 
 def _trained_keys(index_type: str, sample: Float32) -> Any:
-    """An empty index of a type, taught by a sample of keys, float32 (m, dim + TRAITS)."""
+    """An empty index of a type, taught by a sample of keys, float32 (m, key_dim)."""
     dim = sample.shape[1]
     if index_type == "flat":
         return faiss.IndexFlatIP(dim)

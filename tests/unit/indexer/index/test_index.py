@@ -13,8 +13,16 @@ import pytest
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import NotFinite, WrongShape
 from indexer.index.index import Index, KeysInMemory
-from indexer.index.keys import TRAITS, DuplicateWindow, EmbeddingNotFinite, split_ids, traits_of
-from indexer.index.manifest import facts_of, manifest_bytes
+from indexer.index.keys import (
+    TRAITS,
+    DuplicateWindow,
+    EmbeddingNotFinite,
+    highest_rank,
+    key_dim,
+    split_ids,
+    traits_of,
+)
+from indexer.index.manifest import facts_of, key_dim_of, manifest_bytes
 from indexer.index.snapshot import KEYS, MANIFEST, Snapshot
 from tests.embeddings import random_fold, random_rows, snapshot_facts, write_snapshot
 
@@ -143,7 +151,7 @@ def test_a_stems_length_counts_by_the_windows_of_the_same_time_base() -> None:
 
 def test_an_index_from_before_traits_scores_all_its_stems_without_and_takes_new_ones(tmp_path: Path) -> None:
     """Else the stems that came since would rank below the others."""
-    before = from_before_traits(write_snapshot(tmp_path, [{row: make_stem(row) for row in range(5)}], **facts()))
+    before = of_format(3, write_snapshot(tmp_path, [{row: make_stem(row) for row in range(5)}], **facts()))
     index = Index.of(before).with_changes({9: with_chroma(10)}, [3], 18)
     x, weights = unit_rows(1, 1), np.full((1, TRAITS), -1, np.float32)
     scores, ids = index.search(index.fold.queries(x), 15, trait_weights=weights)
@@ -155,16 +163,36 @@ def test_an_index_from_before_traits_scores_all_its_stems_without_and_takes_new_
     assert index.fresh_keys()[1].shape == (3, index.fold.dim), "a collection from before takes them as it can"
 
 
-def from_before_traits(snapshot: Snapshot) -> Snapshot:
-    """The same snapshot as a release before this one wrote it, read again from its folder."""
-    folder = snapshot.folder
+def test_an_index_whose_keys_are_no_multiple_of_eight_long_answers_as_one_of_today(tmp_path: Path) -> None:
+    stems = {row: with_chroma(row) for row in range(5)}
+    today = write_snapshot(tmp_path, [stems], **facts())
+    changes = {9: with_chroma(10)}, [3], 18
+    x, weights = unit_rows(1, 2), np.random.default_rng(0).normal(size=(2, TRAITS)).astype(np.float32)
+    wanted = Index.of(today).with_changes(*changes).search(today.fold.queries(x), 20, trait_weights=weights)
+    before = of_format(4, today)
+    assert before.keys.d == 2 * DIMENSION + TRAITS < today.keys.d
+    found = Index.of(before).with_changes(*changes).search(today.fold.queries(x), 20, trait_weights=weights)
+    assert np.array_equal(found[1], wanted[1])
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", range(2, 40, 2))
+def test_a_key_is_a_multiple_of_eight_long_and_no_longer_than_it_must_be(dim: int) -> None:
+    assert key_dim(dim) % 8 == 0
+    assert dim + TRAITS <= key_dim(dim) < dim + TRAITS + 8
+    assert key_dim(2 * highest_rank(dim + 20)) <= dim + 20 < key_dim(2 * highest_rank(dim + 20) + 2)
+
+
+def of_format(form: int, snapshot: Snapshot) -> Snapshot:
+    """The same snapshot as an earlier release wrote it, read again from its folder."""
+    folder, dim = snapshot.folder, key_dim_of(snapshot.fold.dim, form)
     assert folder is not None
     keys = faiss.downcast_index(snapshot.keys.index).reconstruct_n(0, snapshot.keys.ntotal)
-    plain = faiss.IndexIDMap(faiss.IndexFlatIP(snapshot.fold.dim))
-    plain.add_with_ids(keys[:, : snapshot.fold.dim].copy(), snapshot.ids)
+    plain = faiss.IndexIDMap(faiss.IndexFlatIP(dim))
+    plain.add_with_ids(keys[:, :dim].copy(), snapshot.ids)
     faiss.write_index(plain, str(folder / KEYS))
     files = {**snapshot.manifest.files, KEYS: facts_of(folder / KEYS)}
-    manifest = replace(snapshot.manifest, dim=snapshot.fold.dim, files=files, format=3)
+    manifest = replace(snapshot.manifest, dim=dim, files=files, format=form)
     (folder / MANIFEST).write_bytes(manifest_bytes(asdict(manifest)))
     return Snapshot.load(folder)
 

@@ -15,11 +15,11 @@ import indexer.index.writer
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import (
-    TRAITS,
     DuplicateWindow,
     EmbeddingNotFinite,
     EmbeddingNotUnit,
     WindowOutOfRange,
+    key_dim,
     split_ids,
     window_ids,
 )
@@ -69,7 +69,7 @@ def test_window_ids_refuse_what_64_bits_cannot_hold(row: int, window: int) -> No
 def test_a_snapshot_says_what_it_is(tmp_path: Path) -> None:
     manifest = write(tmp_path / "new" / "folder").manifest
     assert (manifest.generation, manifest.fingerprint, manifest.seq) == (3, "f" * 64, 17)
-    assert (manifest.windows, manifest.stems, manifest.dim, manifest.rank) == (9, 3, 12 + TRAITS, 6)
+    assert (manifest.windows, manifest.stems, manifest.dim, manifest.rank) == (9, 3, key_dim(12), 6)
     assert (manifest.bound, manifest.window_s, manifest.stride_s, manifest.index_type) == (0.0, 5.0, 2.5, "flat")
     assert manifest.recall is None
     for name, file in manifest.files.items():
