@@ -120,7 +120,8 @@ class SnapshotWriter:
             fold = HermitianFold.load(folder / FOLD)
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, BadZipFile):  # there is none of this build
             return None
-        if trained.d != left.dim or any(getattr(left, name) != fact for name, fact in facts.items()):
+        of_this_build = trained.d == left.dim == key_dim(fold.dim)
+        if not of_this_build or any(getattr(left, name) != fact for name, fact in facts.items()):
             return None
         sizes = {_CODES: int(trained.sa_code_size()) * left.windows, _IDS: 8 * left.windows, _ERRORS: 8 * left.windows}
         for name, size in sizes.items():

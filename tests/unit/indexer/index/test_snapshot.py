@@ -329,6 +329,9 @@ def test_a_writer_of_something_else_or_with_damaged_files_is_not_gone_on_with(
     SnapshotWriter(tmp_path, **facts()).add({1: make_stem(1)})
     assert SnapshotWriter.resumed(tmp_path, generation=4) is None
     assert SnapshotWriter.resumed(tmp_path, fingerprint="0" * 64) is None
+    with monkeypatch.context() as longer_keys:
+        longer_keys.setattr(indexer.index.writer, "key_dim", lambda dim: dim + 24)
+        assert SnapshotWriter.resumed(tmp_path, generation=3) is None
     for name in ("progress.npz", "trained.faiss", "fold.npz", "codes.raw", "ids.raw", "errors.raw"):
         whole = (tmp_path / name).read_bytes()
         for damaged in (b"", b"PK" * 2):
