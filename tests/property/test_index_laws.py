@@ -16,8 +16,7 @@ from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import window_ids
 from indexer.index.snapshot import Snapshot
-from indexer.index.writer import write_snapshot
-from tests.embeddings import random_rows
+from tests.embeddings import random_rows, write_snapshot
 
 DIMENSION = 5
 # float32 inner products of ten coordinates, in FAISS's order and in ours.
