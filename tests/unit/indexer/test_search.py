@@ -9,7 +9,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.diagonals import Place, QueryWindows, best_places
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
-from indexer.index.keys import TRAITS, traits_of
+from indexer.index.keys import ANY_STEM, CHROMA, TRAITS, traits_of
 from indexer.search import FEWEST_CANDIDATES, LARGEST_K, Candidates, candidates, proven
 from tests.embeddings import write_snapshot
 from tests.mixes import (
@@ -90,8 +90,8 @@ def test_what_is_taken_off_every_score_is_off_the_ceiling_too(tmp_path: Path) ->
     stems = {row: replace(stem, chroma=rng.normal(size=12).astype(np.float32)) for row, stem in stems.items()}
     index = make_index(tmp_path, stems, fold)
     weights = np.zeros((len(queries.shift), TRAITS), np.float32)
-    weights[:, :12] = rng.normal(size=12)
-    weights[:, -1] = -20
+    weights[:, CHROMA] = rng.normal(size=12)
+    weights[:, ANY_STEM] = -20
     costs = np.array([-float(traits_of(stem)[0] @ weights[0]) for stem in stems.values()])
     lost = np.repeat(costs[:, None], len(np.unique(queries.shift)), axis=1)
     every = best_places(fold, queries, stems, lost).scores

@@ -14,6 +14,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import NotFinite, WrongShape
 from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import (
+    LOG_WINDOWS,
     TRAITS,
     DuplicateWindow,
     EmbeddingNotFinite,
@@ -124,7 +125,7 @@ def with_chroma(seed: int, n: int = 3) -> StemEmbeddings:
 
 
 @pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
-def test_weights_add_what_a_stems_traits_say_to_the_score_of_each_of_its_windows(
+def test_trait_weights_add_what_a_stems_traits_say_to_the_score_of_each_of_its_windows(
     tmp_path: Path, index_type: str
 ) -> None:
     stems = {row: with_chroma(row, 1 + row % 4) for row in range(40)}
@@ -146,7 +147,7 @@ def test_weights_add_what_a_stems_traits_say_to_the_score_of_each_of_its_windows
 
 def test_a_stems_length_counts_by_the_windows_of_the_same_time_base() -> None:
     stem = replace(make_stem(1, 5), beats=np.array([np.nan, np.nan, 0.0, 5.0, 10.0]))
-    assert np.exp(traits_of(stem)[:, -2]) == pytest.approx([2, 2, 3, 3, 3])
+    assert np.exp(traits_of(stem)[:, LOG_WINDOWS]) == pytest.approx([2, 2, 3, 3, 3])
 
 
 def test_an_index_from_before_traits_scores_all_its_stems_without_and_takes_new_ones(tmp_path: Path) -> None:
