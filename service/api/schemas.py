@@ -136,7 +136,7 @@ class SearchIn(Filters):
     )
     mix_key: ShortText | None = Field(None, description="key of the mix, such as 'F# minor'; none: heard")
     max_stretch: float = Field(
-        0.12, ge=0, le=0.5, description="how much faster or slower a stem may be played, as a share"
+        0.12, ge=0, le=0.5, description="how far a stem's tempo may lie from the mix's, as a share of the faster one"
     )
     max_transpose: int = Field(
         2, ge=0, le=6, description="semitones that a stem may be moved, up or down; drums never are"

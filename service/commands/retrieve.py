@@ -69,7 +69,9 @@ def retrieve(
     ] = None,
     max_stretch: Annotated[
         float | None,
-        typer.Option(min=0, max=0.5, help="How much faster or slower stems may be played, as a share; 0.12."),
+        typer.Option(
+            min=0, max=0.5, help="How far stems' tempi may lie from the mix's, as a share of the faster one; 0.12."
+        ),
     ] = None,
     max_transpose: Annotated[
         int | None, typer.Option(min=0, max=6, help="Semitones that stems may be moved, up or down; 2.")

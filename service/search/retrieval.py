@@ -51,9 +51,9 @@ class Embedder(Protocol):
 class Wish:
     """What a search is asked beside the stems that it may answer.
 
-    `tempo_bpm` and `key`: of the mix; None: heard. `max_stretch`: stems may be played at most so much faster or slower,
-    as a share. `max_transpose`: semitones, either way. `group_copies`: of stems that are the same audio one is a
-    hit, and none that is the same as one of `mixed`, the rows of stems that make up the mix.
+    `tempo_bpm` and `key`: of the mix; None: heard. `max_stretch`: how far the tempi of stems may lie from the mix's, as
+    a share of the faster one. `max_transpose`: semitones, either way. `group_copies`: of stems that are the same audio
+    one is a hit, and none that is the same as one of `mixed`, the rows of stems that make up the mix.
     """
 
     limit: int = 10
