@@ -17,17 +17,19 @@ class Counts:
         self._counting = asyncio.Lock()
         self._found: dict[str, int] = {}
         self._until = 0.0
+        self._changes = 0
 
     async def now(self) -> dict[str, int]:
         async with self._counting:
-            if time.monotonic() >= self._until:
-                begun = time.monotonic()
-                self._until = float("inf")  # `forget` may come while it is counted
+            if (begun := time.monotonic()) >= self._until:
+                changes = self._changes
                 self._found = await self._catalog.counts()
                 ended = time.monotonic()
-                self._until = min(self._until, ended + max(KEPT_S, KEPT_TIMES * (ended - begun)))
+                if changes == self._changes:  # else it was changed while it was counted
+                    self._until = ended + max(KEPT_S, KEPT_TIMES * (ended - begun))
             return self._found
 
     def forget(self) -> None:
         """The catalog was changed from here, and whoever asks next must see it."""
         self._until = 0.0
+        self._changes += 1
