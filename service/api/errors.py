@@ -114,6 +114,7 @@ TABLE: dict[type[Exception], ProblemType] = {
 }
 GONE = 499  # for our own counts: the client went before the answer
 UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
+FRAMEWORK = (400, 404, 405)  # what it refuses itself: a body that cannot be read; a path, a method that there is not
 
 
 def problem_type(error: Exception) -> ProblemType:
@@ -125,7 +126,7 @@ def problem_type(error: Exception) -> ProblemType:
 
 def all_problem_types() -> list[ProblemType]:
     """Every problem type the service can answer, by status."""
-    rows = {*TABLE.values(), *map(_row, _family(AudioError)), UNEXPECTED}
+    rows = {*TABLE.values(), *map(_row, _family(AudioError)), *map(_of_status, FRAMEWORK), UNEXPECTED}
     return sorted(rows, key=lambda kind: (kind.status, kind.code))
 
 
@@ -136,6 +137,11 @@ def _row(kind: type[Exception]) -> ProblemType:
             found = TABLE[ancestor]
             return replace(found, code=kind.code) if issubclass(kind, AudioError) else found
     return UNEXPECTED
+
+
+def _of_status(status: int) -> ProblemType:
+    title = HTTPStatus(status).phrase
+    return ProblemType(status, title.lower().replace(" ", "-"), title)
 
 
 def _family(kind: type[AudioError]) -> list[type[AudioError]]:
@@ -149,7 +155,7 @@ def problem(error: Exception) -> dict[str, Any]:
     is for whoever sent the file. Of all other errors only the kind is told: their text is for the log.
     """
     kind = problem_type(error)
-    body: dict[str, Any] = {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
+    body = told(kind)
     if kind is UNEXPECTED:
         return body
     if isinstance(error, RequestValidationError):
@@ -162,6 +168,11 @@ def problem(error: Exception) -> dict[str, Any]:
     if isinstance(error, AudioError):
         return error.facts | body | {"detail": str(error)}
     return body
+
+
+def told(kind: ProblemType) -> dict[str, Any]:
+    """What every problem of a type says."""
+    return {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
 
 
 def problem_response(error: Exception) -> JSONResponse:
@@ -188,9 +199,7 @@ def add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, OSError):  # a body that found no room on the disk is no fault of the client
             return await expected(request, BlobStoreUnavailable(str(error.__cause__)))
-        title = HTTPStatus(error.status_code).phrase
-        code = title.lower().replace(" ", "-").replace("'", "")
-        body = {"type": f"/problems/{code}", "title": title, "status": error.status_code, "detail": str(error.detail)}
+        body = told(_of_status(error.status_code)) | {"detail": str(error.detail)}
         return JSONResponse(body, error.status_code, dict(error.headers or {}), media_type=PROBLEM_TYPE)
 
     async def gone(_: Request, error: Exception) -> Response:

@@ -1,11 +1,12 @@
 """The page to try it, and what each problem type means."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-from service.api.errors import all_problem_types
+from service.api.errors import all_problem_types, told
 
 router = APIRouter(include_in_schema=False)
 STATIC = Path(__file__).parents[2] / "static"
@@ -18,10 +19,6 @@ async def page() -> FileResponse:
 
 @router.get("/problems")
 @router.get("/problems/{code}")
-async def problem_types(code: str | None = None) -> list[dict[str, str | int]]:
+async def problem_types(code: str | None = None) -> list[dict[str, Any]]:
     """What the `type` of an error stands for."""
-    return [
-        {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status}
-        for kind in all_problem_types()
-        if code in (None, kind.code)
-    ]
+    return [told(kind) for kind in all_problem_types() if code in (None, kind.code)]

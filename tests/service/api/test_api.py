@@ -234,8 +234,10 @@ def test_every_error_has_the_one_shape(client: httpx.Client) -> None:
 
 def test_every_problem_type_is_explained(client: httpx.Client) -> None:
     listed = client.get("/problems").json()
-    assert {"/problems/silent-clip", "/problems/clip-too-short", "/problems/queue-full"} <= {p["type"] for p in listed}
-    assert client.get("/problems/queue-full").json()[0]["status"] == 429
+    for code, status in {"silent-clip": 422, "queue-full": 429, "not-found": 404, "method-not-allowed": 405}.items():
+        (explained,) = client.get(f"/problems/{code}").json()
+        assert explained["status"] == status
+        assert explained in listed
 
 
 def test_metrics_tell_the_time_of_every_stage(client: httpx.Client) -> None:
