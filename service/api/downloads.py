@@ -8,14 +8,14 @@ from indexer import Stem
 from model.audio.said import transposed_key
 from service.work.encoding import Order
 
-LONGEST = 100  # characters of a title; the name has more
+LONGEST = 100  # characters of a title, and no more than twice as many bytes: systems take 255, and the name has more
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff/\\:*?"<>|\u2028-\u202e\u2066-\u2069]+')
 
 
 def safe_name(text: str) -> str:
     """Text as a part of a file's name that every system takes, and no path."""
-    name = _UNSAFE.sub("-", unicodedata.normalize("NFC", text)).strip(" .-")[:LONGEST].rstrip(" .-")
-    return name or "stem"
+    name = _UNSAFE.sub("-", unicodedata.normalize("NFC", text)).strip(" .-")[:LONGEST]
+    return name.encode()[: 2 * LONGEST].decode(errors="ignore").rstrip(" .-") or "stem"
 
 
 def fitted_name(stem: Stem, order: Order) -> str:
