@@ -66,7 +66,7 @@ export class Results extends EventTarget {
   /** The hits of a band, as they are now: one or another may have been chosen instead. */
   async keepAll() {
     const kept = [];
-    for (const entry of this.#rows.values()) kept.push(await this.#kept(entry));
+    for (const entry of this.#inOrder()) kept.push(await this.#kept(entry));
     this.dispatchEvent(new CustomEvent("keep", { detail: kept }));
   }
 
@@ -87,7 +87,7 @@ export class Results extends EventTarget {
 
   /** So many hits on from the one that plays, or is marked: what plays goes on with that one. */
   walk(step) {
-    const ids = [...this.#rows.keys()];
+    const ids = this.#inOrder().map(({ hit }) => hit.stem.id);
     const { id, next } = this.#player.state;
     const at = ids.indexOf(next ?? id) >= 0 ? ids.indexOf(next ?? id) : ids.indexOf(document.activeElement.closest(".hit")?.dataset.stem);
     this.go(at < 0 ? 0 : at + step);
@@ -95,7 +95,7 @@ export class Results extends EventTarget {
 
   /** To the hit at a place of the list, 0 the first; it is played where `plays`, or where another one plays. */
   go(n, plays = this.#player.state.status !== "idle") {
-    const entry = [...this.#rows.values()][n];
+    const entry = this.#inOrder()[n];
     if (!entry) return;
     entry.play.focus({ preventScroll: true });
     entry.row.scrollIntoView({ block: "nearest" });
@@ -103,11 +103,17 @@ export class Results extends EventTarget {
     if (plays && (next ?? id) !== entry.hit.stem.id) this.#play(entry, listen === "mix" ? "both" : listen);
   }
 
+  /** As they stand on the page: one that was chosen instead of another has its place. */
+  #inOrder() {
+    return [...byId("hits").children].map((row) => this.#rows.get(row.dataset.stem));
+  }
+
   #add(hit, others, place) {
     const entry = { hit, peaks: null, sound: null };
     const swap = (other) => {
       const { row } = entry;
-      if (this.#player.state.id === hit.stem.id) this.#player.stop();
+      const { state, lastId } = this.#player;
+      if ([state.id, state.next, lastId].includes(hit.stem.id)) this.#player.forget();
       this.#rows.delete(hit.stem.id);
       const rest = [hit, ...others.filter((one) => one !== other)];
       this.#add({ ...other, rank: hit.rank }, rest, (instead) => row.replaceWith(instead));

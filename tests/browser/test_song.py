@@ -214,6 +214,25 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
     wait_for_hits(page)
 
 
+def test_a_stem_chosen_instead_of_another_has_its_place(page, make_clip):
+    on_the_grid(page)
+    drop(page, make_clip())
+    wait_for_hits(page)
+    page.locator("#band summary").click()
+    for instrument in ("bass", "drums"):
+        page.locator(f'#band-instruments input[value="{instrument}"]').check()
+    page.locator("#band-go").click()
+    page.wait_for_selector('#answer-title:has-text("A band for")')
+    page.locator(".hit .play").first.click()
+    wait_until_heard(page)
+    page.locator(".hit .instead").first.select_option(index=1)
+    page.wait_for_selector('body[data-player="idle"]')
+    assert page.locator("#transport").is_hidden(), "what has gone is not to be played again"
+    page.locator("#results").focus()
+    page.keyboard.press("1")
+    assert wait_until_heard(page)["playing"] == shown_stems(page)[0]
+
+
 def test_a_hit_is_dragged_out_as_it_is_heard(page, make_clip):
     drop(page, make_clip())
     wait_for_hits(page)
