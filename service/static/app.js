@@ -78,7 +78,6 @@ function takeFile(file) {
     undecodable: false,
     audio: () => (audio ??= file.arrayBuffer().then(decode).catch(() => null)),
   };
-  form.elements.source.value = "file";
   choose(fileMix);
   hear(mix);
   runSearch();
@@ -87,6 +86,7 @@ function takeFile(file) {
 function choose(next) {
   if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
   mix = next;
+  if (mix) form.elements.source.value = mix.stemIds ? "demo" : "file";
   panel.about(mix);
   song.show(groundNow() && mix, shown?.answer.mix);
   showMix();
@@ -239,8 +239,6 @@ function showAnswer() {
 function showKept({ answer, fields, mix: was }) {
   if (was.stemIds) choose(demoMix(was));
   else choose((fileMix = { ...was, placed: was.placed ?? [], gone: true, undecodable: true, audio: async () => null }));
-  form.elements.source.value = was.stemIds ? "demo" : "file";
-  showMix();
   shown = { answer, fields, mix, ground: groundOf(answer, mix) };
   byId("welcome").hidden = true;
   showAnswer();
@@ -359,7 +357,9 @@ demo.addEventListener("mix", ({ detail }) => {
 });
 demo.addEventListener("problem", ({ detail }) => showProblem(detail.problem, detail.again));
 results.addEventListener("keep", ({ detail }) => {
-  mix.placed = [...mix.placed, ...detail];
+  if (detail.mix !== shown?.mix) return; // they have gone meanwhile
+  if (detail.mix !== mix) choose(detail.mix);
+  mix.placed = [...mix.placed, ...detail.kept];
   mix.complete = null;
   song.show(mix);
   runSearch();

@@ -8,7 +8,7 @@ import { hitRow } from "./hit.js";
 import { drawLane, peaksOf } from "./waveform.js";
 
 /**
- * The list of hits. Fires "keep" (detail: { hit, gain_db }) when one is to stay with the mix.
+ * The list of hits. Fires "keep" (detail: { mix, kept }) when some, { hit, gain_db } each, are to stay with their mix.
  *
  * What a hit is heard with is its `ground`: { loop, beats, mix(), drawn }, see app.js.
  */
@@ -64,10 +64,8 @@ export class Results extends EventTarget {
   }
 
   /** The hits of a band, as they are now: one or another may have been chosen instead. */
-  async keepAll() {
-    const kept = [];
-    for (const entry of this.#inOrder()) kept.push(await this.#kept(entry));
-    this.dispatchEvent(new CustomEvent("keep", { detail: kept }));
+  keepAll() {
+    this.#keep(this.#inOrder());
   }
 
   describe(id) {
@@ -123,9 +121,9 @@ export class Results extends EventTarget {
       play: () => this.#toggle(entry, "both"),
       solo: () => this.#toggle(entry, "stem"),
       seek: (event) => this.#seek(entry, event),
-      keep: async ({ currentTarget }) => {
+      keep: ({ currentTarget }) => {
         currentTarget.disabled = true;
-        this.dispatchEvent(new CustomEvent("keep", { detail: [await this.#kept(entry)] }));
+        this.#keep([entry]);
       },
       swap,
     };
@@ -173,10 +171,15 @@ export class Results extends EventTarget {
     return { mix, stem, gain: amplitude(gainDb), gainDb };
   }
 
-  /** A hit as it is heard: as loud as it is played here, where that could be. */
-  async #kept(entry) {
-    const level = await this.#sound(entry).catch(() => null);
-    return { hit: entry.hit, gain_db: level?.gainDb ?? 0 };
+  /** Keep hits as they are heard: as loud as they are played here, where that could be. */
+  async #keep(entries) {
+    const mix = this.#mix;
+    const kept = [];
+    for (const entry of entries) {
+      const level = await this.#sound(entry).catch(() => null);
+      kept.push({ hit: entry.hit, gain_db: level?.gainDb ?? 0 });
+    }
+    this.dispatchEvent(new CustomEvent("keep", { detail: { mix, kept } }));
   }
 
   #toggle(entry, listen) {

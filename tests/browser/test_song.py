@@ -233,6 +233,19 @@ def test_a_stem_chosen_instead_of_another_has_its_place(page, make_clip):
     assert wait_until_heard(page)["playing"] == shown_stems(page)[0]
 
 
+def test_a_hit_is_kept_with_the_mix_that_found_it(page, make_clip):
+    on_the_grid(page)
+    drop(page, make_clip("found.wav"))
+    wait_for_hits(page)
+    page.get_by_label("Try a demo mix").check()
+    page.wait_for_selector("#demo-stems input")
+    page.locator(".hit").first.get_by_text("Keep").click()
+    page.locator("#placed li").wait_for()
+    wait_for_hits(page)
+    assert page.is_checked('input[name="source"][value="file"]')
+    assert "found.wav" in page.locator("#answer-title").inner_text()
+
+
 def test_a_hit_is_dragged_out_as_it_is_heard(page, make_clip):
     drop(page, make_clip())
     wait_for_hits(page)
