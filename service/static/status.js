@@ -21,40 +21,41 @@ let statusTimer = 0;
 
 export async function refreshStatus() {
   clearTimeout(statusTimer);
-  let state = null;
+  let state;
   try {
-    // Starting and rebuilding are answered with 503 and the same body.
+    // Starting and rebuilding are answered with 503 and the same body; a catalog that is away with 503 and a problem.
     state = await getJson("readyz", { quiet: true, also: [503] });
-  } catch {
-    // Said by the chip; the next poll asks again.
+  } catch (problem) {
+    state = { title: "The service cannot be reached", ...problem };
   }
-  showStatus(state);
-  const settled = state?.status === "ready" && !state.stems?.queued;
+  const hurried = state.status === 429; // and knows no better than before
+  if (!hurried) showStatus(state);
+  const settled = hurried || (state.status === "ready" && !state.stems?.queued);
   statusTimer = setTimeout(refreshStatus, settled ? READY_POLL_MS : WAITING_POLL_MS);
 }
 
 function showStatus(state) {
   const before = document.body.dataset.service;
-  const status = state?.status ?? "unreachable";
+  const status = state.title ? "unreachable" : state.status;
   document.body.dataset.service = status;
-  const { stems = 0, windows = 0, generation = null } = state?.index ?? {};
+  const { stems = 0, windows = 0, generation = null } = state.index ?? {};
   const said = {
     ready: "Ready",
     starting: "Starting…",
     rebuilding: "Rebuilding the index…",
-    unreachable: "The service cannot be reached",
+    unreachable: state.title ?? "The index server cannot be reached",
   };
-  const parts = [said[status] ?? status];
+  const parts = [said[status]];
   if (status === "ready") {
     parts.push(format.count(stems, "stem"), format.count(windows, "window"));
     if (generation !== null) parts.push(`generation ${generation}`);
   }
-  if (state?.stems?.queued) parts.push(`${state.stems.queued} waiting`);
-  if (state?.stems?.failed) parts.push(`${state.stems.failed} failed`);
+  if (state.stems?.queued) parts.push(`${state.stems.queued} waiting`);
+  if (state.stems?.failed) parts.push(`${state.stems.failed} failed`);
   const text = parts.join(" · ");
   const chip = document.querySelector("#status .status-text");
   if (chip.textContent !== text) chip.textContent = text;
-  if (state?.model) showTrained(state.model);
+  if (state.model) showTrained(state.model);
   if (status === "ready" && before !== "ready") whenReady();
 }
 

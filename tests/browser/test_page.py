@@ -188,15 +188,34 @@ def test_busy_service_says_when_to_come_back(page, make_clip):
     wait_for_hits(page)
 
 
-def test_starting_service_is_shown_until_it_is_ready(browser, live_service):
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": "starting", "model": None, "index": None, "queue": None, "stems": None}, "Starting…"),
+        (
+            {"status": "unreachable", "model": None, "index": None, "stems": None},
+            "The index server cannot be reached",
+        ),
+        ({"title": "The catalog cannot be reached", "status": 503}, "The catalog cannot be reached"),
+    ],
+)
+def test_a_service_that_is_not_ready_says_why_until_it_is(browser, live_service, answer, said):
     context = browser.new_context()
     page = context.new_page()
-    starting = {"status": "starting", "model": None, "index": None, "queue": None, "stems": None}
-    page.route("**/readyz", lambda route: route.fulfill(status=503, json=starting), times=1)
+    page.route("**/readyz", lambda route: route.fulfill(status=503, json=answer), times=1)
     page.goto(live_service)
-    page.get_by_text("Starting").wait_for()
+    page.locator("#status").get_by_text(said, exact=True).wait_for()
     page.wait_for_selector('body[data-service="ready"]')
     context.close()
+
+
+def test_a_page_that_asks_too_often_does_not_call_the_service_away(page):
+    limit = {"type": "/problems/too-many-requests", "title": "Too many requests", "status": 429}
+    page.route("**/readyz", lambda route: route.fulfill(status=429, json=limit))
+    with page.expect_response("**/readyz"):
+        pass
+    page.wait_for_timeout(200)
+    assert page.locator("#status").inner_text().startswith("Ready")
 
 
 def test_going_back_or_reloading_shows_the_last_answer_without_another_upload(page, live_service, make_clip):
