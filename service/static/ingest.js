@@ -1,6 +1,6 @@
 // The panel that adds stems: many files, sent in small groups, each with its own state.
 
-import { getJson, request } from "./api.js";
+import { getJson } from "./api.js";
 import { byId, make } from "./elements.js";
 import * as format from "./format.js";
 
@@ -158,11 +158,11 @@ export class Ingest {
     };
   }
 
-  /** A full queue says when to come back; it is believed, and the person is told. */
-  async #patiently(send) {
+  /** A service that is busy says when to come back; it is believed, and the person is told. */
+  async #patiently(ask) {
     for (;;) {
       try {
-        return await send();
+        return await ask();
       } catch (problem) {
         if (![429, 503].includes(problem.status) || problem.retryAfterS === null) throw problem;
         this.#summarise(`The service is busy; going on in ${Math.ceil(problem.retryAfterS)} s.`);
@@ -182,7 +182,7 @@ export class Ingest {
       if (job.state !== "running") return;
       await pause(POLL_MS[Math.min(round, POLL_MS.length - 1)]);
       try {
-        job = await (await request(`jobs/${encodeURIComponent(job.id)}`)).json();
+        job = await this.#patiently(() => getJson(`jobs/${encodeURIComponent(job.id)}`));
       } catch (problem) {
         if (problem.type === "unreachable" || problem.status >= 500) {
           this.#summarise("The service does not answer; asking again.");

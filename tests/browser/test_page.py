@@ -283,6 +283,8 @@ def test_added_stems_report_each_its_own_state(page, live_service, make_clip, tm
     page.fill("#add-tempo", "120")
     drop(page, good, liar, on="#add-drop")
     assert page.locator("#add-list li").count() == 2
+    limit, later = {"title": "Too many requests"}, {"Retry-After": "1"}
+    page.route("**/jobs/*", lambda route: route.fulfill(status=429, json=limit, headers=later), times=1)
     page.click("#add-send")
     row = page.locator('#add-list li[data-file="added-bass.wav"]')
     try:
