@@ -43,6 +43,7 @@ export async function request(path, { quiet = false, also = [], headers = {}, ..
       });
     } catch (error) {
       if (error.name === "AbortError") throw error;
+      await refuseUnreadable(rest.body);
       throw new Problem({
         type: "unreachable",
         title: "The service cannot be reached",
@@ -64,6 +65,22 @@ export async function request(path, { quiet = false, also = [], headers = {}, ..
 }
 
 export const getJson = async (path, options) => (await request(path, options)).json();
+
+/** A browser says of a file that it cannot read no more than of a service that is away. */
+async function refuseUnreadable(body) {
+  for (const file of body instanceof FormData ? body.values() : []) {
+    if (!(file instanceof File)) continue;
+    try {
+      await file.slice(0, 1).arrayBuffer();
+    } catch {
+      throw new Problem({
+        type: "unreadable",
+        title: `${file.name} cannot be read any more`,
+        detail: "It was changed or moved since it was chosen, or is a folder. Choose it again.",
+      });
+    }
+  }
+}
 
 async function problemOf(response) {
   let body = {};

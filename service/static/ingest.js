@@ -148,7 +148,7 @@ export class Ingest {
         const job = await this.#patiently(() => getJson("stems", { method: "POST", body: data }));
         return [...jobs, this.#watch(job, group)];
       } catch (problem) {
-        if (problem.status === 413 && group.length > 1) {
+        if ((problem.status === 413 || problem.type === "unreadable") && group.length > 1) {
           return group.reduce((chain, entry) => chain.then(this.#sendGroup([entry])), Promise.resolve(jobs));
         }
         for (const entry of group) this.#state(entry, "failed", problem);

@@ -1,5 +1,6 @@
 """A person's path over the page: give it a mix, see what fits, hear it in place."""
 
+import os
 import re
 
 import httpx
@@ -216,6 +217,23 @@ def test_a_page_that_asks_too_often_does_not_call_the_service_away(page):
         pass
     page.wait_for_timeout(200)
     assert page.locator("#status").inner_text().startswith("Ready")
+
+
+def test_a_file_that_was_changed_since_it_was_chosen_is_named(page, make_clip, tmp_path):
+    mix, liar = make_clip("bounce.wav"), tmp_path / "notes.wav"
+    liar.write_text("not a sound")
+    page.route("**/retrieve", lambda route: route.fulfill(status=503, json={"title": "Busy"}), times=1)
+    page.set_input_files("#mix-file", mix)
+    again = page.get_by_role("button", name="Try again")
+    again.wait_for()
+    page.get_by_role("link", name="Add stems").click()
+    page.set_input_files("#add-files", [mix, liar])
+    os.utime(mix, (0, 0))
+    again.click()
+    page.get_by_role("heading", name="bounce.wav cannot be read any more").wait_for()
+    page.click("#add-send")
+    page.locator("#add-list li", has_text="bounce.wav cannot be read any more").wait_for()
+    page.locator("#add-list li", has_text="Not audio that we can read").wait_for()
 
 
 def test_going_back_or_reloading_shows_the_last_answer_without_another_upload(page, live_service, make_clip):
