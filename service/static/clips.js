@@ -44,10 +44,17 @@ export function audioAt(path) {
 
 /** The sum of stems as they were recorded, which start together; as long as the longest of them. */
 export async function sumOfStems(ids) {
-  const parts = await Promise.all(ids.map((id) => audioAt(`stems/${encodeURIComponent(id)}/audio`)));
+  const parts = await Promise.all(ids.map((id) => stemAudio(`stems/${encodeURIComponent(id)}/audio`)));
   const length = Math.max(...parts.map((part) => part.length));
   return sum(parts.map((buffer) => ({ buffer, gain: 1 })), length);
 }
+
+/** A stem's file, or as a WAV where the browser cannot decode that. */
+const stemAudio = (path) =>
+  audioAt(path).catch((error) => {
+    if (error instanceof Undecodable) return audioAt(`${path}?format=wav`);
+    throw error;
+  });
 
 /** Buffers times their gains, added up from their first samples on; `length` samples of it. */
 export function sum(parts, length) {

@@ -1,7 +1,7 @@
 // A mix made of the catalog's own stems: some of a track's, so that what is left out can be found.
 
 import { stemsOfTrack } from "./catalog.js";
-import { Undecodable, sumOfStems } from "./clips.js";
+import { sumOfStems } from "./clips.js";
 import { byId, make } from "./elements.js";
 
 const EMPTY = "No stem of this catalog says which track it belongs to. Add some stems with a track name first.";
@@ -16,7 +16,6 @@ export function demoMix(of) {
     undecodable: false,
     audio: () =>
       (audio ??= sumOfStems(of.stemIds).catch((error) => {
-        if (error instanceof Undecodable) return null;
         audio = null; // could not be fetched now; the next press of play tries again
         throw error;
       })),

@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 
 from model.audio.harmony import key_name
@@ -16,6 +17,7 @@ from tests.browser.person import (
     wait_for_hits,
     wait_until_heard,
 )
+from tests.installation import add_stem, wait_ready
 
 pytestmark = pytest.mark.browser
 
@@ -207,6 +209,21 @@ def test_hit_says_how_it_is_played(page):
     first.locator(".play").click()
     wait_until_heard(page)
     assert page.locator("#now-place").inner_text() == "enters 2.00 s into your mix, 4 % faster, 2 semitones up"
+
+
+def test_a_demo_mix_of_stems_that_the_browser_cannot_decode_is_heard(page, make_clip, live_service):
+    with httpx.Client(base_url=live_service) as client:
+        stem_id = add_stem(client, make_clip("bass.aiff").read_bytes(), "bass.aiff", track="As AIFF")
+        try:
+            wait_ready(client, stem_id)
+            page.reload()
+            page.get_by_label("Try a demo mix").check()
+            page.select_option("#demo-track", "As AIFF")
+            page.locator(f'#demo-stems input[value="{stem_id}"]').wait_for(state="attached")
+            page.click("#mix-play")
+            wait_until_heard(page)
+        finally:
+            client.delete(f"/stems/{stem_id}")
 
 
 def test_mix_the_browser_cannot_decode_still_gets_hits(page, make_clip):
