@@ -95,16 +95,8 @@ async function problemOf(response) {
     title: title ?? `The service answered ${response.status} ${response.statusText}`.trim(),
     detail: typeof detail === "string" ? detail : "",
     status: response.status,
-    retryAfterS: secondsOf(response.headers.get("Retry-After")),
+    retryAfterS: Number(response.headers.get("Retry-After")) || null, // seconds; a date is not believed
     facts,
   });
 }
 
-/** Retry-After is a number of seconds or an HTTP date. */
-function secondsOf(header) {
-  if (!header) return null;
-  const seconds = Number(header);
-  if (Number.isFinite(seconds)) return Math.max(0, seconds);
-  const until = Date.parse(header);
-  return Number.isNaN(until) ? null : Math.max(0, Math.ceil((until - Date.now()) / 1000));
-}

@@ -2,7 +2,7 @@
 
 import { getJson, key, onKeyNeeded } from "./api.js";
 import { readChoices } from "./catalog.js";
-import { decode } from "./clips.js";
+import { decode, once } from "./clips.js";
 import { Demo, demoMix } from "./demo.js";
 import { mountDrop } from "./drop.js";
 import { byId } from "./elements.js";
@@ -68,16 +68,8 @@ async function refreshCatalog() {
 // The mix ------------------------------------------------------------------------------------------------------
 
 function takeFile(file) {
-  let audio = null;
-  fileMix = {
-    name: file.name,
-    file,
-    facts: format.bytes(file.size),
-    placed: [],
-    peaks: null,
-    undecodable: false,
-    audio: () => (audio ??= file.arrayBuffer().then(decode).catch(() => null)),
-  };
+  const audio = once(() => file.arrayBuffer().then(decode).catch(() => null));
+  fileMix = { name: file.name, file, facts: format.bytes(file.size), placed: [], peaks: null, audio };
   choose(fileMix);
   hear(mix);
   runSearch();
@@ -238,7 +230,7 @@ function showAnswer() {
 /** The answer that this page showed before it was left or loaded again. A demo mix is fetched anew; a file can only be dropped again. */
 function showKept({ answer, fields, mix: was }) {
   if (was.stemIds) choose(demoMix(was));
-  else choose((fileMix = { ...was, placed: was.placed ?? [], gone: true, undecodable: true, audio: async () => null }));
+  else choose((fileMix = { ...was, gone: true, undecodable: true, audio: async () => null }));
   shown = { answer, fields, mix, ground: groundOf(answer, mix) };
   byId("welcome").hidden = true;
   showAnswer();

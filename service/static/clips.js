@@ -20,6 +20,16 @@ export async function decode(arrayBuffer) {
   }
 }
 
+/** What `make()` promises: asked for once, and once more after it has failed, by a later press. */
+export function once(make) {
+  let promise = null;
+  return () =>
+    (promise ??= make().catch((error) => {
+      promise = null;
+      throw error;
+    }));
+}
+
 /** The AudioBuffer at an address of the service; asked for once, however many ask. */
 export function audioAt(path) {
   let entry = decoded.get(path);

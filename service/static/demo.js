@@ -1,25 +1,14 @@
 // A mix made of the catalog's own stems: some of a track's, so that what is left out can be found.
 
 import { stemsOfTrack } from "./catalog.js";
-import { sumOfStems } from "./clips.js";
+import { once, sumOfStems } from "./clips.js";
 import { byId, make } from "./elements.js";
 
 const EMPTY = "No stem of this catalog says which track it belongs to. Add some stems with a track name first.";
 
 /** A mix of stems that start together. */
 export function demoMix(of) {
-  let audio = null;
-  return {
-    ...of,
-    placed: of.placed ?? [],
-    peaks: null,
-    undecodable: false,
-    audio: () =>
-      (audio ??= sumOfStems(of.stemIds).catch((error) => {
-        audio = null; // could not be fetched now; the next press of play tries again
-        throw error;
-      })),
-  };
+  return { ...of, placed: of.placed ?? [], peaks: null, audio: once(() => sumOfStems(of.stemIds)) };
 }
 
 /** Fires "mix" (detail: the mix, or null) when other stems are chosen, and "problem" (detail: the error, and what to try again). */

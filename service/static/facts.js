@@ -3,8 +3,6 @@
 import { make } from "./elements.js";
 import * as format from "./format.js";
 
-const STAGES = ["decode", "queue", "embed", "index", "rescore", "refine"];
-
 /** How far the search looked, in one sentence. */
 export function looked({ mix, align }) {
   const from = mix.searched_from_s.toFixed(2);
@@ -19,9 +17,7 @@ export function looked({ mix, align }) {
 
 export function facts(answer) {
   const timing = answer.timing_ms;
-  const named = Object.keys(timing).filter((stage) => stage !== "total");
-  const stages = [...STAGES.filter((stage) => named.includes(stage)), ...named.filter((stage) => !STAGES.includes(stage))];
-  const total = timing.total ?? stages.reduce((sum, stage) => sum + timing[stage], 0);
+  const stages = Object.keys(timing).filter((stage) => stage !== "total");
   const bar = make("div", { className: "timing-bar", "aria-hidden": "true" });
   for (const stage of stages) {
     const part = make("div", { title: `${stage} ${format.milliseconds(timing[stage])}` });
@@ -40,7 +36,7 @@ export function facts(answer) {
       "div",
       { className: "timing" },
       bar,
-      make("p", { className: "quiet" }, `${stages.map((stage) => `${stage} ${format.milliseconds(timing[stage])}`).join(" · ")} · `, make("strong", {}, `total ${format.milliseconds(total)}`)),
+      make("p", { className: "quiet" }, `${stages.map((stage) => `${stage} ${format.milliseconds(timing[stage])}`).join(" · ")} · `, make("strong", {}, `total ${format.milliseconds(timing.total)}`)),
     ),
     make(
       "p",

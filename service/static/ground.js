@@ -1,5 +1,6 @@
 // What a hit is heard with: the mix over the stretch that goes round, with the stems in it that were kept.
 
+import { once } from "./clips.js";
 import { loopOf, mixOver } from "./fitted.js";
 import { beatsOf } from "./heard.js";
 import { peaksOf } from "./waveform.js";
@@ -14,21 +15,11 @@ export function groundOf(answer, mix) {
   const beats = beatsOf(answer.mix, mix);
   const loop = loopOf(answer.mix, beats);
   const kept = [...mix.placed];
-  let promise = null;
   let peaks = null;
   const hear = async () => {
     const buffer = await mixOver(mix.audio(), kept, loop);
     if (buffer) peaks = peaksOf(buffer);
     return buffer;
   };
-  return {
-    loop,
-    beats,
-    drawn: () => peaks,
-    mix: () =>
-      (promise ??= hear().catch((error) => {
-        promise = null; // could not be fetched now; the next press of play tries again
-        throw error;
-      })),
-  };
+  return { loop, beats, drawn: () => peaks, mix: once(hear) };
 }

@@ -7,8 +7,8 @@ import * as format from "./format.js";
 import { whyOf } from "./why.js";
 
 /** What a hit's stem is called as a file: the way it is played is part of the name. */
-const fileName = ({ stem, speed, transpose }, type) =>
-  `${stem.title} (${format.way(speed, transpose)})`.replaceAll(/[/\\:*?"<>|\u0000-\u001f]/g, "_") + type;
+const fileName = ({ stem, speed, transpose }) =>
+  `${stem.title} (${format.way(speed, transpose)}).wav`.replaceAll(/[/\\:*?"<>|\u0000-\u001f]/g, "_");
 
 /** The address of the stem as the hit says, as long as the mix, at the stem's own rate. */
 const wholeOf = (hit, mixS) => renderingOf(hit, { fromS: 0, lengthS: mixS });
@@ -64,7 +64,7 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
           favourite(stem),
           control(`Keep ${title} with the mix`, "Keep", on.keep),
           solo,
-          control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit, ".wav"))),
+          control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit))),
           control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix.id), { "aria-expanded": "false" }),
         ),
       ),
@@ -118,7 +118,7 @@ function drag(event, hit, mixS) {
   if (key.get() || !path) return event.preventDefault();
   const url = address(path);
   event.dataTransfer.effectAllowed = "copy";
-  event.dataTransfer.setData("DownloadURL", `audio/wav:${fileName(hit, ".wav")}:${url}`);
+  event.dataTransfer.setData("DownloadURL", `audio/wav:${fileName(hit)}:${url}`);
   event.dataTransfer.setData("text/uri-list", url);
 }
 

@@ -19,7 +19,7 @@ const TEXT = {
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Ingest {
-  #entries = []; // { file, row, title, instrument, state, problem, stateText }
+  #entries = []; // { file, row, title, instrument, state, stateText }
   #instruments = [];
   #changed;
   #busy = false;
@@ -55,7 +55,7 @@ export class Ingest {
       const base = file.name.replace(/\.[^.]+$/, "");
       const words = base.toLowerCase().split(/[^\p{L}\p{N}]+/u);
       const guess = this.#instruments.find((name) => words.includes(name.toLowerCase())) ?? "";
-      const entry = { file, state: "waiting", problem: null };
+      const entry = { file, state: "waiting" };
       entry.title = make("input", { value: base, maxLength: 200, autocomplete: "off", "aria-label": `Title of ${file.name}` });
       entry.instrument = make("input", { value: guess, maxLength: 80, autocomplete: "off", placeholder: "instrument", "aria-label": `Instrument of ${file.name}` });
       entry.instrument.setAttribute("list", "known-instruments");
@@ -85,7 +85,6 @@ export class Ingest {
 
   #state(entry, state, problem = null) {
     entry.state = state === "known" ? "ready" : state;
-    entry.problem = problem;
     entry.row.dataset.state = entry.state;
     entry.stateText.textContent = problem ? [problem.title, problem.detail].filter(Boolean).join(": ") : TEXT[state];
     const open = state === "waiting" || state === "failed";
@@ -128,34 +127,34 @@ export class Ingest {
     const open = this.#entries.filter((entry) => entry.state === "waiting" || entry.state === "failed");
     const watched = [];
     for (const entry of open) this.#state(entry, "waiting");
-    for (const group of groups(open)) watched.push(this.#sendGroup(group));
     // Groups are posted one after the other; their jobs are watched side by side.
-    await watched.reduce((before, start) => before.then(start), Promise.resolve([])).then((jobs) => Promise.all(jobs));
+    for (const group of groups(open)) watched.push(...(await this.#sendGroup(group)));
+    await Promise.all(watched);
     this.#busy = false;
     this.#summarise();
     this.#changed();
   }
 
-  /** A step of the chain: takes the jobs watched so far, posts one group, returns them with its own. */
-  #sendGroup(group) {
-    return async (jobs) => {
-      for (const entry of group) this.#state(entry, "sending");
-      this.#summarise();
-      const data = new FormData();
-      for (const { file } of group) data.append("files", file, file.name);
-      data.append("metadata", JSON.stringify(group.map((entry) => this.#metadata(entry))));
-      try {
-        const job = await this.#patiently(() => getJson("stems", { method: "POST", body: data }));
-        return [...jobs, this.#watch(job, group)];
-      } catch (problem) {
-        if ((problem.status === 413 || problem.type === "unreadable") && group.length > 1) {
-          return group.reduce((chain, entry) => chain.then(this.#sendGroup([entry])), Promise.resolve(jobs));
-        }
+  /** Posts one group; returns the watches over its jobs. */
+  async #sendGroup(group) {
+    for (const entry of group) this.#state(entry, "sending");
+    this.#summarise();
+    const data = new FormData();
+    for (const { file } of group) data.append("files", file, file.name);
+    data.append("metadata", JSON.stringify(group.map((entry) => this.#metadata(entry))));
+    try {
+      const job = await this.#patiently(() => getJson("stems", { method: "POST", body: data }));
+      return [this.#watch(job, group)];
+    } catch (problem) {
+      const watched = [];
+      if ((problem.status === 413 || problem.type === "unreadable") && group.length > 1) {
+        for (const entry of group) watched.push(...(await this.#sendGroup([entry])));
+      } else {
         for (const entry of group) this.#state(entry, "failed", problem);
         this.#summarise();
-        return jobs;
       }
-    };
+      return watched;
+    }
   }
 
   /** A service that is busy says when to come back; it is believed, and the person is told. */
@@ -199,14 +198,12 @@ function groups(entries) {
   const all = [];
   let bytes = 0;
   for (const entry of entries) {
-    const last = all.at(-1);
-    if (!last || last.length >= GROUP_FILES || bytes + entry.file.size > GROUP_BYTES) {
-      all.push([entry]);
+    bytes += entry.file.size;
+    if (!all.length || all.at(-1).length >= GROUP_FILES || bytes > GROUP_BYTES) {
+      all.push([]);
       bytes = entry.file.size;
-    } else {
-      last.push(entry);
-      bytes += entry.file.size;
     }
+    all.at(-1).push(entry);
   }
   return all;
 }

@@ -2,9 +2,9 @@
 
 /** Keep an `answer`, what was asked and its mix; not a file's audio, which may be larger than any browser keeps here. */
 export function keep({ answer, fields, mix }) {
-  const { name, facts, stemIds, track, id, placed, complete, peaks, durationS, said, heard } = mix;
+  const { file: _file, audio: _audio, ...rest } = mix;
   try {
-    history.replaceState({ answer, fields, mix: { name, facts, stemIds, track, id, placed, complete, peaks, durationS, said, heard } }, "");
+    history.replaceState({ answer, fields, mix: rest }, "");
   } catch {
     forget(); // too large for this browser: it is shown until the page goes
   }

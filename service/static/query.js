@@ -65,7 +65,6 @@ export function queryFields(form, mix) {
   if (mix?.placed.length) fields.push(["placed", placedField(mix.placed)]);
   if (complete.length) fields.push(["complete", complete.join(",")]);
   fields.push(...filterFields(form).filter(([name]) => name !== "instrument" || !complete.length));
-  for (const id of mix?.stemIds ?? []) fields.push(["exclude", id]);
   return fields;
 }
 

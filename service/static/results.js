@@ -1,5 +1,6 @@
 // The answer: ranked hits, each heard in its place, and how they were found.
 
+import { once } from "./clips.js";
 import { byId, make } from "./elements.js";
 import { facts, looked } from "./facts.js";
 import { amplitude, levelOf, secondOf, stemOver } from "./fitted.js";
@@ -107,7 +108,7 @@ export class Results extends EventTarget {
   }
 
   #add(hit, others, place) {
-    const entry = { hit, peaks: null, sound: null };
+    const entry = { hit, peaks: null, sound: once(() => this.#fit(entry)) };
     const swap = (other) => {
       const { row } = entry;
       const { state, lastId } = this.#player;
@@ -152,15 +153,7 @@ export class Results extends EventTarget {
     this.redraw();
   }
 
-  /** A hit's stem over the loop, level with the mix: asked for once. */
-  #sound(entry) {
-    entry.sound ??= this.#fit(entry).catch((error) => {
-      entry.sound = null; // so that a later press tries again
-      throw error;
-    });
-    return entry.sound;
-  }
-
+  /** A hit's stem over the loop, level with the mix. */
   async #fit(entry) {
     const { loop, mix: hear } = this.#ground;
     const [mix, stem] = await Promise.all([hear(), stemOver(entry.hit, loop)]);
@@ -176,7 +169,7 @@ export class Results extends EventTarget {
     const mix = this.#mix;
     const kept = [];
     for (const entry of entries) {
-      const level = await this.#sound(entry).catch(() => null);
+      const level = await entry.sound().catch(() => null);
       kept.push({ hit: entry.hit, gain_db: level?.gainDb ?? 0 });
     }
     this.dispatchEvent(new CustomEvent("keep", { detail: { mix, kept } }));
@@ -195,7 +188,7 @@ export class Results extends EventTarget {
 
   #play(entry, listen) {
     const { loop, beats } = this.#ground;
-    this.#player.play({ id: entry.hit.stem.id, with: this.#ground, sound: () => this.#sound(entry), loop, beats, listen });
+    this.#player.play({ id: entry.hit.stem.id, with: this.#ground, sound: entry.sound, loop, beats, listen });
   }
 
   #seek(entry, event) {
@@ -246,7 +239,7 @@ export class Results extends EventTarget {
     this.#drawing = true;
     while (this.#eager.length) {
       try {
-        await this.#sound(this.#eager.shift());
+        await this.#eager.shift().sound();
       } catch {
         // The lane keeps its placeholder; pressing play says what is wrong.
       }

@@ -39,7 +39,7 @@ function loudestBetween(peaks, from, to) {
  * Draw a lane.
  *
  * `stem` and `mix` are { startS, durationS, peaks } on the lane's clock, peaks null until decoded, or null where there is none.
- * `mark` ({ from, to }) is the stretch of a lone clip to stand out, `beats` ({ firstS, everyS }) are lines behind it. With both, the mix stands on the middle line and the stem hangs from it.
+ * `mark` ({ from, to }) is the stretch of a lone mix to stand out, `beats` ({ firstS, everyS }) are lines behind it. With both, the mix stands on the middle line and the stem hangs from it.
  */
 export function drawLane(canvas, { from, to, stem = null, mix = null, mark = null, beats = null }) {
   const { clientWidth: width, clientHeight: height } = canvas;
@@ -79,9 +79,8 @@ export function drawLane(canvas, { from, to, stem = null, mix = null, mark = nul
   if (both) {
     bars(mix, middle - 3, 0, () => colour("--lane-mix"));
     bars(stem, 0, height - middle - 3, () => colour("--accent"));
-  } else if (stem || mix) {
-    const ink = colour(stem ? "--accent" : "--lane-ink");
-    const rest = colour("--lane-rest");
-    bars(stem ?? mix, middle - 2, middle - 2, (at) => (!mark || (at >= mark.from && at <= mark.to) ? ink : rest));
+  } else if (mix) {
+    const inside = (at) => !mark || (at >= mark.from && at <= mark.to);
+    bars(mix, middle - 2, middle - 2, (at) => colour(inside(at) ? "--lane-ink" : "--lane-rest"));
   }
 }
