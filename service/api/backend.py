@@ -24,7 +24,7 @@ from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.decoding import DecodeLimits
 from service.work.fitted import FittedFiles
-from service.work.jobs import QueueError
+from service.work.jobs import Kind, QueueError
 from service.work.models import Models, UnknownCheckpoint, note_of
 from service.work.queue import Queue, open_queue
 from service.work.shelf import Shelf
@@ -129,16 +129,12 @@ class Backend:
         except UnknownCheckpoint as error:
             shown = ModelOut(fingerprint=fingerprint, trained=False, note=problem(error)["detail"])
         index = self.live.held
-        try:
-            depths = {str(kind): depth for kind, depth in (await self.queue.depths()).items()}
-            workers = await self.queue.worker_stats()
-        except QueueError:
-            depths, workers = {}, {}
+        depths, workers = await self._queue_state()
         return ReadyOut(
             status=self.live.status if depths else "starting",
             model=shown,
             index=index and IndexOut.model_validate(index),
-            queue=depths,
+            queue={str(kind): depth for kind, depth in depths.items()},
             stems=await self.counts.now(),
             workers={
                 name: WorkerOut(
@@ -154,13 +150,17 @@ class Backend:
 
     async def exposition(self) -> bytes:
         """What /metrics reports."""
-        try:
-            depths, workers = await self.queue.depths(), await self.queue.worker_stats()
-        except QueueError:
-            depths, workers = {}, {}
+        depths, workers = await self._queue_state()
         return self.metrics.exposition(
             depths=depths, workers=workers, stems=await self.counts.now(), index=self.live.held
         )
+
+    async def _queue_state(self) -> tuple[dict[Kind, int], dict[str, dict[str, float | str]]]:
+        """What waits, and what each worker last said; nothing while Redis is away."""
+        try:
+            return await self.queue.depths(), await self.queue.worker_stats()
+        except QueueError:
+            return {}, {}
 
     def _start(self) -> None:
         self._tasks = [

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -10,7 +9,7 @@ from pydantic import BaseModel, Field
 from indexer import Stem
 from model.audio import SAMPLE_RATE, Waveform, is_silent
 from service.api.keys import Caller
-from service.api.placing import PlacedBeyondEnd
+from service.api.placing import Number, PlacedBeyondEnd, Seconds
 from service.api.retrieval import Retrieval
 from service.api.schemas import RetrieveIn, ShortText
 from service.metrics import Stopwatch
@@ -19,15 +18,13 @@ from service.search.mix import HEARD_S, hear_mix
 from service.search.placing import laid
 from service.work.fitting import Fitting
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
 
 class ExplainIn(BaseModel):
     """A mix that is kept, a stem, and how it is played there: as a hit says."""
 
     mix_id: ShortText
     stem_id: ShortText
-    start_s: Number = Field(0.0, ge=-86_400, le=86_400)
+    start_s: Seconds = 0.0
     speed: Number = Field(1.0, ge=0.5, le=2.0)
     transpose: int = Field(0, ge=-12, le=12)
     tempo_bpm: Number | None = Field(None, ge=20, le=999, description="of the mix; else it is heard")

@@ -7,12 +7,11 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from model.errors import Told
-from service.api.placing import MOST_PLACED, Placed
-from service.api.schemas import Seconds, ShortText, faults_of
+from service.api.placing import MOST_PLACED, Number, Placed, Seconds
+from service.api.schemas import ShortText, faults_of
 from service.work.encoding import FittedFormat, Order
 from service.work.fitting import SPEEDS, TRANSPOSITIONS, Fitting
 
-DAY_S = 86_400.0
 PLACED_BYTES = 2**20
 
 
@@ -26,21 +25,12 @@ class BadPlaced(Told):
 class AudioIn(BaseModel):
     """Which audio of a stem is wanted; nothing given: its bytes as they were uploaded."""
 
-    speed: float = Field(
-        1.0, ge=SPEEDS[0], le=SPEEDS[1], allow_inf_nan=False, description="how many times faster it is played"
-    )
-    transpose: float = Field(
-        0.0,
-        ge=TRANSPOSITIONS[0],
-        le=TRANSPOSITIONS[1],
-        allow_inf_nan=False,
-        description="semitones that it is moved up",
+    speed: Number = Field(1.0, ge=SPEEDS[0], le=SPEEDS[1], description="how many times faster it is played")
+    transpose: Number = Field(
+        0.0, ge=TRANSPOSITIONS[0], le=TRANSPOSITIONS[1], description="semitones that it is moved up"
     )
     start_s: Seconds = Field(
         0.0,
-        ge=-DAY_S,
-        le=DAY_S,
-        allow_inf_nan=False,
         description="the second of the stem, as recorded, where the first sample lies; negative: silence comes first, "
         "but for a loop, which goes round",
     )
@@ -48,8 +38,6 @@ class AudioIn(BaseModel):
     duration_s: Seconds | None = Field(
         None,
         ge=0.001,
-        le=DAY_S,
-        allow_inf_nan=False,
         description="of what comes out, in its own seconds, silence beyond the stem's end; none: up to that",
     )
     format: FittedFormat = "wav"
@@ -75,12 +63,8 @@ class ExportIn(BaseModel):
         "`transpose`, `gain_db`, `at_s` (the second of the mix where it begins) and `loop`",
         max_length=PLACED_BYTES,
     )
-    tempo_bpm: float | None = Field(
-        None,
-        ge=20,
-        le=400,
-        allow_inf_nan=False,
-        description="of the mix, beats a minute; none: as the stems are played",
+    tempo_bpm: Number | None = Field(
+        None, ge=20, le=400, description="of the mix, beats a minute; none: as the stems are played"
     )
     mix_key: ShortText | None = Field(None, description="key of the mix; none: as the stems are played")
 

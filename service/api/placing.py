@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import Told
 
-Seconds = Annotated[float, Field(allow_inf_nan=False, ge=-86_400, le=86_400)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[Number, Field(ge=-86_400, le=86_400)]
 MOST_PLACED = 32
 
 
@@ -26,10 +27,10 @@ class Placed(BaseModel):
         description="the second of the stem that sounds at `at_s`; negative: it enters `-start_s / speed` later, "
         "but for a loop, which goes round and sounds from `at_s` on",
     )
-    speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False, description="how many times faster it is played")
+    speed: Number = Field(1.0, ge=0.5, le=2.0, description="how many times faster it is played")
     transpose: int = Field(0, ge=-12, le=12, description="semitones up")
-    gain_db: float = Field(0.0, ge=-60, le=24, allow_inf_nan=False, description="how much louder it is mixed in")
-    at_s: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False, description="the second of the mix where it begins")
+    gain_db: Number = Field(0.0, ge=-60, le=24, description="how much louder it is mixed in")
+    at_s: Number = Field(0.0, ge=0, le=86_400, description="the second of the mix where it begins")
     loop: bool | None = Field(None, description="whether it goes round; null: where its `kind` is loop")
 
     def loops(self, kind: str | None) -> bool:

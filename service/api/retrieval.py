@@ -84,7 +84,7 @@ class Retrieval:
             NoMix, MixNotFound: there is none, or there are several.
             StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
             PlacedBeyondEnd: a stem is placed where nothing is left.
-                QueryTimeout: it waited and worked for longer than the settings allow.
+            QueryTimeout: it waited and worked for longer than the settings allow.
             IndexUnavailable, QueueError: not now.
         """
         async with self.turn(caller):

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from indexer import FactSource, Job, Kind, Stem, StemFilter, StemMetadata
 from model.audio import compatible_keys
 from model.audio.said import key_of_text
-from service.api.placing import MOST_PLACED, Placed
+from service.api.placing import MOST_PLACED, Number, Placed
 from service.search.retrieval import Wish
 from service.text import LONGEST, BadText, said
 
@@ -81,8 +81,8 @@ class Filters(BaseModel):
         "exact", description="compatible: the relative key and those a fifth away too, Camelot's neighbours"
     )
     kind: list[Kind] = Field(default_factory=list, max_length=3, description="any of these")
-    tempo_min: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
-    tempo_max: float | None = Field(None, gt=0, allow_inf_nan=False, description="beats a minute")
+    tempo_min: Number | None = Field(None, gt=0, description="beats a minute")
+    tempo_max: Number | None = Field(None, gt=0, description="beats a minute")
     tempo_octaves: bool = Field(False, description="half and double of these tempi too")
     favourite: bool | None = Field(None, description="true: favourites alone; false: all others")
     rating_min: int | None = Field(None, ge=0, le=5, description="stems that are rated so, or better")
@@ -131,9 +131,7 @@ class SearchIn(Filters):
         description="beats: stems may be played at the mix's tempo and in keys nearby; search: all as recorded, the "
         "mix starting anywhere; grid: as recorded, the mix starting where the catalog's windows start",
     )
-    tempo_bpm: float | None = Field(
-        None, ge=20, le=400, description="of the mix, beats a minute; none: heard", allow_inf_nan=False
-    )
+    tempo_bpm: Number | None = Field(None, ge=20, le=400, description="of the mix, beats a minute; none: heard")
     mix_key: ShortText | None = Field(None, description="key of the mix, such as 'F# minor'; none: heard")
     max_stretch: float = Field(
         0.12, ge=0, le=0.5, description="how far a stem's tempo may lie from the mix's, as a share of the faster one"
