@@ -123,6 +123,14 @@ def no_serious_faults(page) -> None:
     assert faults == []
 
 
+def complete_the_band(page) -> None:
+    page.locator("#band summary").click()
+    for instrument in ("bass", "drums"):
+        page.locator(f'#band-instruments input[value="{instrument}"]').check()
+    page.locator("#band-go").click()
+    page.wait_for_selector('#answer-title:has-text("A band for")')
+
+
 def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, live_service, watch):
     mix = demo_folder / "mix.flac"
     with page.expect_response("**/retrieve") as response:
@@ -181,11 +189,7 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
     assert kept[0] not in shown_stems(page)
 
     # The rest of the band.
-    page.locator("#band summary").click()
-    for instrument in ("bass", "drums"):
-        page.locator(f'#band-instruments input[value="{instrument}"]').check()
-    page.locator("#band-go").click()
-    page.wait_for_selector('#answer-title:has-text("A band for")')
+    complete_the_band(page)
     kept += shown_stems(page)
     page.locator("#keep-all").click()
     until(page, f"document.querySelectorAll('#placed li').length === {len(kept)}")
@@ -218,11 +222,7 @@ def test_a_stem_chosen_instead_of_another_has_its_place(page, make_clip):
     on_the_grid(page)
     drop(page, make_clip())
     wait_for_hits(page)
-    page.locator("#band summary").click()
-    for instrument in ("bass", "drums"):
-        page.locator(f'#band-instruments input[value="{instrument}"]').check()
-    page.locator("#band-go").click()
-    page.wait_for_selector('#answer-title:has-text("A band for")')
+    complete_the_band(page)
     page.locator(".hit .play").first.click()
     wait_until_heard(page)
     page.locator(".hit .instead").first.select_option(index=1)

@@ -1,7 +1,10 @@
 """Fresh installations' settings, for tests that serve in this process, and a service for the tests of one file."""
 
+import resource
+import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,34 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from tests.installation import serving
+from tests.installation import add_stem, serving, wait_ready
 
 Fresh = Callable[..., Settings]
+
+
+@contextmanager
+def added(client: httpx.Client, audio: bytes, name: str = "stem.flac", **metadata: Any) -> Iterator[str]:
+    """A stem of a shared catalog, ready, for as long as the context lasts."""
+    stem_id = add_stem(client, audio, name, **metadata)
+    try:
+        wait_ready(client, stem_id)
+        yield stem_id
+    finally:
+        client.delete(f"/stems/{stem_id}")
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file of this process, in which the service runs, may grow beyond so many bytes: a write fails as on a full
+    disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.fixture(scope="module")

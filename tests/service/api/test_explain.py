@@ -1,7 +1,5 @@
 """GET /explain: why a stem fits a mix that was searched with."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -10,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from model.audio import SAMPLE_RATE
-from tests.installation import add_stem, encode, noise_bursts, retrieve, wait_ready
+from tests.installation import encode, noise_bursts, retrieve
+from tests.service.api.conftest import added
 from tests.service.api.test_api import PLACE_TOLERANCE_S, problem_of
 
 SAME = 0.98  # the score of a mix with itself, here and there
@@ -46,7 +45,7 @@ def test_a_hit_that_enters_late_is_explained_where_it_enters(client: httpx.Clien
 @pytest.mark.parametrize("start_s", [-70.0, 6.0])
 def test_a_loop_is_explained_as_it_goes_round_from_the_mixs_start(client: httpx.Client, start_s: float) -> None:
     loop = noise_bursts(301, 4.0)
-    with added(client, loop, kind="loop") as stem_id:
+    with added(client, encode(loop), kind="loop") as stem_id:
         mix = np.roll(np.tile(loop, 3), -2 * SAMPLE_RATE)
         answer = retrieve(client, encode(mix), limit=1, align="grid")
         why = why_of(client, mix_id=answer["mix_id"], stem_id=stem_id, start_s=start_s)
@@ -55,24 +54,13 @@ def test_a_loop_is_explained_as_it_goes_round_from_the_mixs_start(client: httpx.
 
 @pytest.mark.parametrize("early", [0.0, 0.5], ids=["both silent before", "the stem silent before"])
 def test_a_stem_that_is_silent_at_first_is_explained_where_both_sound(client: httpx.Client, early: float) -> None:
-    with added(client, late(noise_bursts(302), 65.0, 75.0)) as stem_id:
+    with added(client, encode(late(noise_bursts(302), 65.0, 75.0))) as stem_id:
         mix = late(noise_bursts(302), 65.0, 75.0)
         mix[: 60 * SAMPLE_RATE] = early * noise_bursts(303, 60.0)
         answer = retrieve(client, encode(mix), limit=1, align="search")
         why = why_of(client, mix_id=answer["mix_id"], stem_id=stem_id)
         assert why["score"] > SAME
         assert 60.0 <= why["from_s"] < why["to_s"] <= 75.0
-
-
-@contextmanager
-def added(client: httpx.Client, audio: NDArray[np.float32], **metadata: object) -> Iterator[str]:
-    """A stem of the shared catalog, for a while."""
-    stem_id = add_stem(client, encode(audio), **metadata)
-    try:
-        wait_ready(client, stem_id)
-        yield stem_id
-    finally:
-        client.delete(f"/stems/{stem_id}")
 
 
 def late(clip: NDArray[np.float32], from_s: float, seconds: float) -> NDArray[np.float32]:

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import resource
-import signal
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -18,6 +16,7 @@ import soundfile
 from service.work.fitting import Fitting, fit
 from tests.dawproject import METADATA, PROJECT, faults
 from tests.installation import add_stem, encode
+from tests.service.api.conftest import full_disk
 from tests.service.api.test_api import problem_of
 
 RATE = 44_100
@@ -179,15 +178,8 @@ def test_a_stem_deleted_meanwhile_is_a_named_problem(client: httpx.Client, place
 
 
 def test_a_full_disk_leaves_nothing_behind(client: httpx.Client, fitted: Path, placed: list[dict[str, Any]]) -> None:
-    """No file of this process, in which the service runs, may grow beyond 1 MB: the mix fits, the archive does not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-    try:
+    with full_disk(1_000_000):  # the mix fits, the archive does not
         problem_of(export(client, placed), 507, "no-room")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
     assert leftovers(fitted) == []
     assert export(client, placed).status_code == 200
     assert leftovers(fitted) == []

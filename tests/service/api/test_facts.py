@@ -1,6 +1,5 @@
 """Tempo, key and kind over HTTP: read from files and names, said, changed, filtered by."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,8 @@ import httpx
 import pytest
 
 from model.audio import SAMPLE_RATE
-from tests.installation import add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
+from tests.installation import encode, eventually, noise_bursts, retrieve, wait_ready
+from tests.service.api.conftest import added
 from tests.service.api.test_api import problem_of
 
 CLIP = noise_bursts(400)
@@ -17,10 +17,8 @@ CLIP = noise_bursts(400)
 @pytest.fixture
 def stem_id(client: httpx.Client) -> Iterator[str]:
     """A stem of which its name says tempo and key, and its uploader the kind."""
-    added = add_stem(client, encode(CLIP), "bass_90bpm_F#m.flac", kind="piece", collection="facts")
-    wait_ready(client, added)
-    yield added
-    client.delete(f"/stems/{added}")
+    with added(client, encode(CLIP), "bass_90bpm_F#m.flac", kind="piece", collection="facts") as stem_id:
+        yield stem_id
 
 
 def shown(client: httpx.Client, stem_id: str) -> dict[str, Any]:
@@ -126,9 +124,7 @@ def test_filters_that_cannot_be_are_refused(client: httpx.Client, wrong: dict[st
 
 
 def test_a_contradiction_is_a_warning(client: httpx.Client) -> None:
-    added = add_stem(client, encode(noise_bursts(401)), "pad_loop_140bpm.flac", tempo_bpm=100)
-    stem = shown(client, added)
-    assert stem["tempo_bpm"] == 100
-    assert "it was uploaded as 100 BPM, its name says 140 BPM" in stem["warnings"], json.dumps(stem)
-    wait_ready(client, added)
-    client.delete(f"/stems/{added}")
+    with added(client, encode(noise_bursts(401)), "pad_loop_140bpm.flac", tempo_bpm=100) as stem_id:
+        stem = shown(client, stem_id)
+        assert stem["tempo_bpm"] == 100
+        assert "it was uploaded as 100 BPM, its name says 140 BPM" in stem["warnings"], stem

@@ -54,12 +54,6 @@ async def refused(limiter: RateLimiter) -> float:
             return error.retry_after_s
 
 
-async def test_bucket_holds_over_several_processes(opened: Open) -> None:
-    one, other = opened(), opened()
-    assert await taken(*[(one, "a"), (other, "a")] * 10) == SLOW["read"].burst
-    assert await taken((one, "b")) == 1
-
-
 async def test_bucket_fills_again_at_its_rate(opened: Open) -> None:
     limiter = opened({"read": Rate(per_s=20, burst=2)})
     assert await taken(*[(limiter, "a")] * 2) == 2

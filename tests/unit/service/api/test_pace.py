@@ -142,31 +142,12 @@ def test_a_body_of_many_heads_comes_in_pieces(more: bool) -> None:
     assert _in_pieces(audio) == [audio]
 
 
-def test_a_body_asks_for_each_piece_whether_it_is_its_turn() -> None:
-    asked = 0
+def test_before_each_piece_of_a_body_its_turn_is_waited_for_and_others_have_the_loop() -> None:
+    asked = others = 0
 
     async def turn() -> None:
         nonlocal asked
         asked += 1
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"\r\n\r\n" * 10 * HEADS, "more_body": False}
-
-    async def read() -> int:
-        body = Body(receive, Headers({"content-type": "multipart/form-data"}), 2**20, turn)
-        pieces = 1
-        while (await body())["more_body"]:
-            pieces += 1
-        return pieces
-
-    assert asyncio.run(read()) == asked == 11
-
-
-def test_between_two_pieces_of_a_body_others_have_the_loop() -> None:
-    others = 0
-
-    async def turn() -> None:
-        pass
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"\r\n\r\n" * 10 * HEADS, "more_body": False}
@@ -177,12 +158,14 @@ def test_between_two_pieces_of_a_body_others_have_the_loop() -> None:
             others += 1
             await asyncio.sleep(0)
 
-    async def read() -> None:
+    async def read() -> int:
         working = asyncio.create_task(work())
         body = Body(receive, Headers({"content-type": "multipart/form-data"}), 2**20, turn)
+        pieces = 1
         while (await body())["more_body"]:
-            pass
+            pieces += 1
         working.cancel()
+        return pieces
 
-    asyncio.run(read())
+    assert asyncio.run(read()) == asked == 11
     assert others >= 10
