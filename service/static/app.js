@@ -354,6 +354,7 @@ results.addEventListener("keep", ({ detail }) => {
   mix.placed = [...mix.placed, ...detail.kept];
   mix.complete = null;
   song.show(mix);
+  byId("song").focus({ preventScroll: true }); // the button is about to go
   runSearch();
 });
 song.addEventListener("change", runSearch);

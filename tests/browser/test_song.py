@@ -242,6 +242,7 @@ def test_a_hit_is_kept_with_the_mix_that_found_it(page, make_clip):
     page.locator(".hit").first.get_by_text("Keep").click()
     page.locator("#placed li").wait_for()
     wait_for_hits(page)
+    assert page.evaluate("document.activeElement.id") == "song", "where the keyboard goes on"
     assert page.is_checked('input[name="source"][value="file"]')
     assert "found.wav" in page.locator("#answer-title").inner_text()
 
