@@ -65,7 +65,7 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
           control(`Keep ${title} with the mix`, "Keep", on.keep),
           solo,
           control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit))),
-          control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix.id), { "aria-expanded": "false" }),
+          control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix), { "aria-expanded": "false" }),
         ),
       ),
       more,
@@ -135,11 +135,11 @@ function about(stem) {
 }
 
 /** Why it fits, the windows that were compared, and the file as it was recorded. */
-function unfold(button, panel, hit, mixId) {
+function unfold(button, panel, hit, mix) {
   if (!panel.firstChild) {
     const cells = (tag, ...texts) => make("tr", {}, ...texts.map((text) => make(tag, tag === "th" ? { scope: "col" } : {}, text)));
     const { id, title, file_name: name } = hit.stem;
-    if (mixId) panel.append(whyOf(hit, mixId));
+    if (mix.id) panel.append(whyOf(hit, mix));
     panel.append(
       make(
         "table",

@@ -8,18 +8,18 @@ const SVG = "http://www.w3.org/2000/svg";
 const BAR = 14;
 const HIGH = 36;
 
-/** What the service tells of a hit once it is asked; `mixId` is the handle of the mix that found the hit. */
-export function whyOf(hit, mixId) {
+/** What the service tells of a hit once it is asked; `mix` found the hit, and is still kept by the service. */
+export function whyOf(hit, mix) {
   const body = make("div", { className: "why", role: "status" }, "Looking why it fits …");
-  getJson(`explain?${questionOf(hit, mixId)}`).then(
+  getJson(`explain?${questionOf(hit, mix)}`).then(
     (why) => body.replaceChildren(...drawn(why)),
     (error) => body.replaceChildren(error.message),
   );
   return body;
 }
 
-const questionOf = ({ stem, start_s, speed, transpose }, mixId) =>
-  new URLSearchParams({ mix_id: mixId, stem_id: stem.id, start_s, speed, transpose });
+const questionOf = ({ stem, start_s, speed, transpose }, { id, said: { tempo_bpm } = {} }) =>
+  new URLSearchParams({ mix_id: id, stem_id: stem.id, start_s, speed, transpose, ...(tempo_bpm && { tempo_bpm }) });
 
 function drawn({ pitch, rhythm, from_s, to_s, keys, shifts, octaves, parts }) {
   const carried = Math.abs(pitch - rhythm) < 0.3 * Math.max(pitch, rhythm) ? "Both carry it" : pitch > rhythm ? "Its pitch carries it" : "Its rhythm carries it";

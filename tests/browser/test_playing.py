@@ -128,6 +128,9 @@ def test_tempo_and_key_that_were_heard_can_be_corrected_by_keyboard(page, make_c
     assert page.locator("#heard-key").input_value() == "A minor"
     assert page.locator("#heard-key-source").inner_text() == "said"
     assert "126" in page.evaluate("document.querySelector('#curl').textContent")
+    with page.expect_request("**/explain?*") as explained:
+        page.locator(".hit").first.get_by_text("More").click()
+    assert "tempo_bpm=126" in explained.value.url
 
 
 def test_keys_are_spelt_as_the_service_spells_them(page):
