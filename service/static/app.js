@@ -343,7 +343,7 @@ byId("filters-clear").addEventListener("click", () => {
   showCurl();
 });
 panel.addEventListener("change", showCurl);
-panel.addEventListener("settled", runSearch);
+panel.addEventListener("settled", () => groundNow() && runSearch()); // a saved search may be opened before there is a mix
 demo.addEventListener("mix", ({ detail }) => {
   if (form.elements.source.value === "demo") choose(detail);
 });
