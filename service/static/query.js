@@ -4,6 +4,7 @@ import { address, key } from "./api.js";
 import { placedField } from "./placed.js";
 
 const REPEATED = ["instrument", "tag", "collection", "key", "kind"];
+const UNSAID = { key_match: "exact", tempo_octaves: "false", group_duplicates: "true" }; // what holds where it is not sent
 const TEMPI = [["tempo-min", "tempo_min"], ["tempo-max", "tempo_max"]];
 
 /** The filter fields of the form, as [name, value] pairs in the API's own names. */
@@ -49,8 +50,9 @@ export function fillForm(form, search) {
   stretch.value = search.max_stretch === undefined ? stretch.defaultValue : 100 * search.max_stretch;
   transpose.value = search.max_transpose ?? transpose.defaultValue;
   for (const range of [stretch, transpose]) range.dispatchEvent(new Event("input", { bubbles: true }));
-  const filled = searchOf(form);
-  return Object.keys(search).filter((name) => [search[name]].flat().some((value) => value && ![filled[name]].flat().includes(String(value))));
+  const filled = { ...UNSAID, ...searchOf(form) };
+  const isShown = (name, value) => value === null || [filled[name]].flat().includes(String(value));
+  return Object.keys(search).filter((name) => ![search[name]].flat().every((value) => isShown(name, value)));
 }
 
 /** Every field of the query but the file. */

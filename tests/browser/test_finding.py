@@ -53,13 +53,13 @@ def test_a_saved_search_fills_the_form_again_after_a_reload_and_can_be_forgotten
 
 
 def test_what_a_saved_search_asks_beside_the_form_is_said(page, live_service):
-    httpx.put(f"{live_service}/searches/rated", json={"rating_min": 4, "tag": []}).raise_for_status()
+    search = {"rating_min": 4, "tag": [], "q": None, "favourite": False, "key_match": "exact", "max_transpose": 0}
+    httpx.put(f"{live_service}/searches/rated", json=search).raise_for_status()
     try:
         page.reload()
         page.locator("#filters summary").click()
         page.get_by_role("button", name="rated", exact=True).click()
-        assert (
-            page.locator("#saved-note").text_content() == "“rated” also says rating_min, which this page does not ask."
-        )
+        said = "“rated” also says favourite, rating_min, which this page does not ask."
+        assert page.locator("#saved-note").text_content() == said
     finally:
         httpx.delete(f"{live_service}/searches/rated").raise_for_status()
