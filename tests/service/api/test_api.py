@@ -12,6 +12,7 @@ import soundfile
 
 from model.audio import SAMPLE_RATE
 from tests.installation import Installation, add_stem, encode, eventually, noise_bursts, retrieve, wait_ready
+from tests.service.api.conftest import added
 
 CLEARLY = 0.1  # a stem scores 1 against itself, in this model
 PLACE_TOLERANCE_S = 0.04  # delays are tried every 40 ms, and this stand-in's score is gone before the next
@@ -106,10 +107,9 @@ def test_filters_restrict_the_hits(client: httpx.Client, form: dict[str, Any], t
 
 def test_an_upload_is_found_once_ready_and_gone_once_deleted(client: httpx.Client) -> None:
     audio = encode(noise_bursts(100))
-    stem_id = add_stem(client, audio, title="passing")
-    wait_ready(client, stem_id)
-    assert retrieve(client, audio, limit=1, align="grid")["hits"][0]["stem"]["id"] == stem_id
-    assert client.delete(f"/stems/{stem_id}").status_code == 204
+    with added(client, audio) as stem_id:
+        assert retrieve(client, audio, limit=1, align="grid")["hits"][0]["stem"]["id"] == stem_id
+        assert client.delete(f"/stems/{stem_id}").status_code == 204
     hits = retrieve(client, audio, limit=50, align="grid")["hits"]
     assert stem_id not in {hit["stem"]["id"] for hit in hits}
     problem_of(client.get(f"/stems/{stem_id}"), 404, "stem-not-found")
@@ -208,12 +208,10 @@ def test_unusable_audio_gets_its_own_problem_and_the_next_good_upload_works(
 
 def test_a_truncated_mp3_is_kept_with_a_warning(client: httpx.Client) -> None:
     whole = encode(noise_bursts(103), "MP3")
-    stem_id = add_stem(client, whole[: len(whole) // 2], "cut.mp3")
-    wait_ready(client, stem_id)
-    stem = client.get(f"/stems/{stem_id}").json()
-    assert stem["duration_s"] < 6
-    assert any("ends early" in warning for warning in stem["warnings"])
-    client.delete(f"/stems/{stem_id}")
+    with added(client, whole[: len(whole) // 2], "cut.mp3") as stem_id:
+        stem = client.get(f"/stems/{stem_id}").json()
+        assert stem["duration_s"] < 6
+        assert any("ends early" in warning for warning in stem["warnings"])
 
 
 def test_every_error_has_the_one_shape(client: httpx.Client) -> None:

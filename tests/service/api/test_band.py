@@ -9,7 +9,8 @@ import pytest
 
 from model.audio import SAMPLE_RATE
 from service.settings import Settings
-from tests.installation import add_stem, encode, noise_bursts, retrieve, serving, wait_ready
+from tests.installation import encode, noise_bursts, retrieve, serving
+from tests.service.api.conftest import added
 from tests.service.api.test_api import problem_of
 from tests.service.api.test_security import client as client_with
 from tests.service.api.test_security import keys_of
@@ -84,12 +85,10 @@ def test_a_placed_stem_sounds_in_the_mix_and_is_no_hit(
     client: httpx.Client, how: dict[str, float], from_s: float, at_s: float, gain: float
 ) -> None:
     mix, stem = 0.5 * noise_bursts(0, 8.0), 0.5 * noise_bursts(4)
-    audio = encode(0.5 * noise_bursts(4))
-    stem_id = add_stem(client, audio, title="quiet 4", collection="placed")
-    wait_ready(client, stem_id)
     form: dict[str, Any] = {"align": "search", "limit": 50, "collection": "shared"}
     kept = retrieve(client, encode(mix), **form)["mix_id"]
-    answer = again(client, mix_id=kept, placed=placing(stem_id, **how), **form)
+    with added(client, encode(stem), collection="placed") as stem_id:
+        answer = again(client, mix_id=kept, placed=placing(stem_id, **how), **form)
     summed, at, begin = mix.copy(), round(at_s * SAMPLE_RATE), round(from_s * SAMPLE_RATE)
     part = stem[begin : begin + len(mix) - at]
     summed[at : at + len(part)] += np.float32(gain) * part
@@ -98,7 +97,6 @@ def test_a_placed_stem_sounds_in_the_mix_and_is_no_hit(
     assert found(answer) == pytest.approx(whole, abs=SAME_SCORE)
     assert answer["mix"]["duration_s"] == 8.0
     assert found(again(client, mix_id=kept, **form)) != pytest.approx(whole, abs=SAME_SCORE), "the mix alone is kept"
-    client.delete(f"/stems/{stem_id}")
 
 
 def test_tempo_and_key_are_those_of_the_mix_alone(client: httpx.Client) -> None:
@@ -134,10 +132,9 @@ def test_what_cannot_be_placed_is_named(client: httpx.Client, placed: str, statu
 
 
 def test_a_placed_stem_that_was_deleted_meanwhile_is_named(client: httpx.Client) -> None:
-    stem_id = add_stem(client, encode(noise_bursts(300)), title="passing")
-    wait_ready(client, stem_id)
     kept = retrieve(client, encode(noise_bursts(0)), align="grid")["mix_id"]
-    client.delete(f"/stems/{stem_id}")
+    with added(client, encode(noise_bursts(300))) as stem_id:
+        pass
     answer = client.post("/retrieve", data={"mix_id": kept, "placed": placing(stem_id)})
     assert problem_of(answer, 404, "stem-not-found")["stem_id"] == stem_id
 

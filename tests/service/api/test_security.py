@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_from_bytes, urlsplit
+from urllib.parse import quote_from_bytes, urlsplit
 
 import httpx
 import pytest
@@ -268,24 +268,6 @@ def test_no_id_or_path_breaks_an_answer_or_leaves_the_folder(
     assert answer is None or (b"root:" not in answer.body and b"SQLite format" not in answer.body)
     if method == b"HEAD":
         assert Answer.to(api[0], method, target.encode()).status < 500
-
-
-@EXAMPLES
-@given(
-    path=st.sampled_from(["/stems", "/catalog", "/problems"]),
-    fields=st.lists(
-        st.tuples(
-            st.sampled_from(["cursor", "limit", "sha256", "state", "tag", "key", "tempo_min", "instrument", "x"]),
-            HOSTILE_TEXT,
-        ),
-        max_size=4,
-    ),
-)
-def test_no_query_or_cursor_breaks_an_answer(
-    api: tuple[str, Path, str], path: str, fields: list[tuple[str, str]]
-) -> None:
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in fields)
-    Answer.to(api[0], b"GET", f"{path}?{query}".encode()).check()
 
 
 RANGES = st.one_of(
