@@ -1,12 +1,12 @@
-"""What a hit says of how its notes, all through it, go with the mix's."""
+"""What a hit says of what is taken off its score: for notes that go badly with the mix's, and for its length."""
 
 import httpx
 import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
-from service.search.costs import HARMONY_COST, NO_NOTES
-from tests.installation import add_stem, encode, retrieve, wait_ready
+from service.search.costs import HARMONY_COST, LENGTH_COST, NO_NOTES
+from tests.installation import add_stem, encode, noise_bursts, retrieve, wait_ready
 
 TRIAD, A_TRITONE_OFF = (60, 64, 67), (66, 70, 73)
 
@@ -39,5 +39,23 @@ def test_notes_that_the_mix_has_cost_less_than_others_and_drums_lie_between(clie
     assert cost["unlike"] > 1.2 * HARMONY_COST
     to_drums = retrieve(client, encode(clicked()), collection="harmony", max_transpose=0)["hits"]
     assert {hit["harmony_cost"] for hit in to_drums} == {HARMONY_COST * (1 - NO_NOTES)}
+    for stem_id in stems:
+        client.delete(f"/stems/{stem_id}")
+
+
+def test_of_two_stems_that_fit_as_well_the_shorter_comes_first(client: httpx.Client) -> None:
+    short = noise_bursts(300)[: 8 * SAMPLE_RATE]
+    long = np.concatenate([short, *(0.4 * noise_bursts(seed) for seed in range(301, 305))])
+    stems = [
+        add_stem(client, encode(sound), title=title, collection="lengths")
+        for title, sound in {"long": long, "short": short}.items()
+    ]
+    wait_ready(client, *stems)
+    first, second = retrieve(client, encode(short), collection="lengths", align="search")["hits"]
+    assert [first["stem"]["title"], second["stem"]["title"]] == ["short", "long"]
+    for hit in (first, second):
+        told = hit["score"] + hit["cost"] + hit["harmony_cost"] + hit["length_cost"]
+        assert told == pytest.approx(np.mean([pair["score"] for pair in hit["windows"]]), abs=1e-6)
+    assert second["length_cost"] > first["length_cost"] + LENGTH_COST * np.log(2)
     for stem_id in stems:
         client.delete(f"/stems/{stem_id}")
