@@ -80,10 +80,7 @@ class Retrieval:
         """The stems that fit, best first, for a caller who takes turns with others.
 
         Raises:
-            AudioError: the mix, or a stem that is placed in it, cannot be used.
-            NoMix, MixNotFound: there is none, or there are several.
-            StemNotFound, MixNotReady: a stem of the mix is unknown, or failed.
-            PlacedBeyondEnd: a stem is placed where nothing is left.
+            AudioError, NoMix, MixNotFound, StemNotFound, MixNotReady, PlacedBeyondEnd: see `Mixes`.
             QueryTimeout: it waited and worked for longer than the settings allow.
             IndexUnavailable, QueueError: not now.
         """

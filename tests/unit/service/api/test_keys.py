@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer import ApiKey, ApiKeyNotFound, ApiKeys, Catalog
+from indexer import ApiKey, ApiKeys, Catalog
 from service.api.errors import KeyMissing, KeyRefused, KeyUnknown
 from service.api.keys import SCOPES, Caller, KeyRing, new_api_key
 from service.settings import Scope, Settings
@@ -63,19 +63,6 @@ async def test_wrong_secret_under_a_known_id_is_unknown(stored: ApiKeys) -> None
     for wrong in (token[:-1] + ("A" if token[-1] != "A" else "B"), token[:-1], token + "x", "", "phalar_", "\xff\x00"):
         with pytest.raises(KeyUnknown):
             await ring(stored).caller(wrong, "read")
-
-
-async def test_revoked_key_has_ended_in_every_process_at_once(two_processes: tuple[ApiKeys, ApiKeys]) -> None:
-    here, there = two_processes
-    token, key = await made(here)
-    elsewhere = ring(there)
-    assert (await elsewhere.caller(token, "read")).owner == key.id
-    await here.revoke(key.id, time.time())
-    await here.revoke(key.id, time.time())
-    with pytest.raises(KeyUnknown):
-        await elsewhere.caller(token, "read")
-    with pytest.raises(ApiKeyNotFound):
-        await here.revoke("0" * 12, time.time())
 
 
 async def test_expired_key_is_unknown(stored: ApiKeys) -> None:
