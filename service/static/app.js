@@ -345,7 +345,9 @@ byId("filters-clear").addEventListener("click", () => {
 panel.addEventListener("change", showCurl);
 panel.addEventListener("settled", () => groundNow() && runSearch()); // a saved search may be opened before there is a mix
 demo.addEventListener("mix", ({ detail }) => {
-  if (form.elements.source.value === "demo") choose(detail);
+  if (form.elements.source.value !== "demo") return;
+  const isShown = detail && String(detail.stemIds) === String(shown?.mix.stemIds); // with what was kept and said of it
+  choose(isShown ? shown.mix : detail);
 });
 demo.addEventListener("problem", ({ detail }) => showProblem(detail.problem, detail.again));
 results.addEventListener("keep", ({ detail }) => {

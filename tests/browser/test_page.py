@@ -280,6 +280,10 @@ def test_a_demo_mix_still_plays_with_its_hits_after_a_reload(page):
     assert shown_stems(page) == hits
     page.wait_for_selector("#demo-stems input")
     assert page.evaluate(ticked) == mix
+    assert page.locator("#heard").is_visible()
+    page.check('input[name="source"][value="file"]')
+    page.check('input[name="source"][value="demo"]')
+    assert page.locator("#song").is_visible()
     page.locator(".hit .play").first.click()
     assert wait_until_heard(page)["listen"] == "both"
 
