@@ -223,7 +223,7 @@ function showAnswer() {
   panel.show(answer.mix, asked, Object.fromEntries(fields).align === "beats");
   panel.about(mix);
   drawMix();
-  showTrained({ trained: answer.model.trained, note: byId("untrained-note").textContent });
+  showTrained(answer.model);
   document.body.dataset.search = "done";
 }
 
@@ -299,12 +299,6 @@ function showKey() {
 
 // Wiring -------------------------------------------------------------------------------------------------------
 
-function openPanel(id) {
-  byId(id).open = true;
-  byId(id).scrollIntoView({ block: "start" });
-  byId(id).querySelector("summary").focus({ preventScroll: true });
-}
-
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (mix) mix.complete = null;
@@ -370,12 +364,12 @@ byId("cancel").addEventListener("click", () => search?.abort());
 byId("curl-copy").addEventListener("click", copyCurl);
 byId("key-button").addEventListener("click", changeKey);
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close(""));
-for (const link of document.querySelectorAll("[data-open]")) {
-  link.addEventListener("click", (event) => {
-    event.preventDefault();
-    openPanel(link.dataset.open);
-  });
-}
+byId("add-link").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("add").open = true;
+  byId("add").scrollIntoView({ block: "start" });
+  byId("add").querySelector("summary").focus({ preventScroll: true });
+});
 new ResizeObserver(drawMix).observe(byId("mix-canvas"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   drawMix();

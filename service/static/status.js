@@ -6,8 +6,6 @@ import * as format from "./format.js";
 
 const READY_POLL_MS = 10_000;
 const WAITING_POLL_MS = 1_500;
-const UNTRAINED =
-  "This installation uses seeded random weights, so the ranking below means nothing musically yet. Everything else works as it will with a trained model.";
 
 let whenReady = () => {};
 
@@ -60,6 +58,6 @@ function showStatus(state) {
 }
 
 export function showTrained({ trained, note }) {
-  byId("untrained").hidden = trained !== false;
-  if (trained === false) byId("untrained-note").textContent = note || UNTRAINED;
+  byId("untrained").hidden = trained;
+  byId("untrained-note").textContent = note ?? "";
 }

@@ -46,7 +46,6 @@ export function mountTransport(player, { describe, tick }) {
     bar.classList.toggle("idle", !active);
     toggle.classList.toggle("on", active);
     toggle.setAttribute("aria-label", active ? "Stop" : "Play again");
-    toggle.disabled = !active && !player.canRepeat;
     seek.disabled = status !== "playing";
     seek.max = String(Math.max(loop?.lengthS ?? 0, 0.01));
     if (status === "playing") {
@@ -55,8 +54,7 @@ export function mountTransport(player, { describe, tick }) {
       }
       byId("balance").disabled = !(hasMix && hasStem);
     }
-    const chosen = bar.querySelector(`input[name="listen"][value="${listen}"]`);
-    if (chosen) chosen.checked = true;
+    bar.querySelector(`input[name="listen"][value="${listen}"]`).checked = true;
 
     // The state, for whoever drives this page from outside.
     const { dataset } = document.body;
