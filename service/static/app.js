@@ -326,6 +326,7 @@ async function surprise() {
   if (mix) runSearch();
 }
 
+byId("filters").addEventListener("invalid", () => (byId("filters").open = true), true); // what is wrong must be seen
 byId("demo-random").addEventListener("click", surprise);
 byId("demo-start").addEventListener("click", surprise);
 byId("filters-clear").addEventListener("click", () => {

@@ -61,6 +61,18 @@ def test_filters_widen_to_compatible_keys_and_half_and_double_tempi(page):
     assert page.locator("#filter-count").inner_text() == "3"
 
 
+def test_a_filter_that_cannot_be_is_shown_where_filters_are_folded(page, make_clip):
+    on_the_grid(page)
+    drop(page, make_clip())
+    wait_for_hits(page)
+    page.locator("#filters summary").click()
+    page.fill("#tempo-min", "0.5")
+    page.locator("#filters summary").click()
+    page.click("#find")
+    assert page.locator("#tempo-min").is_visible()
+    assert page.evaluate("document.activeElement.id") == "tempo-min"
+
+
 def test_untrained_weights_are_announced(page, live_service):
     if httpx.get(f"{live_service.rstrip('/')}/readyz").json()["model"]["trained"]:
         assert page.locator("#untrained").is_hidden()
