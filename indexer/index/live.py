@@ -160,7 +160,7 @@ class LiveIndex:
         index = self._index
         if self._status == "starting":
             return
-        if index is None:  # a rebuild that failed, or one under way that holds the lock
+        if index is None or self._status != "ready":  # a rebuild that failed, or one under way that holds the lock
             return await self.open()
         try:
             await self._store.check(index)

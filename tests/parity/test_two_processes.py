@@ -1,7 +1,7 @@
 """Two processes on one catalog, each with a folder of its own for the index."""
 
 import asyncio
-from itertools import count
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from indexer.catalog.catalog import Catalog
 from indexer.index.build import FolderStore, Report, Wanted
 from indexer.index.choice import Limits
 from indexer.index.index import Index
-from tests.parity.test_index_stores import MODEL, World
+from tests.parity.test_index_stores import MODEL, OTHER_MODEL, World
 
 pytestmark = pytest.mark.anyio
 
@@ -31,14 +31,23 @@ class SlowStore(FolderStore):
         return await super().build(catalog, wanted, report)
 
 
-async def test_the_old_index_answers_while_another_processs_generation_is_built_here(tmp_path: Path) -> None:
-    catalog, folders, stores = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'c.sqlite'}"), count(), []
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[tuple[World, list[SlowStore]]]:
+    """A catalog, and the stores of the processes on it; the last one's is the newest's."""
+    catalog, stores = await Catalog.open(f"sqlite+aiosqlite:///{tmp_path / 'c.sqlite'}"), list[SlowStore]()
 
     def new_store() -> SlowStore:
-        stores.append(SlowStore(tmp_path / f"index-{next(folders)}", Limits(2**30)))
+        stores.append(SlowStore(tmp_path / f"index-{len(stores)}", Limits(2**30)))
         return stores[-1]
 
-    world = await World.open(catalog, new_store)
+    yield await World.open(catalog, new_store), stores
+    await catalog.close()
+
+
+async def test_the_old_index_answers_while_another_processs_generation_is_built_here(
+    slow: tuple[World, list[SlowStore]],
+) -> None:
+    world, stores = slow
     rows = [await world.add(seed) for seed in range(4)]
     first = await world.go_live()
     other = world.another()
@@ -62,4 +71,21 @@ async def test_the_old_index_answers_while_another_processs_generation_is_built_
             await asyncio.sleep(0.01)
     assert (await world.check(other)).fingerprint == MODEL
     assert stores[-1].builds == before, "it was built once, however often it was asked for"
-    await catalog.close()
+
+
+async def test_a_rebuild_that_was_cut_off_is_begun_again(slow: tuple[World, list[SlowStore]]) -> None:
+    """Another process let another model answer. The question that began to build its index here ran out of time."""
+    world, stores = slow
+    heard = {await world.add(seed): 1000 + seed for seed in range(4)}
+    other = world.another()
+    await other.open()
+    await world.embed(heard, OTHER_MODEL)
+    second = await world.go_live(OTHER_MODEL)
+    stores[-1].may_build.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await other.current()
+    assert other.status == "rebuilding"
+    stores[-1].may_build.set()
+    await other.check()
+    assert (await world.check(other)).generation == second
