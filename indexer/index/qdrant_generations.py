@@ -30,7 +30,6 @@ from indexer.index.qdrant_search import (
     Float32,
     Int64,
     Mode,
-    is_value,
     one_of,
     parts,
 )
@@ -173,7 +172,7 @@ class QdrantStore:
     def _seal(
         self, name: str, wanted: Wanted, highest_rank: int, facts: dict[str, Any], fold: FileFacts, meter: RecallMeter
     ) -> Index:
-        base = self._keys(name, facts, key_dim(wanted.fold.dim))
+        base = self._keys(name, facts["largest_tail"], key_dim(wanted.fold.dim))
         manifest = replace(
             Snapshot.empty(
                 wanted.fold,
@@ -226,21 +225,13 @@ class QdrantStore:
         if manifest.index_type != f"qdrant-{self._mode}":
             raise SnapshotCorrupt(name, f"is {manifest.index_type}, {self._mode} is asked for")
         fold = self._read_fold(name, manifest)
-        held = self._connection(self._client.count, name, exact=True).count
-        if held < facts["windows"]:
-            raise SnapshotCorrupt(name, f"has {held} windows, {facts['windows']} were put in")
-        stems = self._connection(
-            self._client.count,
-            name,
-            count_filter=models.Filter(must=[models.FieldCondition(key="first", match=is_value(True))]),
-            exact=True,
-        ).count
-        base = self._keys(name, {**facts, "windows": held, "stems": stems}, manifest.dim)
+        base = self._keys(name, float(facts["largest_tail"]), manifest.dim)
+        if base.windows < facts["windows"]:
+            raise SnapshotCorrupt(name, f"has {base.windows} windows, {facts['windows']} were put in")
         return Index(manifest, fold, base, (), int(facts["seq"]))
 
-    def _keys(self, name: str, facts: dict[str, Any], dim: int) -> CollectionKeys:
-        errors = float(facts["largest_tail"]), 0.0
-        return CollectionKeys(self._connection, name, self._mode, facts["windows"], facts["stems"], errors, dim)
+    def _keys(self, name: str, largest_tail: float, dim: int) -> CollectionKeys:
+        return CollectionKeys(self._connection, name, self._mode, (largest_tail, 0.0), dim).counted()
 
     def _read_fold(self, name: str, manifest: Manifest) -> HermitianFold:
         stated = manifest.files[FOLD]
@@ -270,17 +261,13 @@ class QdrantStore:
             self._connection(self._client.delete, name, models.FilterSelector(filter=stale), wait=True)
         self._upsert(name, ids, keys)
         tail = max(float(facts["largest_tail"]), float(tails.max(initial=0.0)))
-        self._connection(self._client.update_collection, name, metadata={"seq": index.seq, "largest_tail": tail})
+        held = self._connection(self._client.count, name, exact=True).count  # fewer, where stems have fewer than before
+        told = {"seq": index.seq, "largest_tail": tail, "windows": held}
+        self._connection(self._client.update_collection, name, metadata=told)
         base = index.base
         assert isinstance(base, CollectionKeys)
-        grown = replace(
-            base,
-            windows=base.windows + index.fresh_windows,
-            stems=base.stems + len(rows),
-            largest_errors=(tail, 0.0),
-            tombstones=base.tombstones - frozenset(rows.tolist()),
-        )
-        return index.on(grown, fresh=False)
+        grown = replace(base, largest_errors=(tail, 0.0), tombstones=base.tombstones - frozenset(rows.tolist()))
+        return index.on(grown.counted(), fresh=False)
 
     def _point(self, name: str) -> None:
         alias = f"{self._prefix}-{LIVE}"

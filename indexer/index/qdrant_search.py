@@ -98,10 +98,10 @@ class CollectionKeys:
     connection: Connection
     collection: str
     mode: Mode
-    windows: int
-    stems: int
     largest_errors: tuple[float, float]
     dim: int
+    windows: int = 0
+    stems: int = 0
     tombstones: frozenset[int] = frozenset()
 
     @property
@@ -112,22 +112,26 @@ class CollectionKeys:
         new = frozenset(changed.tolist()) - self.tombstones
         if not new:
             return self
-        return replace(
-            self,
-            windows=self.windows - self._count(new),
-            stems=self.stems - self._count(new, models.FieldCondition(key="first", match=is_value(True))),
-            tombstones=self.tombstones | new,
-        )
+        where = [models.Filter(must=[one_of(some)]) for some in parts(sorted(new), FILTER_ROWS)]
+        windows, stems = self.windows - sum(map(self._count, where)), self.stems - sum(map(self._count_first, where))
+        fewer = replace(self, windows=windows, stems=stems, tombstones=self.tombstones | new)
+        # Less than none: another process has put some in since they were counted.
+        return fewer if min(windows, stems) >= 0 else fewer.counted()
+
+    def counted(self) -> "CollectionKeys":
+        """The same keys; how many can be found is counted anew, which reads the whole collection."""
+        where = none_of(self.tombstones)
+        return replace(self, windows=self._count(where), stems=self._count_first(where))
 
     def search(self, queries: Float32, k: int, allowed: Int64 | None) -> tuple[Float32, Int64]:
         """See `Base.search`. Many allowed rows are asked for some at a time, and the best of all answers kept."""
         if allowed is None:
-            return self._search(queries, min(k, self.windows), none_of(self.tombstones))
+            return self._search(queries, k, none_of(self.tombstones))
         rows = np.setdiff1d(allowed, np.fromiter(self.tombstones, np.int64))
         scores = np.empty((len(queries), 0), np.float32)
         ids = np.empty((len(queries), 0), np.int64)
         for some in parts(rows.tolist(), FILTER_ROWS):
-            found = self._search(queries, min(k, self.windows), models.Filter(must=[one_of(some)]))
+            found = self._search(queries, k, models.Filter(must=[one_of(some)]))
             scores = np.concatenate([scores, found[0]], axis=1)
             ids = np.concatenate([ids, found[1]], axis=1)
             order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -137,8 +141,6 @@ class CollectionKeys:
     def _search(self, queries: Float32, k: int, filtered: models.Filter) -> tuple[Float32, Int64]:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
-        if k == 0:
-            return scores, ids
         answers = self._ask(queries, k, filtered, exact=not self.approximate)
         if self.approximate and any(len(points) < k for points in answers):
             # A graph may lose its way where few points pass the filter; -1 must mean that nothing is left.
@@ -161,12 +163,12 @@ class CollectionKeys:
             found += [answer.points for answer in answers]
         return found
 
-    def _count(self, rows: Collection[int], also: Any = None) -> int:
-        total = 0
-        for some in parts(sorted(rows), FILTER_ROWS):
-            where = models.Filter(must=[one_of(some), *([also] if also else [])])
-            total += self._call(self.connection.client.count, self.collection, count_filter=where, exact=True).count
-        return total
+    def _count(self, where: models.Filter) -> int:
+        return self._call(self.connection.client.count, self.collection, count_filter=where, exact=True).count
+
+    def _count_first(self, where: models.Filter) -> int:
+        first = models.FieldCondition(key="first", match=models.MatchValue(value=True))
+        return self._count(models.Filter(must=[*(where.must or []), first], must_not=where.must_not))
 
     def _call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -175,10 +177,6 @@ class CollectionKeys:
             if error.status_code == 404:
                 raise IndexUnavailable("rebuilding") from error  # `check` notices, and has it built anew
             raise
-
-
-def is_value(value: bool) -> models.MatchValue:
-    return models.MatchValue(value=value)
 
 
 def one_of(rows: list[int]) -> models.FieldCondition:

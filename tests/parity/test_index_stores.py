@@ -262,6 +262,31 @@ async def test_fresh_keys_that_the_store_takes_in_change_no_answer(world: World)
     await world.check()
 
 
+async def test_what_another_process_had_the_store_take_in_is_found_by_one_that_was_behind(world: World) -> None:
+    await world.add(1)
+    await world.go_live()
+    behind = world.another()
+    await behind.open()
+    rows = [await world.add(seed) for seed in range(20, 24)]
+    await world.check()
+    await world.live.absorb()
+    await world.delete(rows[0])
+    await world.check(behind)
+    await world.check()
+
+
+async def test_stems_that_have_fewer_windows_than_before_make_no_generation_incomplete(world: World) -> None:
+    rows = [await world.add(seed) for seed in range(4)]
+    generation = await world.go_live()
+    for row in rows:
+        stem = world.stems[row] = world.stems[row].some(slice(1))
+        assert await world.catalog.store_embeddings(row, MODEL, stem.windows, stem.starts_s, stem.embedding)
+    await world.check()
+    await world.live.absorb()
+    assert (await world.store.load(world.catalog, generation, MODEL)).generation == generation
+    await world.check()
+
+
 async def test_an_index_held_by_a_query_keeps_its_answers(world: World) -> None:
     rows = [await world.add(seed) for seed in range(4)]
     await world.go_live()
