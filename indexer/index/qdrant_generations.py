@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ from indexer.index.qdrant_search import (
     parts,
 )
 from indexer.index.recall import RecallMeter
-from indexer.index.snapshot import FOLD, Snapshot, SnapshotCorrupt, SnapshotMissing
+from indexer.index.snapshot import FOLD, Snapshot, SnapshotCorrupt, SnapshotError, SnapshotMissing
 
 log = logging.getLogger("phalar.index")
 
@@ -79,9 +80,17 @@ class QdrantStore:
         return index.on(base, fresh=True)
 
     async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
-        """See `IndexStore.build`. What an unfinished build left is removed first."""
-        seq = await catalog.whole_to(wanted.fingerprint)
+        """See `IndexStore.build`. Of several processes one builds, and those who waited take what it has made;
+        what lay there is removed first."""
         name = self._name(wanted.generation, wanted.fingerprint)
+        before = await asyncio.to_thread(self._sealed, name)
+        async with catalog.alone(f"index {name}"):
+            if await asyncio.to_thread(self._sealed, name) not in (None, before):
+                return await self.load(catalog, wanted.generation, wanted.fingerprint)
+            return await self._built(catalog, name, wanted, report)
+
+    async def _built(self, catalog: Catalog, name: str, wanted: Wanted, report: Report | None) -> Index:
+        seq = await catalog.whole_to(wanted.fingerprint)
         highest_rank = wanted.fold.rank
         wanted = replace(wanted, fold=(await fold_for(catalog, wanted))[0])
         meter = RecallMeter(wanted.fold, await draw_probes(catalog, wanted))
@@ -107,7 +116,9 @@ class QdrantStore:
     async def check(self, index: Index) -> None:
         """See `IndexStore.check`."""
         name = self._name(index.generation, index.fingerprint)
-        await asyncio.to_thread(self._facts, name)
+        manifest, _ = await asyncio.to_thread(self._facts, name)
+        if manifest != index.manifest:
+            raise SnapshotCorrupt(name, "was built anew by another process, maybe with another fold")
 
     async def absorb(self, index: Index) -> Index:
         """See `IndexStore.absorb`."""
@@ -216,6 +227,11 @@ class QdrantStore:
         ):
             raise SnapshotCorrupt(name, "holds other vectors than its manifest says")
         return manifest, facts
+
+    def _sealed(self, name: str) -> Manifest | None:
+        with suppress(SnapshotError):
+            return self._facts(name)[0]
+        return None
 
     def _load(self, generation: int, fingerprint: str) -> Index:
         name = self._name(generation, fingerprint)

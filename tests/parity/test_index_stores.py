@@ -4,6 +4,7 @@ Qdrant is met three times: its engine itself (`edge`), its client's own re-imple
 PHALAR_TEST_QDRANT_URL (and PHALAR_TEST_QDRANT_KEY) a server; its collections are removed.
 """
 
+import asyncio
 import hashlib
 import os
 import secrets
@@ -374,6 +375,21 @@ async def test_a_lost_generation_is_built_again_from_sql(world: World) -> None:
     restarted = world.another()
     await restarted.open()
     await world.check(restarted)
+
+
+async def test_processes_that_meet_a_lost_generation_at_once_answer_from_the_one_that_is_built(world: World) -> None:
+    for seed in range(6):
+        await world.add(seed)
+    await world.go_live()
+    others = [world.another() for _ in range(2)]
+    for other in others:
+        await other.open()
+    await world.store.keep(())
+    world.fold = world.fold.turned_to(unit_rows(5, 20))  # the same scores by other keys, as another machine may have
+    await asyncio.gather(world.live.check(), others[0].check())
+    await others[1].check()
+    for process in (world.live, *others):
+        await world.check(process)
 
 
 async def test_only_the_generations_that_a_rollback_needs_are_kept(world: World) -> None:
