@@ -6,7 +6,9 @@ import logging
 import shutil
 import threading
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.index.choice import LEARNING, IndexType, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
+from indexer.index.manifest import Manifest
 from indexer.index.snapshot import MANIFEST, Snapshot, SnapshotCorrupt, SnapshotError
 from indexer.index.writer import SnapshotWriter
 
@@ -67,14 +70,14 @@ async def build_snapshot(
     """
     folder = snapshot_folder(index_folder, wanted.generation)
     with await asyncio.to_thread(_alone_in, folder):
-        try:
+        _, clock = await catalog.position()
+        fits = partial(_fits, wanted, clock)
+        with suppress(SnapshotError):  # none, or a damaged one
             found = await asyncio.to_thread(Snapshot.load, folder)
-            if all(getattr(found.manifest, name) == fact for name, fact in _facts(wanted).items()):
+            if fits(found.manifest):
                 return found
-        except SnapshotError:  # none, or a damaged one
-            pass
         (folder / MANIFEST).unlink(missing_ok=True)
-        writer = await asyncio.to_thread(SnapshotWriter.resumed, folder, **_facts(wanted))
+        writer = await asyncio.to_thread(SnapshotWriter.resumed, folder, fits)
         if writer is not None:
             log.info("generation %d is gone on with after %d stems", wanted.generation, writer.stems)
         else:
@@ -99,16 +102,19 @@ def _alone_in(folder: Path) -> BinaryIO:
     return file
 
 
-def _facts(wanted: Wanted) -> dict[str, object]:
-    """Of a manifest: what a snapshot, or a part of one, must say to be of what is wanted."""
-    return {
-        "generation": wanted.generation,
-        "fingerprint": wanted.fingerprint,
-        "highest_rank": wanted.fold.rank,
-        "asked_type": wanted.index_type,
-        "window_s": wanted.window_s,
-        "stride_s": wanted.stride_s,
-    }
+def _fits(wanted: Wanted, clock: int, found: Manifest) -> bool:
+    """Whether a snapshot, or the beginning of one, is of what is wanted, and has seen no more than the catalog: where a
+    copy of that was put back, numbers of generations are given again."""
+    asked = (
+        wanted.generation,
+        wanted.fingerprint,
+        wanted.fold.rank,
+        wanted.index_type,
+        wanted.window_s,
+        wanted.stride_s,
+    )
+    told = (found.generation, found.fingerprint, found.highest_rank, found.asked_type, found.window_s, found.stride_s)
+    return asked == told and found.seq <= clock
 
 
 def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:

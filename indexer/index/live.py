@@ -12,7 +12,7 @@ from indexer.index.build import FolderStore, Report, Wanted
 from indexer.index.choice import IndexType, Limits
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index, IndexUnavailable, Status
-from indexer.index.snapshot import SnapshotError
+from indexer.index.snapshot import SnapshotCorrupt, SnapshotError
 
 log = logging.getLogger("phalar.index")
 
@@ -192,7 +192,7 @@ class LiveIndex:
             if found is None and index is not None and index.fingerprint == alias.fingerprint:
                 found = await self._copied(alias)
             else:
-                found = found or await self._load(alias.generation, alias.fingerprint)
+                found = found or await self._load(alias)
             moved, index = found is not None, found or index
         assert index is not None
         if index.seq < seq:
@@ -208,7 +208,7 @@ class LiveIndex:
         old one, which is of the same model and knows every change, goes on answering."""
         if self._copying is None:
             try:
-                return await self._store.load(self._catalog, alias.generation, alias.fingerprint)
+                return await self._stored(alias)
             except SnapshotError as error:
                 log.info("building what another process has built, while the old index answers: %s", error)
             self._copying = asyncio.create_task(self._copy(alias.generation, alias.fingerprint))
@@ -227,10 +227,18 @@ class LiveIndex:
         changes = await self._catalog.changes_since(index.seq, index.fingerprint)
         return await asyncio.to_thread(index.with_changes, changes.upserted, changes.removed, changes.seq)
 
-    async def _load(self, generation: int, fingerprint: str) -> Index:
+    async def _load(self, alias: Alias) -> Index:
         try:
-            return await self._store.load(self._catalog, generation, fingerprint)
+            return await self._stored(alias)
         except SnapshotError as error:
             log.warning("rebuilding the index from the catalog: %s", error)
         self._status = "rebuilding"
-        return await self.build(generation, fingerprint, await self._fold_of(fingerprint))
+        return await self.build(alias.generation, alias.fingerprint, await self._fold_of(alias.fingerprint))
+
+    async def _stored(self, alias: Alias) -> Index:
+        index = await self._store.load(self._catalog, alias.generation, alias.fingerprint)
+        _, clock = await self._catalog.position()
+        if index.seq > clock:
+            what = f"has seen change {index.seq} of a catalog that is at {clock}, as after a copy of it was put back"
+            raise SnapshotCorrupt(f"generation {alias.generation}", what)
+        return index

@@ -15,7 +15,7 @@ from indexer.catalog.records import StemEmbeddings
 from indexer.index.choice import LEARNING, IndexType
 from indexer.index.fold import HermitianFold
 from indexer.index.keys import DuplicateWindow, fold_stems, key_dim, keys_of, rounded_up, split_ids
-from indexer.index.manifest import FileFacts, facts_of, manifest_bytes, manifest_of
+from indexer.index.manifest import FileFacts, Manifest, facts_of, manifest_bytes, manifest_of
 from indexer.index.recall import Recall, RecallMeter
 from indexer.index.snapshot import ERRORS, FOLD, KEYS, MANIFEST, Snapshot, SnapshotExists, lists_of, now
 
@@ -105,12 +105,12 @@ class SnapshotWriter:
         self._keep_progress()
 
     @classmethod
-    def resumed(cls, folder: Path, **facts: Any) -> "SnapshotWriter | None":
+    def resumed(cls, folder: Path, fits: Callable[[Manifest], bool]) -> "SnapshotWriter | None":
         """The writer that was killed in this folder, as it last forced its work to the disk: it goes on after
         `last_row`, with the clock, the fold, the sample and the probes that it began with.
 
         Args:
-            facts: of its manifest, which must agree; else, or where there is none, None.
+            fits: whether its manifest is of what is wanted; where not, or where there is none: None.
         """
         try:
             with np.load(folder / _PROGRESS, allow_pickle=False) as found:
@@ -121,7 +121,7 @@ class SnapshotWriter:
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, BadZipFile):  # there is none of this build
             return None
         of_this_build = trained.d == left.dim == key_dim(fold.dim)
-        if not of_this_build or any(getattr(left, name) != fact for name, fact in facts.items()):
+        if not of_this_build or not fits(left):
             return None
         sizes = {_CODES: int(trained.sa_code_size()) * left.windows, _IDS: 8 * left.windows, _ERRORS: 8 * left.windows}
         for name, size in sizes.items():

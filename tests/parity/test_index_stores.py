@@ -8,8 +8,10 @@ import asyncio
 import hashlib
 import os
 import secrets
+import sqlite3
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -390,6 +392,30 @@ async def test_processes_that_meet_a_lost_generation_at_once_answer_from_the_one
     await others[1].check()
     for process in (world.live, *others):
         await world.check(process)
+
+
+async def test_where_a_copy_of_the_catalog_is_put_back_what_the_index_has_seen_since_is_forgotten(
+    world: World, tmp_path: Path
+) -> None:
+    await world.add(1)
+    await world.go_live()
+    kept = dict(world.stems)
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite")) as catalog, closing(sqlite3.connect(":memory:")) as copy:
+        catalog.backup(copy)
+        for seed in range(20, 26):
+            await world.add(seed)
+        await world.check()
+        await world.live.absorb()
+        await world.go_live()
+        copy.backup(catalog)
+    world.stems, world.live = kept, world.another()
+    await world.live.open()
+    await world.check()
+    for seed in range(30, 33):
+        await world.add(seed)
+    await world.check()
+    await world.go_live()
+    await world.check()
 
 
 async def test_only_the_generations_that_a_rollback_needs_are_kept(world: World) -> None:

@@ -312,7 +312,7 @@ def test_a_build_that_was_killed_goes_on_and_makes_the_same_snapshot(
 
     whole = filled(SnapshotWriter(tmp_path / "whole", **known), stems).seal()
     filled(SnapshotWriter(tmp_path / "cut", **known), range(1, 11))  # and is gone
-    again = SnapshotWriter.resumed(tmp_path / "cut", fingerprint="f" * 64, generation=3)
+    again = SnapshotWriter.resumed(tmp_path / "cut", lambda manifest: manifest.generation == 3)
     assert again is not None
     assert (again.last_row, again.stems) == (8, 8), "what was forced to the disk, and no more"
     sealed = filled(again, range(9, 31)).seal()
@@ -327,18 +327,17 @@ def test_a_writer_of_something_else_or_with_damaged_files_is_not_gone_on_with(
 ) -> None:
     monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 1)
     SnapshotWriter(tmp_path, **facts()).add({1: make_stem(1)})
-    assert SnapshotWriter.resumed(tmp_path, generation=4) is None
-    assert SnapshotWriter.resumed(tmp_path, fingerprint="0" * 64) is None
+    assert SnapshotWriter.resumed(tmp_path, lambda manifest: manifest.generation == 4) is None
     with monkeypatch.context() as longer_keys:
         longer_keys.setattr(indexer.index.writer, "key_dim", lambda dim: dim + 24)
-        assert SnapshotWriter.resumed(tmp_path, generation=3) is None
+        assert SnapshotWriter.resumed(tmp_path, bool) is None
     for name in ("progress.npz", "trained.faiss", "fold.npz", "codes.raw", "ids.raw", "errors.raw"):
         whole = (tmp_path / name).read_bytes()
         for damaged in (b"", b"PK" * 2):
             (tmp_path / name).write_bytes(damaged)
-            assert SnapshotWriter.resumed(tmp_path, generation=3) is None
+            assert SnapshotWriter.resumed(tmp_path, bool) is None
         (tmp_path / name).write_bytes(whole)
-    again = SnapshotWriter.resumed(tmp_path, generation=3)
+    again = SnapshotWriter.resumed(tmp_path, bool)
     assert again is not None
     assert again.last_row == 1
 
