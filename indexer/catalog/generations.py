@@ -75,8 +75,8 @@ class Generations(OnDatabase):
     async def roll_back(self) -> Alias:
         """Point `live` at the previous generation; a second call points it back.
 
-        Stems that only the present model has embedded are queued again; what an earlier release embedded answers as it
-        did. Raises NothingToRollBackTo.
+        Stems that only the present model has embedded are queued again, and those that it alone could not embed answer
+        again; what an earlier release embedded answers as it did. Raises NothingToRollBackTo.
         """
         async with self._database.write() as sql:
             seq = await tick(sql)
@@ -86,6 +86,8 @@ class Generations(OnDatabase):
             fingerprint = before.previous_fingerprint
             unseen = and_(stems.c.state == "ready", ~seen(fingerprint))
             await sql.execute(update(stems).where(unseen).values(state="queued", seq=seq))
+            refused = and_(stems.c.state == "failed", seen(fingerprint), seen(before.fingerprint, refused=True))
+            await sql.execute(update(stems).where(refused).values(state="ready", problem=None, seq=seq))
             await _fail_unembeddable(sql, fingerprint, seq)
             await _count_windows(sql, fingerprint)
             await sql.execute(
@@ -98,9 +100,10 @@ class Generations(OnDatabase):
             return after
 
 
-def seen(fingerprint: str) -> ColumnElement[bool]:
-    """A stem that a model has embedded, or could not."""
-    return exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+def seen(fingerprint: str, *, refused: bool = False) -> ColumnElement[bool]:
+    """A stem that a model has embedded, or could not; with `refused`, that it could not."""
+    seen = exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+    return seen.where(embeddings.c.problem.is_not(None)) if refused else seen
 
 
 def laid(fingerprint: str) -> ColumnElement[bool]:

@@ -229,12 +229,18 @@ async def test_a_new_model_goes_live_only_when_it_has_seen_every_ready_stem(cata
     assert (alias.fingerprint, alias.previous_fingerprint) == ("new", "old")
 
 
-async def test_a_stem_the_new_model_refuses_answers_until_the_switch_and_fails_then(catalog: Catalog) -> None:
+async def test_a_stem_the_new_model_refuses_answers_until_the_switch_and_after_a_rollback(catalog: Catalog) -> None:
     await make_live(catalog, "old")
     a = await make_ready(catalog, "a", "old")
     await catalog.mark_failed(a, {"type": "silent-clip"}, fingerprint="new")
     assert (await catalog.stem(a)).state == "ready"
     assert await catalog.go_live(await catalog.new_generation("new"), configured="new")
+    assert (await catalog.stem(a)).state == "failed"
+    before = (await catalog.position())[1]
+    await catalog.roll_back()
+    assert ((await catalog.stem(a)).state, (await catalog.stem(a)).problem) == ("ready", None)
+    assert len((await catalog.changes_since(before, "old")).upserted) == 1
+    await catalog.roll_back()
     assert (await catalog.stem(a)).state == "failed"
 
 
