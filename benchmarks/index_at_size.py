@@ -32,6 +32,7 @@ from indexer.index.build import PROBES, SAMPLE_WINDOWS, TURNED_FROM, turned
 from indexer.index.choice import LEARNING, MEMORY_SHARE, Limits, choose
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
+from indexer.index.manifest import Manifest
 from indexer.index.recall import RECALL_AT, RESCORED
 from indexer.index.snapshot import KEYS
 from indexer.index.writer import SnapshotWriter
@@ -317,19 +318,11 @@ def as_a_reindex(
     folder = scratch / "chosen"
     began = time.process_time()
     choice = choose(catalog.windows, using.rank, limits)
-    writer = SnapshotWriter(
-        folder,
-        fold=using.at_rank(choice.rank),
-        fingerprint="f" * 64,
-        generation=1,
-        seq=0,
-        window_s=5.0,
-        stride_s=2.5,
-        index_type=choice.index_type,
-        reason=choice.reason,
-        sample=one_stem(sample) if choice.index_type in LEARNING else None,
-        probes=catalog.sample(PROBES, 3),
-    )
+    fold = using.at_rank(choice.rank)
+    facts = {"fingerprint": "f" * 64, "generation": 1, "seq": 0, "window_s": 5.0, "stride_s": 2.5}
+    manifest = Manifest.unsealed(fold, **facts, index_type=choice.index_type, reason=choice.reason)
+    learnt = one_stem(sample) if choice.index_type in LEARNING else None
+    writer = SnapshotWriter(folder, fold, manifest, sample=learnt, probes=catalog.sample(PROBES, 3))
     for some in stems(catalog):
         writer.add(some)
     manifest = writer.seal().manifest

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.fold import HermitianFold
+from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
 from indexer.index.writer import SnapshotWriter
 
@@ -31,18 +32,29 @@ def random_rows(seed: int | np.random.Generator, n: int, dimension: int) -> NDAr
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
 
 
-def snapshot_facts(**changed: Any) -> dict[str, Any]:
-    """What a snapshot is told beside its stems; give the fold."""
-    return {"fingerprint": "f" * 64, "generation": 3, "seq": 17, "window_s": 5.0, "stride_s": 2.5, **changed}
+def random_stem(seed: int, n: int = 3, *, dimension: int, gaps: bool = False) -> StemEmbeddings:
+    """A stem in clock time, n of its windows; with `gaps` others of them are silent."""
+    windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)) if gaps else np.arange(n)
+    return StemEmbeddings.in_clock_time(windows.astype(np.int64), windows * 2.5, random_rows(seed, n, dimension))
 
 
-def write_snapshot(folder: Path, stems: Iterable[Mapping[int, StemEmbeddings]], **facts: Any) -> Snapshot:
-    """Fold and seal the stems, given some at a time; `facts` are SnapshotWriter's keyword arguments.
+def new_writer(
+    folder: Path, fold: HermitianFold, *, sample: Any = None, probes: Any = None, **changed: Any
+) -> SnapshotWriter:
+    """Of a snapshot whose manifest says this, with what is changed of it."""
+    facts = {"fingerprint": "f" * 64, "generation": 3, "seq": 17, "window_s": 5.0, "stride_s": 2.5, **changed}
+    return SnapshotWriter(folder, fold, Manifest.unsealed(fold, **facts), sample=sample, probes=probes)
+
+
+def write_snapshot(
+    folder: Path, stems: Iterable[Mapping[int, StemEmbeddings]], fold: HermitianFold, **changed: Any
+) -> Snapshot:
+    """Fold and seal the stems, given some at a time; see `new_writer`.
 
     The sample, where a type needs one, is all of them: give what memory can hold.
     """
     held = list(stems)
-    writer = SnapshotWriter(folder, sample={row: stem for some in held for row, stem in some.items()}, **facts)
+    writer = new_writer(folder, fold, sample={row: stem for some in held for row, stem in some.items()}, **changed)
     for some in held:
         writer.add(some)
     return writer.seal()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,18 @@ class Wanted:
     window_s: float
     stride_s: float
     index_type: IndexType | None = None  # None: what the size of the catalog and the memory call for
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its manifest must say."""
+        return {
+            "generation": self.generation,
+            "fingerprint": self.fingerprint,
+            "highest_rank": self.fold.rank,
+            "asked_type": self.index_type,
+            "window_s": self.window_s,
+            "stride_s": self.stride_s,
+        }
 
 
 def snapshot_folder(index_folder: Path, generation: int) -> Path:
@@ -105,16 +117,7 @@ def _alone_in(folder: Path) -> BinaryIO:
 def _fits(wanted: Wanted, clock: int, found: Manifest) -> bool:
     """Whether a snapshot, or the beginning of one, is of what is wanted, and has seen no more than the catalog: where a
     copy of that was put back, numbers of generations are given again."""
-    asked = (
-        wanted.generation,
-        wanted.fingerprint,
-        wanted.fold.rank,
-        wanted.index_type,
-        wanted.window_s,
-        wanted.stride_s,
-    )
-    told = (found.generation, found.fingerprint, found.highest_rank, found.asked_type, found.window_s, found.stride_s)
-    return asked == told and found.seq <= clock
+    return found.seq <= clock and all(getattr(found, name) == fact for name, fact in wanted.facts.items())
 
 
 def _worthwhile(snapshot: Snapshot, limits: Limits) -> bool:
@@ -135,22 +138,12 @@ async def _begun(
     if sample is None and choice.index_type in LEARNING:
         sample = await draw_stems(catalog, wanted, SAMPLE_WINDOWS)
     log.info("generation %d is built as %s: %s", wanted.generation, choice.index_type, choice.reason)
-    return await asyncio.to_thread(
-        SnapshotWriter,
-        folder,
-        fold=fold if choice.rank == fold.rank else fold.at_rank(choice.rank),
-        fingerprint=wanted.fingerprint,
-        generation=wanted.generation,
-        seq=seq,
-        window_s=wanted.window_s,
-        stride_s=wanted.stride_s,
-        index_type=choice.index_type,
-        reason="; ".join(filter(None, [choice.reason, not_approximate])),
-        asked_type=wanted.index_type,
-        highest_rank=wanted.fold.rank,
-        sample=sample,
-        probes=await draw_probes(catalog, wanted),
-    )
+    if choice.rank != fold.rank:
+        fold = fold.at_rank(choice.rank)
+    reason = "; ".join(filter(None, [choice.reason, not_approximate]))
+    manifest = Manifest.unsealed(fold, **wanted.facts, seq=seq, index_type=choice.index_type, reason=reason)
+    probes = await draw_probes(catalog, wanted)
+    return await asyncio.to_thread(SnapshotWriter, folder, fold, manifest, sample=sample, probes=probes)
 
 
 async def fold_for(catalog: Catalog, wanted: Wanted) -> tuple[HermitianFold, dict[int, StemEmbeddings] | None]:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from indexer.index.fold import HermitianFold
 from indexer.index.keys import TRAITS, key_dim
 from indexer.index.recall import Recall
 
@@ -51,25 +52,36 @@ class Manifest:
 
     generation: int
     fingerprint: str
+    seq: int  # every change of the catalog up to this one is in the keys
+    window_s: float
+    stride_s: float
     embedding_dim: int
     rank: int
     bound: float
     dim: int
-    index_type: str  # an IndexType, or what a cluster calls it
-    reason: str  # why this type and this rank
-    asked_type: str | None  # what a person asked for; None: it was left to the catalog's size and the memory
     highest_rank: int  # that the keys could have had
-    lists: int  # of an approximate index; 0: every key is compared
-    probed: int  # lists that a search looks at
-    windows: int
-    stems: int
-    seq: int  # every change of the catalog up to this one is in the keys
-    window_s: float
-    stride_s: float
-    recall: Recall | None
-    created_at: str  # ISO 8601, UTC
-    files: Mapping[str, FileFacts]
+    index_type: str = "flat"  # an IndexType, or what a cluster calls it
+    reason: str = "asked for"  # why this type and this rank
+    asked_type: str | None = None  # what a person asked for; None: it was left to the catalog's size and the memory
+    lists: int = 0  # of an approximate index; 0: every key is compared
+    probed: int = 0  # lists that a search looks at
+    windows: int = 0
+    stems: int = 0
+    recall: Recall | None = None
+    created_at: str = ""  # ISO 8601, UTC
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
     format: int = FORMAT
+
+    @classmethod
+    def unsealed(cls, fold: HermitianFold, **facts: Any) -> "Manifest":
+        """Of keys that this fold is to make; `facts`: its other fields, by name."""
+        of_fold = {
+            "embedding_dim": fold.embedding_dim,
+            "rank": fold.rank,
+            "bound": fold.bound,
+            "dim": key_dim(fold.dim),
+        }
+        return cls(**{**of_fold, "highest_rank": fold.rank, **facts})
 
 
 def manifest_bytes(fields: Mapping[str, Any]) -> bytes:

@@ -35,7 +35,7 @@ from indexer.index.qdrant_search import (
     parts,
 )
 from indexer.index.recall import RecallMeter
-from indexer.index.snapshot import FOLD, Snapshot, SnapshotCorrupt, SnapshotError, SnapshotMissing
+from indexer.index.snapshot import FOLD, SnapshotCorrupt, SnapshotError, SnapshotMissing, now
 
 log = logging.getLogger("phalar.index")
 
@@ -90,8 +90,7 @@ class QdrantStore:
             return await self._built(catalog, name, wanted, report)
 
     async def _built(self, catalog: Catalog, name: str, wanted: Wanted, report: Report | None) -> Index:
-        seq = await catalog.whole_to(wanted.fingerprint)
-        highest_rank = wanted.fold.rank
+        told = wanted.facts | {"asked_type": None, "seq": await catalog.whole_to(wanted.fingerprint)}
         wanted = replace(wanted, fold=(await fold_for(catalog, wanted))[0])
         meter = RecallMeter(wanted.fold, await draw_probes(catalog, wanted))
         fold = await asyncio.to_thread(self._create, name, wanted.fold)
@@ -106,8 +105,8 @@ class QdrantStore:
             largest_tail = max(largest_tail, float(checked.tails.max(initial=0.0)))
             if report:
                 await report(done)
-        facts = {"windows": windows, "stems": stems, "largest_tail": largest_tail, "seq": seq}
-        return await asyncio.to_thread(self._seal, name, wanted, highest_rank, facts, fold, meter)
+        manifest = Manifest.unsealed(wanted.fold, **told, windows=windows, stems=stems, files={FOLD: fold})
+        return await asyncio.to_thread(self._seal, name, manifest, largest_tail, meter)
 
     async def point(self, index: Index) -> None:
         """See `IndexStore.point`."""
@@ -180,30 +179,19 @@ class QdrantStore:
             batch = models.Batch(ids=ids[some].tolist(), vectors=keys[some].tolist(), payloads=payloads)
             self._connection(self._client.upsert, name, batch, wait=True)
 
-    def _seal(
-        self, name: str, wanted: Wanted, highest_rank: int, facts: dict[str, Any], fold: FileFacts, meter: RecallMeter
-    ) -> Index:
-        base = self._keys(name, facts["largest_tail"], key_dim(wanted.fold.dim))
+    def _seal(self, name: str, manifest: Manifest, largest_tail: float, meter: RecallMeter) -> Index:
+        base = self._keys(name, largest_tail, manifest.dim)
         manifest = replace(
-            Snapshot.empty(
-                wanted.fold,
-                fingerprint=wanted.fingerprint,
-                generation=wanted.generation,
-                seq=facts["seq"],
-                window_s=wanted.window_s,
-                stride_s=wanted.stride_s,
-            ).manifest,
+            manifest,
             index_type=f"qdrant-{self._mode}",
             reason=f"kept by Qdrant; {self._mode} was asked for",
-            highest_rank=highest_rank,
-            windows=facts["windows"],
-            stems=facts["stems"],
             recall=meter.measure(lambda queries, k: base.search(queries, k, None)),
-            files={FOLD: fold},
+            created_at=now(),
         )
-        sealed = facts | {"manifest": manifest_bytes(asdict(manifest)).decode()}
-        self._connection(self._client.update_collection, name, metadata=sealed)
-        return self._load(wanted.generation, wanted.fingerprint)
+        facts: dict[str, Any] = {"windows": manifest.windows, "largest_tail": largest_tail, "seq": manifest.seq}
+        facts["manifest"] = manifest_bytes(asdict(manifest)).decode()
+        self._connection(self._client.update_collection, name, metadata=facts)
+        return self._load(manifest.generation, manifest.fingerprint)
 
     def _facts(self, name: str) -> tuple[Manifest, dict[str, Any]]:
         """The manifest of a collection, and its metadata as of now. Raises SnapshotMissing, SnapshotCorrupt."""

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.index.fold import HermitianFold
-from indexer.index.keys import key_dim
 from indexer.index.manifest import FileFacts, Manifest, ManifestUnreadable, facts_of, key_dim_of, manifest_of
 from model.errors import Told
 
@@ -58,51 +57,13 @@ class SnapshotExists(SnapshotError):
 class Snapshot:
     """A sealed set of keys and what is needed to search them; nothing in it ever changes."""
 
-    folder: Path | None  # None: only in memory
+    folder: Path
     manifest: Manifest
     fold: HermitianFold
     keys: Any  # faiss.IndexIDMap over flat codes
     ids: Int64  # (windows,), window id of each position
     tails: Float32  # (windows,), norm that the rank dropped from each key
     residuals: Float32  # (windows,), norm that the index type's rounding took from each key
-
-    @classmethod
-    def empty(
-        cls,
-        fold: HermitianFold,
-        *,
-        fingerprint: str,
-        generation: int = 0,
-        seq: int = 0,
-        window_s: float,
-        stride_s: float,
-    ) -> "Snapshot":
-        """A snapshot of nothing, in memory: the base of an empty catalog."""
-        manifest = Manifest(
-            generation=generation,
-            fingerprint=fingerprint,
-            embedding_dim=fold.embedding_dim,
-            rank=fold.rank,
-            bound=fold.bound,
-            dim=key_dim(fold.dim),
-            index_type="flat",
-            reason="the catalog is empty",
-            asked_type=None,
-            highest_rank=fold.rank,
-            lists=0,
-            probed=0,
-            windows=0,
-            stems=0,
-            seq=seq,
-            window_s=window_s,
-            stride_s=stride_s,
-            recall=None,
-            created_at=now(),
-            files={},
-        )
-        nothing = np.empty(0, np.float32)
-        keys = faiss.IndexIDMap(faiss.IndexFlatIP(manifest.dim))
-        return cls(None, manifest, fold, keys, np.empty(0, np.int64), nothing, nothing)
 
     @classmethod
     def load(cls, folder: Path, *, check_mapped: bool = True) -> "Snapshot":
@@ -135,11 +96,10 @@ class Snapshot:
     @property
     def mapped(self) -> bool:
         """Whether its keys stay on disk, and may have been left unchecked."""
-        return self.folder is not None and _is_mapped(self.folder / KEYS)
+        return _is_mapped(self.folder / KEYS)
 
     def check_mapped(self) -> None:
         """Read every byte of a mapped file: seconds to minutes. Raises SnapshotCorrupt."""
-        assert self.folder is not None, "it lies on no disk"
         _verify(self.folder / KEYS, self.manifest.files.get(KEYS))
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import faiss
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.choice import LEARNING, IndexType
+from indexer.index.choice import LEARNING
 from indexer.index.fold import HermitianFold
 from indexer.index.keys import DuplicateWindow, fold_stems, key_dim, keys_of, rounded_up, split_ids
 from indexer.index.manifest import FileFacts, Manifest, facts_of, manifest_bytes, manifest_of
@@ -51,48 +51,29 @@ class SnapshotWriter:
     def __init__(
         self,
         folder: Path,
-        *,
         fold: HermitianFold,
-        fingerprint: str,
-        generation: int,
-        seq: int,
-        window_s: float,
-        stride_s: float,
-        index_type: IndexType = "flat",
-        reason: str = "asked for",
-        asked_type: IndexType | None = None,
-        highest_rank: int | None = None,
+        manifest: Manifest,
+        *,
         sample: Mapping[int, StemEmbeddings] | None = None,
         probes: npt.NDArray[np.complex64] | None = None,
     ) -> None:
         """
         Args:
             folder: made if need be; what an unfinished writer left there is overwritten.
-            seq: the catalog's change number that the stems cover.
-            index_type: `flat` keeps float32; `fp16` halves it; `sq8` quarters it, with a range learnt per coordinate;
-                `ivf` holds the same 8 bits in lists of similar keys, of which a search looks at a part.
-            reason, asked_type, highest_rank: for the manifest; the fold's own rank unless told.
+            manifest: unsealed. Of its index types `flat` keeps float32; `fp16` halves it; `sq8` quarters it, with a
+                range learnt per coordinate; `ivf` holds the same 8 bits in lists of similar keys, of which a search
+                looks at a part.
             sample: stems drawn from the whole catalog: what sq8 and ivf learn from.
             probes: complex64 (n, D) embeddings to measure the recall with; None measures none.
 
         Raises:
             SnapshotExists.
         """
-        if index_type not in get_args(IndexType):
-            raise ValueError(f"index type {index_type!r} is none of {get_args(IndexType)}")
         if (folder / MANIFEST).exists():
             raise SnapshotExists(path=folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._fold = folder, fold
-        self._manifest = replace(
-            Snapshot.empty(
-                fold, fingerprint=fingerprint, generation=generation, seq=seq, window_s=window_s, stride_s=stride_s
-            ).manifest,
-            index_type=index_type,
-            reason=reason,
-            asked_type=asked_type,
-            highest_rank=highest_rank or fold.rank,
-        )
+        self._folder, self._fold, self._manifest = folder, fold, manifest
+        index_type = manifest.index_type
         learnt = sample.values() if sample and index_type in LEARNING else ()
         keys = np.concatenate([np.empty((0, key_dim(fold.dim)), np.float32), *(keys_of(fold, one) for one in learnt)])
         keys = keys if len(keys) else np.zeros((1, keys.shape[1]), np.float32)

@@ -35,7 +35,7 @@ from indexer.index.live import IndexStore, LiveIndex
 from indexer.index.qdrant_generations import QdrantStore
 from indexer.index.snapshot import SnapshotError
 from indexer.search import candidates
-from tests.embeddings import random_fold, random_rows
+from tests.embeddings import random_fold, random_rows, random_stem
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
 
@@ -87,9 +87,7 @@ class World:
         return generation
 
     async def add(self, seed: int, n: int = 3, fingerprint: str = MODEL, **said: Any) -> int:
-        # Gaps in the window indices: silent windows are absent.
-        windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)).astype(np.int64)
-        stem = StemEmbeddings.in_clock_time(windows, windows * 2.5, unit_rows(seed, n))
+        stem = random_stem(seed, n, dimension=DIMENSION, gaps=True)
         name = f"{seed} {secrets.token_hex(4)}"
         upload = Upload(hashlib.sha256(name.encode()).hexdigest(), f"{name}.wav", StemMetadata(**said), FACTS)
         _, (stem_id,) = await self.catalog.add([upload])

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from indexer.catalog.records import StemEmbeddings
-from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.keys import window_ids
-from indexer.index.snapshot import Snapshot
-from tests.embeddings import random_rows, write_snapshot
+from tests.embeddings import random_fold, random_rows, random_stem, write_snapshot
 
 DIMENSION = 5
 # float32 inner products of ten coordinates, in FAISS's order and in ours.
@@ -29,21 +27,15 @@ SEEDS = st.integers(0, 10**6)
 unit_rows = partial(random_rows, dimension=DIMENSION)
 
 
-def make_stem(seed: int, n: int) -> StemEmbeddings:
-    # Gaps in the window indices: silent windows are absent.
-    windows = np.sort(np.random.default_rng(seed).choice(12, n, replace=False)).astype(np.int64)
-    return StemEmbeddings.in_clock_time(windows, windows * 2.5, unit_rows(seed, n))
+make_stem = partial(random_stem, dimension=DIMENSION, gaps=True)
 
 
 class IndexAgainstDictionary(RuleBasedStateMachine):
     @initialize(rank=st.sampled_from([None, 3]), seed=SEEDS)
     def begin(self, rank: int | None, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        w = rng.standard_normal((DIMENSION, DIMENSION)) + 1j * rng.standard_normal((DIMENSION, DIMENSION))
-        fold = HermitianFold((w + w.conj().T) / 2, rank=rank)
-        self.index = Index.of(Snapshot.empty(fold, fingerprint="f", window_s=5.0, stride_s=2.5))
         self.stems: dict[int, StemEmbeddings] = {}
         self.folder = Path(tempfile.mkdtemp())
+        self.index = Index.of(write_snapshot(self.folder / "0", [], random_fold(DIMENSION, seed, rank), generation=0))
         self.seed = seed
 
     @rule(
@@ -74,18 +66,8 @@ class IndexAgainstDictionary(RuleBasedStateMachine):
         self.index = self.write(self.folder / str(self.index.generation + 1), "flat")
 
     def write(self, folder: Path, kind: str) -> Index:
-        write_snapshot(
-            folder,
-            [self.stems],
-            fold=self.index.fold,
-            fingerprint="f",
-            generation=self.index.generation + 1,
-            seq=self.index.seq,
-            window_s=5.0,
-            stride_s=2.5,
-            index_type=kind,
-        )
-        return Index.load(folder)
+        facts = {"generation": self.index.generation + 1, "seq": self.index.seq, "index_type": kind}
+        return Index.of(write_snapshot(folder, [self.stems], self.index.fold, **facts))
 
     def answer(
         self, index: Index, allowed: npt.NDArray[np.int64] | None, k: int = 80

@@ -30,10 +30,7 @@ def catalog(rng: np.random.Generator, n: int) -> dict[int, StemEmbeddings]:
 
 
 def make_index(folder: Path, stems: dict[int, StemEmbeddings], fold: HermitianFold, kind: str = "flat") -> Index:
-    write_snapshot(
-        folder, [stems], fold=fold, fingerprint="f", generation=1, seq=1, window_s=5.0, stride_s=2.5, index_type=kind
-    )
-    return Index.load(folder)
+    return Index.of(write_snapshot(folder, [stems], fold, index_type=kind))
 
 
 def two_stages(

@@ -25,25 +25,19 @@ from indexer.index.keys import (
 )
 from indexer.index.manifest import facts_of, key_dim_of, manifest_bytes
 from indexer.index.snapshot import KEYS, MANIFEST, Snapshot
-from tests.embeddings import random_fold, random_rows, snapshot_facts, write_snapshot
+from tests.embeddings import random_fold, random_rows, random_stem, write_snapshot
 
 DIMENSION = 8
 
 
 make_fold = partial(random_fold, DIMENSION)
 unit_rows = partial(random_rows, dimension=DIMENSION)
-
-
-def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
-    return StemEmbeddings.in_clock_time(np.arange(n), np.arange(n) * 2.5, unit_rows(seed, n))
-
-
-def facts(**changed: Any) -> dict[str, Any]:
-    return snapshot_facts(**({"fold": make_fold()} | changed))
+make_stem = partial(random_stem, dimension=DIMENSION)
 
 
 def sealed(folder: Path, rows: range = range(5), **changed: Any) -> Index:
-    return Index.of(write_snapshot(folder, [{row: make_stem(row) for row in rows}], **facts(**changed)))
+    stems = {row: make_stem(row) for row in rows}
+    return Index.of(write_snapshot(folder, [stems], **{"fold": make_fold()} | changed))
 
 
 def found_rows(index: Index) -> set[int]:
@@ -129,7 +123,7 @@ def test_trait_weights_add_what_a_stems_traits_say_to_the_score_of_each_of_its_w
     tmp_path: Path, index_type: str
 ) -> None:
     stems = {row: with_chroma(row, 1 + row % 4) for row in range(40)}
-    base = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type=index_type)))
+    base = Index.of(write_snapshot(tmp_path, [stems], make_fold(), index_type=index_type))
     index = base.with_changes({41: with_chroma(41), 42: with_chroma(42, 1)}, [3], 18)
     x, weights = unit_rows(1, 6), np.random.default_rng(0).normal(size=(6, TRAITS)).astype(np.float32)
     scores, ids = index.search(index.fold.queries(x), 500, trait_weights=weights)
@@ -152,7 +146,7 @@ def test_a_stems_length_counts_by_the_windows_of_the_same_time_base() -> None:
 
 def test_an_index_from_before_traits_scores_all_its_stems_without_and_takes_new_ones(tmp_path: Path) -> None:
     """Else the stems that came since would rank below the others."""
-    before = of_format(3, write_snapshot(tmp_path, [{row: make_stem(row) for row in range(5)}], **facts()))
+    before = of_format(3, write_snapshot(tmp_path, [{row: make_stem(row) for row in range(5)}], make_fold()))
     index = Index.of(before).with_changes({9: with_chroma(10)}, [3], 18)
     x, weights = unit_rows(1, 1), np.full((1, TRAITS), -1, np.float32)
     scores, ids = index.search(index.fold.queries(x), 15, trait_weights=weights)
@@ -166,7 +160,7 @@ def test_an_index_from_before_traits_scores_all_its_stems_without_and_takes_new_
 
 def test_an_index_whose_keys_are_no_multiple_of_eight_long_answers_as_one_of_today(tmp_path: Path) -> None:
     stems = {row: with_chroma(row) for row in range(5)}
-    today = write_snapshot(tmp_path, [stems], **facts())
+    today = write_snapshot(tmp_path, [stems], make_fold())
     changes = {9: with_chroma(10)}, [3], 18
     x, weights = unit_rows(1, 2), np.random.default_rng(0).normal(size=(2, TRAITS)).astype(np.float32)
     wanted = Index.of(today).with_changes(*changes).search(today.fold.queries(x), 20, trait_weights=weights)

@@ -25,7 +25,7 @@ from indexer.index.keys import (
 )
 from indexer.index.snapshot import Snapshot, SnapshotCorrupt, SnapshotExists, SnapshotMissing
 from indexer.index.writer import SnapshotWriter
-from tests.embeddings import random_fold, random_rows, snapshot_facts, write_snapshot
+from tests.embeddings import new_writer, random_fold, random_stem, write_snapshot
 
 DIMENSION = 6
 # float32 sums of twelve products in another order.
@@ -33,18 +33,12 @@ SCORE_TOLERANCE = 1e-5
 
 
 make_fold = partial(random_fold, DIMENSION)
-
-
-def make_stem(seed: int, n: int = 3) -> StemEmbeddings:
-    return StemEmbeddings.in_clock_time(np.arange(n), np.arange(n) * 2.5, random_rows(seed, n, DIMENSION))
-
-
-def facts(**changed: Any) -> dict[str, Any]:
-    return snapshot_facts(**({"fold": make_fold()} | changed))
+make_stem = partial(random_stem, dimension=DIMENSION)
 
 
 def write(folder: Path, **changed: Any) -> Snapshot:
-    return write_snapshot(folder, [{row: make_stem(row) for row in (1, 2)}, {5: make_stem(5)}], **facts(**changed))
+    stems = [{row: make_stem(row) for row in (1, 2)}, {5: make_stem(5)}]
+    return write_snapshot(folder, stems, **{"fold": make_fold()} | changed)
 
 
 def probes() -> npt.NDArray[np.complex64]:
@@ -97,7 +91,7 @@ def test_a_truncated_snapshot_keeps_each_keys_tail(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
 def test_an_empty_snapshot_loads_and_answers_nothing(tmp_path: Path, index_type: str) -> None:
-    snapshot = write_snapshot(tmp_path, [], **facts(index_type=index_type))
+    snapshot = write_snapshot(tmp_path, [], make_fold(), index_type=index_type)
     assert (snapshot.manifest.windows, snapshot.manifest.stems) == (0, 0)
     assert Index.of(snapshot).search(snapshot.fold.queries(probes()), 2)[1].max() == -1
 
@@ -116,7 +110,7 @@ def test_a_finished_snapshot_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_snapshot_is_missing_and_can_be_written_again(tmp_path: Path) -> None:
-    writer = SnapshotWriter(tmp_path, **facts())
+    writer = new_writer(tmp_path, make_fold())
     writer.add({1: make_stem(1)})
     with pytest.raises(SnapshotMissing):
         Snapshot.load(tmp_path)
@@ -228,7 +222,7 @@ def test_keys_that_faiss_would_swallow_are_refused_by_name(tmp_path: Path) -> No
     def silence(embedding: npt.NDArray[np.complex64]) -> None:
         embedding[2] = 0
 
-    writer = SnapshotWriter(tmp_path, **facts())
+    writer = new_writer(tmp_path, make_fold())
     with pytest.raises(EmbeddingNotFinite) as not_finite:
         writer.add({7: make_stem(7), 8: changed_embedding(poison)})
     assert (not_finite.value.row, not_finite.value.window) == (8, 1)
@@ -248,7 +242,7 @@ def test_keys_that_faiss_would_swallow_are_refused_by_name(tmp_path: Path) -> No
 @pytest.mark.parametrize("index_type", ["flat", "fp16", "sq8", "ivf"])
 def test_a_snapshot_measures_its_recall_and_its_rounding(tmp_path: Path, index_type: str) -> None:
     stems = {row: make_stem(row, 10) for row in range(20)}
-    snapshot = write_snapshot(tmp_path, [stems], **facts(index_type=index_type, probes=probes()))
+    snapshot = write_snapshot(tmp_path, [stems], make_fold(), index_type=index_type, probes=probes())
     recall = snapshot.manifest.recall
     assert recall is not None
     assert (recall.at, recall.probes) == (10, 8)
@@ -266,7 +260,7 @@ def test_a_snapshot_measures_its_recall_and_its_rounding(tmp_path: Path, index_t
 
 def test_windows_of_the_same_audio_do_not_lower_the_recall(tmp_path: Path) -> None:
     same = make_stem(1, 1)
-    snapshot = write_snapshot(tmp_path, [{row: same for row in range(15)}], **facts(probes=probes()))
+    snapshot = write_snapshot(tmp_path, [{row: same for row in range(15)}], make_fold(), probes=probes())
     assert snapshot.manifest.recall is not None
     assert snapshot.manifest.recall.value == 1.0
 
@@ -303,15 +297,15 @@ def test_a_build_that_was_killed_goes_on_and_makes_the_same_snapshot(
 ) -> None:
     monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 12)
     stems = {row: make_stem(row, 3) for row in range(1, 31)}
-    known = facts(index_type=index_type, probes=probes(), sample=stems)
+    known = {"fold": make_fold(), "index_type": index_type, "probes": probes(), "sample": stems}
 
     def filled(writer: SnapshotWriter, rows: Iterable[int]) -> SnapshotWriter:
         for row in rows:
             writer.add({row: stems[row]})
         return writer
 
-    whole = filled(SnapshotWriter(tmp_path / "whole", **known), stems).seal()
-    filled(SnapshotWriter(tmp_path / "cut", **known), range(1, 11))  # and is gone
+    whole = filled(new_writer(tmp_path / "whole", **known), stems).seal()
+    filled(new_writer(tmp_path / "cut", **known), range(1, 11))  # and is gone
     again = SnapshotWriter.resumed(tmp_path / "cut", lambda manifest: manifest.generation == 3)
     assert again is not None
     assert (again.last_row, again.stems) == (8, 8), "what was forced to the disk, and no more"
@@ -326,7 +320,7 @@ def test_a_writer_of_something_else_or_with_damaged_files_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexer.index.writer, "CHECKPOINT_WINDOWS", 1)
-    SnapshotWriter(tmp_path, **facts()).add({1: make_stem(1)})
+    new_writer(tmp_path, make_fold()).add({1: make_stem(1)})
     assert SnapshotWriter.resumed(tmp_path, lambda manifest: manifest.generation == 4) is None
     with monkeypatch.context() as longer_keys:
         longer_keys.setattr(indexer.index.writer, "key_dim", lambda dim: dim + 24)
@@ -344,7 +338,7 @@ def test_a_writer_of_something_else_or_with_damaged_files_is_not_gone_on_with(
 
 def test_an_approximate_snapshot_states_how_much_it_looks_at(tmp_path: Path) -> None:
     stems = {row: make_stem(row, 10) for row in range(200)}
-    snapshot = write_snapshot(tmp_path, [stems], **facts(index_type="ivf", probes=probes()))
+    snapshot = write_snapshot(tmp_path, [stems], make_fold(), index_type="ivf", probes=probes())
     manifest, recall = snapshot.manifest, snapshot.manifest.recall
     assert manifest.lists > 10
     assert 1 <= manifest.probed <= manifest.lists
@@ -356,7 +350,7 @@ def test_an_approximate_snapshot_states_how_much_it_looks_at(tmp_path: Path) -> 
 
 def test_an_approximate_snapshot_proves_nothing_and_loses_nothing(tmp_path: Path) -> None:
     stems = {row: make_stem(row, 10) for row in range(100)}
-    index = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type="ivf", probes=probes())))
+    index = Index.of(write_snapshot(tmp_path, [stems], make_fold(), index_type="ivf", probes=probes()))
     assert index.base.approximate
     assert (index.slack(probes()) >= 2 * abs(index.fold.eigenvalues[0])).all()
     queries = index.fold.queries(probes())
@@ -368,7 +362,7 @@ def test_an_approximate_snapshot_proves_nothing_and_loses_nothing(tmp_path: Path
 
 def test_a_row_whose_lists_hold_too_few_makes_no_other_look_further(tmp_path: Path) -> None:
     stems = {row: make_stem(row, 10) for row in range(100)}
-    index = Index.of(write_snapshot(tmp_path, [stems], **facts(index_type="ivf", probes=probes())))
+    index = Index.of(write_snapshot(tmp_path, [stems], make_fold(), index_type="ivf", probes=probes()))
     base = index.base
     assert isinstance(base, KeysInMemory)
     index = index.on(replace(base, probed=2), fresh=True)
