@@ -144,8 +144,7 @@ class Database:
         self._reader = engine.execution_options(read_only=True, **snapshot)
         self._locks = locks
         self._reads = reads
-        file = engine.url.database
-        self._names = Names(None if postgresql or file in (None, "", ":memory:") else Path(f"{file}-names"))
+        self._names = Names(Path(f"{engine.url.database}-names"))  # of SQLite alone
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -318,6 +317,13 @@ class OnDatabase:
     """What a part of the catalog stands on."""
 
     _database: Database
+
+    async def _of_each(self, statement: Executable, among: Iterable[Any], **values: Any) -> list[Any]:
+        """What a statement finds that has some values of `among` in its parameter `some`, for all of them in turn."""
+        found: list[Any] = []
+        for some in chunks(list(among)):
+            found += await self._database.rows(statement, some=some, **values)
+        return found
 
 
 async def tick(sql: AsyncConnection) -> int:

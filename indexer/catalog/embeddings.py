@@ -126,26 +126,21 @@ class Embeddings(OnDatabase):
             .where(stems.c.state == "queued", stems.c.created_at <= time.time() - older_than_s)
             .order_by(stems.c.row)
         )
-        async with self._database.read() as sql:
-            return list((await sql.execute(query)).scalars())
+        return [stem_id for (stem_id,) in await self._database.rows(query)]
 
     @retried
     async def lacking(self, fingerprint: str) -> list[str]:
         """Ids of the ready stems that this model is to embed before its next generation goes live, oldest first."""
-        async with self._database.read() as sql:
-            query = select(stems.c.id).where(lacks(fingerprint)).order_by(stems.c.row)
-            return list((await sql.execute(query)).scalars())
+        query = select(stems.c.id).where(lacks(fingerprint)).order_by(stems.c.row)
+        return [stem_id for (stem_id,) in await self._database.rows(query)]
 
     # What the index reads.
 
     @retried
     async def embeddings_of(self, rows: Sequence[int], fingerprint: str) -> dict[int, StemEmbeddings]:
         """The embeddings of these stems under one fingerprint; stems that have none are left out."""
-        found: dict[int, StemEmbeddings] = {}
-        for chunk in chunks(list(rows)):
-            records = await self._database.rows(_EMBEDDINGS, rows=chunk, fingerprint=fingerprint)
-            found |= {record.stem_row: _unpack(record) for record in records}
-        return found
+        records = await self._of_each(_EMBEDDINGS, rows, fingerprint=fingerprint)
+        return {record.stem_row: _unpack(record) for record in records}
 
     @retried
     async def whole_to(self, fingerprint: str) -> int:
@@ -202,8 +197,7 @@ class Embeddings(OnDatabase):
             .order_by(embeddings.c.stem_row)
             .limit(limit)
         )
-        async with self._database.read() as sql:
-            return {record.stem_row: _unpack(record) for record in await sql.execute(query)}
+        return {record.stem_row: _unpack(record) for record in await self._database.rows(query)}
 
     @retried
     async def forget_models(self, keep: Collection[str]) -> int:
@@ -246,6 +240,6 @@ def _unpack(record: Row[Any]) -> StemEmbeddings:
 
 
 _JOB_FIELDS = [field.name for field in fields(StemJob)]
-_ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
+_SOME: BindParameter[Any] = bindparam("some", expanding=True)
 _WITH_CHROMA = select(embeddings, stems.c.chroma).join(stems, stems.c.row == embeddings.c.stem_row)
-_EMBEDDINGS = _WITH_CHROMA.where(embeddings.c.stem_row.in_(_ROWS), embeddings.c.fingerprint == bindparam("fingerprint"))
+_EMBEDDINGS = _WITH_CHROMA.where(embeddings.c.stem_row.in_(_SOME), embeddings.c.fingerprint == bindparam("fingerprint"))

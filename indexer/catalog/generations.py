@@ -1,8 +1,10 @@
 """Generations of the index, and the alias `live` that points at the one that answers."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import and_, exists, func, insert, or_, select, update
+from sqlalchemy import Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -28,8 +30,7 @@ class Generations(OnDatabase):
     @retried
     async def fingerprint_of(self, generation: int) -> str:
         """The model that a generation is of."""
-        async with self._database.read() as sql:
-            return await _fingerprint_of(sql, generation)
+        return str((await self._database.rows(_fingerprint_of(generation)))[0][0])
 
     @retried
     async def alias(self) -> Alias | None:
@@ -39,8 +40,7 @@ class Generations(OnDatabase):
     @retried
     async def position(self) -> tuple[Alias | None, int]:
         """Where `live` points and the clock, from one instant: what an index compares itself with."""
-        seq, *found = (await self._database.rows(_POSITION))[0]
-        return None if found[0] is None else Alias(*found), int(seq)
+        return _position((await self._database.rows(_POSITION))[0])
 
     @retried
     async def go_live(self, generation: int, configured: str, *, instead_of: int | None = None) -> bool:
@@ -53,7 +53,7 @@ class Generations(OnDatabase):
         """
         async with self._database.write() as sql:
             seq = await tick(sql)
-            fingerprint = await _fingerprint_of(sql, generation)
+            fingerprint = str((await sql.execute(_fingerprint_of(generation))).scalar_one())
             before = await alias_of(sql)
             if before is not None and instead_of is not None and before.generation != instead_of:
                 raise LiveMoved(before.generation, instead_of)
@@ -100,16 +100,20 @@ class Generations(OnDatabase):
             return after
 
 
+def _of_stem(fingerprint: str) -> ColumnElement[bool]:
+    return and_(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+
+
 def seen(fingerprint: str, *, refused: bool = False) -> ColumnElement[bool]:
     """A stem that a model has embedded, or could not; with `refused`, that it could not."""
-    seen = exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
+    seen = exists().where(_of_stem(fingerprint))
     return seen.where(embeddings.c.problem.is_not(None)) if refused else seen
 
 
 def laid(fingerprint: str) -> ColumnElement[bool]:
     """A stem that was analysed for it too: a release that knew no beats stored none."""
     done = or_(embeddings.c.beats.is_not(None), embeddings.c.problem.is_not(None))
-    return exists().where(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint, done)
+    return exists().where(_of_stem(fingerprint), done)
 
 
 def lacks(fingerprint: str) -> ColumnElement[bool]:
@@ -118,40 +122,35 @@ def lacks(fingerprint: str) -> ColumnElement[bool]:
     return and_(stems.c.state == "ready", ~laid(fingerprint))
 
 
+def _fingerprint_of(generation: int) -> Select[tuple[str]]:
+    return select(generations.c.fingerprint).where(generations.c.generation == generation)
+
+
 async def _count_windows(sql: AsyncConnection, fingerprint: str) -> None:
     """Let stems show what this model has of them: where a release cuts windows otherwise, models differ."""
-    of_stem = and_(embeddings.c.stem_row == stems.c.row, embeddings.c.fingerprint == fingerprint)
-    count = select(func.length(embeddings.c.windows) // WINDOW_BYTES).where(of_stem).scalar_subquery()
+    count = select(func.length(embeddings.c.windows) // WINDOW_BYTES).where(_of_stem(fingerprint)).scalar_subquery()
     await sql.execute(
         update(stems).where(stems.c.state == "ready", seen(fingerprint), stems.c.windows != count).values(windows=count)
     )
 
 
 async def _fail_unembeddable(sql: AsyncConnection, fingerprint: str, seq: int) -> None:
-    query = (
-        select(stems.c.row, embeddings.c.problem)
-        .join(embeddings, embeddings.c.stem_row == stems.c.row)
-        .where(stems.c.state == "ready", embeddings.c.fingerprint == fingerprint, embeddings.c.problem.is_not(None))
-    )
-    for row, problem in list(await sql.execute(query)):
-        await sql.execute(update(stems).where(stems.c.row == row).values(state="failed", problem=problem, seq=seq))
+    problem = select(embeddings.c.problem).where(_of_stem(fingerprint)).scalar_subquery()
+    refused = and_(stems.c.state == "ready", seen(fingerprint, refused=True))
+    await sql.execute(update(stems).where(refused).values(state="failed", problem=problem, seq=seq))
 
 
 _PRESENT, _BEFORE = generations.alias("present"), generations.alias("before")
-
-
-_ALIAS = (
-    aliases.c.generation,
-    _PRESENT.c.fingerprint,
-    aliases.c.previous,
-    _BEFORE.c.fingerprint.label("previous_fingerprint"),
-    aliases.c.configured,
-)
-
-
 # What every query asks, built once.
 _POSITION = (
-    select(clock.c.value, *_ALIAS)
+    select(
+        clock.c.value,
+        aliases.c.generation,
+        _PRESENT.c.fingerprint,
+        aliases.c.previous,
+        _BEFORE.c.fingerprint.label("previous_fingerprint"),
+        aliases.c.configured,
+    )
     .select_from(clock)
     .join(aliases, aliases.c.name == LIVE, isouter=True)
     .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation, isouter=True)
@@ -159,20 +158,13 @@ _POSITION = (
 )
 
 
+def _position(found: Sequence[Any]) -> tuple[Alias | None, int]:
+    seq, *alias = found
+    return None if alias[0] is None else Alias(*alias), int(seq)
+
+
 async def alias_of(sql: AsyncConnection) -> Alias | None:
-    query = (
-        select(*_ALIAS)
-        .join(_PRESENT, _PRESENT.c.generation == aliases.c.generation)
-        .join(_BEFORE, _BEFORE.c.generation == aliases.c.previous, isouter=True)
-        .where(aliases.c.name == LIVE)
-    )
-    found = (await sql.execute(query)).first()
-    return Alias(*found) if found else None
-
-
-async def _fingerprint_of(sql: AsyncConnection, generation: int) -> str:
-    query = select(generations.c.fingerprint).where(generations.c.generation == generation)
-    return str((await sql.execute(query)).scalar_one())
+    return _position((await sql.execute(_POSITION)).one())[0]
 
 
 async def live_fingerprint(sql: AsyncConnection) -> str | None:

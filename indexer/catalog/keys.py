@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import insert, or_, select, update
 
-from indexer.catalog.database import Database, retried
+from indexer.catalog.database import OnDatabase, retried
 from indexer.catalog.records import ApiKeyNotFound
 from indexer.catalog.tables import api_keys
 
@@ -28,11 +28,8 @@ class ApiKey:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
-class ApiKeys:
+class ApiKeys(OnDatabase):
     """Every query on the table; each method is one transaction on the catalog's database."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     @retried
     async def add(self, key: ApiKey) -> None:
@@ -42,15 +39,14 @@ class ApiKeys:
     @retried
     async def find(self, key_id: str) -> ApiKey | None:
         """One key, whether it works or not."""
-        async with self._database.read() as sql:
-            found = (await sql.execute(select(api_keys).where(api_keys.c.id == key_id))).first()
-        return _api_key(found) if found else None
+        found = await self._database.rows(select(api_keys).where(api_keys.c.id == key_id))
+        return ApiKey(**found[0]._mapping) if found else None
 
     @retried
     async def all(self) -> list[ApiKey]:
         """Every key that was ever made, oldest first."""
-        async with self._database.read() as sql:
-            return [_api_key(row) for row in await sql.execute(select(api_keys).order_by(api_keys.c.created_at))]
+        found = await self._database.rows(select(api_keys).order_by(api_keys.c.created_at))
+        return [ApiKey(**row._mapping) for row in found]
 
     @retried
     async def revoke(self, key_id: str, now: float) -> None:
@@ -69,7 +65,3 @@ class ApiKeys:
             for key_id, when in used_at.items():
                 earlier = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < when)
                 await sql.execute(update(api_keys).where(api_keys.c.id == key_id, earlier).values(last_used_at=when))
-
-
-def _api_key(row: Row[tuple[object, ...]]) -> ApiKey:
-    return ApiKey(**row._mapping)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import BindParameter, Row, bindparam, select
 
-from indexer.catalog.database import OnDatabase, chunks, retried
+from indexer.catalog.database import OnDatabase, retried
 from indexer.catalog.records import Stem, StemMusic
 from indexer.catalog.tables import stems
 
@@ -26,10 +26,7 @@ class Music(OnDatabase):
     @retried
     async def music_of(self, rows: Collection[int]) -> dict[int, StemMusic]:
         """What is known of these stems' music; those that no worker has analysed are left out."""
-        found: dict[int, StemMusic] = {}
-        for chunk in chunks(list(rows)):
-            found |= {record.row: _music(record) for record in await self._database.rows(_MUSIC, rows=chunk)}
-        return found
+        return {record.row: _music(record) for record in await self._of_each(_MUSIC, rows)}
 
     @retried
     async def siblings(self, row: int) -> list[str]:
@@ -137,8 +134,8 @@ def _music(record: Row[Any]) -> StemMusic:
     )
 
 
-_ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
+_SOME: BindParameter[Any] = bindparam("some", expanding=True)
 _HEARD = ("pitched", "sources", "sure", "beats_s", "beat_bpm", "music_warnings", "chroma")
 _MUSIC = select(stems.c.row, *(stems.c[name] for name in (*FACTS, *_HEARD))).where(
-    stems.c.row.in_(_ROWS), stems.c.pitched.is_not(None)
+    stems.c.row.in_(_SOME), stems.c.pitched.is_not(None)
 )

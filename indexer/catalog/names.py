@@ -16,10 +16,10 @@ _TAKE: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 
 
 class Names:
-    """Each name is a byte of one empty file, which its holder has locked. Without a file, or on another system than
-    Linux, names are held in this process."""
+    """Each name is a byte of one empty file, which its holder has locked. On another system than Linux, names are held
+    in this process."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -31,7 +31,7 @@ class Names:
         async with AsyncExitStack() as held:
             for name in wanted:
                 await held.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
-            if self._path is not None and _TAKE is not None:
+            if _TAKE is not None:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 held.callback(os.close, file)
                 held.callback(_lock, file, fcntl.F_UNLCK, 0, 0)  # a forked child may have the file, too

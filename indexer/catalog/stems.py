@@ -12,7 +12,7 @@ from sqlalchemy import BindParameter, and_, bindparam, delete, func, insert, sel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from indexer.catalog.caseless import caseless
-from indexer.catalog.database import chunks, retried, tick
+from indexer.catalog.database import retried, tick
 from indexer.catalog.edits import Edits, row_of, searchable, set_tags
 from indexer.catalog.jobs import Jobs
 from indexer.catalog.music import FACTS
@@ -94,19 +94,12 @@ class Stems(Edits, Jobs):
     @retried
     async def stems_by_row(self, rows: Collection[int]) -> dict[int, Stem]:
         """The stems of these rows that are ready; others are left out."""
-        found: dict[int, Stem] = {}
-        for chunk in chunks(list(rows)):
-            some = stems_of(await self._database.rows(_READY_STEMS, rows=chunk))
-            found |= {stem.row: stem for stem in some}
-        return found
+        return {stem.row: stem for stem in stems_of(await self._of_each(_READY_STEMS, rows))}
 
     @retried
     async def durations(self, rows: Collection[int]) -> dict[int, float]:
         """How long these stems are, seconds; those that were deleted are left out."""
-        found: dict[int, float] = {}
-        for chunk in chunks(list(rows)):
-            found |= {row: duration_s for row, duration_s in await self._database.rows(_DURATIONS, rows=chunk)}
-        return found
+        return {row: duration_s for row, duration_s in await self._of_each(_DURATIONS, rows)}
 
     @retried
     async def list_stems(
@@ -151,9 +144,8 @@ class Stems(Edits, Jobs):
     @retried
     async def tempo_range(self) -> tuple[float | None, float | None]:
         """The slowest and the fastest tempo of a ready stem, beats a minute; None where none states one."""
-        async with self._database.read() as sql:
-            query = select(func.min(stems.c.tempo_bpm), func.max(stems.c.tempo_bpm)).where(stems.c.state == "ready")
-            slowest, fastest = (await sql.execute(query)).one()
+        query = select(func.min(stems.c.tempo_bpm), func.max(stems.c.tempo_bpm)).where(stems.c.state == "ready")
+        slowest, fastest = (await self._database.rows(query))[0]
         return slowest, fastest
 
     @retried
@@ -189,10 +181,7 @@ class Stems(Edits, Jobs):
     @retried
     async def known(self, digests: Collection[str]) -> set[str]:
         """Which of these bytes (SHA-256) a stem that was not deleted has."""
-        found: set[str] = set()
-        for chunk in chunks(list(digests)):
-            found.update(sha256 for (sha256,) in await self._database.rows(_KNOWN, digests=chunk))
-        return found
+        return {sha256 for (sha256,) in await self._of_each(_KNOWN, digests)}
 
     @retried
     async def holds(self, sha256: str) -> bool:
@@ -220,8 +209,7 @@ class Stems(Edits, Jobs):
         """How many windows the ready stems have under one model."""
         size = func.coalesce(func.sum(func.length(embeddings.c.windows)), 0)
         query = select(size).join(stems).where(stems.c.state == "ready", embeddings.c.fingerprint == fingerprint)
-        async with self._database.read() as sql:
-            return int((await sql.execute(query)).scalar_one()) // WINDOW_BYTES
+        return int((await self._database.rows(query))[0][0]) // WINDOW_BYTES
 
     @retried
     async def waiting(self) -> int:
@@ -304,8 +292,8 @@ def _parse_cursor(cursor: str | None) -> int:
     return row
 
 
-_ROWS: BindParameter[Any] = bindparam("rows", expanding=True)
-_KNOWN = select(stems.c.sha256).where(stems.c.sha256.in_(bindparam("digests", expanding=True)))
+_SOME: BindParameter[Any] = bindparam("some", expanding=True)
+_KNOWN = select(stems.c.sha256).where(stems.c.sha256.in_(_SOME))
 _STEM = tagged(stems.c.id == bindparam("id"))
-_DURATIONS = select(stems.c.row, stems.c.duration_s).where(stems.c.row.in_(_ROWS), stems.c.state != "deleted")
-_READY_STEMS = tagged(and_(stems.c.row.in_(_ROWS), stems.c.state == "ready"))
+_DURATIONS = select(stems.c.row, stems.c.duration_s).where(stems.c.row.in_(_SOME), stems.c.state != "deleted")
+_READY_STEMS = tagged(and_(stems.c.row.in_(_SOME), stems.c.state == "ready"))
