@@ -149,8 +149,9 @@ class Database:
     @classmethod
     async def open(cls, url: str) -> Self:
         """Connect and bring the tables up to date. Raises UnsupportedDatabase, NewerSchema, ForeignTables."""
-        driver = make_url(url).drivername
-        if driver == "sqlite+aiosqlite":
+        at = make_url(url)
+        driver = at.drivername
+        if driver == "sqlite+aiosqlite" and at.database not in (None, "", ":memory:"):
             engine, locks, reads = create_async_engine(url), None, _SqliteReader(url)
             _prepare_sqlite(engine)
         elif driver == "postgresql+asyncpg":
@@ -159,7 +160,7 @@ class Database:
             # Connections of their own: waiting for a name must not use up those that its holder needs.
             locks, reads = create_async_engine(url, isolation_level="AUTOCOMMIT"), None
         else:
-            raise UnsupportedDatabase(driver)
+            raise UnsupportedDatabase(at.render_as_string(hide_password=True))
         database = cls(engine, locks, reads)
         try:
             await database._bring_up_to_date()

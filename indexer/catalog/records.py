@@ -80,7 +80,7 @@ class CatalogUnavailable(CatalogError):
 
 
 class UnsupportedDatabase(CatalogError):
-    says = "a catalog lies in sqlite+aiosqlite://... or postgresql+asyncpg://..., not in {found}://..."
+    says = "a catalog lies in a file, sqlite+aiosqlite:///..., or on a server, postgresql+asyncpg://..., not in {found}"
     found: str
 
 

@@ -166,9 +166,12 @@ async def test_several_may_make_the_tables_at_once(url: str) -> None:
     assert await run(url, differences) == []
 
 
-async def test_another_kind_of_database_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedDatabase, match=r"not in mysql\+aiomysql:"):
-        await Catalog.open("mysql+aiomysql://root@localhost/phalar")
+async def test_another_kind_of_database_and_one_in_memory_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedDatabase, match=r"not in mysql\+aiomysql://root:\*\*\*@localhost/phalar"):
+        await Catalog.open("mysql+aiomysql://root:secret@localhost/phalar")
+    for url in ("sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"):
+        with pytest.raises(UnsupportedDatabase, match="lies in a file"):
+            await Catalog.open(url)
 
 
 async def test_a_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
