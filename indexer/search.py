@@ -3,13 +3,12 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.diagonals import QueryWindows
-from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
 from indexer.index.keys import split_ids
 
 Complex64 = npt.NDArray[np.complex64]
@@ -24,26 +23,12 @@ FEWEST_CANDIDATES = 50
 LARGEST_K = 4096
 
 
-class Searched(Protocol):
-    """What a search needs of an index; a cluster's client can offer the same."""
-
-    @property
-    def fold(self) -> HermitianFold: ...
-
-    def search(
-        self, queries: Float32, k: int, allowed: Int64 | None = None, trait_weights: Float32 | None = None
-    ) -> tuple[Float32, Int64]: ...
-
-    def slack(self, embedding: Complex64, trait_weights: Float32 | None = None) -> Float64: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """The stems worth scoring exactly, best window first, and what is known of all others."""
 
     rows: Int64  # (m,) stem rows
     best: Float32  # (m,) the best window's score, as the index gives it
-    threshold: Float64  # (q,) no window outside the answer scores above it in this row; -inf: none is outside
     slack: Float64  # (q,) how far the index's scores may be off
     k: int  # windows asked for each row
     ceiling: float  # no stem outside scores above this, at any place on the shifts' grid
@@ -62,7 +47,7 @@ class Candidates:
 
 
 def candidates(
-    index: Searched, queries: QueryWindows, limit: int, allowed: Int64 | None = None, *, k: int | None = None
+    index: Index, queries: QueryWindows, limit: int, allowed: Int64 | None = None, *, k: int | None = None
 ) -> Candidates:
     """Stage 1: the stems that own the best windows of each query row.
 
@@ -86,13 +71,13 @@ def candidates(
     while True:
         scores, ids = index.search(folded, k, allowed, queries.trait_weights)
         rows, best = _best_by_stem(scores, ids)
-        threshold = scores[:, -1].astype(np.float64)
+        threshold = scores[:, -1].astype(np.float64)  # no window outside scores above it; -inf: none is outside
         if len(rows) >= wanted or np.isneginf(threshold).all() or k >= LARGEST_K:
             break
         k = min(2 * k, LARGEST_K)
     slack = index.slack(queries.embedding, queries.trait_weights)
     ceiling = float((threshold + slack).max(initial=-np.inf))
-    return Candidates(rows, best, threshold, slack, k, ceiling)
+    return Candidates(rows, best, slack, k, ceiling)
 
 
 def _best_by_stem(scores: Float32, ids: Int64) -> tuple[Int64, Float32]:

@@ -231,7 +231,6 @@ class FolderStore:
             self.damaged[snapshot.manifest.generation] = error
 
     async def build(self, catalog: Catalog, wanted: Wanted, report: Report | None = None) -> Index:
-        """See `IndexStore.build`."""
         snapshot = await build_snapshot(catalog, self._folder, wanted, self._limits, report)
         return await asyncio.to_thread(Index.of, snapshot)
 
@@ -248,7 +247,6 @@ class FolderStore:
         return index
 
     async def keep(self, generations: Collection[int]) -> None:
-        """See `IndexStore.keep`."""
         kept = {snapshot_folder(self._folder, generation) for generation in generations}
         for folder in self._folder.glob("generation-*"):
             if folder not in kept:

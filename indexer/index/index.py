@@ -14,12 +14,10 @@ import numpy.typing as npt
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.card import DEEPEST_ON_CARD, CardKeys
 from indexer.index.fold import HermitianFold, NotFinite, WrongShape
-from indexer.index.keys import CheckedKeys, fold_stems, split_ids, whole, window_ids
+from indexer.index.keys import CheckedKeys, fold_stems, split_ids, whole
 from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
 from model.errors import Told
-
-__all__ = ["Base", "Index", "IndexUnavailable", "KeysInMemory", "Status", "split_ids", "window_ids"]
 
 Status = Literal["starting", "ready", "rebuilding", "unreachable"]
 Float32 = npt.NDArray[np.float32]

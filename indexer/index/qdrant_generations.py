@@ -69,11 +69,9 @@ class QdrantStore:
 
     @property
     def reachable(self) -> bool:
-        """See `IndexStore.reachable`."""
         return self._connection.reachable
 
     async def load(self, catalog: Catalog, generation: int, fingerprint: str) -> Index:
-        """See `IndexStore.load`."""
         index = await asyncio.to_thread(self._load, generation, fingerprint)
         gone = await catalog.gone_since(index.manifest.seq)
         base = await asyncio.to_thread(index.base.without, np.fromiter(gone, np.int64))
@@ -109,24 +107,20 @@ class QdrantStore:
         return await asyncio.to_thread(self._seal, name, manifest, largest_tail, meter)
 
     async def point(self, index: Index) -> None:
-        """See `IndexStore.point`."""
         await asyncio.to_thread(self._point, self._name(index.generation, index.fingerprint))
 
     async def check(self, index: Index) -> None:
-        """See `IndexStore.check`."""
         name = self._name(index.generation, index.fingerprint)
         manifest, _ = await asyncio.to_thread(self._facts, name)
         if manifest != index.manifest:
             raise SnapshotCorrupt(name, "was built anew by another process, maybe with another fold")
 
     async def absorb(self, index: Index) -> Index:
-        """See `IndexStore.absorb`."""
         if index.fresh_windows < ABSORBED_FROM:
             return index
         return await asyncio.to_thread(self._absorb, index)
 
     async def keep(self, generations: Collection[int]) -> None:
-        """See `IndexStore.keep`."""
         await asyncio.to_thread(self._keep, generations)
 
     # ---------------------------------------------------------------- the same, in a thread

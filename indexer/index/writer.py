@@ -166,14 +166,10 @@ class SnapshotWriter:
         tails, residuals = np.fromfile(self._folder / _ERRORS, np.float32).reshape(-1, 2).T
         keys, recall, probed = self._sealed_keys(ids)
 
-        def write_errors(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, tails=tails, residuals=residuals)
-
         files = {
             KEYS: keys,
             FOLD: _replace(self._folder / FOLD, self._fold.save),
-            ERRORS: _replace(self._folder / ERRORS, write_errors),
+            ERRORS: _replace_arrays(self._folder / ERRORS, tails=tails, residuals=residuals),
         }
         manifest = replace(
             self._manifest,
@@ -197,12 +193,7 @@ class SnapshotWriter:
         state: dict[str, Any] = {"manifest": np.frombuffer(manifest, np.uint8)}
         if self._meter is not None:
             state |= self._meter.state()
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, **state)
-
-        _replace(self._folder / _PROGRESS, write)
+        _replace_arrays(self._folder / _PROGRESS, **state)
 
     # ---------------------------------------------------------------- keys
 
@@ -282,6 +273,14 @@ def _replace(path: Path, write: Callable[[Path], object]) -> FileFacts:
     os.replace(temporary, path)
     _sync_folder(path.parent)
     return facts
+
+
+def _replace_arrays(path: Path, **arrays: Any) -> FileFacts:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # np.savez would give the name another ending
+            np.savez(file, **arrays)
+
+    return _replace(path, write)
 
 
 def _sync_folder(folder: Path) -> None:

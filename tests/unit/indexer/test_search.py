@@ -123,7 +123,6 @@ def test_a_small_catalog_is_exhausted_and_so_proven(tmp_path: Path) -> None:
     found = candidates(index, queries, 10)
     assert sorted(found.rows.tolist()) == [1, 2, 3, 4]
     assert found.complete
-    assert np.isneginf(found.threshold).all()
     assert proven(best_places(fold, queries, stems).scores.values(), found, 10)
     allowed = candidates(index, queries, 10, np.array([3, 77]))
     assert allowed.rows.tolist() == [3]
@@ -133,7 +132,7 @@ def test_a_small_catalog_is_exhausted_and_so_proven(tmp_path: Path) -> None:
 
 
 def test_no_proof_where_the_ceiling_is_above_the_last_hit() -> None:
-    found = Candidates(np.array([1, 2]), np.float32([3, 2]), np.array([1.5]), np.array([0.1]), 2, 1.6)
+    found = Candidates(np.array([1, 2]), np.float32([3, 2]), np.array([0.1]), 2, 1.6)
 
     assert proven([1.7, 3.0], found, 2)
     assert not proven([1.5, 3.0], found, 2)
