@@ -34,7 +34,7 @@ from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
 from indexer.index.manifest import Manifest
 from indexer.index.recall import RECALL_AT, RESCORED
-from indexer.index.snapshot import KEYS
+from indexer.index.snapshot import KEYS, Snapshot
 from indexer.index.writer import SnapshotWriter
 
 STEMS_AT_ONCE = 500
@@ -331,7 +331,7 @@ def as_a_reindex(
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     wall = time.perf_counter()
-    index = Index.load(folder, check_mapped=False)
+    index = Index.of(Snapshot.load(folder, check_mapped=False))
     opened_s = time.perf_counter() - wall
     queries = index.fold.queries(catalog.sample(ROWS, 4))
     index.search(queries, RESCORED)

@@ -293,10 +293,6 @@ class JobItem:
     created: bool
     problem: Problem | None
 
-    @classmethod
-    def refused(cls, file: "Rejected") -> "JobItem":
-        return cls(file.file_name, None, "failed", False, file.problem)
-
 
 @dataclass(frozen=True)
 class Job:

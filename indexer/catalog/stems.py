@@ -54,7 +54,9 @@ class Stems(Edits, Jobs):
             QuotaExceeded: nothing was recorded.
         """
         job_id, now = secrets.token_hex(8), time.time()
-        refused = tuple(JobItem.refused(file) for file in files if isinstance(file, Rejected))
+        refused = tuple(
+            JobItem(file.file_name, None, "failed", False, file.problem) for file in files if isinstance(file, Rejected)
+        )
         if refused and len(refused) == len(files):
             await self._keep_count(job_id, len(refused), now)
             return replace(await self.job(job_id), items=refused), []

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import faiss
@@ -130,7 +129,7 @@ class KeysInMemory:
         return self.probed > 0
 
     def without(self, changed: Int64) -> "KeysInMemory":
-        masked = _is_among(self.rows, changed)
+        masked = np.isin(self.rows, changed)
         if not masked.any():
             return self
         live = ~masked if self.live is None else self.live & ~masked
@@ -143,7 +142,7 @@ class KeysInMemory:
         """
         mask = self.live
         if allowed is not None:
-            among = _is_among(self.rows, allowed)
+            among = np.isin(self.rows, allowed)
             mask = among if mask is None else mask & among
         left = len(self.ids) if mask is None else int(np.count_nonzero(mask))
         k = min(k, left)
@@ -201,7 +200,7 @@ class Index:
 
     manifest: Manifest  # of the sealed base
     fold: HermitianFold  # makes this index's queries
-    _base: Base
+    base: Base  # the sealed part, as masked by the changes since
     _fresh: tuple[KeysInMemory, ...]  # each at least twice as large as the next: see _few_parts
     seq: int  # every change of the catalog up to this one is in
 
@@ -220,30 +219,20 @@ class Index:
         )
         return cls(snapshot.manifest, snapshot.fold, base, (), snapshot.manifest.seq)
 
-    @classmethod
-    def load(cls, folder: Path, *, check_mapped: bool = True) -> "Index":
-        """The index of the snapshot in `folder`; see `Snapshot.load`. Raises SnapshotMissing, SnapshotCorrupt."""
-        return cls.of(Snapshot.load(folder, check_mapped=check_mapped))
-
     @property
     def _parts(self) -> tuple[Base, ...]:
-        return (self._base, *self._fresh)
-
-    @property
-    def base(self) -> Base:
-        """The sealed part, as masked by the changes since."""
-        return self._base
+        return (self.base, *self._fresh)
 
     def on(self, base: Base, *, fresh: bool) -> "Index":
         """The same state on another form of its base, with or without the fresh part."""
-        return replace(self, _base=base, _fresh=self._fresh if fresh else ())
+        return replace(self, base=base, _fresh=self._fresh if fresh else ())
 
     def fresh_keys(self) -> tuple[Int64, Float32, Float32]:
         """What came after the base: ids int64 (n,), keys float32 (n, the base's dim) and their tails float32 (n,)."""
         if not self._fresh:
-            return np.empty(0, np.int64), np.empty((0, self._base.dim), np.float32), np.empty(0, np.float32)
+            return np.empty(0, np.int64), np.empty((0, self.base.dim), np.float32), np.empty(0, np.float32)
         joined = _joined(list(self._fresh))
-        return joined.ids, _stored(joined.keys)[:, : self._base.dim].copy(), joined.tails
+        return joined.ids, _stored(joined.keys)[:, : self.base.dim].copy(), joined.tails
 
     @property
     def fingerprint(self) -> str:
@@ -258,17 +247,17 @@ class Index:
     @property
     def tombstones(self) -> frozenset[int]:
         """Rows of the stems whose windows in the base are masked."""
-        return self._base.tombstones
+        return self.base.tombstones
 
     @property
     def windows(self) -> int:
         """Windows that can be found."""
-        return self._base.windows + self.fresh_windows
+        return self.base.windows + self.fresh_windows
 
     @property
     def approximate(self) -> bool:
         """Whether a search may overlook a window, so that nothing it answers is proven."""
-        return self._base.approximate
+        return self.base.approximate
 
     @property
     def fresh_windows(self) -> int:
@@ -298,11 +287,11 @@ class Index:
         if seq < self.seq:
             raise ValueError(f"changes up to {seq} are older than this index, which covers {self.seq}")
         changed = np.fromiter(gone | upserted.keys(), np.int64)
-        base = self._base.without(changed)
+        base = self.base.without(changed)
         fresh = [part.without(changed) for part in self._fresh]
         if upserted:
             fresh.append(_part_of(fold_stems(self.fold, upserted)))
-        return replace(self, _base=base, _fresh=_few_parts(fresh), seq=seq)
+        return replace(self, base=base, _fresh=_few_parts(fresh), seq=seq)
 
     def search(
         self, queries: Float32, k: int, allowed: Int64 | None = None, trait_weights: Float32 | None = None
@@ -330,7 +319,7 @@ class Index:
             raise WrongShape("the queries", shape=queries.shape, expected=f"(q, {self.fold.dim})")
         if k < 1:
             raise ValueError(f"k is {k}, at least 1 is needed")
-        if self._base.dim == self.fold.dim:  # with weights, stems that came since would rank too low
+        if self.base.dim == self.fold.dim:  # with weights, stems that came since would rank too low
             trait_weights = None
         asked = whole(queries, trait_weights)
         if not np.isfinite(asked).all():
@@ -421,7 +410,3 @@ def _stored(keys: Any) -> Float32:
     """The keys of a flat index, float32 (n, dim), in its own memory."""
     stored: Float32 = faiss.rev_swig_ptr(keys.get_xb(), keys.ntotal * keys.d).reshape(keys.ntotal, keys.d)
     return stored
-
-
-def _is_among(rows: Int64, wanted: Int64) -> npt.NDArray[np.bool_]:
-    return np.isin(rows, np.asarray(wanted, dtype=np.int64))
