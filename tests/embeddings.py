@@ -1,5 +1,6 @@
-"""Embeddings and forms drawn at random, for tests of what is built on them."""
+"""Stems, embeddings and forms drawn at random, for tests of what is built on them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.catalog.records import StemEmbeddings
+from indexer.catalog.records import ClipFacts, StemEmbeddings, StemMetadata, Upload
 from indexer.index.fold import HermitianFold
 from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
@@ -30,6 +31,12 @@ def random_rows(seed: int | np.random.Generator, n: int, dimension: int) -> NDAr
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((n, dimension)) + 1j * rng.standard_normal((n, dimension))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.complex64)
+
+
+def upload(name: str, **said: Any) -> Upload:
+    """An accepted file of ten seconds."""
+    facts = ClipFacts(format="FLAC", duration_s=10.0, sample_rate=44_100, channels=2)
+    return Upload(hashlib.sha256(name.encode()).hexdigest(), f"{name}.flac", StemMetadata(**said), facts)
 
 
 def random_stem(seed: int, n: int = 3, *, dimension: int, gaps: bool = False) -> StemEmbeddings:

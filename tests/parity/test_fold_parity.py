@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -50,16 +49,3 @@ def test_a_truncated_fold_keeps_its_bound_at_the_models_width(rank: int) -> None
     error = np.abs(fold.queries(x) @ fold.keys(y).T - exact(x, form, y))
     assert error.max() <= fold.bound + fold.rounding
     assert (error <= np.outer(fold.query_tail(x), fold.key_tail(y)) + fold.rounding).all()
-
-
-def test_flat_top_k_over_keys_equals_brute_force_top_k_of_the_complex_score() -> None:
-    form, x, y = trained_form(), random_rows(5, 20, DIMENSION), random_rows(6, 2300, DIMENSION)
-    fold = HermitianFold(form)
-    flat = faiss.IndexFlatIP(fold.dim)
-    flat.add(fold.keys(y))
-    scores, rows = flat.search(fold.queries(x), 10)
-    truth = exact(x, form, y)
-    best = np.sort(truth, axis=1)[:, ::-1][:, :10]
-    assert np.abs(scores - best).max() <= SCORE_TOLERANCE
-    # Two windows may tie within the tolerance, so ids are compared by what they score.
-    assert np.abs(np.take_along_axis(truth, rows, axis=1) - best).max() <= SCORE_TOLERANCE

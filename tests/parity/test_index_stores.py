@@ -5,7 +5,6 @@ PHALAR_TEST_QDRANT_URL (and PHALAR_TEST_QDRANT_KEY) a server; its collections ar
 """
 
 import asyncio
-import hashlib
 import os
 import secrets
 import sqlite3
@@ -24,7 +23,7 @@ from qdrant_client import QdrantClient
 import indexer.index.qdrant_generations
 import indexer.index.qdrant_search
 from indexer.catalog.catalog import Catalog
-from indexer.catalog.records import ClipFacts, StemEmbeddings, StemFilter, StemMetadata, Upload
+from indexer.catalog.records import StemEmbeddings, StemFilter
 from indexer.diagonals import QueryWindows
 from indexer.index.build import FolderStore
 from indexer.index.choice import Limits
@@ -35,14 +34,13 @@ from indexer.index.live import IndexStore, LiveIndex
 from indexer.index.qdrant_generations import QdrantStore
 from indexer.index.snapshot import SnapshotError
 from indexer.search import candidates
-from tests.embeddings import random_fold, random_rows, random_stem
+from tests.embeddings import random_fold, random_rows, random_stem, upload
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
 
 DIMENSION = 6
 # float32 inner products of twelve coordinates, in each engine's order and in ours.
 SCORE_TOLERANCE = 1e-5
-FACTS = ClipFacts("wav", 9.0, 16_000, channels=1)
 MODEL, OTHER_MODEL = "a" * 64, "b" * 64
 STORES = ["folder", "qdrant", "edge"] + (["server"] if "PHALAR_TEST_QDRANT_URL" in os.environ else [])
 
@@ -88,9 +86,7 @@ class World:
 
     async def add(self, seed: int, n: int = 3, fingerprint: str = MODEL, **said: Any) -> int:
         stem = random_stem(seed, n, dimension=DIMENSION, gaps=True)
-        name = f"{seed} {secrets.token_hex(4)}"
-        upload = Upload(hashlib.sha256(name.encode()).hexdigest(), f"{name}.wav", StemMetadata(**said), FACTS)
-        _, (stem_id,) = await self.catalog.add([upload])
+        _, (stem_id,) = await self.catalog.add([upload(f"{seed} {secrets.token_hex(4)}", **said)])
         row = (await self.catalog.stem(stem_id)).row
         assert await self.catalog.store_embeddings(row, fingerprint, stem.windows, stem.starts_s, stem.embedding)
         self.stems[row], self.ids[row] = stem, stem_id

@@ -1,30 +1,24 @@
 """Quotas on a real SQLite file and a real PostgreSQL: counted with the stems, never overshot, given back."""
 
 import asyncio
-import hashlib
 
 import pytest
 
-from indexer import Catalog, Charge, ClipFacts, Job, Quota, QuotaExceeded, StemMetadata, Upload
+from indexer import Catalog, Charge, Job, Quota, QuotaExceeded
 from indexer.catalog.quotas import EVERYBODY, Usage
+from tests.embeddings import upload
 
 pytestmark = pytest.mark.anyio
 
-FACTS = ClipFacts(format="flac", duration_s=10.0, sample_rate=44_100, channels=2)
 SIZE = 1000
 
 
-def sha256(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
 def charge(owner: str, *names: str, own: Quota | None = None, overall: Quota | None = None) -> Charge:
-    return Charge(owner, {sha256(name): SIZE for name in names}, own or Quota(), overall or Quota())
+    return Charge(owner, {upload(name).sha256: SIZE for name in names}, own or Quota(), overall or Quota())
 
 
 async def add(catalog: Catalog, owner: str, *names: str, own: Quota | None = None, overall: Quota | None = None) -> Job:
-    files = [Upload(sha256(name), f"{name}.flac", StemMetadata(), FACTS) for name in names]
-    job, _ = await catalog.add(files, charge(owner, *names, own=own, overall=overall))
+    job, _ = await catalog.add([*map(upload, names)], charge(owner, *names, own=own, overall=overall))
     return job
 
 
@@ -62,7 +56,7 @@ async def test_quota_is_counted_by_key_and_for_all_together(catalog: Catalog) ->
 async def test_bytes_that_are_here_already_cost_nothing(catalog: Catalog) -> None:
     own = Quota(stems=1)
     await add(catalog, "one", "a", "a", own=own)
-    await catalog.refuse_if_over(charge("one", "a", own=own), await catalog.known([sha256("a")]))
+    await catalog.refuse_if_over(charge("one", "a", own=own), await catalog.known([upload("a").sha256]))
     await add(catalog, "one", "a", own=own)
     await add(catalog, "two", "a", own=Quota(stems=0))
     assert await catalog.usage("one") == Usage(1, SIZE)
@@ -83,6 +77,6 @@ async def test_deleting_gives_quota_back_to_whoever_had_paid(catalog: Catalog) -
 
 
 async def test_stem_that_nobody_was_charged_for_is_deleted_like_any(catalog: Catalog) -> None:
-    _, (stem_id,) = await catalog.add([Upload(sha256("a"), "a.flac", StemMetadata(), FACTS)])
+    _, (stem_id,) = await catalog.add([upload("a")])
     await catalog.delete(stem_id)
     assert await catalog.usage(EVERYBODY) == Usage()

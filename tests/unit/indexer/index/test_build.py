@@ -1,7 +1,6 @@
 """A generation is built and opened: after a kill, beside another builder, and from a file that was damaged."""
 
 import asyncio
-import hashlib
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import indexer.index.build
 import indexer.index.snapshot
 import indexer.index.writer
 from indexer.catalog.catalog import Catalog
-from indexer.catalog.records import ClipFacts, StemMetadata, Upload
 from indexer.index.build import FolderStore, Wanted, build_snapshot, snapshot_folder
 from indexer.index.choice import Limits
 from indexer.index.fold import HermitianFold
@@ -25,7 +23,7 @@ from indexer.index.index import Index
 from indexer.index.keys import split_ids
 from indexer.index.live import LiveIndex
 from indexer.index.snapshot import SnapshotCorrupt
-from tests.embeddings import random_fold, random_rows
+from tests.embeddings import random_fold, random_rows, upload
 
 pytestmark = pytest.mark.anyio
 
@@ -63,10 +61,7 @@ async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
 
 
 async def add(catalog: Catalog, seed: int, embedding: NDArray[np.complex64] | None = None) -> tuple[int, str]:
-    upload = Upload(
-        hashlib.sha256(f"{seed}".encode()).hexdigest(), f"{seed}.wav", StemMetadata(), ClipFacts("wav", 9.0, 16_000, 1)
-    )
-    _, (stem_id,) = await catalog.add([upload])
+    _, (stem_id,) = await catalog.add([upload(f"{seed}")])
     row = (await catalog.stem(stem_id)).row
     windows = np.arange(EACH, dtype=np.int64)
     own = random_rows(seed, EACH, DIMENSION) if embedding is None else embedding

@@ -16,7 +16,6 @@ from indexer.index.index import Index, KeysInMemory
 from indexer.index.keys import (
     LOG_WINDOWS,
     TRAITS,
-    DuplicateWindow,
     EmbeddingNotFinite,
     highest_rank,
     key_dim,
@@ -56,13 +55,6 @@ def test_changes_make_a_new_index_and_leave_the_old_one(tmp_path: Path) -> None:
     assert new.generation == old.generation == 3
 
 
-def test_a_changed_stem_is_found_by_its_new_windows_only(tmp_path: Path) -> None:
-    index = sealed(tmp_path).with_changes({1: make_stem(50, 1)}, [], 18)
-    ids = index.search(index.fold.queries(unit_rows(100, 1)), 100)[1][0]
-    rows, windows = split_ids(ids)
-    assert windows[rows == 1].tolist() == [0]
-
-
 def test_the_same_changes_twice_change_nothing(tmp_path: Path) -> None:
     once = sealed(tmp_path).with_changes({1: make_stem(50), 9: make_stem(9)}, [3], 18)
     twice = once.with_changes({1: make_stem(50), 9: make_stem(9)}, [3], 18)
@@ -82,11 +74,6 @@ def test_changes_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     poisoned.embedding[0, 0] = np.nan
     with pytest.raises(EmbeddingNotFinite):
         index.with_changes({1: poisoned}, [], 18)
-    stem = make_stem(1)
-    with pytest.raises(DuplicateWindow):
-        index.with_changes(
-            {1: StemEmbeddings.in_clock_time(np.array([0, 0, 1]), stem.starts_s, stem.embedding)}, [], 18
-        )
 
 
 def test_queries_of_another_fold_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from indexer.index.build import Wanted
 from indexer.index.choice import Limits
 from indexer.index.fold import HermitianFold
 from indexer.index.index import IndexUnavailable
-from indexer.index.live import LiveIndex, open_store
+from indexer.index.live import IndexStore, LiveIndex, open_store
 from indexer.index.qdrant_generations import QdrantStore, connect
 from indexer.index.qdrant_search import Connection
 from indexer.index.snapshot import SnapshotCorrupt, SnapshotMissing
@@ -48,6 +48,13 @@ async def an_empty_catalog(tmp_path: Path) -> Catalog:
 
 def wanted() -> Wanted:
     return Wanted(1, MODEL, make_fold(), 5.0, 2.5)
+
+
+def live_on(catalog: Catalog, store: IndexStore) -> LiveIndex:
+    async def fold_of(_: str) -> HermitianFold:
+        return make_fold()
+
+    return LiveIndex(catalog, store, fold_of, window_s=5.0, stride_s=2.5)
 
 
 async def test_the_alias_in_qdrant_follows_and_points_at_one_collection(client: QdrantClient, tmp_path: Path) -> None:
@@ -114,11 +121,7 @@ async def test_another_mode_of_search_asks_for_another_collection(client: Qdrant
 
 async def test_a_lost_collection_is_noticed_while_it_answers(client: QdrantClient, tmp_path: Path) -> None:
     catalog, store = await an_empty_catalog(tmp_path), QdrantStore(client)
-
-    async def fold_of(_: str) -> HermitianFold:
-        return make_fold()
-
-    live = LiveIndex(catalog, store, fold_of, window_s=5.0, stride_s=2.5)
+    live = live_on(catalog, store)
     await live.open()
     await live.check()
     client.delete_collection(NAME)
@@ -131,11 +134,7 @@ async def test_a_lost_collection_is_noticed_while_it_answers(client: QdrantClien
 async def test_a_server_that_is_not_there_makes_the_index_unreachable(tmp_path: Path) -> None:
     catalog = await an_empty_catalog(tmp_path)
     store = open_store(tmp_path, Limits(1), url=f"http://127.0.0.1:{free_port()}")
-
-    async def fold_of(_: str) -> HermitianFold:
-        return make_fold()
-
-    live = LiveIndex(catalog, store, fold_of, window_s=5.0, stride_s=2.5)
+    live = live_on(catalog, store)
     assert live.status == "starting"
     with pytest.raises(IndexUnavailable):
         await live.open()
