@@ -13,7 +13,6 @@ from indexer.catalog.records import (
     ClipFacts,
     FactSource,
     Job,
-    JobItem,
     JobNotFound,
     Kind,
     LiveMoved,

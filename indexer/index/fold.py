@@ -1,7 +1,6 @@
 """Embeddings and H -> real queries and keys whose inner product is the score; the rank, and what it costs at most."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,26 +220,13 @@ class HermitianFold:
 
     def to_bytes(self) -> bytes:
         """Everything needed to fold again, without torch and bit for bit, as an uncompressed .npz."""
-        file = io.BytesIO()
         parts: dict[str, Any] = {
             "hermitian": self._hermitian,
             "eigenvalues": self._values,
             "eigenvectors": self._vectors,
             "rank": np.int64(self._rank),
         }
-        if self._turn is not None:
-            parts["turn"] = self._turn
-        np.savez(file, **parts)
-        return file.getvalue()
-
-    def save(self, path: Path) -> None:
-        """Write `to_bytes` to a file."""
-        path.write_bytes(self.to_bytes())
-
-    @classmethod
-    def load(cls, path: Path) -> "HermitianFold":
-        """Read what `save` wrote; see `of_bytes`. Raises OSError also."""
-        return cls.of_bytes(path.read_bytes())
+        return npz(**parts) if self._turn is None else npz(**parts, turn=self._turn)
 
     @classmethod
     def of_bytes(cls, raw: bytes) -> "HermitianFold":
@@ -275,6 +261,13 @@ class HermitianFold:
             raise WrongShape("the embeddings", shape=rows.shape, expected=f"(n, {self.embedding_dim})")
         _require_finite("the embeddings", rows)
         return rows
+
+
+def npz(**arrays: Any) -> bytes:
+    """Arrays as `np.load` reads them."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def _fold_rows(rows: npt.NDArray[Any], basis: Complex128) -> Float32:

@@ -81,7 +81,7 @@ class Snapshot:
             path, facts = folder / name, manifest.files.get(name)
             _verify(path, facts, content=check_mapped or not _is_mapped(path))
         keys = _read(folder / KEYS, _load_keys)
-        fold = _read(folder / FOLD, HermitianFold.load)
+        fold = _read(folder / FOLD, lambda path: HermitianFold.of_bytes(path.read_bytes()))
         tails, residuals = _read(folder / ERRORS, _load_errors)
         ids = faiss.vector_to_array(keys.id_map)
         _agree(folder / FOLD, "rank", fold.rank, manifest.rank)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.choice import LEARNING
-from indexer.index.fold import HermitianFold
+from indexer.index.fold import HermitianFold, npz
 from indexer.index.keys import DuplicateWindow, fold_stems, key_dim, keys_of, rounded_up, split_ids
 from indexer.index.manifest import FileFacts, Manifest, facts_of, manifest_bytes, manifest_of
 from indexer.index.recall import Recall, RecallMeter
@@ -82,7 +82,7 @@ class SnapshotWriter:
         for name in _WORKING:
             (folder / name).unlink(missing_ok=True)
         _replace(folder / _TRAINED, lambda path: faiss.write_index(self._trained, str(path)))
-        _replace(folder / FOLD, fold.save)
+        _replace_bytes(folder / FOLD, fold.to_bytes())
         self._keep_progress()
 
     @classmethod
@@ -98,7 +98,7 @@ class SnapshotWriter:
                 state = dict(found)
             left = manifest_of(state["manifest"].tobytes())
             trained = faiss.read_index(str(folder / _TRAINED))
-            fold = HermitianFold.load(folder / FOLD)
+            fold = HermitianFold.of_bytes((folder / FOLD).read_bytes())
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, BadZipFile):  # there is none of this build
             return None
         of_this_build = trained.d == left.dim == key_dim(fold.dim)
@@ -168,8 +168,8 @@ class SnapshotWriter:
 
         files = {
             KEYS: keys,
-            FOLD: _replace(self._folder / FOLD, self._fold.save),
-            ERRORS: _replace_arrays(self._folder / ERRORS, tails=tails, residuals=residuals),
+            FOLD: _replace_bytes(self._folder / FOLD, self._fold.to_bytes()),
+            ERRORS: _replace_bytes(self._folder / ERRORS, npz(tails=tails, residuals=residuals)),
         }
         manifest = replace(
             self._manifest,
@@ -180,7 +180,7 @@ class SnapshotWriter:
             created_at=now(),
             files=files,
         )
-        _replace(self._folder / MANIFEST, lambda path: path.write_bytes(manifest_bytes(asdict(manifest))))
+        _replace_bytes(self._folder / MANIFEST, manifest_bytes(asdict(manifest)))
         _sync_folder(self._folder.parent)
         for name in _WORKING:
             (self._folder / name).unlink(missing_ok=True)
@@ -193,7 +193,7 @@ class SnapshotWriter:
         state: dict[str, Any] = {"manifest": np.frombuffer(manifest, np.uint8)}
         if self._meter is not None:
             state |= self._meter.state()
-        _replace_arrays(self._folder / _PROGRESS, **state)
+        _replace_bytes(self._folder / _PROGRESS, npz(**state))
 
     # ---------------------------------------------------------------- keys
 
@@ -275,12 +275,8 @@ def _replace(path: Path, write: Callable[[Path], object]) -> FileFacts:
     return facts
 
 
-def _replace_arrays(path: Path, **arrays: Any) -> FileFacts:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # np.savez would give the name another ending
-            np.savez(file, **arrays)
-
-    return _replace(path, write)
+def _replace_bytes(path: Path, data: bytes) -> FileFacts:
+    return _replace(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _sync_folder(folder: Path) -> None:
