@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 
 from indexer.catalog.records import ClipFacts, StemEmbeddings, StemMetadata, Upload
 from indexer.index.fold import HermitianFold
+from indexer.index.index import Index
+from indexer.index.keys import window_ids
 from indexer.index.manifest import Manifest
 from indexer.index.snapshot import Snapshot
 from indexer.index.writer import SnapshotWriter
+
+# float32 inner products of some twelve coordinates, in each engine's order and in ours.
+SCORE_TOLERANCE = 1e-5
 
 
 def random_form(dimension: int, seed: int = 0) -> NDArray[np.complex128]:
@@ -65,3 +70,29 @@ def write_snapshot(
     for some in held:
         writer.add(some)
     return writer.seal()
+
+
+def assert_hits(
+    index: Index, stems: Mapping[int, StemEmbeddings], k: int, allowed: NDArray[np.int64] | None = None
+) -> None:
+    """The index answers with the hits of brute force over these stems, of which some may be allowed."""
+    kept = {row: stem for row, stem in stems.items() if allowed is None or row in allowed}
+    every: dict[int, NDArray[np.complex64]] = {}
+    for row, stem in kept.items():
+        every |= zip(window_ids(row, stem.windows).tolist(), stem.embedding, strict=True)
+    dimension = index.fold.embedding_dim
+    folded = index.fold.queries(random_rows(99, 5, dimension))
+    keys = index.fold.keys(np.stack([*every.values()]) if every else np.empty((0, dimension), np.complex64))
+    truth = folded.astype(np.float64) @ keys.astype(np.float64).T  # (queries, windows)
+    scores, ids = index.search(folded, k, allowed)
+    n = min(k, len(every))
+    assert (scores.dtype, ids.dtype, scores.shape, ids.shape) == (np.float32, np.int64, (5, k), (5, k))
+    assert np.isneginf(scores[:, n:]).all()
+    assert (ids[:, n:] == -1).all()
+    assert (np.diff(scores[:, :n]) <= 0).all()
+    np.testing.assert_allclose(scores[:, :n], -np.sort(-truth, axis=1)[:, :n], atol=SCORE_TOLERANCE)
+    position = {one: at for at, one in enumerate(every)}
+    for query in range(5):
+        at = [position[one] for one in ids[query, :n].tolist()]
+        assert len(set(at)) == n
+        np.testing.assert_allclose(scores[query, :n], truth[query, at], atol=SCORE_TOLERANCE)

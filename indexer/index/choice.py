@@ -77,13 +77,11 @@ def choose(
         return Choice("flat", rank, "the catalog is empty")
     if index_type is not None:
         return _fitting(windows, rank, limits, index_type, f"{index_type} was asked for")
-    fitting = [kind for kind in _EXACT if index_bytes(windows, kind, rank) <= limits.memory_bytes]
-    kind = fitting[0] if fitting else _EXACT[-1]
     if approximate and windows > limits.exact_windows:
-        return _fitting(
-            windows, rank, limits, "ivf", f"{windows} windows are more than {limits.exact_windows} to compare with each"
-        )
-    return _fitting(windows, rank, limits, kind, "the most exact type that fits")
+        why = f"{windows} windows are more than {limits.exact_windows} to compare with each"
+        return _fitting(windows, rank, limits, "ivf", why)
+    fitting = (kind for kind in _EXACT if index_bytes(windows, kind, rank) <= limits.memory_bytes)
+    return _fitting(windows, rank, limits, next(fitting, _EXACT[-1]), "the most exact type that fits")
 
 
 def _fitting(windows: int, rank: int, limits: Limits, index_type: IndexType, why: str) -> Choice:

@@ -34,13 +34,11 @@ from indexer.index.live import IndexStore, LiveIndex
 from indexer.index.qdrant_generations import QdrantStore
 from indexer.index.snapshot import SnapshotError
 from indexer.search import candidates
-from tests.embeddings import random_fold, random_rows, random_stem, upload
+from tests.embeddings import SCORE_TOLERANCE, assert_hits, random_fold, random_rows, random_stem, upload
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Local mode performs exact")]
 
 DIMENSION = 6
-# float32 inner products of twelve coordinates, in each engine's order and in ours.
-SCORE_TOLERANCE = 1e-5
 MODEL, OTHER_MODEL = "a" * 64, "b" * 64
 STORES = ["folder", "qdrant", "edge"] + (["server"] if "PHALAR_TEST_QDRANT_URL" in os.environ else [])
 
@@ -104,39 +102,14 @@ class World:
         await self.catalog.delete(self.ids[row])
         del self.stems[row]
 
-    async def check(
-        self,
-        live: LiveIndex | None = None,
-        allowed: npt.NDArray[np.int64] | None = None,
-        ks: tuple[int, ...] = (1, 7, 200),
-    ) -> Index:
+    async def check(self, live: LiveIndex | None = None, allowed: npt.NDArray[np.int64] | None = None) -> Index:
         """The hits of the current index are those of brute force over the stems that we know to be there."""
         index = await (live or self.live).current()
-        kept = {row: stem for row, stem in self.stems.items() if allowed is None or row in allowed}
-        found = {
-            (row, int(w)): e for row, stem in kept.items() for w, e in zip(stem.windows, stem.embedding, strict=True)
-        }
-        queries = unit_rows(99, 5)
-        every = np.stack([*found.values()]) if found else np.empty((0, DIMENSION), np.complex64)
-        folded, keys = index.fold.queries(queries), index.fold.keys(every)
-        truth = folded.astype(np.float64) @ keys.astype(np.float64).T  # (queries, windows)
-        position = {name: at for at, name in enumerate(found)}
-        for k in ks:
-            scores, ids = index.search(folded, k, allowed)
-            n = min(k, len(found))
-            assert (scores.dtype, ids.dtype, scores.shape, ids.shape) == (np.float32, np.int64, (5, k), (5, k))
-            assert np.isneginf(scores[:, n:]).all()
-            assert (ids[:, n:] == -1).all()
-            assert (np.diff(scores[:, :n]) <= 0).all()
-            np.testing.assert_allclose(scores[:, :n], -np.sort(-truth, axis=1)[:, :n], atol=SCORE_TOLERANCE)
-            rows, windows = split_ids(ids[:, :n])
-            for query in range(5):
-                names = list(zip(rows[query].tolist(), windows[query].tolist(), strict=True))
-                assert len(set(names)) == n
-                at = [position[name] for name in names]
-                np.testing.assert_allclose(scores[query, :n], truth[query, at], atol=SCORE_TOLERANCE)
+        for k in (1, 7, 200):
+            assert_hits(index, self.stems, k, allowed)
         if allowed is None:
-            assert (index.windows, index.stems) == (len(found), sum(len(stem.windows) > 0 for stem in kept.values()))
+            sizes = [len(stem.windows) for stem in self.stems.values()]
+            assert (index.windows, index.stems) == (sum(sizes), np.count_nonzero(sizes))
         return index
 
 

@@ -68,21 +68,3 @@ def test_truncated_score_stays_under_the_bound_and_under_the_tails_at_every_rank
         assert (error <= tails + fold.rounding * slack_of_norm + 1e-12).all()
         assert tails.max() <= fold.bound * slack_of_norm + 1e-12
         assert np.abs(fold.scores(x, y) - expected).max() <= SCORE_TOLERANCE
-
-
-@given(forms())
-@settings(max_examples=60, deadline=None)
-def test_score_does_not_depend_on_the_order_of_a_pair(case: Case) -> None:
-    form, rng = case
-    x, y = unit_rows(rng, 3, len(form)), unit_rows(rng, 3, len(form))
-    fold = HermitianFold(form)
-    assert np.abs(fold.scores(x, y) - fold.scores(y, x).T).max() <= SCORE_TOLERANCE
-
-
-@given(forms())
-@settings(max_examples=60, deadline=None)
-def test_bound_never_grows_with_the_rank(case: Case) -> None:
-    form, _ = case
-    bounds = [HermitianFold(form, rank=rank).bound for rank in range(1, len(form) + 1)]
-    assert bounds == sorted(bounds, reverse=True)
-    assert bounds[-1] == 0.0

@@ -13,13 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.index import Index
-from indexer.index.keys import window_ids
-from tests.embeddings import random_fold, random_rows, random_stem, write_snapshot
+from tests.embeddings import assert_hits, random_fold, random_rows, random_stem, write_snapshot
 
 DIMENSION = 5
-# float32 inner products of ten coordinates, in FAISS's order and in ours.
-SCORE_TOLERANCE = 1e-5
-
 ROWS = st.one_of(st.integers(0, 7), st.just(2**40))
 SEEDS = st.integers(0, 10**6)
 
@@ -46,9 +42,9 @@ class IndexAgainstDictionary(RuleBasedStateMachine):
         stems = {row: make_stem(seed, n) for row, (seed, n) in upserted.items()}
         deleted -= stems.keys()
         before = self.index
-        expected = self.answer(before, None)
+        expected = self.answer(before)
         self.index = before.with_changes(stems, deleted, before.seq + 1)
-        assert all(np.array_equal(a, b) for a, b in zip(self.answer(before, None), expected, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(self.answer(before), expected, strict=True))
         for row in deleted:
             self.stems.pop(row, None)
         self.stems |= stems
@@ -61,7 +57,7 @@ class IndexAgainstDictionary(RuleBasedStateMachine):
             self.seed += 1
             sealed = self.write(folder, kind)
             assert (sealed.windows, sealed.stems) == (self.index.windows, self.index.stems)
-            assert sorted(self.answer(sealed, None)[1][0]) == sorted(self.answer(self.index, None)[1][0])
+            assert sorted(self.answer(sealed)[1][0]) == sorted(self.answer(self.index)[1][0])
             return
         self.index = self.write(self.folder / str(self.index.generation + 1), "flat")
 
@@ -69,38 +65,16 @@ class IndexAgainstDictionary(RuleBasedStateMachine):
         facts = {"generation": self.index.generation + 1, "seq": self.index.seq, "index_type": kind}
         return Index.of(write_snapshot(folder, [self.stems], self.index.fold, **facts))
 
-    def answer(
-        self, index: Index, allowed: npt.NDArray[np.int64] | None, k: int = 80
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        return index.search(index.fold.queries(unit_rows(1, 3)), k, allowed)
+    def answer(self, index: Index) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        return index.search(index.fold.queries(unit_rows(1, 3)), 80)
 
     @rule(allowed=st.one_of(st.none(), st.lists(ROWS, max_size=5)), k=st.integers(1, 40))
     def search(self, allowed: list[int] | None, k: int) -> None:
         rows = None if allowed is None else np.array(allowed, np.int64)
-        scores, ids = self.answer(self.index, rows, k)
-        kept = {row: stem for row, stem in self.stems.items() if allowed is None or row in allowed}
-        every = np.concatenate([np.empty(0, np.int64), *(window_ids(row, stem.windows) for row, stem in kept.items())])
-        embedding = np.concatenate(
-            [np.empty((0, DIMENSION), np.complex64), *(stem.embedding for stem in kept.values() if len(stem.windows))]
-        )
-        fold = self.index.fold
-        truth = fold.queries(unit_rows(1, 3)).astype(np.float64) @ fold.keys(embedding).astype(np.float64).T
-        n = min(k, len(every))
-        best = -np.sort(-truth, axis=1)[:, :n]
-        assert np.isneginf(scores[:, n:]).all()
-        assert (ids[:, n:] == -1).all()
-        if n:
-            assert np.abs(scores[:, :n] - best).max() <= SCORE_TOLERANCE
-        by_id = {int(window): position for position, window in enumerate(every)}
-        for q in range(3):
-            assert len(set(ids[q, :n].tolist())) == n
-            for rank in range(n):
-                assert abs(truth[q, by_id[int(ids[q, rank])]] - scores[q, rank]) <= SCORE_TOLERANCE
+        assert_hits(self.index, self.stems, k, rows)
 
     @invariant()
     def counts_agree(self) -> None:
-        if not hasattr(self, "stems"):
-            return
         assert self.index.windows == sum(len(stem.windows) for stem in self.stems.values())
         assert self.index.stems == sum(len(stem.windows) > 0 for stem in self.stems.values())
 
