@@ -336,6 +336,6 @@ async def tick(sql: AsyncConnection) -> int:
 SQL_CHUNK = 500  # values in one IN (...); SQLite allows 32,766 and asyncpg 32,767
 
 
-def chunks(values: list[Any]) -> Iterable[list[Any]]:
-    for start in range(0, len(values), SQL_CHUNK):
-        yield values[start : start + SQL_CHUNK]
+def chunks(values: list[Any], size: int = SQL_CHUNK) -> Iterable[list[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

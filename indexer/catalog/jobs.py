@@ -50,9 +50,7 @@ class Jobs(OnDatabase):
     async def start_reindex(self, request: Mapping[str, Any]) -> tuple[Job, bool]:
         """A reindex job; if one is running already, that one. Returns the job and whether it is new."""
         async with self._database.write() as sql:
-            running = (
-                await sql.execute(select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running"))
-            ).scalar()
+            running = (await sql.execute(_REINDEX)).scalar()
             job_id = running or secrets.token_hex(8)
             if running is None:
                 await sql.execute(
@@ -65,8 +63,7 @@ class Jobs(OnDatabase):
     @retried
     async def unfinished_reindex(self) -> Job | None:
         """The reindex job that a restart found unfinished."""
-        query = select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running")
-        found = await self._database.rows(query)
+        found = await self._database.rows(_REINDEX)
         return await self.job(found[0].id) if found else None
 
     @retried
@@ -92,6 +89,7 @@ class Jobs(OnDatabase):
             )
 
 
+_REINDEX = select(jobs.c.id).where(jobs.c.kind == "reindex", jobs.c.state == "running")
 _JOB = select(jobs).where(jobs.c.id == bindparam("id"))
 _ITEMS = (
     select(job_items, stems.c.id.label("stem_id"), stems.c.state, stems.c.problem.label("stem_problem"))

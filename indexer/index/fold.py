@@ -68,6 +68,11 @@ class HermitianFold:
     the fold; do not compute it again from H on another machine.
     """
 
+    hermitian: Complex128  # (D, D), read-only
+    eigenvalues: Float64  # (D,), largest magnitude first, read-only
+    rank: int  # how many directions are kept: eigenvectors, unless the fold was turned to something
+    bound: float  # what unit-norm embeddings score off by at most, beside `rounding`; 0.0 at full rank
+
     def __init__(self, hermitian: npt.ArrayLike, rank: int | None = None) -> None:
         """Decompose in float64.
 
@@ -98,7 +103,7 @@ class HermitianFold:
             raise RankOutOfRange(rank=rank, largest=dimension)
         order = np.argsort(-np.abs(values), kind="stable")
         values, vectors = values[order], vectors[:, order]
-        self._hermitian, self._values, self._vectors, self._rank, self._turn = form, values, vectors, rank, turn
+        self.hermitian, self.eigenvalues, self._vectors, self.rank, self._turn = form, values, vectors, rank, turn
         for array in (form, values, vectors):
             array.flags.writeable = False
         # Embeddings are rows here, so Uᴴ x is x @ conj(U).
@@ -107,15 +112,15 @@ class HermitianFold:
         if turn is not None:
             queries, keys = queries @ turn, keys @ turn
         self._queries, self._keys = queries, keys
-        self._bound = 0.0
+        self.bound = 0.0
         if rank < dimension:
             left, right = queries[:, rank:], keys[:, rank:]
-            self._bound = float(abs(values[rank])) if turn is None else float(np.linalg.norm(left.conj() @ right.T, 2))
+            self.bound = float(abs(values[rank])) if turn is None else float(np.linalg.norm(left.conj() @ right.T, 2))
 
     def at_rank(self, rank: int) -> "HermitianFold":
         """The same decomposition with another number of directions kept. Raises RankOutOfRange."""
         fold = HermitianFold.__new__(HermitianFold)
-        fold._keep(self._hermitian, self._values, self._vectors, rank, self._turn)
+        fold._keep(self.hermitian, self.eigenvalues, self._vectors, rank, self._turn)
         return fold
 
     def turned_to(self, embeddings: npt.ArrayLike) -> "HermitianFold":
@@ -128,12 +133,12 @@ class HermitianFold:
             embeddings: complex64 (n, D), of the catalog.
         """
         keys = self._checked(embeddings).astype(np.complex128) @ (
-            self._vectors.conj() * np.sqrt(np.abs(self._values)) * np.where(self._values < 0, -1.0, 1.0)
+            self._vectors.conj() * np.sqrt(np.abs(self.eigenvalues)) * np.where(self.eigenvalues < 0, -1.0, 1.0)
         )
         _, directions = np.linalg.eigh(keys.conj().T @ keys)
         fold = HermitianFold.__new__(HermitianFold)
         turn = np.ascontiguousarray(directions[:, ::-1])
-        fold._keep(self._hermitian, self._values, self._vectors, self._rank, turn)
+        fold._keep(self.hermitian, self.eigenvalues, self._vectors, self.rank, turn)
         return fold
 
     def rank_within(self, error: float, embeddings: npt.ArrayLike) -> int:
@@ -146,35 +151,14 @@ class HermitianFold:
         return int(np.count_nonzero(errors > error)) or 1
 
     @property
-    def hermitian(self) -> Complex128:
-        """complex128 (D, D), read-only."""
-        return self._hermitian
-
-    @property
-    def eigenvalues(self) -> Float64:
-        """float64 (D,), largest magnitude first, read-only."""
-        return self._values
-
-    @property
     def embedding_dim(self) -> int:
         """D, the dimension of an embedding."""
-        return len(self._values)
-
-    @property
-    def rank(self) -> int:
-        """How many directions are kept: eigenvectors, unless the fold was turned to something."""
-        return self._rank
+        return len(self.eigenvalues)
 
     @property
     def dim(self) -> int:
         """Length of a query or key: two reals for each kept eigenvalue."""
-        return 2 * self._rank
-
-    @property
-    def bound(self) -> float:
-        """The largest |eigenvalue| of what is dropped, 0.0 at full rank: unit-norm embeddings score off by at most this
-        (and `rounding`)."""
-        return self._bound
+        return 2 * self.rank
 
     @property
     def rounding(self) -> float:
@@ -184,29 +168,29 @@ class HermitianFold:
         additions: (dim + 2) half-ulps of the largest |eigenvalue|, which bounds the sum of all |products|;
         one more for a score kept as float32. A worst case: seen errors grow with √dim, a hundredth of this.
         """
-        return (self.dim + 3) * 2.0**-24 * float(abs(self._values[0])) * 1.001
+        return (self.dim + 3) * 2.0**-24 * float(abs(self.eigenvalues[0])) * 1.001
 
     def queries(self, x: npt.ArrayLike) -> Float32:
         """complex64 (n, D) -> float32 (n, dim), the searching side."""
         rows = self._checked(x)
-        return _fold_rows(rows, self._queries[:, : self._rank])
+        return _fold_rows(rows, self._queries[:, : self.rank])
 
     def keys(self, y: npt.ArrayLike) -> Float32:
         """complex64 (n, D) -> float32 (n, dim), the stored side. H is indefinite, so keys differ in norm."""
         rows = self._checked(y)
-        return _fold_rows(rows, self._keys[:, : self._rank])
+        return _fold_rows(rows, self._keys[:, : self.rank])
 
     def query_tail(self, x: npt.ArrayLike) -> Float64:
         """complex64 (n, D) -> float64 (n,), the norm of what the rank drops from each query; 0 at full rank."""
-        return _norms(self._checked(x), self._queries[:, self._rank :])
+        return _norms(self._checked(x), self._queries[:, self.rank :])
 
     def key_tail(self, y: npt.ArrayLike) -> Float64:
         """complex64 (n, D) -> float64 (n,), the same norm on the stored side."""
-        return _norms(self._checked(y), self._keys[:, self._rank :])
+        return _norms(self._checked(y), self._keys[:, self.rank :])
 
     def form_rows(self, x: npt.ArrayLike) -> Float64:
         """xᴴ H as reals: complex64 (n, D) -> float64 (n, 2D); times `real_rows(y)` transposed it is the score."""
-        left = self._checked(x).astype(np.complex128).conj() @ self._hermitian
+        left = self._checked(x).astype(np.complex128).conj() @ self.hermitian
         return np.concatenate([left.real, -left.imag], axis=1)
 
     def real_rows(self, y: npt.ArrayLike) -> Float64:
@@ -221,10 +205,10 @@ class HermitianFold:
     def to_bytes(self) -> bytes:
         """Everything needed to fold again, without torch and bit for bit, as an uncompressed .npz."""
         parts: dict[str, Any] = {
-            "hermitian": self._hermitian,
-            "eigenvalues": self._values,
+            "hermitian": self.hermitian,
+            "eigenvalues": self.eigenvalues,
             "eigenvectors": self._vectors,
-            "rank": np.int64(self._rank),
+            "rank": np.int64(self.rank),
         }
         return npz(**parts) if self._turn is None else npz(**parts, turn=self._turn)
 

@@ -13,6 +13,7 @@ from indexer.index.choice import IndexType, Limits
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index, IndexUnavailable, Status
 from indexer.index.snapshot import SnapshotCorrupt, SnapshotError
+from model.errors import Told
 
 log = logging.getLogger("phalar.index")
 
@@ -48,11 +49,10 @@ class IndexStore(Protocol):
         """Remove all other generations."""
 
 
-class QdrantNotInstalled(Exception):
+class QdrantNotInstalled(Told):
     """The settings name a Qdrant server, and its client is not installed."""
 
-    def __init__(self) -> None:
-        super().__init__("an index on Qdrant needs its client: pip install 'phalar-retrieval[qdrant]'")
+    says = "an index on Qdrant needs its client: pip install 'phalar-retrieval[qdrant]'"
 
 
 def open_store(

@@ -19,6 +19,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from indexer.catalog.catalog import Catalog
+from indexer.catalog.database import chunks
 from indexer.index.build import STEMS_AT_ONCE, Report, Wanted, draw_probes, fold_for
 from indexer.index.fold import HermitianFold
 from indexer.index.index import Index
@@ -32,7 +33,6 @@ from indexer.index.qdrant_search import (
     Int64,
     Mode,
     one_of,
-    parts,
 )
 from indexer.index.recall import RecallMeter
 from indexer.index.snapshot import FOLD, SnapshotCorrupt, SnapshotError, SnapshotMissing, now
@@ -253,7 +253,7 @@ class QdrantStore:
         _, facts = self._facts(name)
         ids, keys, tails = index.fresh_keys()
         rows = np.unique(split_ids(ids)[0])
-        for some in parts(rows.tolist(), FILTER_ROWS):
+        for some in chunks(rows.tolist(), FILTER_ROWS):
             of_these = ids[np.isin(split_ids(ids)[0], some)].tolist()
             stale = models.Filter(must=[one_of(some)], must_not=[models.HasIdCondition(has_id=of_these)])
             self._connection(self._client.delete, name, models.FilterSelector(filter=stale), wait=True)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -12,6 +12,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
+from indexer.catalog.database import chunks
 from indexer.index.index import IndexUnavailable
 
 P = ParamSpec("P")
@@ -112,7 +113,7 @@ class CollectionKeys:
         new = frozenset(changed.tolist()) - self.tombstones
         if not new:
             return self
-        where = [models.Filter(must=[one_of(some)]) for some in parts(sorted(new), FILTER_ROWS)]
+        where = [models.Filter(must=[one_of(some)]) for some in chunks(sorted(new), FILTER_ROWS)]
         windows, stems = self.windows - sum(map(self._count, where)), self.stems - sum(map(self._count_first, where))
         fewer = replace(self, windows=windows, stems=stems, tombstones=self.tombstones | new)
         # Less than none: another process has put some in since they were counted.
@@ -130,7 +131,7 @@ class CollectionKeys:
         rows = np.setdiff1d(allowed, np.fromiter(self.tombstones, np.int64))
         scores = np.empty((len(queries), 0), np.float32)
         ids = np.empty((len(queries), 0), np.int64)
-        for some in parts(rows.tolist(), FILTER_ROWS):
+        for some in chunks(rows.tolist(), FILTER_ROWS):
             found = self._search(queries, k, models.Filter(must=[one_of(some)]))
             scores = np.concatenate([scores, found[0]], axis=1)
             ids = np.concatenate([ids, found[1]], axis=1)
@@ -184,9 +185,4 @@ def one_of(rows: list[int]) -> models.FieldCondition:
 
 
 def none_of(rows: Collection[int]) -> models.Filter:
-    return models.Filter(must_not=[one_of(some) for some in parts(sorted(rows), FILTER_ROWS)])
-
-
-def parts(values: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+    return models.Filter(must_not=[one_of(some) for some in chunks(sorted(rows), FILTER_ROWS)])

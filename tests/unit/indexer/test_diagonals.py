@@ -101,15 +101,6 @@ def test_nothing_to_align_is_no_place() -> None:
     assert align_all(fold, queries, {}) == {}
 
 
-def test_a_diagonal_needs_half_of_the_shorter_sides_windows() -> None:
-    rng = np.random.default_rng(8)
-    fold = make_fold()
-    queries, stem = make_queries(rng, 15.0, shift_s=STRIDE_S), make_stem(rng, 15.0)  # 5 windows each, one shift
-    place = align(fold, queries, stem.embedding, stem.starts_s)
-    assert place is not None
-    assert len(place.pairs) >= 3
-
-
 def test_equal_diagonals_are_settled_by_pairs_then_by_the_nearest_then_the_smaller_place() -> None:
     fold = HermitianFold(np.eye(DIMENSION, dtype=complex))
     same = np.repeat(unit_rows(np.random.default_rng(9), 1), 40, axis=0)
