@@ -1,21 +1,30 @@
-"""docs/architecture.md names files that are there, and every room; every decision is in their index."""
+"""The documents name what is there, docs/architecture.md every room, and the index of decisions each of them."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+OURS = "model|indexer|service|benchmarks|tests|unit|parity|browser|docs|deploy"
+NAMED = re.compile(rf"`((?:{OURS})/[\w/.-]+\.\w+)(?:::(\w+))?`")
+EARLIER = re.compile(r"`[\w/.]+` of commit [0-9a-f]{7}")  # how a page names what is not there any more
+DEFINED = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))))
 
 
 def missing(page: str) -> list[str]:
-    """Files that a page names and the tree does not have."""
-    return [name for name in re.findall(r"`([\w/]+\.(?:py|js|md))`", page) if not (ROOT / name).is_file()]
+    """Files and tests that a page names and the tree does not have."""
+    named = NAMED.findall(EARLIER.sub("", page))
+    files = [name for name, _ in named if not any((ROOT / above / name).exists() for above in ("", "tests"))]
+    tests = {test for _, test in named} | set(re.findall(r"`(?:…::|::)?(test_\w*[^\W_])`", page))
+    return files + sorted(tests - DEFINED - {""})
 
 
-def test_every_file_of_the_page_is_there() -> None:
-    assert len(re.findall(r"`[\w/]+\.(?:py|js)`", PAGE)) > 40
-    assert not missing(PAGE)
-    assert missing("`service/no_such_file.py` and `service/settings.py`") == ["service/no_such_file.py"]
+def test_what_the_documents_name_is_there() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]
+    assert {page.name: gone for page in pages if (gone := missing(page.read_text(encoding="utf-8")))} == {}
+    assert len(NAMED.findall(PAGE)) > 40
+    assert missing("`service/no_such_file.py`, `service/settings.py`") == ["service/no_such_file.py"]
+    assert missing("`unit/test_imports.py::test_that_went`, `::test_as_well`") == ["test_as_well", "test_that_went"]
 
 
 def test_every_room_is_on_the_picture() -> None:
