@@ -33,6 +33,12 @@ def test_every_room_is_on_the_picture() -> None:
     assert [room for room in sorted(rooms) if f"{room}/" not in PAGE] == []
 
 
+def test_no_module_is_longer_than_450_lines() -> None:
+    modules = [path for room in OURS.split("|") for kind in ("py", "js") for path in ROOT.glob(f"{room}/**/*.{kind}")]
+    assert modules
+    assert [path.name for path in modules if len(path.read_text(encoding="utf-8").splitlines()) > 450] == []
+
+
 def test_every_decision_is_listed_once() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
