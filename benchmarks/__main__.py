@@ -9,11 +9,9 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, processor, publish, today
 from model.evaluation.results import markdown_table
 
 SUBJECTS = ("cqt", "encoder", "ingest", "queries", "fitted", "threads", "fold", "index_at_size", "large", "words")
@@ -24,7 +22,7 @@ PACKAGES = ("torch", "numpy", "faiss-cpu", "faiss-gpu")
 def machine() -> str:
     """What the figures were measured on: a table."""
     rows = [
-        ["date", f"{datetime.now(UTC):%Y-%m-%d}"],
+        ["date", today()],
         ["processor", f"{processor()}, {len(os.sched_getaffinity(0))} cores"],
         ["memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"],
         ["system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"],
@@ -36,13 +34,6 @@ def machine() -> str:
         except PackageNotFoundError:
             continue
     return markdown_table(["machine", ""], rows)
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main() -> None:

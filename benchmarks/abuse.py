@@ -15,10 +15,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +27,8 @@ import numpy as np
 import soundfile
 
 from benchmarks.attacks import ATTACKS
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
+from benchmarks.processes import resident, used_s
 from model.audio import SAMPLE_RATE
 from model.evaluation.results import markdown_table
 from tests.installation import Installation, add_stem, encode, noise_bursts, save_small_checkpoint, wait_ready
@@ -142,19 +142,17 @@ class Seen:
     def go_on(self, honest: Honest, running: Installation, attackers: Attackers, seconds: float) -> None:
         """The honest client beside these attackers for so many seconds."""
         pids = running.pids()
-        api = pids["api"]
-        decoders = Path(f"/proc/{api}/task/{api}/children").read_text().split()
-        parts = {"service": [*pids.values(), *map(int, decoders)], "attackers": attackers.pids, "own": [os.getpid()]}
-        begun, before = time.monotonic(), {name: _used_s(some) for name, some in parts.items()} | {"all": _all_used_s()}
+        parts = {"service": pids.values(), "attackers": attackers.pids}
+        begun, before = time.monotonic(), _used_s(parts)
         attackers.begin()
         working = threading.Thread(target=honest.work, args=(self.waited, self.clips, begun + seconds), daemon=True)
         working.start()
         while working.is_alive():
-            self._look(api)
+            self._look(pids["api"])
             time.sleep(WATCH_S)
         self.seconds += time.monotonic() - begun
-        spent = {name: _used_s(some) - before[name] for name, some in parts.items()}
-        spent["others"] = _all_used_s() - before["all"] - sum(spent.values())
+        spent = {name: now - before[name] for name, now in _used_s(parts).items()}
+        spent["others"] = spent.pop("all") - sum(spent.values())
         for name in self.used_s:
             self.used_s[name] += spent[name]
         self.made += attackers.end()
@@ -175,23 +173,15 @@ class Seen:
 
     def _look(self, pid: int) -> None:
         with suppress(OSError):
-            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-            self.memory = max(self.memory, pages * os.sysconf("SC_PAGE_SIZE"))
+            self.memory = max(self.memory, resident(pid))
             self.files = max(self.files, len(os.listdir(f"/proc/{pid}/fd")))
 
 
-def _used_s(pids: Iterable[int]) -> float:
-    """Processor time of some processes and of their children that have ended."""
-    ticks = 0
-    for pid in pids:
-        with suppress(OSError):
-            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _all_used_s() -> float:
+def _used_s(parts: Mapping[str, Iterable[int]]) -> dict[str, float]:
+    """Processor time of some processes, of this one, and of the whole machine."""
     user, nice, system, _, _, irq, soft_irq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
+    every = (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
+    return {name: sum(map(used_s, pids)) for name, pids in parts.items()} | {"own": time.process_time(), "all": every}
 
 
 @contextmanager
@@ -203,13 +193,9 @@ def started(folder: Path) -> Iterator[Installation]:
     with soundfile.SoundFile(folder / "dense.flac", "w", 655_350, 8, "PCM_16") as dense:
         for _ in range(100):
             dense.write(np.full((655_350, 8), 2**14, np.int16))
-    running = Installation(
-        folder / "service", {"PHALAR_CHECKPOINT": str(folder / "small.safetensors")}, client_timeout_s=180
-    )
-    try:
-        yield running.start()
-    finally:
-        running.stop()
+    settings = {"PHALAR_CHECKPOINT": str(folder / "small.safetensors")}
+    with Installation(folder / "service", settings, client_timeout_s=180) as running:
+        yield running
 
 
 def main() -> int:
@@ -244,7 +230,7 @@ def main() -> int:
     table = markdown_table(columns, [[name, *found.row(quiets[name])] for name, found in seen.items()])
     last = phases[-1][0]
     head = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d} on {len(os.sched_getaffinity(0))} cores: {arguments.seconds:g} s each, "
+        f"Measured {today()} on {len(os.sched_getaffinity(0))} cores: {arguments.seconds:g} s each, "
         f"{arguments.minutes:g} minutes together, quiet between; {len(honest.uploaded)} honest uploads, {lost} lost, "
         f"{len(honest.wrong)} wrong answers. In quiet {quiets[last].load}; at the end {seen[last].load}."
     )

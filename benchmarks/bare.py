@@ -45,9 +45,9 @@ class BareEncoder:
         return 4 * self.batch / self.seconds(4 * self.batch)
 
 
-def compose(folder: Path, seconds: float = SECONDS) -> list[list[Path]]:
+def compose(folder: Path, seconds: float = SECONDS, tracks: int = TRACKS, seed: int = 0) -> list[list[Path]]:
     """The stems of the demo's tracks, as files."""
-    return [[stem.path for stem in track] for track in compose_demo(folder, TRACKS, seconds)]
+    return [[stem.path for stem in track] for track in compose_demo(folder, tracks, seconds, seed)]
 
 
 def variations(tracks: Sequence[Sequence[Path]], count: int, folder: Path) -> list[Path]:

@@ -19,8 +19,6 @@ from model.training.recipe import RECIPES as RECIPE_FOLDER
 
 SHARED = Path(__file__).with_name("ablations.toml")
 RECIPES = ("default", "one-way", "average-pooling", "magnitudes", "mel", "cosine", "psd", "cocola")
-
-
 WHOLE_BATCHES = ("cocola",)
 """Recipes whose batch normalisation must see the whole batch: never shared by processes."""
 
@@ -29,21 +27,13 @@ def phalar(*arguments: str, processes: int = 1) -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     program = [sys.executable] if processes == 1 else launcher
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if processes > 1 else {}
-    done = subprocess.run(
-        [*program, "-m", "service.commands", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env=os.environ | one_thread,
-    )
-    return done.stdout
+    command, environment = [*program, "-m", "service.commands", *arguments], os.environ | one_thread
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
 
 
 def main() -> None:
     parser = page_parser(__doc__)
-    parser.add_argument(
-        "--stems", type=Path, required=True, help="rendered tracks; trained on one split, measured on another"
-    )
+    parser.add_argument("--stems", type=Path, required=True, help="rendered tracks: the train and the test split")
     parser.add_argument("--real", type=Path, help="real tracks, only measured on")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--device", default="cpu")

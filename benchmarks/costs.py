@@ -11,7 +11,7 @@ of all missing stems, of those that play notes and of those that play none.
 import asyncio
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from model.evaluation.results import markdown_table
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank, load_bank
 from service.search.costs import HARMONY_COST, OTHERWISE_COST, harmony_costs, length_costs
-from service.search.evaluation import CatalogSettings, choose_tracks, draw_queries
+from service.search.evaluation import CatalogSettings, Query, choose_tracks, draw_queries
 from service.search.in_process import SearchedCatalog
 from service.search.retrieval import Asked, Wish, timed
 from service.settings import Settings
@@ -86,27 +86,49 @@ def unlike(asked: Asked, music: StemMusic | None, key: int) -> float:
     return float(harmony_costs(asked.chroma, [None if music is None else music.chroma], [key])[0, 0])
 
 
-async def searched(bank: StemBank, held: StemBank | RetimedBank, tracks: list[int], queries: int) -> list[Ways]:
-    """Every query's ways, over a catalog of these tracks."""
-    found = []
+@dataclass(frozen=True)
+class Drawn:
+    """A mix that lacks a stem, asked of a catalog."""
+
+    catalog: Catalog
+    index: Index
+    track_of: dict[int, int]  # of every row of the catalog, in their order
+    query: Query
+    asked: list[Asked]
+    missing: int  # the row
+    strangers: NDArray[np.int64]  # places, among all rows, of stems of other pieces
+
+
+async def drawn_mixes(
+    bank: StemBank, held: StemBank | RetimedBank, tracks: Iterable[int], queries: int
+) -> AsyncIterator[Drawn]:
+    """So many mixes of the bank's tracks, asked of a catalog that holds what `held` has of them."""
     with tempfile.TemporaryDirectory() as folder:
         given = {"data": Path(folder), "device": "cpu", "database_url": None, "blob_url": None, "redis_url": None}
         service = Settings(**given, checkpoints=None)
         async with SearchedCatalog.open(service) as searching:
             rows = {track: await searching.add(held, track) for track in tracks}
             index = await searching.go_live()
-            every = sorted({row for some in rows.values() for row in some})
+            track_of = dict(sorted((row, track) for track, some in rows.items() for row in some))
+            pieces = np.array([piece_of(bank.tracks[track].name) for track in track_of.values()], dtype=np.str_)
             settings, stride = CatalogSettings(queries, float(SECONDS)), round(service.stride_s * SAMPLE_RATE)
-            piece = {row: piece_of(bank.tracks[track].name) for track, some in rows.items() for row in some}
             for query in draw_queries(bank, rows, settings, stride):
                 stems = bank.waveforms(query.track)[list(query.mixed)]
                 mix = stems[:, query.start : query.start + SECONDS * SAMPLE_RATE].sum(axis=0)
                 _, asked = await searching.ask(mix, Wish())
                 missing = rows[query.track][query.missing]
-                music = await searching.catalog.music_of([missing])
-                strangers = [at for at, row in enumerate(every) if piece[row] != piece[missing]]
-                parts = await ways(searching.catalog, index, asked, every)
-                found.append(Ways(*parts, every.index(missing), music[missing].pitched, np.array(strangers)))
+                strangers = np.flatnonzero(pieces != piece_of(bank.tracks[track_of[missing]].name))
+                yield Drawn(searching.catalog, index, track_of, query, asked, missing, strangers)
+
+
+async def searched(bank: StemBank, held: StemBank | RetimedBank, tracks: list[int], queries: int) -> list[Ways]:
+    """Every mix's ways, over a catalog of these tracks."""
+    found = []
+    async for drawn in drawn_mixes(bank, held, tracks, queries):
+        every, missing = list(drawn.track_of), drawn.missing
+        music = await drawn.catalog.music_of([missing])
+        parts = await ways(drawn.catalog, drawn.index, drawn.asked, every)
+        found.append(Ways(*parts, every.index(missing), music[missing].pitched, drawn.strangers))
     return found
 
 

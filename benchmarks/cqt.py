@@ -1,17 +1,14 @@
 """How much faster the CQT is than nnAudio's layer, and how far from it: `python -m benchmarks.cqt --threads 2`."""
 
-import platform
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, processor, publish, today
 from model.cqt import CQTSettings, FastCQT, plain_cqt, scale_decibels
 from model.evaluation.results import markdown_table
 
@@ -43,19 +40,11 @@ def median_ratio(taken: NDArray[np.float64]) -> float:
 
 def headline(what: str) -> str:
     """Day, processor, torch and threads, and what was measured: the line over a table."""
-    processor = next(
-        (line.partition(": ")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
-    )
     capability = torch.backends.cpu.get_cpu_capability()
     return (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}, {processor} ({capability}), torch {torch.__version__}, "
+        f"Measured {today()}, {processor()} ({capability}), torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads; {what}.\n\n"
     )
-
-
-def _cpu_lines() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text(encoding="utf-8").splitlines() if info.exists() else []
 
 
 def compare(seconds: int, batch: int, repeats: int) -> list[str]:

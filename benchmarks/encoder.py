@@ -6,6 +6,7 @@ and each path of the axial CNN; with `--device cuda`, ways that a card offers.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,13 +46,7 @@ def whole_encoder(phalar: Phalar, repeats: int) -> str:
     plain, rows = plain_path(phalar, phalar.device), []
     for batch in (1, 8, 16):
         clips = noise(batch, WINDOW, phalar.device)
-
-        def old(clips: Tensor = clips) -> Tensor:
-            return plain(clips)
-
-        def new(clips: Tensor = clips) -> Tensor:
-            return phalar.embed(clips)
-
+        old, new = partial(plain, clips), partial(phalar.embed, clips)
         taken = interleaved_ms(old, new, repeats=repeats)
         before, after = np.median(taken, axis=0) / batch
         difference = float((old() - new()).abs().max())
@@ -63,11 +58,8 @@ def played_otherwise(phalar: Phalar, repeats: int) -> str:
     """`embed` of eight clips at another tempo and in another key, beside the same as recorded."""
     clips, rows = noise(8, WINDOW, phalar.device), []
     for speed, transpose in ((1.0, 2), (1.05, -2)):
-        taken = interleaved_ms(
-            lambda: phalar.embed(clips),
-            lambda speed=speed, transpose=transpose: phalar.embed(clips, speed, transpose),
-            repeats=repeats,
-        )
+        moved = partial(phalar.embed, clips, speed, transpose)
+        taken = interleaved_ms(partial(phalar.embed, clips), moved, repeats=repeats)
         ratio = np.median(taken[:, 1] / taken[:, 0])
         rows.append([f"{speed:g}", f"{transpose:+d}", f"{np.median(taken[:, 1]) / 8:.1f}", f"{ratio:.2f}"])
     return markdown_table(["speed", "semitones", "embed, ms a clip", "times as recorded"], rows)
@@ -79,11 +71,11 @@ def axial_paths(phalar: Phalar, repeats: int) -> str:
     for batch in (1, 8):
         cqt = phalar.cqt(noise(batch, WINDOW, phalar.device))
         paths: dict[str, Callable[[], Tensor]] = {
-            "layers one by one": lambda cqt=cqt: backbone(cqt),
-            "matrix products": lambda cqt=cqt: backbone.infer_by_products(cqt),
+            "layers one by one": partial(backbone, cqt),
+            "matrix products": partial(backbone.infer_by_products, cqt),
         }
         for kernel in built_kernels():
-            paths[kernel.name] = lambda kernel=kernel, cqt=cqt: backbone.infer_by_kernel(kernel, cqt)
+            paths[kernel.name] = partial(backbone.infer_by_kernel, kernel, cqt)
         taken = interleaved_ms(*paths.values(), repeats=repeats)
         for place, name in enumerate(paths):
             ratio = median_ratio(taken[:, [0, place]])
@@ -192,11 +184,8 @@ def main() -> None:
         if device.type == "cuda":
             text += f"{torch.cuda.get_device_name(device)}\n\n" + ways_on_a_card(phalar, arguments.repeats)
         else:
-            parts = [
-                measure(phalar, arguments.repeats)
-                for measure in (whole_encoder, played_otherwise, axial_paths, query_by_the_clock, query_in_keys)
-            ]
-            text += "\n".join(parts)
+            parts = (whole_encoder, played_otherwise, axial_paths, query_by_the_clock, query_in_keys)
+            text += "\n".join(measure(phalar, arguments.repeats) for measure in parts)
     publish(text, arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card")
 
 

@@ -19,14 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import redis
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
 from model.evaluation.results import markdown_table
 from tests.installation import encode, free_port, noise_bursts, save_small_checkpoint
 from tests.servers import PostgresServer, RedisServer, new_database, postgres_binaries
@@ -406,7 +405,7 @@ def run(
 
 def describe(counted: Counter[str], figures: dict[str, int], books: Books, arguments: argparse.Namespace) -> str:
     head = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}: {arguments.minutes:g} minutes, {arguments.apis} API processes, "
+        f"Measured {today()}: {arguments.minutes:g} minutes, {arguments.apis} API processes, "
         f"{arguments.workers} workers, {CLIENTS} clients."
     )
     faults = markdown_table(["fault", "times"], [[name, str(times)] for name, times in sorted(counted.items())])

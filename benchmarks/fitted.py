@@ -19,6 +19,7 @@ import soundfile
 
 from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
+from benchmarks.processes import used_s
 from model.demo import compose_track
 from model.evaluation.results import markdown_table
 from service.work.fitting import Fitting, Samples, fit, frames_needed
@@ -34,14 +35,6 @@ def stereo() -> Samples:
     stems = compose_track(3, TRACK_S, RATE).stems
     sides = [(1.0, 0.6), (0.6, 1.0)]
     return np.sum([np.outer(sides[at % 2], stem.waveform) for at, stem in enumerate(stems)], axis=0, dtype=np.float32)
-
-
-def processor_ms(pid: int) -> float:
-    """Of a process and of all below it, living and ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    own = sum(map(int, fields[11:15])) * 1000 / os.sysconf("SC_CLK_TCK")
-    return own + sum(processor_ms(int(child)) for child in children)
 
 
 def get_ms(client: httpx.Client, path: str, asked: dict[str, str | float]) -> float:
@@ -69,12 +62,12 @@ def measure(client: httpx.Client, api: int, path: str, samples: Samples, repeats
             start_s = 1.0 + at * (TRACK_S - 2 * SECONDS) / (repeats + 1)
             asked: dict[str, str | float] = {"speed": speed, "transpose": transpose, "start_s": start_s}
             asked |= {"duration_s": SECONDS, "format": kind}
-            before = processor_ms(api)
-            first, between, again = get_ms(client, path, asked), processor_ms(api), get_ms(client, path, asked)
+            before = used_s(api)
+            first, between, again = get_ms(client, path, asked), used_s(api), get_ms(client, path, asked)
             alone = fit_ms(samples, Fitting(speed, transpose, start_s, SECONDS))
             if at:  # the first one loads what is loaded once
                 waited.append((first, again))
-                spent += (between - before, processor_ms(api) - between, alone)
+                spent += (1000 * (between - before), 1000 * (used_s(api) - between), alone)
         figures = [*np.median(waited, axis=0), *spent / repeats]
         rows.append([f"{speed:g}", str(transpose), kind, *(f"{figure:.0f}" for figure in figures)])
     header = ["speed", "semitones", "format", "first, ms", "again, ms", "processor first, ms", "processor again, ms"]
@@ -88,16 +81,15 @@ def main() -> None:
     samples = stereo()
     file = io.BytesIO()
     soundfile.write(file, samples.T, RATE, format="WAV", subtype="PCM_24")
-    with tempfile.TemporaryDirectory() as folder:
-        installation = Installation(Path(folder), {"PHALAR_WORKERS": "0"}).start()
-        try:
-            with installation.client() as client:
-                sent = client.post("/stems", files={"files": ("track.wav", file.getvalue())})
-                sent.raise_for_status()
-                path = f"/stems/{sent.json()['items'][0]['stem_id']}/audio"
-                text = measure(client, installation.pids()["api"], path, samples, arguments.repeats)
-        finally:
-            installation.stop()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Installation(Path(folder), {"PHALAR_WORKERS": "0"}) as installation,
+        installation.client() as client,
+    ):
+        sent = client.post("/stems", files={"files": ("track.wav", file.getvalue())})
+        sent.raise_for_status()
+        path = f"/stems/{sent.json()['items'][0]['stem_id']}/audio"
+        text = measure(client, installation.pids()["api"], path, samples, arguments.repeats)
     told = f"{SECONDS:g} s of 44.1 kHz stereo, {arguments.repeats} each: medians of the wait, means of the processor"
     load = f"load of the machine {os.getloadavg()[0]:.1f}"
     publish(f"{told}; {load}.\n\n{text}", arguments.page, SECTION)

@@ -18,14 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
+from benchmarks.processes import resident
 from benchmarks.windows import WINDOWS_EACH, Complex64, Float32, Int64, WindowFiles, embeddings
 from indexer.catalog.records import StemEmbeddings
 from indexer.index.build import PROBES, SAMPLE_WINDOWS, TURNED_FROM, turned
@@ -36,6 +36,9 @@ from indexer.index.manifest import Manifest
 from indexer.index.recall import RECALL_AT, RESCORED
 from indexer.index.snapshot import KEYS, Snapshot
 from indexer.index.writer import SnapshotWriter
+from model.checkpoints import load_phalar
+from model.evaluation.results import markdown_table
+from service.work.models import DEFAULT_CHECKPOINT
 
 STEMS_AT_ONCE = 500
 SIZES = (200_000,)
@@ -99,7 +102,7 @@ class Catalog:
         return embeddings(self._rows[np.sort(drawn)])
 
 
-def mixed(kept: WindowFiles, windows: int, rng: np.random.Generator) -> Complex64:
+def mixed(kept: WindowFiles | Complex64, windows: int, rng: np.random.Generator) -> Complex64:
     """Cheap blocks: complex64 (windows, D)."""
     blocks = windows // WINDOWS_EACH
     drawn = rng.integers(len(kept) // WINDOWS_EACH, size=(3, blocks, 1)) * WINDOWS_EACH
@@ -113,7 +116,7 @@ def mixed(kept: WindowFiles, windows: int, rng: np.random.Generator) -> Complex6
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--kept", type=Path, help="a folder of benchmarks.windows")
-    parser.add_argument("--checkpoint", type=Path, help="of the model that embedded them; default: the one that ships")
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="of the model that embedded them")
     parser.add_argument("--windows", default=",".join(map(str, SIZES)))
     parser.add_argument("--memory-gb", type=float, default=24.0, help="of the machine that the choice is made for")
     parser.add_argument("--kinds", default=",".join(KINDS).replace(", ", "; "), help="some of: " + " | ".join(KINDS))
@@ -124,17 +127,12 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(timed(arguments.child)))
         return
-    from model.checkpoints import load_phalar
-    from model.evaluation.results import markdown_table
-    from service.work.models import DEFAULT_CHECKPOINT
-
     limits = Limits(int(arguments.memory_gb * 2**30 * MEMORY_SHARE))
     rows, chosen = [], []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         scratch = Path(name)
-        checkpoint = arguments.checkpoint or DEFAULT_CHECKPOINT
-        kept = WindowFiles(arguments.kept or made(scratch / "kept", checkpoint))
-        model = load_phalar(checkpoint)
+        kept = WindowFiles(arguments.kept or made(scratch / "kept", arguments.checkpoint))
+        model = load_phalar(arguments.checkpoint)
         if model.fingerprint != kept.kept.fingerprint:
             raise SystemExit(f"{arguments.kept} holds windows of another model")
         fold = HermitianFold(np.asarray(model.hermitian))
@@ -150,7 +148,7 @@ def main() -> None:
             print(chosen[-1], flush=True)
         compared = comparison(kept, fold)
     said = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} "
+        f"Measured {today()}, {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} "
         f"OpenMP threads, faiss {faiss.__version__}, {len(kept):,} kept windows and mixed ones, {PROBES} probes, "
         f"{len(kept.queries)} mixes without a stem; load {os.getloadavg()[0]:.0f}.\n\n"
     )
@@ -262,9 +260,9 @@ def timed(folder: Path) -> dict[str, float]:
     build_s = time.process_time() - began
     faiss.write_index(index, str(folder / "index"))
     del index
-    before, began = resident(), time.perf_counter()
+    before, began = resident(os.getpid()), time.perf_counter()
     index = faiss.read_index(str(folder / "index"))
-    load_s, held = time.perf_counter() - began, resident() - before
+    load_s, held = time.perf_counter() - began, resident(os.getpid()) - before
     if name.startswith("IVF"):
         faiss.extract_index_ivf(index).nprobe = lists // 16
     if name.startswith("HNSW"):
@@ -294,12 +292,6 @@ def spent(index: Any, queries: Float32, *more: Any) -> float:
 
 def shared(truth: Int64, found: Int64) -> float:
     return float(np.mean([len(np.intersect1d(*pair)) / RECALL_AT for pair in zip(truth, found, strict=True)]))
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 # ---------------------------------------------------------------- as a reindex builds it
@@ -373,41 +365,15 @@ def stems(catalog: Catalog) -> Iterator[dict[int, StemEmbeddings]]:
 # ---------------------------------------------------------------- mixed windows beside real ones
 
 
-class _Half:
-    """Every window of one half of the kept ones."""
-
-    def __init__(self, kept: WindowFiles, first: bool) -> None:
-        size = len(kept) // (2 * WINDOWS_EACH) * WINDOWS_EACH
-        self._kept, self._size, self._from = kept, min(size, 20_000), 0 if first else size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, rows: Any) -> Complex64:
-        return self._kept[np.arange(self._size)[rows] + self._from]
-
-
 def comparison(kept: WindowFiles, fold: HermitianFold) -> str:
     """A table of what makes a search easy or hard: real windows of either half, and those mixed from the first half."""
-    from model.evaluation.results import markdown_table
-
-    halves = [_Half(kept, first) for first in (True, False)]
-    n = len(halves[0])
-    sets = {"real, one half": halves[0][:], "real, other half": halves[1][:]}
-    sets["mixed of the one"] = mixed(halves[0], n, np.random.default_rng(0))  # type: ignore[arg-type]
-    names = (
-        "",
-        "windows",
-        "best score",
-        "10th",
-        "50th",
-        "all",
-        "key norm",
-        "directions for 99 %",
-        "sq8 @10",
-        "rabitq @10",
-    )
-    return markdown_table(names, [[name, f"{n:,}", *traits(rows, fold)] for name, rows in sets.items()])
+    half = len(kept) // (2 * WINDOWS_EACH) * WINDOWS_EACH
+    one, other = (kept[at : at + min(half, 20_000)] for at in (0, half))
+    sets = {"real, one half": one, "real, other half": other}
+    sets["mixed of the one"] = mixed(one, len(one), np.random.default_rng(0))
+    names = ("", "windows", "best score", "10th", "50th", "all", "key norm", "directions for 99 %")
+    rows = [[name, f"{len(one):,}", *traits(windows, fold)] for name, windows in sets.items()]
+    return markdown_table((*names, "sq8 @10", "rabitq @10"), rows)
 
 
 def traits(embedding: Complex64, fold: HermitianFold) -> list[str]:

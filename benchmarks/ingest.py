@@ -20,12 +20,14 @@ import soundfile
 from benchmarks.bare import BareEncoder, compose, mixes, variations
 from benchmarks.installation import Installation
 from benchmarks.page import page_parser, publish
+from benchmarks.processes import resident
 from benchmarks.queries import SECONDS, SETTINGS, ask, worker_windows
 from model.audio import SAMPLE_RATE, load_clip
 from model.evaluation.results import markdown_table
 from service.commands.client import Client, NewStem
 from service.settings import Settings
 
+ALIGNS = ("beats", "grid", "search")
 RATE, MEANWHILE, MEMORY = "ingest", "query-during-ingest", "worker-memory"
 WARM_UP = 16  # stems that are ingested before anything is measured
 LONG_S = 1200.0  # the longest stem that the defaults accept
@@ -42,12 +44,7 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         while not self._stopping.wait(SAMPLE_S):
-            self.seen.append(self.now())
-
-    def now(self) -> float:
-        status = Path(f"/proc/{self._pid}/status").read_text(encoding="ascii")
-        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) / 1024
+            self.seen.append(resident(self._pid) / 2**20)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -105,22 +102,21 @@ def measure_queries_meanwhile(
 
     Copies are not grouped: each stem here has dozens, and none would be a hit.
     """
-    aligns = ("beats", "grid", "search")
 
     def asked(cut: bytes, align: str) -> float:
         return ask(client, cut, align, group_duplicates="false")[0]
 
-    idle = {align: [asked(cut, align) for cut in cuts] for align in aligns}
-    busy: dict[str, list[float]] = {align: [] for align in aligns}
+    idle = {align: [asked(cut, align) for cut in cuts] for align in ALIGNS}
+    busy: dict[str, list[float]] = {align: [] for align in ALIGNS}
     uploads = threading.Thread(target=ingest, args=(installation.url, stems))
     uploads.start()
     number = 0
     while uploads.is_alive():
-        align = aligns[number % len(aligns)]
-        busy[align].append(asked(cuts[number // len(aligns) % len(cuts)], align))
+        align = ALIGNS[number % len(ALIGNS)]
+        busy[align].append(asked(cuts[number // len(ALIGNS) % len(cuts)], align))
         number += 1
     rows = []
-    for align in aligns:
+    for align in ALIGNS:
         p50, (during, worst) = np.median(idle[align]), np.percentile(busy[align], [50, 99])
         row = [align, str(len(busy[align])), f"{p50:.0f}", f"{during:.0f}", f"{worst:.0f}", f"{worst / p50:.1f}"]
         rows.append(row)
@@ -141,18 +137,14 @@ def main() -> None:
         bare = BareEncoder(Settings(), load_clip(tracks[0][0]).waveform)
         stems = variations(tracks, WARM_UP + arguments.stems + arguments.stems // 2, folder / "stems")
         warm, first, second = np.split(np.array(stems), [WARM_UP, WARM_UP + arguments.stems])
-        installation = Installation(folder, SETTINGS, client_timeout_s=600).start()
-        try:
-            with installation.client() as client:
-                ingest(installation.url, list(warm))
-                cuts = mixes(tracks, arguments.queries, SECONDS)
-                for align in ("beats", "grid", "search"):
-                    ask(client, cuts[0], align)  # the first one loads what is loaded once
-                rate, memory = measure_rate(installation, client, bare, list(first))
-                meanwhile = measure_queries_meanwhile(installation, client, cuts, list(second))
-                rows = [memory, measure_long_stem(installation, tracks[0][0], folder)]
-        finally:
-            installation.stop()
+        with Installation(folder, SETTINGS, client_timeout_s=600) as installation, installation.client() as client:
+            ingest(installation.url, list(warm))
+            cuts = mixes(tracks, arguments.queries, SECONDS)
+            for align in ALIGNS:
+                ask(client, cuts[0], align)  # the first one loads what is loaded once
+            rate, memory = measure_rate(installation, client, bare, list(first))
+            meanwhile = measure_queries_meanwhile(installation, client, cuts, list(second))
+            rows = [memory, measure_long_stem(installation, tracks[0][0], folder)]
     header = ["the worker's memory, MiB", "first tenth", "last tenth", "most", "last / first"]
     tables = {RATE: rate, MEANWHILE: meanwhile, MEMORY: markdown_table(header, rows)}
     for section, table in tables.items():

@@ -14,6 +14,8 @@ from typing import Self, TypeVar
 
 import httpx
 
+from benchmarks.processes import children
+
 T = TypeVar("T")
 START_S = 180.0  # a busy machine takes its time to import torch twice
 
@@ -94,6 +96,12 @@ class Installation:
         except httpx.TransportError:
             return False
 
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> int:
         """Ctrl-C, and wait. Returns the exit code."""
         assert self._process is not None
@@ -105,7 +113,7 @@ class Installation:
     def kill_all(self) -> None:
         """kill -9 of the supervisor; everything else must die with it."""
         assert self._process is not None
-        pids = [*self.pids().values()]
+        pids = self.pids().values()
         self._process.kill()
         self._process.wait()
         self._process = None
@@ -117,14 +125,12 @@ class Installation:
 
     def pids(self) -> dict[str, int]:
         """The service's children by what they are."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         named = {}
-        for pid in children:
+        for pid in children(self.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             for name in ("valkey", "worker", "api"):
                 if name in command.split("service.commands")[-1]:
-                    named[name] = int(pid)
+                    named[name] = pid
                     break
         return named
 

@@ -12,9 +12,10 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -57,29 +58,26 @@ class Embedded:
         return starts_s[self.audible]
 
 
-class Varied:
-    """The demo's embeddings, each with a little of another: unit norm."""
-
-    def __init__(self, known: Sequence[Embedded]) -> None:
-        self._every = np.concatenate([one.embedding for one in known])
-        self._rng = np.random.default_rng(0)
-
-    def of(self, one: Embedded, _: int) -> NDArray[np.complex64]:
-        moved = one.embedding + OTHER * self._every[self._rng.integers(len(self._every), size=len(one.embedding))]
-        of_length_one: NDArray[np.complex64] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-        return of_length_one.astype(np.complex64)
+Source = Callable[[Embedded, int], NDArray[np.complex64]]
+"""Of a stem of the demo, and how many windows are there: the embeddings that stand for its own, of unit norm."""
 
 
-class Distinct:
+def varied(known: Sequence[Embedded]) -> Source:
+    """The demo's embeddings, each with a little of another."""
+    every, rng = np.concatenate([one.embedding for one in known]), np.random.default_rng(0)
+
+    def of(one: Embedded, _: int) -> NDArray[np.complex64]:
+        moved = one.embedding + OTHER * every[rng.integers(len(every), size=len(one.embedding))]
+        return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.complex64)
+
+    return of
+
+
+def distinct(kept: WindowFiles, windows: int) -> Source:
     """Kept windows, one after the other."""
-
-    def __init__(self, kept: WindowFiles, windows: int) -> None:
-        if len(kept) < windows:
-            raise SystemExit(f"{len(kept):,} windows are kept, and {windows:,} are wanted")
-        self._kept = kept
-
-    def of(self, one: Embedded, put: int) -> NDArray[np.complex64]:
-        return self._kept[put : put + len(one.embedding)]
+    if len(kept) < windows:
+        raise SystemExit(f"{len(kept):,} windows are kept, and {windows:,} are wanted")
+    return lambda one, put: kept[put : put + len(one.embedding)]
 
 
 async def embed_demo(tracks: Sequence[Sequence[Path]], settings: Settings, fingerprint: str) -> list[Embedded]:
@@ -95,9 +93,7 @@ async def embed_demo(tracks: Sequence[Sequence[Path]], settings: Settings, finge
     return found
 
 
-async def fill(
-    settings: Settings, fingerprint: str, known: Sequence[Embedded], windows: int, source: Varied | Distinct
-) -> int:
+async def fill(settings: Settings, fingerprint: str, known: Sequence[Embedded], windows: int, source: Source) -> int:
     """Put stems into an installation's catalog as its worker would, until there are so many windows; how many."""
     catalog = await Catalog.open(settings.resolved_database_url)
     put = number = 0
@@ -105,17 +101,19 @@ async def fill(
         await catalog.go_live(await catalog.new_generation(fingerprint), configured=fingerprint)
         while put < windows:
             one = known[number % len(known)]
-            facts = ClipFacts("flac", len(one.laid.waveform) / SAMPLE_RATE, SAMPLE_RATE, 1)
-            _, (stem_id,) = await catalog.add([Upload(f"{number:064x}", f"{number}.flac", StemMetadata(), facts)])
-            row, music = (await catalog.stem(stem_id)).row, one.laid.music
-            beats = one.laid.beats[one.audible]
-            await catalog.store_embeddings(
-                row, fingerprint, one.audible, one.starts_s, source.of(one, put), beats, music
-            )
+            embedded = one.audible, one.starts_s, source(one, put), one.laid.beats[one.audible], one.laid.music
+            await put_stem(catalog, number, len(one.laid.waveform) / SAMPLE_RATE, fingerprint, *embedded)
             put, number = put + len(one.audible), number + 1
         return put
     finally:
         await catalog.close()
+
+
+async def put_stem(catalog: Catalog, number: int, seconds: float, fingerprint: str, *embedded: Any) -> None:
+    """Put a stem of no audio into a catalog; `embedded`: as of `Catalog.store_embeddings`."""
+    facts = ClipFacts("flac", seconds, SAMPLE_RATE, 1)
+    _, (stem_id,) = await catalog.add([Upload(f"{number:064x}", f"{number}.flac", StemMetadata(), facts)])
+    await catalog.store_embeddings((await catalog.stem(stem_id)).row, fingerprint, *embedded)
 
 
 def measure(client: httpx.Client, url: str, bare: BareEncoder, cuts: list[bytes], windows: int) -> str:
@@ -153,9 +151,9 @@ def main() -> None:
         model = configured_model(settings, "cpu")
         tracks = compose(folder / "demo", arguments.seconds)
         known = asyncio.run(embed_demo(tracks, settings, model.fingerprint))
-        source: Varied | Distinct = Varied(known)
+        source = varied(known)
         if arguments.kept is not None:
-            source = Distinct(WindowFiles(arguments.kept), arguments.windows + max(len(one.embedding) for one in known))
+            source = distinct(WindowFiles(arguments.kept), arguments.windows + max(len(one.embedding) for one in known))
         windows = asyncio.run(fill(settings, model.fingerprint, known, arguments.windows, source))
         bare = BareEncoder(settings, load_clip(tracks[0][0]).waveform)
         installation = Installation(folder, SETTINGS, client_timeout_s=READY_S).start(wait=False)

@@ -10,7 +10,6 @@ Every stem is scored both ways once, and ranked by each cost among the stems of 
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.costs import SECONDS, drawn_mixes
 from benchmarks.page import page_parser, publish
 from indexer import StemEmbeddings
 from model.audio import SAMPLE_RATE
-from model.checkpoints import piece_of
 from model.evaluation.results import markdown_table
 from model.training.stems import StemBank, load_bank
-from service.search.evaluation import CatalogSettings, draw_queries
-from service.search.in_process import SearchedCatalog
-from service.search.retrieval import Wish, score_stems, timed
-from service.settings import Settings
+from service.search.retrieval import score_stems, timed
 
 SECTION = "lengths"
-MIX_S = 8
 CUT_S = (10.0, 30.0)
 WINDOW_S = 5.0
 DRAWS = 20
@@ -65,46 +60,32 @@ def cut_out(stem: StemEmbeddings, begin_s: float, end_s: float) -> StemEmbedding
 
 
 async def searched(bank: StemBank, queries: int) -> list[Scores]:
-    """Every query's scores, over a catalog of all tracks."""
+    """Every mix's scores, over a catalog of all tracks."""
     found, rng = [], np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        given = {"data": Path(folder), "device": "cpu", "database_url": None, "blob_url": None, "redis_url": None}
-        service = Settings(**given, checkpoints=None)
-        async with SearchedCatalog.open(service) as searching:
-            rows = {track: await searching.add(bank, track) for track in range(len(bank.tracks))}
-            index = await searching.go_live()
-            track_of = {row: track for track, some in rows.items() for row in some}
-            every = sorted(track_of)
-            at = {row: number for number, row in enumerate(every)}
-            stems = await searching.catalog.embeddings_of(every, index.fingerprint)
-            music = await searching.catalog.music_of(every)
-            piece = {row: piece_of(bank.tracks[track].name) for row, track in track_of.items()}
-            settings, stride = CatalogSettings(queries, float(MIX_S)), round(service.stride_s * SAMPLE_RATE)
-            for query in draw_queries(bank, rows, settings, stride):
-                parts = bank.waveforms(query.track)[list(query.mixed)]
-                mix = parts[:, query.start : query.start + MIX_S * SAMPLE_RATE].sum(axis=0)
-                _, asked = await searching.ask(mix, Wish())
-                middle_s = query.start / SAMPLE_RATE + MIX_S / 2
-                score = np.full((len(CUT_S) + 1, 2, len(every)), -np.inf)
-                windows = np.ones_like(score)
-                for length, seconds in enumerate((*CUT_S, np.inf)):
-                    some: dict[int, StemEmbeddings] = {}
-                    for row in every:
-                        room_s = max(0.0, bank.tracks[track_of[row]].samples / SAMPLE_RATE - seconds)
-                        own = track_of[row] == query.track
-                        begin_s = min(max(middle_s - seconds / 2, 0.0), room_s) if own else rng.uniform(0.0, room_s)
-                        some[row] = cut_out(stems[row], begin_s, begin_s + seconds)
-                    for one in asked:
-                        allowed = set(every if one.allowed is None else one.allowed.tolist())
-                        in_beats = one.plan.grid is not None
-                        own_way = {row: stem for row, stem in some.items() if row in allowed}
-                        for row, scored in score_stems(index, one, own_way, music).items():
-                            place = length, int(in_beats), at[row]
-                            score[place] = max(score[place], scored.score + scored.length_cost)
-                            windows[place] = len(timed(some[row], in_beats=in_beats).starts_s)
-                missing = rows[query.track][query.missing]
-                strangers = np.array([at[row] for row in every if piece[row] != piece[missing]])
-                found.append(Scores(score, windows, at[missing], strangers))
+    async for drawn in drawn_mixes(bank, bank, range(len(bank.tracks)), queries):
+        every = list(drawn.track_of)
+        at = {row: number for number, row in enumerate(every)}
+        stems = await drawn.catalog.embeddings_of(every, drawn.index.fingerprint)
+        music = await drawn.catalog.music_of(every)
+        middle_s = drawn.query.start / SAMPLE_RATE + SECONDS / 2
+        score = np.full((len(CUT_S) + 1, 2, len(every)), -np.inf)
+        windows = np.ones_like(score)
+        for length, seconds in enumerate((*CUT_S, np.inf)):
+            some: dict[int, StemEmbeddings] = {}
+            for row, track in drawn.track_of.items():
+                room_s = max(0.0, bank.tracks[track].samples / SAMPLE_RATE - seconds)
+                own = track == drawn.query.track
+                begin_s = min(max(middle_s - seconds / 2, 0.0), room_s) if own else rng.uniform(0.0, room_s)
+                some[row] = cut_out(stems[row], begin_s, begin_s + seconds)
+            for one in drawn.asked:
+                allowed = set(every if one.allowed is None else one.allowed.tolist())
+                in_beats = one.plan.grid is not None
+                own_way = {row: stem for row, stem in some.items() if row in allowed}
+                for row, scored in score_stems(drawn.index, one, own_way, music).items():
+                    place = length, int(in_beats), at[row]
+                    score[place] = max(score[place], scored.score + scored.length_cost)
+                    windows[place] = len(timed(some[row], in_beats=in_beats).starts_s)
+        found.append(Scores(score, windows, at[drawn.missing], drawn.strangers))
     return found
 
 

@@ -23,7 +23,6 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,12 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.bare import mixes
+from benchmarks.bare import compose, mixes
 from benchmarks.callers import CLIP_S, HITS, KNOWN, SENT, SHARES, TAGS, Books, Caller, Music
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
+from benchmarks.processes import resident
 from model.audio import load_clip
 from model.evaluation.results import markdown_table
-from service.local.demo import compose_demo
 from service.local.serve import GIVES_BACK
 from service.local.supervisor import Child, ChildFailed, Supervisor
 from service.local.valkey import EmbeddedValkey
@@ -83,9 +82,9 @@ class Watched:
         now = time.monotonic()
         for name, pid in pids.items():
             with suppress(OSError):
-                pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+                held = resident(pid) / 2**20
                 if timed and now - self._born.setdefault(pid, now) >= YOUNG_S:
-                    self.memory[name.split()[0]].append((now, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
+                    self.memory[name.split()[0]].append((now, held))
 
     def thirds(self, kind: str) -> tuple[float, float, float, float]:
         """The median in the first, middle and last third of the time, and the most."""
@@ -291,7 +290,7 @@ class Load:
     def report(self) -> str:
         arguments, killed = self.arguments, self.killed
         head = (
-            f"Measured {datetime.now(UTC):%Y-%m-%d} on {len(os.sched_getaffinity(0))} cores: {APIS} API processes, "
+            f"Measured {today()} on {len(os.sched_getaffinity(0))} cores: {APIS} API processes, "
             f"{WORKERS} workers, {arguments.clients} clients for {arguments.minutes:g} minutes; "
             f"{killed['worker']} workers and {killed['api']} API processes killed, {len(self.reindexes)} reindex; "
             f"{MOST_UPLOADS} stems may wait, and {MOST_QUERIES} searches of each API; "
@@ -361,21 +360,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--step-seconds", type=float, default=60.0, help="of each number of clients in quiet")
-    parser.add_argument(
-        "--kill-every", type=float, default=60.0, help="seconds in which a worker and an API are killed"
-    )
+    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds in which a worker and an API die")
     parser.add_argument("--align", choices=("beats", "search", "grid"), default="beats", help="of the searches")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--keep", type=Path, help="a folder for the service's files and log; default: removed at the end"
-    )
+    parser.add_argument("--keep", type=Path, help="a new folder for files and log; default: removed at the end")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until the supervisor listens for it
     with tempfile.TemporaryDirectory(prefix="phalar-load-") as scratch:
         folder = (arguments.keep or Path(scratch) / "service").resolve()
         folder.mkdir(parents=True)
-        made = compose_demo(Path(scratch) / "demo", TRACKS, TRACK_S)
-        tracks = [[stem.path for stem in track] for track in made]
+        tracks = compose(Path(scratch) / "demo", TRACK_S, TRACKS)
         stems = [load_clip(path).waveform for track in tracks for path in track]
         music = Music(mixes(tracks, MIXES, CLIP_S), stems)
         try:

@@ -36,9 +36,8 @@ def main() -> None:
     for precision in TOLERANCE:
         for size in SIZES:
             if time.monotonic() > end:
-                return print(
-                    json.dumps({"stopped": f"after {arguments.most_seconds:g} s, before {precision} x {size}"})
-                )
+                print(json.dumps({"stopped": f"after {arguments.most_seconds:g} s, before {precision} x {size}"}))
+                return
 
             def embed(size: int = size, half: bool = precision == "bfloat16") -> np.ndarray:
                 with torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext():
@@ -46,14 +45,9 @@ def main() -> None:
 
             far = float(np.abs(embed()[: SIZES[0]] - expected).max())
             taken = min(timed(embed) for _ in range(REPEATS))
-            row = {
-                "precision": precision,
-                "windows": size,
-                "a_second": round(size / taken, 1),
-                "largest_difference": far,
-            }
-            print(json.dumps(row | {"within_tolerance": far <= TOLERANCE[precision]}), flush=True)
-    return None
+            row = {"precision": precision, "windows": size, "a_second": round(size / taken, 1)}
+            row |= {"largest_difference": far, "within_tolerance": far <= TOLERANCE[precision]}
+            print(json.dumps(row), flush=True)
 
 
 def timed(work: Callable[[], object]) -> float:

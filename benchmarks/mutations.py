@@ -17,13 +17,13 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 import httpx
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
+from benchmarks.processes import children, resident
 from model.audio import AudioError
 from model.evaluation.results import markdown_table
 from service.work.decoding import DecodeLimits, DecoderCrashed
@@ -75,10 +75,8 @@ def _cut(data: bytearray, rng: random.Random) -> None:
 def _swap(data: bytearray, rng: random.Random) -> None:
     length = rng.choice((4, 64, 1024))
     first, second = _somewhere(data, rng), _somewhere(data, rng)
-    data[first : first + length], data[second : second + length] = (
-        data[second : second + length],
-        data[first : first + length],
-    )
+    one, other = data[first : first + length], data[second : second + length]
+    data[first : first + length], data[second : second + length] = other, one
 
 
 def _lie(data: bytearray, rng: random.Random) -> None:
@@ -115,18 +113,9 @@ class Seen:
             self.wrong.append(f"memory grew from {warm:.0f} to {end:.0f} MiB")
 
 
-def children(process: int) -> list[int]:
-    """Those of all its threads."""
-    found: list[int] = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
-
-
 def memory_mib(processes: list[int]) -> float:
     """Resident, of these processes."""
-    pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in processes)
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return sum(map(resident, processes)) / 2**20
 
 
 def _through_children(numbers: range) -> Seen:
@@ -177,8 +166,7 @@ def over_http(numbers: range) -> Seen:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "small.safetensors"
         save_small_checkpoint(checkpoint)
-        installation = Installation(Path(folder), {"PHALAR_CHECKPOINT": str(checkpoint)}).start()
-        try:
+        with Installation(Path(folder), {"PHALAR_CHECKPOINT": str(checkpoint)}) as installation:
             with installation.client() as client:
                 for done, number in enumerate(numbers):
                     if done % 100 == 0:
@@ -199,8 +187,6 @@ def over_http(numbers: range) -> Seen:
                     seen.wrong.append(f"/readyz says {alive.status_code}")
             left = [child for server in _family(installation)[2:] for child in children(server)]
             seen.wrong += [f"child {child} is left" for child in left]
-        finally:
-            installation.stop()
     seen.flat()
     return seen
 
@@ -255,7 +241,7 @@ def main() -> None:
         if count:
             numbers = range(first, first + count)
             seen = send(numbers)
-            when = f"Measured {datetime.now(UTC):%Y-%m-%d}: numbers {numbers[0]:,} to {numbers[-1]:,}, of {len(ROWS)} "
+            when = f"Measured {today()}: numbers {numbers[0]:,} to {numbers[-1]:,}, of {len(ROWS)} "
             when += f"kinds of file; load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores."
             publish(f"{when}\n\n{table(seen, title)}", arguments.page, section)
             wrong += seen.wrong

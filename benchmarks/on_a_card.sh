@@ -28,7 +28,6 @@ say() { echo "[${SECONDS} s] $*"; }
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-phalar() { "$python" -m service.commands "$@"; }
 
 # Nothing else is begun where it could not end well: the device, and what Python needs.
 PHALAR_DEVICE=$device PHALAR_DATA=$work timeout 60 "$python" -m service.commands doctor >"$out/doctor.txt" 2>&1 || {
@@ -84,9 +83,7 @@ if [ -f "$work/run/model.safetensors" ]; then
     gzip -9 -c "$work/run/model.safetensors" >"$out/model.safetensors.gz"
     say "evaluation, as recorded and matched"
     [ "${#stems[@]}" -gt 0 ] || stems=(--stems "$(find "$work/cache" -maxdepth 1 -name 'composed-*' | head -n 1)")
-    matched=()
-    phalar evaluate retrieval --help 2>/dev/null | grep -q -- --matched && matched=(--matched)
-    timeout "$(left)" "$python" -m service.commands evaluate retrieval "${stems[@]}" "${matched[@]}" --device "$device" \
+    timeout "$(left)" "$python" -m service.commands evaluate retrieval "${stems[@]}" --matched --device "$device" \
         --checkpoint "$work/run/model.safetensors" --split $split --candidates 2,4,8 --cache "$work/cache" --json \
         >"$out/evaluation.json" 2>"$work/errors" || tail -n 3 "$work/errors"
 fi

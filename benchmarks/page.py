@@ -1,8 +1,13 @@
-"""What the benchmarks' command lines share: their own docstring as help, and a page that their tables go into."""
+"""What the benchmarks' command lines share: their own docstring as help, a page that their tables go into, and what is
+said over a table."""
 
 import argparse
+import platform
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+
+from model.evaluation.results import write_section
 
 
 def page_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -27,6 +32,15 @@ def publish(text: str, page: Path | None, section: str) -> None:
     """Print a benchmark's tables; write them into the page's section, where a page is named."""
     print(text, flush=True)
     if page:
-        from model.evaluation.results import write_section  # a benchmark's child may have to do without our packages
-
         write_section(page, section, text)
+
+
+def today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def processor() -> str:
+    """Its name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

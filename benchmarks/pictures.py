@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("url", help="of a service that was started with --demo")
     parser.add_argument("--out", type=Path, default=DOCS, help="the folder of the pictures")
     arguments = parser.parse_args()
-    chromium = next(found for name in ("chromium", "google-chrome") if (found := shutil.which(name)))
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1360, "height": 900})

@@ -107,59 +107,33 @@ def measure(client: httpx.Client, bare: BareEncoder, tracks: Sequence[Sequence[P
             if clients == 1:
                 times, lone_stages, encoder_ms = ask_alone(client, bare, cuts[:count], align, max(1, round(each)))
                 alone = encoder_ms + lone_stages["decode"]
-                stage_rows.append(
-                    [align, f"{length_s:.0f}", *(f"{lone_stages.get(stage, 0.0):.1f}" for stage in stages)]
-                )
-                stage_rows[-1].append(f"{encoder_ms:.1f}")
+                told = [f"{ms:.1f}" for ms in (*(lone_stages.get(stage, 0.0) for stage in stages), encoder_ms)]
+                stage_rows.append([align, f"{length_s:.0f}", *told])
             p50, p99 = np.percentile(times, [50, 99])
-            rows.append(
-                [
-                    align,
-                    f"{length_s:.0f}",
-                    str(clients),
-                    str(count),
-                    f"{each:.1f}",
-                    f"{p50:.0f}",
-                    f"{p99:.0f}",
-                    f"{p50 / alone:.2f}" if clients == 1 else "",  # of several, each waits for the others
-                    f"{asked.windows / asked.seconds / rate:.0%}",
-                ]
-            )
-    header = [
-        "align",
-        "mix, s",
-        "clients",
-        "queries",
-        "windows each",
-        "p50, ms",
-        "p99, ms",
-        "p50 / encoder",
-        "rate / encoder",
-    ]
-    return markdown_table(header, rows), markdown_table(
-        ["a lone client, ms", "mix, s", *stages, "the encoder alone"], stage_rows
+            row = [align, f"{length_s:.0f}", str(clients), str(count), f"{each:.1f}", f"{p50:.0f}", f"{p99:.0f}"]
+            row.append(f"{p50 / alone:.2f}" if clients == 1 else "")  # of several, each waits for the others
+            rows.append([*row, f"{asked.windows / asked.seconds / rate:.0%}"])
+    header = ["align", "mix, s", "clients", "queries", "windows each", "p50, ms", "p99, ms"]
+    return (
+        markdown_table([*header, "p50 / encoder", "rate / encoder"], rows),
+        markdown_table(["a lone client, ms", "mix, s", *stages, "the encoder alone"], stage_rows),
     )
 
 
 def main() -> None:
     parser = page_parser(__doc__)
-    parser.add_argument(
-        "--queries", type=int, default=16, help="of a lone client; eight ask twice as many, 32 four times"
-    )
+    parser.add_argument("--queries", type=int, default=16, help="of a lone client; 8 ask twice as many, 32 four times")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the service does
     with tempfile.TemporaryDirectory() as folder:
         tracks = compose(Path(folder) / "demo", TRACK_S)
         bare = BareEncoder(Settings(), load_clip(tracks[0][0]).waveform)
-        installation = Installation(Path(folder), SETTINGS, client_timeout_s=600).start()
-        try:
+        with Installation(Path(folder), SETTINGS, client_timeout_s=600) as installation:
             with Client(installation.url) as uploads:
                 for _ in uploads.ingest(NewStem(path, {}) for track in tracks for path in track):
                     pass
             with installation.client() as client:
                 text = "\n".join(measure(client, bare, tracks, arguments.queries))
-        finally:
-            installation.stop()
     publish(text, arguments.page, SECTION)
 
 

@@ -17,33 +17,31 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
 import faiss
 import numpy as np
 
-from benchmarks.__main__ import processor
-from benchmarks.bare import mixes, variations
+from benchmarks.bare import compose, mixes, variations
 from benchmarks.ingest import ingest
 from benchmarks.installation import Installation
-from benchmarks.page import page_parser, publish
+from benchmarks.large import put_stem
+from benchmarks.page import page_parser, processor, publish, today
+from benchmarks.processes import used_s
 from benchmarks.queries import SECONDS, ask, worker_windows
-from indexer import Catalog, ClipFacts, IndexType, StemMetadata, Upload
+from indexer import Catalog, IndexType
 from indexer.index.choice import machine_memory
-from model.audio import SAMPLE_RATE
 from model.evaluation.results import markdown_table
 from service.commands.client import Client
-from service.local.demo import compose_demo
 from service.local.sizing import MEASURED, Line, Machine, plan, told
 from service.settings import Settings
 
-SHORT, LONG = (8, 20.0), (4, 90.0)  # tracks, and seconds of each
+SHORT, LONG = (20.0, 8), (90.0, 4)  # seconds of each track, and how many
 CHECKED_S = 45.0
 QUERIES = 16
 FILLED = 24_000  # windows of the large reindex: enough for the fold to turn to the catalog
@@ -71,25 +69,21 @@ class Service:
     def __init__(self, folder: Path) -> None:
         settings = {"PHALAR_WORKERS": str(CORES), "PHALAR_TORCH_THREADS": "1", "PHALAR_CLAIM_AFTER_S": "6"}
         self.data = folder / "data"
-        self._running = Installation(folder, settings, client_timeout_s=600)
-
-    @contextmanager
-    def started(self) -> Iterator[Installation]:
-        self._running.start()
-        try:
-            yield self._running
-        finally:
-            self._running.stop()
+        self.running = Installation(folder, settings, client_timeout_s=600)
 
     def core_s(self) -> float:
         """What its processes have used, with their children, seconds."""
-        return _used_s(self._running.pid)
+        return used_s(self.running.pid)
+
+    def warm(self, folder: Path) -> None:
+        """The first stems load what is loaded once."""
+        ingest(self.running.url, list(chain(*compose(folder / "warm", SHORT[0], 1, seed=99))))
 
     def ingested(self, stems: Sequence[Path]) -> Ingested:
         """Have these stems embedded."""
         before, begun = self.core_s(), time.monotonic()
         held = self._totals()
-        ingest(self._running.url, stems)
+        ingest(self.running.url, stems)
         stems_s, windows = (now - then for now, then in zip(self._totals(), held, strict=True))
         return Ingested(len(stems), stems_s, round(windows), self.core_s() - before, time.monotonic() - begun)
 
@@ -102,7 +96,7 @@ class Service:
     def reindexed(self, index_type: IndexType) -> tuple[float, int, Path]:
         """Core seconds of a reindex, the windows it holds, and where it lies."""
         before = self.core_s()
-        with Client(self._running.url) as client:
+        with Client(self.running.url) as client:
             job = client.follow(client.reindex(None, None, index_type))
         assert job["problem"] is None, job
         folder = self.data / "index" / f"generation-{job['result']['generation']:06d}"
@@ -113,14 +107,13 @@ def measure() -> tuple[Machine, list[Ingested]]:
     """This machine's figures."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tracks = {name: _composed(folder / name, *size) for name, size in (("short", SHORT), ("long", LONG))}
-        warm = _composed(folder / "warm", 1, SHORT[1], seed=99)
+        short, long = compose(folder / "short", *SHORT), compose(folder / "long", *LONG)
         service = Service(folder)
-        with service.started() as running:
-            service.ingested(_flat(warm))
-            ingested = [service.ingested(_flat(tracks[name])) for name in ("short", "long")]
+        with service.running as running:
+            service.warm(folder)
+            ingested = [service.ingested(list(chain(*tracks))) for tracks in (short, long)]
             with running.client() as client:
-                cuts = mixes(tracks["short"], QUERIES, SECONDS)
+                cuts = mixes(short, QUERIES, SECONDS)
                 ask(client, cuts[0], "beats")
                 before, embedded = service.core_s(), worker_windows(client)
                 with ThreadPoolExecutor(CORES) as pool:
@@ -132,7 +125,7 @@ def measure() -> tuple[Machine, list[Ingested]]:
             small_s, small, _ = service.reindexed("flat")
         sql_bytes, audio_bytes = _disk(service.data)
         asyncio.run(_fill(Settings(data=service.data), fingerprint))
-        with service.started():
+        with service.running:
             service.reindexed("flat")
             large_s, large, _ = service.reindexed("flat")
             kinds = {}
@@ -142,7 +135,7 @@ def measure() -> tuple[Machine, list[Ingested]]:
                 kinds[kind] = (size / windows, each * _compared_s(at / "keys.faiss") / windows)
     window_s = (large_s - small_s) / (large - small)
     machine = Machine(
-        name=f"{processor()}, {CORES} cores, measured {datetime.now(UTC):%Y-%m-%d}",
+        name=f"{processor()}, {CORES} cores, measured {today()}",
         cores=CORES,
         memory_bytes=machine_memory(),
         windows=_line(ingested, "windows"),
@@ -165,10 +158,7 @@ async def _fill(settings: Settings, fingerprint: str) -> None:
     put = number = 0
     while put < FILLED:
         one = held[number % len(held)]
-        facts = ClipFacts("flac", SHORT[1], SAMPLE_RATE, 1)
-        _, (stem_id,) = await catalog.add([Upload(f"{number:064x}", f"{number}.flac", StemMetadata(), facts)])
-        row = (await catalog.stem(stem_id)).row
-        await catalog.store_embeddings(row, fingerprint, one.windows, one.starts_s, one.embedding, one.beats)
+        await put_stem(catalog, number, SHORT[0], fingerprint, one.windows, one.starts_s, one.embedding, one.beats)
         put, number = put + len(one.windows), number + 1
     await catalog.close()
 
@@ -177,12 +167,12 @@ def check(windows: int, machine: Machine) -> tuple[str, float]:
     """Ingest other stems, at least so many windows; a table, and how far the plan is from it, by the clock."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tracks = _composed(folder / "tracks", 6, CHECKED_S, seed=50)
+        tracks = compose(folder / "tracks", CHECKED_S, 6, seed=50)
         each = machine.windows.of(1, CHECKED_S)
         stems = variations(tracks, round(windows / each), folder / "stems")
         service = Service(folder)
-        with service.started():
-            service.ingested(_flat(_composed(folder / "warm", 1, SHORT[1], seed=99)))
+        with service.running:
+            service.warm(folder)
             found = service.ingested(stems)
     planned = plan(machine, found.stems, found.audio_s / found.stems / 60, 0)
     hours, cores = found.clock_s / 3600, found.core_s / 3600
@@ -192,32 +182,11 @@ def check(windows: int, machine: Machine) -> tuple[str, float]:
         ["hours of a core", f"{planned.ingest_core_h:.3f}", f"{cores:.3f}", f"{planned.ingest_core_h / cores:.2f}"],
     ]
     head = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d}, load {os.getloadavg()[0]:.1f} on {CORES} cores at the end: "
+        f"Measured {today()}, load {os.getloadavg()[0]:.1f} on {CORES} cores at the end: "
         f"{found.stems} stems of {CHECKED_S:g} s, none of which the figures are from.\n\n"
     )
     table = markdown_table(["an ingest", "planned", "measured", "planned / measured"], rows)
     return head + table, abs(planned.ingest_h / hours - 1)
-
-
-def _composed(folder: Path, tracks: int, seconds: float, seed: int = 0) -> list[list[Path]]:
-    return [[stem.path for stem in track] for track in compose_demo(folder, tracks, seconds, seed)]
-
-
-def _flat(tracks: Sequence[Sequence[Path]]) -> list[Path]:
-    return [path for track in tracks for path in track]
-
-
-def _used_s(process: int) -> float:
-    """What a process and all that it has started have used, seconds."""
-    ticks, waiting = 0, [process]
-    while waiting:
-        pid = waiting.pop()
-        with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # of itself and of its own dead children, in user and kernel mode
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                waiting += map(int, (thread / "children").read_text(encoding="ascii").split())
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _line(ingested: Sequence[Ingested], what: str) -> Line:

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.page import page_parser, publish
 from indexer import HermitianFold
+from model.checkpoints import load_phalar
 from model.evaluation.results import markdown_table
 from service.work.models import DEFAULT_CHECKPOINT
 
@@ -31,8 +32,6 @@ def milliseconds(fold: HermitianFold, rows: int, rng: np.random.Generator) -> tu
 
 
 def main() -> None:
-    from model.checkpoints import load_phalar
-
     parser = page_parser(__doc__)
     arguments = parser.parse_args()
     fold = HermitianFold(load_phalar(DEFAULT_CHECKPOINT).hermitian)
@@ -42,24 +41,11 @@ def main() -> None:
         with threadpool_limits(1, "blas"):
             one, one_busy = milliseconds(fold, queries, rng)
         rows.append(
-            [
-                str(queries),
-                *(f"{value:.2f}" for value in (many, one)),
-                f"{many / one:.1f}",
-                f"{many_busy:.2f}",
-                f"{one_busy:.2f}",
-            ]
+            [str(queries), f"{many:.2f}", f"{one:.2f}", f"{many / one:.1f}", f"{many_busy:.2f}", f"{one_busy:.2f}"]
         )
-    header = [
-        "queries folded",
-        "all threads, ms",
-        "one thread, ms",
-        "ratio",
-        "all threads, processor's ms",
-        "one, processor's ms",
-    ]
-    table = markdown_table(header, rows)
-    publish(table, arguments.page, SECTION)
+    header = ["queries folded", "all threads, ms", "one thread, ms", "ratio"]
+    header += ["all threads, processor's ms", "one, processor's ms"]
+    publish(markdown_table(header, rows), arguments.page, SECTION)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cqt import SETTINGS
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
 from model.audio import SAMPLE_RATE, load_clip
 from model.cqt import plain_cqt, scale_decibels
 from model.device import upload
@@ -63,7 +62,7 @@ def main() -> None:
     recipe = load_recipe(arguments.recipe)
     seconds = arguments.seconds or (recipe.data.shortest_s + recipe.data.longest_s) / 2
     length = round(seconds * SAMPLE_RATE)
-    tables = [f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, torch {torch.__version__}, "]
+    tables = [f"Measured {today()}, {platform.machine()}, torch {torch.__version__}, "]
     tables[0] += f"{recipe.batch} pairs of {seconds:g} s a step, median of {arguments.repeats}."
     with tempfile.TemporaryDirectory() as cache:
         bank = load_bank([arguments.stems], Path(cache), jobs=max(arguments.threads))

@@ -11,13 +11,12 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.page import page_parser, publish
+from benchmarks.page import page_parser, publish, today
 from indexer import Catalog, StemFilter
 from model.evaluation.results import markdown_table
 
@@ -111,7 +110,7 @@ async def measure(path: Path, rows: int, *, there: bool) -> str:
     head = ["q", "", "stems", "page, ms", "page, CPU ms", "late page, CPU ms", "all rows, CPU ms", "by LIKE, CPU ms"]
     said = f"{rows:,} stems; {size:.0f} MiB on disk. ms: the fastest of {TURNS} turns; CPU ms: medians, "
     said += "all rows and LIKE once."
-    return f"Measured {datetime.now(UTC):%Y-%m-%d}: {said}\n\n{markdown_table(head, table)}"
+    return f"Measured {today()}: {said}\n\n{markdown_table(head, table)}"
 
 
 def main() -> None:

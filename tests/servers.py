@@ -62,7 +62,7 @@ def new_database(url: str | None = None) -> str:
     """The URL of a new, empty database, on the server of `url`; by default on the tests', skipping the test where there
     is no PostgreSQL."""
     lasting = url is None and "PHALAR_TEST_DATABASE_URL" in os.environ  # a private cluster goes as a whole
-    url = url or os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres()
+    url = url or os.environ.get("PHALAR_TEST_DATABASE_URL") or _postgres_server().url
     name = f"test_{uuid.uuid4().hex}"
     execute(url, f'CREATE DATABASE "{name}"')
     if lasting:
@@ -223,10 +223,6 @@ def stopped_postgres() -> Iterator[None]:
         yield
     finally:
         server.start()
-
-
-def _postgres() -> str:
-    return _postgres_server().url
 
 
 class PostgresServer:
