@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,10 @@ PAUSE_S = (1.5, 5.0)  # from one fault to the next
 SETTLE_S = 300.0
 DELETED_SHARE = 0.1
 CLIENTS = 6
+
+COUNTED = ("clips uploaded", "uploads acknowledged", "deletes acknowledged", "ready at the end")
+COUNTED += ("failed at the end, with a reason", "queries answered meanwhile")
+"""Of the books: what may be any number. All else must be none."""
 
 TRANSIENT = (429, 503)
 """Answers that say: not now, ask again."""
@@ -68,8 +72,7 @@ class Fleet:
 
     def kill(self, kind: str, rng: random.Random) -> None:
         """kill -9 of one of them."""
-        process = self._running[rng.choice(self.names(kind))]
-        process.kill()
+        self._running[rng.choice(self.names(kind))].kill()
 
     def client(self, rng: random.Random) -> httpx.Client:
         return httpx.Client(base_url=f"http://127.0.0.1:{rng.choice(self.ports)}", timeout=60)
@@ -95,10 +98,9 @@ class Fleet:
         command = [sys.executable, "-m", "service.commands", kind]
         if kind == "api":
             own["PHALAR_PORT"] = str(self.ports[int(number)])
+        given = os.environ | self.environment | own
         with (self.folder / f"{name.replace(' ', '-')}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                command, env=os.environ | self.environment | own, stdout=log, stderr=log
-            )
+            self._running[name] = subprocess.Popen(command, env=given, stdout=log, stderr=log)
 
 
 @dataclass
@@ -245,12 +247,8 @@ def faults_of(
 def small_disk(folder: Path) -> Iterator[bool]:
     """Mount a small tmpfs there, where that may be done; says whether it was."""
     folder.mkdir()
-    mounted = os.geteuid() == 0 and (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={AUDIO_BYTES}", "tmpfs", str(folder)], check=False
-        ).returncode
-        == 0
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={AUDIO_BYTES}", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, check=False).returncode == 0
     try:
         yield mounted
     finally:
@@ -258,7 +256,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
-def settled(fleet: Fleet, rng: random.Random, books: Books) -> None:
+def settled(fleet: Fleet, books: Books) -> None:
     """Wait until every process answers ready and nothing is queued."""
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
@@ -276,14 +274,11 @@ def settled(fleet: Fleet, rng: random.Random, books: Books) -> None:
 
 def audit(fleet: Fleet, rng: random.Random, books: Books, tried: int) -> dict[str, int]:
     """Compare the catalog and the index with what clients were told."""
-    stems, cursor = [], None
-    while True:
-        parameters = {"limit": 500} | ({"cursor": cursor} if cursor else {})
-        page = asked(fleet, rng, books, "GET", "/stems", params=parameters).json()
+    stems, wanted = [], {"limit": 500}
+    while wanted:
+        page = asked(fleet, rng, books, "GET", "/stems", params=wanted).json()
         stems += page["stems"]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            break
+        wanted = page["next_cursor"] and wanted | {"cursor": page["next_cursor"]}
     by_id = {stem["id"]: stem for stem in stems}
     kept = {seed: stem for seed, stem in books.acknowledged.items() if stem not in books.deleted}
     ready = {seed for seed, stem in kept.items() if stem in by_id and by_id[stem]["state"] == "ready"}
@@ -319,6 +314,12 @@ def audit(fleet: Fleet, rng: random.Random, books: Books, tried: int) -> dict[st
         "queries answered meanwhile": books.answers["query 200"],
         "wrong answers": len(books.wrong),
     }
+
+
+def balanced(figures: Mapping[str, int]) -> bool:
+    """Whether every clip was taken, and what must be none is none."""
+    wrong = any(number for name, number in figures.items() if name not in COUNTED)
+    return not wrong and figures["uploads acknowledged"] == figures["clips uploaded"]
 
 
 def main() -> int:
@@ -360,7 +361,7 @@ def main() -> int:
         try:
             fleet.start()
             counted, books = run(fleet, postgres, server, Path(scratch) / "disk", rng, full, arguments)
-            settled(fleet, rng, books)
+            settled(fleet, books)
             figures = audit(fleet, rng, books, arguments.uploads)
         finally:
             fleet.stop()
@@ -368,7 +369,7 @@ def main() -> int:
             postgres.remove()
     report = describe(counted, figures, books, arguments)
     publish(report, arguments.page, "faults")
-    return int(bool(books.wrong) or any(figures[name] for name in figures if name.startswith(("lost", "doubled"))))
+    return int(not balanced(figures))
 
 
 def run(
@@ -382,7 +383,7 @@ def run(
 ) -> tuple[Counter[str], Books]:
     """Clients and faults beside each other, for as long as asked; how often each fault was, and what clients saw."""
     books, counted = Books(), Counter[str]()
-    settled(fleet, rng, books)
+    settled(fleet, books)
     begin, seconds = time.monotonic(), 60 * arguments.minutes
     plan = [(seed, begin + seconds * seed / arguments.uploads) for seed in range(arguments.uploads)]
     clients = [

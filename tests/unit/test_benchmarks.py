@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
+from benchmarks.faults import balanced
 from model.audio import SAMPLE_RATE
 from model.demo import compose_track, write_track
 from model.device import why_no_card
@@ -46,6 +47,14 @@ def test_a_training_step_is_timed_beside_the_ones_it_replaced(tmp_path: Path) ->
     _, ours_s, layers_s, layers_ratio, plain_s, plain_ratio = rows[-1]
     assert float(layers_ratio) == pytest.approx(float(layers_s) / float(ours_s), abs=ROUNDED)
     assert float(plain_ratio) == pytest.approx(float(plain_s) / float(ours_s), abs=ROUNDED)
+
+
+def test_a_run_of_faults_fails_where_a_clip_was_never_taken_or_a_ready_stem_is_not_found() -> None:
+    right = {"clips uploaded": 3, "uploads acknowledged": 3, "ready at the end": 3, "doubled": 0}
+    assert balanced(right)
+    assert not balanced(right | {"uploads acknowledged": 2})
+    for name in ("doubled", "ready and not the first hit for its own audio"):
+        assert not balanced(right | {name: 1})
 
 
 def test_what_runs_on_a_card_refuses_a_machine_without_one_before_anything_else(tmp_path: Path) -> None:
