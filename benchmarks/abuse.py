@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import numpy as np
@@ -96,15 +96,13 @@ class Attackers:
 
     def __init__(self, url: str, folder: Path, names: Iterable[str]) -> None:
         # A session of their own: Linux weighs it against ours (autogroup), as one process against another.
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        pipes["start_new_session"] = True
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
         command = [sys.executable, "-m", "benchmarks.attacks"]
         self._processes = [subprocess.Popen([*command, name, url, str(folder)], **pipes) for name in names]
         self.pids = [process.pid for process in self._processes]
 
     def __enter__(self) -> Self:
         for process in self._processes:
-            assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
         return self
 
@@ -115,16 +113,14 @@ class Attackers:
 
     def begin(self) -> None:
         for process in self._processes:
-            assert process.stdin is not None
             process.stdin.write("begin\n")
             process.stdin.flush()
 
     def end(self) -> int:
         """How many requests or connections they made."""
         for process in self._processes:
-            assert process.stdin is not None
             process.stdin.close()
-        return sum(int(process.stdout.read()) for process in self._processes if process.stdout is not None)
+        return sum(int(process.stdout.read()) for process in self._processes)
 
 
 @dataclass

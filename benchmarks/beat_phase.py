@@ -83,7 +83,7 @@ def learn(drawn: list[Mix]) -> Curves:
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         found = functional.cross_entropy((read * weights).sum(dim=(2, 3)), right) + DECAY * weights.square().sum()
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         return found
 
     optimiser.step(loss)

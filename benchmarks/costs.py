@@ -26,8 +26,9 @@ from model.evaluation.results import markdown_table
 from model.evaluation.retimed import RetimedBank
 from model.training.stems import StemBank, load_bank
 from service.search.costs import HARMONY_COST, OTHERWISE_COST, harmony_costs, length_costs
-from service.search.evaluation import CatalogSettings, Query, choose_tracks, draw_queries
+from service.search.evaluation import CatalogSettings, choose_tracks, draw_queries
 from service.search.in_process import SearchedCatalog
+from service.search.judging import Query
 from service.search.retrieval import Asked, Wish, timed
 from service.settings import Settings
 
