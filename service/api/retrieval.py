@@ -121,10 +121,9 @@ class Retrieval:
             return await self._complete(index, search)
         for _ in range(SEARCHES):
             found = await search.find(index)
-            ranked = found.places | found.spare
-            stems = await self._stems(found, ranked)
-            places = {row: place for row, place in ranked.items() if row in stems}
-            if len(places) >= query.limit or len(places) == len(ranked):
+            stems = await self._stems(found, found.places)
+            places = {row: place for row, place in found.places.items() if row in stems}
+            if len(places) >= query.limit or len(places) == len(found.places):
                 break
             index = await self.live.current()  # more stems were deleted meanwhile than were to spare
         shown = [*places.items()][: query.limit]
@@ -147,7 +146,8 @@ class Retrieval:
             found = await search.find(index, instruments=(name,), limit=search.query.limit + 1)
             index, exact = found.index, exact and found.exact
             stems = await self._stems(found, found.places)
-            told = [self._hit(row, place, found, stems) for row, place in found.places.items() if row in stems]
+            there = [(row, place) for row, place in found.places.items() if row in stems][: search.query.limit + 1]
+            told = [self._hit(row, place, found, stems) for row, place in there]
             hits += [hit.model_copy(update={"rank": len(hits) + 1}) for hit in told[:1]]
             slots.append(
                 SlotOut(

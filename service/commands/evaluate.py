@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,15 +34,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-
-class Asked(StrEnum):
-    """How the mixes are aligned."""
-
-    beats = "beats"
-    told = "told"
-    search = "search"
-    grid = "grid"
-    every = "all"
+    from service.search.evaluation import Progress
 
 
 ROW_NAMES = {
@@ -59,25 +53,27 @@ AMONG_NAMES = {
 Checkpoint = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="Default: the model that the service loads.")
 ]
+Tracks = Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")]
 
 
 def catalog(
     stems: Stems,
     checkpoint: Checkpoint = None,
     split: Split = SplitChoice.all,
-    tracks: Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")] = None,
+    tracks: Tracks = None,
     queries: Annotated[int, typer.Option(min=1, help="Mixes that lack a stem.")] = 50,
     seconds: Annotated[
         float, typer.Option(min=1.1, help="Length of a mix; below a window and a stride, not every place is reached.")
     ] = 8.0,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
+    seed: Seed = 0,
     align: Annotated[
-        Asked,
+        Literal["beats", "told", "search", "grid", "all"],
         typer.Option(
             help="beats: in beat time; told: so, with tempo and key said; search: as recorded, from anywhere; "
             "grid: where windows start; or all."
         ),
-    ] = Asked.every,
+    ] = "all",
     submix: Annotated[bool, typer.Option(help="Mix a random part of the other stems, not all.")] = False,
     retimed: Annotated[
         bool,
@@ -106,7 +102,7 @@ def catalog(
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)  # what it warns of is said below, once
     waiting_threads_sleep()
-    from model.checkpoints import CheckpointError, save_phalar
+    from model.checkpoints import CheckpointError, Heard, save_phalar
     from model.evaluation.retimed import RetimedBank
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
     from service.search.sureness import NOTE
@@ -116,23 +112,24 @@ def catalog(
     cache = cache or default_cache()
     bank = open_bank(stems, cache, jobs)
     chosen = choose_tracks(bank, split.value, tracks, seed)
-    rows = tuple(row for row in ROWS if align is Asked.every or row.startswith(align.value))
+    rows = tuple(row for row in ROWS if align == "all" or row.startswith(align))
     settings = CatalogSettings(queries=queries, seconds=seconds, seed=seed, rows=rows, submix=submix)
     held = RetimedBank(bank, cache / "retimed") if retimed else None
-    with _Progress() as progress:
+    with _progress() as progress:
         try:
-            result = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress.report, held)
+            measuring = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress, held)
+            measured, learnt = asyncio.run(measuring)
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
-    if learn_sureness is not None and result.learnt is not None:
+    if learn_sureness is not None and learnt is not None:
         model = configured_model(Settings(checkpoint=checkpoint) if checkpoint else Settings())
-        notes = {**model.notes, NOTE: result.learnt.as_note()}
-        save_phalar(model, learn_sureness, trained=model.trained, notes=notes)
-    answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | result.as_dict()
+        save_phalar(model, learn_sureness, trained=model.trained, notes={**model.notes, NOTE: learnt.as_note()})
+    answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | measured
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     if answer["model"]["note"]:
         err.print(answer["model"]["note"], style="yellow", markup=False, soft_wrap=True)
-    show_answer(answer, catalog_tables(answer), as_json, page, section, [f"Of the model: {result.heard}."])
+    heard = Heard(answer["heard"], len(chosen))
+    show_answer(answer, catalog_tables(answer), as_json, page, section, [f"Of the model: {heard}."])
 
 
 WAY_NAMES = {"alone": "three searches", "in_set": "set, by the mix with the others", "mean": "set, by both"}
@@ -142,10 +139,10 @@ def band(
     stems: Stems,
     checkpoint: Checkpoint = None,
     split: Split = SplitChoice.all,
-    tracks: Annotated[int | None, typer.Option(min=1, help="At most so many of them, drawn by the seed.")] = None,
+    tracks: Tracks = None,
     queries: Annotated[int, typer.Option(min=1, help="Mixes that lack three stems.")] = 60,
     seconds: Annotated[float, typer.Option(min=1.1, help="Length of a mix.")] = 8.0,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other mixes.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     cache: Cache = None,
     jobs: Jobs = CORES,
@@ -167,10 +164,10 @@ def band(
 
     bank = open_bank(stems, cache or default_cache(), jobs)
     chosen = choose_tracks(bank, split.value, tracks, seed)
-    with _Progress() as progress:
+    with _progress() as progress:
         try:
             asked = BandSettings(queries, seconds, seed)
-            answer = evaluate_band(bank, chosen, asked, checkpoint, device, progress.report)
+            answer = asyncio.run(evaluate_band(bank, chosen, asked, checkpoint, device, progress))
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | answer
@@ -271,22 +268,15 @@ def _both(place: dict[str, Any], name: str, form: str) -> str:
     return "" if exact is None else f"{form.format(exact)} ({form.format(alike)})"
 
 
-class _Progress:
+@contextmanager
+def _progress() -> Iterator[Progress]:
     """A bar on stderr for each thing that is done."""
+    tasks: dict[str, TaskID] = {}
+    with bar(transient=True) as bars:
 
-    def __init__(self) -> None:
-        self._bars = bar(transient=True)
-        self._tasks: dict[str, TaskID] = {}
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
 
-    def __enter__(self) -> _Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def report(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` are done of `what`."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-        self._bars.update(self._tasks[what], completed=done)
+        yield report

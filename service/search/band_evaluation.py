@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer import Place
-from model.audio import MIN_SECONDS, SAMPLE_RATE, Waveform
+from model.audio import SAMPLE_RATE, Waveform
 from model.checkpoints import heard_of, piece_of
 from model.evaluation.retrieval import mean_with_interval
 from model.training.stems import StemBank
 from service.search.band import CANDIDATES, Band, Candidate
-from service.search.evaluation import TRIES, Progress, draw_in_turn, rank_among
+from service.search.evaluation import TRIES, Progress, draw_in_turn, median_ms, rank_among
 from service.search.in_process import SearchedCatalog
 from service.search.placing import laid
-from service.settings import Settings
 from service.work.fitting import fit
 
 WAYS = {"in_set": 0.0, "mean": 0.5}
@@ -45,12 +43,6 @@ class BandSettings:
     queries: int = 60
     seconds: float = 8.0  # of a mix
     seed: int = 0  # of the queries and of the bootstrap
-
-    def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise ValueError(f"queries must be 1 or more, not {self.queries}")
-        if self.seconds <= MIN_SECONDS:
-            raise ValueError(f"seconds must be more than {MIN_SECONDS}, not {self.seconds:g}")
 
 
 @dataclass(frozen=True)
@@ -104,36 +96,29 @@ def draw_band_queries(
         NothingToAsk: no track has a stretch in which as many stems sound.
     """
     rng, length = np.random.default_rng(settings.seed), round(settings.seconds * SAMPLE_RATE)
-    order = rng.permutation(list(rows)).tolist()
 
     def draw(track: int) -> BandQuery | None:
-        return _draw(bank, track, rows[track], instruments[track], length, rng)
+        room, own, played = bank.tracks[track].samples - length, rows[track], instruments[track]
+        for _ in range(TRIES if room >= 0 else 0):
+            start = int(rng.integers(room + 1))
+            sounding = [int(stem) for stem in rng.permutation(np.flatnonzero(bank.audible(track, start, length)))]
+            first = {played[stem]: stem for stem in reversed(sounding)}  # of each instrument
+            missing = [stem for stem in sounding if first[played[stem]] == stem][:MISSING]
+            mixed = [stem for stem in sounding if own[stem] not in {own[gone] for gone in missing}]
+            if len({own[stem] for stem in missing}) == MISSING and mixed:
+                return BandQuery(track, tuple(missing), tuple(sorted(mixed)), start)
+        return None
 
-    return draw_in_turn(order, settings.queries, settings.seconds, draw)
-
-
-def _draw(
-    bank: StemBank, track: int, rows: tuple[int, ...], instruments: list[str], length: int, rng: np.random.Generator
-) -> BandQuery | None:
-    room = bank.tracks[track].samples - length
-    for _ in range(TRIES if room >= 0 else 0):
-        start = int(rng.integers(room + 1))
-        sounding = [int(stem) for stem in rng.permutation(np.flatnonzero(bank.audible(track, start, length)))]
-        first = {instruments[stem]: stem for stem in reversed(sounding)}  # of each instrument
-        missing = [stem for stem in sounding if first[instruments[stem]] == stem][:MISSING]
-        mixed = [stem for stem in sounding if rows[stem] not in {rows[gone] for gone in missing}]
-        if len({rows[stem] for stem in missing}) == MISSING and mixed:
-            return BandQuery(track, tuple(missing), tuple(sorted(mixed)), start)
-    return None
+    return draw_in_turn(rng.permutation([*rows]).tolist(), settings.queries, settings.seconds, draw)
 
 
-def evaluate_band(
+async def evaluate_band(
     bank: StemBank,
     tracks: Sequence[int],
-    settings: BandSettings | None = None,
+    settings: BandSettings,
     checkpoint: Path | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Put the tracks into a catalog, take three stems out of mixes, and ask for them alone and as a set.
 
@@ -142,18 +127,7 @@ def evaluate_band(
     Returns:
         For JSON. Shares, means and differences have 95 % intervals, by a bootstrap over pieces.
     """
-    with tempfile.TemporaryDirectory(prefix="phalar-evaluation-") as folder:
-        given: dict[str, Any] = {"data": Path(folder), "device": device}
-        given |= {"database_url": None, "blob_url": None, "redis_url": None, "checkpoints": None}
-        given |= {} if checkpoint is None else {"checkpoint": checkpoint}
-        return asyncio.run(_evaluate(bank, tracks, settings or BandSettings(), Settings(**given), progress))
-
-
-async def _evaluate(
-    bank: StemBank, tracks: Sequence[int], settings: BandSettings, service: Settings, progress: Progress | None
-) -> dict[str, Any]:
-    report = progress or (lambda what, done, total: None)
-    async with SearchedCatalog.open(service) as installed:
+    async with SearchedCatalog.thrown_away(checkpoint, device=device) as installed:
         rows: dict[int, tuple[int, ...]] = {}
         instruments: dict[int, list[str]] = {}
         for done, track in enumerate(tracks, start=1):
@@ -162,14 +136,14 @@ async def _evaluate(
                 instrument_of(*one) for one in zip(banked.stems, waveforms, banked.pitched, strict=True)
             ]
             rows[track] = await installed.add(bank, track, instruments[track])
-            report("tracks embedded", done, len(tracks))
+            progress("tracks embedded", done, len(tracks))
         index = await installed.go_live()
         queries = draw_band_queries(bank, rows, instruments, settings)
         asker = _Asker(installed, bank, rows, instruments, settings.seconds)
         answers = []
         for done, query in enumerate(queries, start=1):
             answers.append(await asker.ask(query))
-            report("queries asked", done, len(queries))
+            progress("queries asked", done, len(queries))
         pieces = np.array([piece_of(bank.tracks[query.track].name) for query in queries], dtype=np.str_)
         return {
             "model": installed.model,
@@ -301,8 +275,5 @@ def band_figures(answers: Sequence[BandAnswer], pieces: NDArray[np.str_], seed: 
             for way in WAYS
         },
         "chance": chance,
-        "median_ms": {
-            stage: round(float(np.median([answer.took_ms[stage] for answer in answers])), 1)
-            for stage in answers[0].took_ms
-        },
+        "median_ms": median_ms([answer.took_ms for answer in answers]),
     }

@@ -9,7 +9,6 @@ queue and the decoder are left out.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model.audio import MIN_SECONDS, SAMPLE_RATE
-from model.checkpoints import Heard, heard_of, piece_of
+from model.audio import SAMPLE_RATE
+from model.checkpoints import heard_of, piece_of
 from model.errors import Told
 from model.evaluation.retimed import RetimedBank, key_of
 from model.evaluation.retrieval import mean_with_interval
@@ -30,9 +29,7 @@ from service.search.judging import JudgedPlace, Query, judge_place
 from service.search.mix import Align
 from service.search.retrieval import Wish
 from service.search.sureness import UNRANKED, Sureness, calibration, learn
-from service.settings import Settings
 
-Waveform = NDArray[np.float32]
 Drawn = TypeVar("Drawn")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
@@ -75,18 +72,8 @@ class CatalogSettings:
     queries: int = 50
     seconds: float = 8.0  # of a mix
     seed: int = 0  # of the queries and of the bootstrap
-    rows: tuple[Row, ...] = ROWS
     submix: bool = False  # a random part of the other stems, not all of them
-
-    def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise ValueError(f"queries must be 1 or more, not {self.queries}")
-        if self.seconds <= MIN_SECONDS:
-            raise ValueError(f"seconds must be more than {MIN_SECONDS}, not {self.seconds:g}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, not {self.seed}")
-        if not self.rows:
-            raise ValueError("one row at least must be asked for")
+    rows: tuple[Row, ...] = ROWS
 
 
 @dataclass(frozen=True)
@@ -102,47 +89,21 @@ class Answer:
     strangers: tuple[float, ...] = ()  # scores of the stems of other tracks, those that were not named among them
 
 
-@dataclass(frozen=True)
-class CatalogResult:
-    """What one model reached on one catalog."""
-
-    settings: CatalogSettings
-    model: dict[str, Any]
-    heard: Heard
-    catalog: dict[str, int]
-    retimed: bool
-    tracks_asked: int
-    rows: dict[Row, dict[str, Any]]
-    learnt: Sureness | None  # from the first row
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "model": self.model,
-            "heard": self.heard.tracks,
-            "catalog": self.catalog,
-            "retimed": self.retimed,
-            "tracks_asked": self.tracks_asked,
-            **{name: value for name, value in asdict(self.settings).items() if name != "rows"},
-            "rows": self.rows,
-        }
-
-
-def evaluate_catalog(
+async def evaluate_catalog(
     bank: StemBank,
     tracks: Sequence[int],
-    settings: CatalogSettings | None = None,
+    settings: CatalogSettings,
     checkpoint: Path | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = lambda what, done, total: None,
     retimed: RetimedBank | None = None,
-) -> CatalogResult:
+) -> tuple[dict[str, Any], Sureness | None]:
     """Put the tracks into a catalog, take stems out of mixes, and ask for them.
 
     Args:
         bank: of the stems.
         tracks: all that the catalog holds and that queries are drawn from, by their place in the bank.
-        settings: None: the defaults.
+        settings: what is asked.
         checkpoint: None: the one that the service would load.
         device: a torch device.
         progress: see `Progress`.
@@ -150,64 +111,43 @@ def evaluate_catalog(
             None: it holds what is asked for as it was recorded.
 
     Returns:
-        Ranks and places, with the chance of each; shares and the mean reciprocal rank have 95 % intervals, by a
-        bootstrap over tracks. Renderings of one piece ("name@1", "name@2") count as one track. Times are those of the
-        search in this process, in which every stem is ranked.
+        For JSON: ranks and places, with the chance of each; shares and the mean reciprocal rank have 95 % intervals, by
+        a bootstrap over tracks. Renderings of one piece ("name@1", "name@2") count as one track. Times are those of the
+        search in this process, in which every stem is ranked. And what the first row tells of how sure a score is.
 
     Raises:
         NothingToAsk: no track has a stretch in which two different stems sound.
         CheckpointError: the checkpoint cannot be loaded.
-        ImportError: without the extra `evaluation`.
     """
-    with tempfile.TemporaryDirectory(prefix="phalar-evaluation-") as folder:
-        # Where the service keeps things must be here, whatever the environment says: a user's catalog stays untouched.
-        given: dict[str, Any] = {"data": Path(folder), "device": device, "checkpoint": checkpoint}
-        given |= {"database_url": None, "blob_url": None, "redis_url": None, "checkpoints": None}
-        if checkpoint is None:
-            del given["checkpoint"]
-        wanted = settings or CatalogSettings()
-        return asyncio.run(_evaluate(bank, tracks, retimed or bank, wanted, Settings(**given), progress))
-
-
-async def _evaluate(
-    bank: StemBank,
-    tracks: Sequence[int],
-    held: StemBank | RetimedBank,
-    settings: CatalogSettings,
-    service: Settings,
-    progress: Progress | None,
-) -> CatalogResult:
-    def report(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(what, done, total)
-
-    async with SearchedCatalog.open(service) as installed:
+    held = retimed or bank
+    async with SearchedCatalog.thrown_away(checkpoint, device=device) as installed:
         rows: dict[int, tuple[int, ...]] = {}
         for done, track in enumerate(tracks, start=1):
             rows[track] = await installed.add(held, track)
-            report("tracks embedded", done, len(tracks))
+            progress("tracks embedded", done, len(tracks))
         index = await installed.go_live()
-        queries = draw_queries(bank, rows, settings, round(service.stride_s * SAMPLE_RATE))
+        queries = draw_queries(bank, rows, settings, round(installed.settings.stride_s * SAMPLE_RATE))
         pieces = np.array([piece_of(bank.tracks[query.track].name) for query in queries], dtype=np.str_)
         answers: dict[Row, list[Answer]] = {row: [] for row in settings.rows}
         for done, query in enumerate(queries, start=1):
             for row in settings.rows:
                 answers[row].append(await _ask(installed, bank, held, rows, query, row, settings.seconds))
-            report("queries asked", done, len(queries))
+            progress("queries asked", done, len(queries))
         known = Sureness.of_notes(installed.notes)
-        return CatalogResult(
-            settings=settings,
-            model=installed.model,
-            heard=heard_of(installed.notes, (bank.tracks[track].name for track in tracks)),
-            catalog={"tracks": len(tracks), "stems": index.stems, "windows": index.windows},
-            retimed=held is not bank,
-            tracks_asked=len({query.track for query in queries}),
-            rows={
+        answer = {
+            "model": installed.model,
+            "heard": heard_of(installed.notes, (bank.tracks[track].name for track in tracks)).tracks,
+            "catalog": {"tracks": len(tracks), "stems": index.stems, "windows": index.windows},
+            "retimed": retimed is not None,
+            "tracks_asked": len({query.track for query in queries}),
+            **asdict(settings),
+            "rows": {
                 row: figures(answers[row], pieces, settings.seed, None if row in ONE_PLACE else known)
                 for row in settings.rows
             },
-            learnt=_learnt(answers[settings.rows[0]]),
-        )
+        }
+        own, strangers = _scores(answers[settings.rows[0]])
+        return answer, learn(own, strangers) if len(strangers) else None
 
 
 def draw_queries(
@@ -225,14 +165,30 @@ def draw_queries(
     Raises:
         NothingToAsk: no track has a stretch in which two different stems sound.
     """
-    rng = np.random.default_rng(settings.seed)
-    length = round(settings.seconds * SAMPLE_RATE)
-    order = rng.permutation(list(rows)).tolist()
+    rng, length = np.random.default_rng(settings.seed), round(settings.seconds * SAMPLE_RATE)
 
     def draw(track: int) -> Query | None:
-        return _draw_query(bank, track, rows[track], length, stride, settings.submix, rng)
+        """None where ten places have no two stems that sound there and at the grid beside it."""
+        room, own = bank.tracks[track].samples - length, rows[track]
+        for _ in range(TRIES if room >= 0 else 0):
+            start = int(rng.integers(room + 1))
+            on_grid = min(round(start / stride), room // stride) * stride
+            here, there = bank.audible(track, start, length), bank.audible(track, on_grid, length)
+            sounding = np.flatnonzero(here & there)
+            if not len(sounding):
+                continue
+            missing = int(rng.choice(sounding))
+            others = [int(stem) for stem in sounding if own[stem] != own[missing]]
+            if not others:
+                continue
+            if settings.submix:
+                mixed = rng.permutation(others)[: int(rng.integers(1, len(others) + 1))].tolist()
+            else:
+                mixed = [stem for stem in np.flatnonzero(here | there).tolist() if own[stem] != own[missing]]
+            return Query(track, missing, tuple(sorted(mixed)), start, on_grid)
+        return None
 
-    return draw_in_turn(order, settings.queries, settings.seconds, draw)
+    return draw_in_turn(rng.permutation([*rows]).tolist(), settings.queries, settings.seconds, draw)
 
 
 def draw_in_turn(order: list[int], most: int, seconds: float, draw: Callable[[int], Drawn | None]) -> list[Drawn]:
@@ -253,33 +209,6 @@ def draw_in_turn(order: list[int], most: int, seconds: float, draw: Callable[[in
     if not queries:
         raise NothingToAsk(len(order), seconds)
     return queries
-
-
-def _draw_query(
-    bank: StemBank, track: int, rows: tuple[int, ...], length: int, stride: int, submix: bool, rng: np.random.Generator
-) -> Query | None:
-    """One query of one track; None where ten places have no two stems that sound there and at the grid beside it."""
-    room = bank.tracks[track].samples - length
-    if room < 0:
-        return None
-    for _ in range(TRIES):
-        start = int(rng.integers(room + 1))
-        on_grid = min(round(start / stride), room // stride) * stride
-        here, there = bank.audible(track, start, length), bank.audible(track, on_grid, length)
-        sounding = np.flatnonzero(here & there)
-        if not len(sounding):
-            continue
-        missing = int(rng.choice(sounding))
-        others = [int(stem) for stem in sounding if rows[stem] != rows[missing]]
-        if not others:
-            continue
-        if submix:
-            mixed = rng.permutation(others)[: int(rng.integers(1, len(others) + 1))].tolist()
-        else:
-            either = np.flatnonzero(here | there).tolist()
-            mixed = [stem for stem in either if rows[stem] != rows[missing]]
-        return Query(track, missing, tuple(sorted(mixed)), start, on_grid)
-    return None
 
 
 async def _ask(
@@ -313,16 +242,16 @@ async def _ask(
         wish = replace(wish, tempo_bpm=grid.tempo_bpm if grid else None, key=key)
     places, took_ms = await installed.find(mix, wish)
     ranks = {among: rank_among(list(places), missing, left_out[among], installed.stems) for among in AMONG}
-    place = None
-    if missing in places and ranks["other_tracks"] <= FOUND_WITHIN:
-        place = await asyncio.to_thread(judge_place, bank, held, query, start, length, places[missing])
+    hit, place = places.get(missing), None
+    if hit is not None and ranks["other_tracks"] <= FOUND_WITHIN:
+        place = await asyncio.to_thread(judge_place, bank, held, query, start, length, hit)
     return Answer(
         ranks=ranks,
         candidates={among: installed.stems - len(left_out[among]) for among in AMONG},
-        ranked=missing in places,
+        ranked=hit is not None,
         place=place,
         took_ms=took_ms,
-        own_score=places[missing].score if missing in places else UNRANKED,
+        own_score=UNRANKED if hit is None else hit.score,
         strangers=tuple(
             places[other].score if other in places else UNRANKED
             for others in rows.values()
@@ -336,11 +265,6 @@ def _scores(answers: Sequence[Answer]) -> tuple[NDArray[np.float64], NDArray[np.
     """Of the missing stems, and of those of other tracks."""
     strangers = np.array([score for answer in answers for score in answer.strangers])
     return np.array([answer.own_score for answer in answers]), strangers
-
-
-def _learnt(answers: Sequence[Answer]) -> Sureness | None:
-    own, strangers = _scores(answers)
-    return learn(own, strangers) if len(strangers) else None
 
 
 def rank_among(order: Sequence[int], row: int, left_out: set[int], stems: int) -> int:
@@ -381,11 +305,13 @@ def figures(
         "speed": _right([place.speed_right for place in found]),
         "transpose": _right([place.transpose_right for place in found]),
         "sureness": _sureness_figures(known, answers),
-        "median_ms": {
-            stage: round(float(np.median([answer.took_ms[stage] for answer in answers])), 1)
-            for stage in answers[0].took_ms
-        },
+        "median_ms": median_ms([answer.took_ms for answer in answers]),
     }
+
+
+def median_ms(took_ms: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each stage."""
+    return {stage: round(float(np.median([took[stage] for took in took_ms])), 1) for stage in took_ms[0]}
 
 
 def _rank_figures(

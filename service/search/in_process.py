@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import tempfile
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,49 +46,43 @@ Waveform = NDArray[np.float32]
 
 
 class DirectEmbedder:
-    """A worker's device without a queue before it; an `Embedder` for `Finder`. It counts the windows of queries."""
+    """A worker's device without a queue before it; an `Embedder` for `Finder`."""
 
     def __init__(self, settings: Settings) -> None:
         self._device = Device(settings)
-        self.embedded = 0
 
     async def embed(
         self, fingerprint: str, waveform: Waveform, laid: Windows, deadline_s: float
     ) -> NDArray[np.complex64]:
         """As a worker answers; nobody waits for it, so the deadline is of no account."""
-        self.embedded += len(laid)
         audible = loud(waveform, [laid])
         embedding = self._device.silence(fingerprint, laid)
         if len(audible):
-            embedding[audible] = await self._windows(fingerprint, waveform, laid[audible])
+            windows = cut(waveform, laid[audible])
+            embedding[audible] = await asyncio.to_thread(self._device.embed, fingerprint, windows)
         return embedding
 
     async def stem(
         self, fingerprint: str, waveform: Waveform, parts: tuple[Windows, ...]
     ) -> tuple[NDArray[np.int64], NDArray[np.complex64]]:
         """Which windows of a stem are not silent, int64 (m,), and their embeddings, complex64 (m, D)."""
-        embedding = [await self.embed(fingerprint, waveform, part, 0.0) for part in parts]
-        self.embedded -= sum(map(len, parts))  # of queries alone
-        every = np.concatenate(embedding)
+        every = np.concatenate([await self.embed(fingerprint, waveform, part, 0.0) for part in parts])
         audible = np.flatnonzero(np.abs(every).any(axis=1)).astype(np.int64)
         return audible, every[audible]
-
-    async def _windows(self, fingerprint: str, waveform: Waveform, laid: Windows) -> NDArray[np.complex64]:
-        return await asyncio.to_thread(lambda: self._device.embed(fingerprint, cut(waveform, laid)))
 
 
 class SearchedCatalog:
     """The parts of the service that a search needs, in a folder of their own."""
 
     def __init__(self, settings: Settings, catalog: Catalog, models: Models) -> None:
-        self._settings = settings
+        self.settings = settings
         self.catalog = catalog
         self._models = models
         self._fingerprint = models.configured_fingerprint
-        self.embedder = DirectEmbedder(settings)
+        self._embedder = DirectEmbedder(settings)
         store = FolderStore(settings.index_folder, settings.index_limits)
         self._live = LiveIndex(catalog, store, self._fold, window_s=settings.window_s, stride_s=settings.stride_s)
-        self.finder = Finder(settings, catalog, self.embedder, self._live)
+        self.finder = Finder(settings, catalog, self._embedder, self._live)
         self._metrics = Metrics()
         self.stems = 0
         """How many are searched."""
@@ -103,6 +99,17 @@ class SearchedCatalog:
             yield cls(settings, catalog, models)
         finally:
             await catalog.close()
+
+    @classmethod
+    @asynccontextmanager
+    async def thrown_away(cls, checkpoint: Path | None, **chosen: Any) -> AsyncIterator[SearchedCatalog]:
+        """One in a folder that is thrown away, with the model of a checkpoint, None being the service's."""
+        with tempfile.TemporaryDirectory(prefix="phalar-evaluation-") as folder:
+            # What the service keeps must lie here, whatever the environment says: a user's catalog stays untouched.
+            chosen |= {"data": Path(folder), "database_url": None, "blob_url": None, "redis_url": None}
+            chosen |= {"checkpoints": None} | ({} if checkpoint is None else {"checkpoint": checkpoint})
+            async with cls.open(Settings(**chosen)) as opened:
+                yield opened
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -145,8 +152,8 @@ class SearchedCatalog:
             if item.stem_id in waiting:
                 waiting.remove(item.stem_id)
                 analysis = await asyncio.to_thread(analyse, waveform, said, together)
-                laid = lay(waveform, analysis, self._settings)
-                audible, embedding = await self.embedder.stem(self._fingerprint, laid.waveform, laid.parts)
+                laid = lay(waveform, analysis, self.settings)
+                audible, embedding = await self._embedder.stem(self._fingerprint, laid.waveform, laid.parts)
                 starts_s = np.concatenate([part.starts for part in laid.parts])[audible] / SAMPLE_RATE
                 await self.catalog.store_embeddings(
                     stem.row, self._fingerprint, audible, starts_s, embedding, laid.beats[audible], laid.music
@@ -158,7 +165,7 @@ class SearchedCatalog:
         alias = await self.catalog.alias()
         assert alias is not None
         fold = await self._fold(self._fingerprint)
-        await self._live.build(alias.generation, self._fingerprint, fold, self._settings.index_type)
+        await self._live.build(alias.generation, self._fingerprint, fold, self.settings.index_type)
         await self._live.open()
         index = await self._live.current()
         self.stems = index.stems
@@ -175,15 +182,15 @@ class SearchedCatalog:
         watch = Stopwatch(self._metrics)
         wish = replace(wish, ranked=self.stems)
         found = await self.finder.find(await self._live.current(), mix, StemFilter(), wish, watch)
-        return found.places | found.spare | found.others, watch.done()
+        return found.places, watch.done()
 
     async def band(
         self, mix: Waveform, instruments: Sequence[str], left_out: Collection[int], play: Play
     ) -> tuple[dict[str, list[Scored]], Band]:
         """By instrument every stem that the search can rank, best first, without some, by their rows; and the band that
         makes a set of them. The mix is embedded once."""
-        embedder = Remembering(self.embedder, Kept(), "")
-        finder = Finder(self._settings, self.catalog, embedder, self._live)
+        embedder = Remembering(self._embedder, Kept(), "")
+        finder = Finder(self.settings, self.catalog, embedder, self._live)
         index, watch = await self._live.current(), Stopwatch(self._metrics)
         wish = Wish(ranked=self.stems)
         heard = await finder.hear(mix, wish, watch)
@@ -192,7 +199,7 @@ class SearchedCatalog:
         for name in instruments:
             wanted = StemFilter(instruments=(name,), exclude=exclude)
             found[name] = (await finder.find(index, mix, wanted, wish, watch, heard)).scored
-        return found, Band(self.catalog, embedder, index, mix, play, self._settings.query_timeout_s)
+        return found, Band(self.catalog, embedder, index, mix, play, self.settings.query_timeout_s)
 
     async def _fold(self, fingerprint: str) -> HermitianFold:
         return await asyncio.to_thread(self._models.fold, fingerprint)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -145,13 +146,14 @@ class Found:
 
     index: Index  # that answered
     plan: Plan
-    heard: HeardMix
-    places: dict[int, Place]  # of the hits
-    spare: dict[int, Place]  # of the next ones, for hits that are deleted meanwhile
-    others: dict[int, Place]  # of further stems to be ranked
-    scored: list[Scored]  # all of these
-    copies: dict[int, list[int]]  # of hits and spare ones, where they were grouped
+    scored: list[Scored]  # the hits, SPARE further ones, and what else was to be ranked
+    copies: dict[int, list[int]]  # of them, where they were grouped
     exact: bool
+
+    @cached_property
+    def places(self) -> dict[int, Place]:
+        """Of each of them, by row."""
+        return {one.row: one.place for one in self.scored}
 
 
 class Finder:
@@ -213,13 +215,8 @@ class Finder:
             if exact or not missed or len(best) < looked_at or looked_at >= SCORED_MOST:
                 break
             looked_at = min(4 * looked_at, SCORED_MOST)
-        hits = ordered[: wish.limit]
-        spare = ordered[wish.limit : wish.limit + SPARE]
-        others = ordered[wish.limit : wish.ranked]
         scored = await self._on_beats(index, asked, ordered[: max(wish.limit + SPARE, wish.ranked)])
-        at = {one.row: one.place for one in scored}
-        placed = [{one.row: at[one.row] for one in some} for some in (hits, spare, others)]
-        return Found(index, asked[0].plan, heard, placed[0], placed[1], placed[2], scored, groups.copies, exact)
+        return Found(index, asked[0].plan, scored, groups.copies, exact)
 
     async def ask(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from tests.installation import noise_bursts
 from tests.service.search.test_evaluate_catalog import write
 
 TRACKS = 3
-LAST_BITS = 1e-5  # of a sum over another batch
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +42,23 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
 
 def test_what_was_embedded_of_a_mix_is_not_embedded_again(tmp_path: Path, small_checkpoint: Path) -> None:
     settings = Settings(data=tmp_path, checkpoint=small_checkpoint)
-    embedder, waveform, kept = DirectEmbedder(settings), noise_bursts(0, 6.0), Kept()
+    embedder, waveform, kept = AsyncMock(wraps=DirectEmbedder(settings)), noise_bursts(0, 6.0), Kept()
     fingerprint = Models(settings).configured_fingerprint
 
-    def laid(semitones: int) -> Windows:
-        return Windows(np.arange(3) * 4000, np.full(3, 64_000), 501, semitones=semitones)
+    def embed(mix: str, semitones: int) -> np.ndarray:
+        laid = Windows(np.arange(3) * 4000, np.full(3, 64_000), 501, semitones=semitones)
+        return asyncio.run(Remembering(embedder, kept, mix).embed(fingerprint, waveform, laid, 9))
 
-    async def work() -> None:
-        first = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(1), 9)
-        assert len(first) == 3
-        second = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(1), 9)
-        assert embedder.embedded == 3
-        assert np.array_equal(first, second)
-        more = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(2), 9)
-        assert 3 * more.shape[1] == 5 * first.shape[1]
-        assert embedder.embedded == 6, "more keys are another question"
-        middle = more.reshape(3, 5, -1)[:, 1:4].reshape(3, -1)
-        fewer = await Remembering(embedder, kept, "a").embed(fingerprint, waveform, laid(1), 9)
-        assert np.array_equal(fewer, middle), "fewer are a part of them"
-        await Remembering(embedder, kept, "b").embed(fingerprint, waveform, laid(1), 9)
-        assert embedder.embedded == 3 * 3, "another mix tells nothing of this one"
-
-    asyncio.run(work())
+    first = embed("a", 1)
+    assert len(first) == 3
+    assert np.array_equal(first, embed("a", 1))
+    assert embedder.embed.await_count == 1
+    more = embed("a", 2)
+    assert 3 * more.shape[1] == 5 * first.shape[1]
+    assert embedder.embed.await_count == 2, "more keys are another question"
+    assert np.array_equal(embed("a", 1), more.reshape(3, 5, -1)[:, 1:4].reshape(3, -1)), "fewer are a part of them"
+    embed("b", 1)
+    assert embedder.embed.await_count == 3, "another mix tells nothing of this one"
 
 
 def test_an_instrument_is_named_by_the_file_or_by_ear() -> None:
@@ -86,7 +81,8 @@ def test_three_instruments_are_missing_and_none_of_them_is_mixed(bank: StemBank)
 
 
 def test_stems_that_sound_like_the_mix_are_found_alone_and_as_a_set(bank: StemBank, small_checkpoint: Path) -> None:
-    found = evaluate_band(bank, range(TRACKS), BandSettings(queries=2, seconds=8.0), small_checkpoint)
+    asked = BandSettings(queries=2, seconds=8.0)
+    found = asyncio.run(evaluate_band(bank, range(TRACKS), asked, small_checkpoint))
     for way in ("alone", "in_set", "mean"):
         assert found["ways"][way]["all_right"]["value"] >= 0.5, "by chance one of 27"
         assert found["ways"][way]["of_one_piece"]["value"] >= 0.5

@@ -1,10 +1,12 @@
 """The measure of the product itself, on tracks whose right answers are known by construction."""
 
+import asyncio
 import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from model.training.stems import StemBank, load_bank
 from service.commands.evaluate import catalog
 from service.search.evaluation import (
     Answer,
-    CatalogResult,
     CatalogSettings,
     NothingToAsk,
     choose_tracks,
@@ -37,6 +38,8 @@ from tests.installation import noise_bursts
 TRACKS, TRACK_S = 3, 16.0
 QUERIES, SECONDS = 3, 8.0  # long enough that some window of it meets the catalog's grid
 STRIDE = round(2.5 * SAMPLE_RATE)
+Result = dict[str, Any]
+Ask = Callable[..., Result]
 ONE_SAMPLE_MS = 1000 / SAMPLE_RATE
 DOUBLE_NOISE = 3e-3  # -50 dBFS: nearly the same sound, so that a mix is still most like itself
 REFINED_MS = 20.0  # a place is told on a grid of 10 ms or finer
@@ -67,12 +70,13 @@ def doubles(folder: Path, *, moved_on: int = 0) -> StemBank:
 
 
 @pytest.fixture(scope="module")
-def ask(small_checkpoint: Path) -> Callable[..., CatalogResult]:
+def ask(small_checkpoint: Path) -> Ask:
     """Evaluates a bank with a model whose H is the identity, so that a stem's own audio scores highest."""
 
-    def evaluate(bank: StemBank, **settings: object) -> CatalogResult:
-        wanted = CatalogSettings(**({"queries": QUERIES, "seconds": SECONDS} | settings))  # type: ignore[arg-type]
-        return evaluate_catalog(bank, range(len(bank.tracks)), wanted, small_checkpoint)
+    def evaluate(bank: StemBank, retimed: RetimedBank | None = None, **settings: Any) -> Result:
+        wanted = CatalogSettings(**({"queries": QUERIES, "seconds": SECONDS} | settings))
+        tracks = range(len(bank.tracks))
+        return asyncio.run(evaluate_catalog(bank, tracks, wanted, small_checkpoint, retimed=retimed))[0]
 
     return evaluate
 
@@ -83,61 +87,57 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
 
 
 @pytest.fixture(scope="module")
-def of_doubles(bank: StemBank, ask: Callable[..., CatalogResult]) -> CatalogResult:
+def of_doubles(bank: StemBank, ask: Ask) -> Result:
     return ask(bank, rows=("search", "grid", "grid_on_grid"))
 
 
 @pytest.mark.parametrize("row", ["search", "grid_on_grid"])
-def test_a_mix_that_sounds_like_the_missing_stem_finds_it_first(of_doubles: CatalogResult, row: str) -> None:
-    ranks = of_doubles.as_dict()["rows"][row]["among"]["other_tracks"]
+def test_a_mix_that_sounds_like_the_missing_stem_finds_it_first(of_doubles: Result, row: str) -> None:
+    ranks = of_doubles["rows"][row]["among"]["other_tracks"]
     assert ranks["top1"]["value"] == 1.0
     assert ranks["median_rank"]["value"] == 1
     assert ranks["candidates"] == 2 * TRACKS - 1
 
 
-def test_a_cut_made_anywhere_is_placed_by_the_search_and_not_by_the_grid(of_doubles: CatalogResult) -> None:
-    rows = of_doubles.as_dict()["rows"]
+def test_a_cut_made_anywhere_is_placed_by_the_search_and_not_by_the_grid(of_doubles: Result) -> None:
+    rows = of_doubles["rows"]
     assert rows["search"]["place"]["found"] == QUERIES
     assert rows["search"]["place"]["or_alike"]["within_20_ms"] == 1.0
     assert rows["search"]["place"]["or_alike"]["median_ms"] <= REFINED_MS
     assert rows["grid"]["place"]["exact"]["within_20_ms"] < 0.5
 
 
-def test_a_cut_made_on_the_grid_is_placed_exactly_by_the_grid(of_doubles: CatalogResult) -> None:
-    place = of_doubles.as_dict()["rows"]["grid_on_grid"]["place"]
+def test_a_cut_made_on_the_grid_is_placed_exactly_by_the_grid(of_doubles: Result) -> None:
+    place = of_doubles["rows"]["grid_on_grid"]["place"]
     assert place["found"] == QUERIES
     assert place["or_alike"]["median_ms"] <= ONE_SAMPLE_MS
 
 
-def test_the_stem_in_the_mix_outranks_the_missing_one_only_where_it_counts(of_doubles: CatalogResult) -> None:
-    among = of_doubles.as_dict()["rows"]["search"]["among"]
+def test_the_stem_in_the_mix_outranks_the_missing_one_only_where_it_counts(of_doubles: Result) -> None:
+    among = of_doubles["rows"]["search"]["among"]
     assert among["not_in_mix"]["median_rank"]["value"] == 1
     assert among["all"]["median_rank"]["value"] == 2
     assert among["all"]["candidates"] == 2 * TRACKS
 
 
-def test_stems_shuffled_between_tracks_are_not_found_first(
-    tmp_path: Path, ask: Callable[..., CatalogResult], of_doubles: CatalogResult
-) -> None:
+def test_stems_shuffled_between_tracks_are_not_found_first(tmp_path: Path, ask: Ask, of_doubles: Result) -> None:
     shuffled = ask(doubles(tmp_path / "stems", moved_on=1), rows=("search",))
-    ranks, right = (result.as_dict()["rows"]["search"]["among"]["other_tracks"] for result in (shuffled, of_doubles))
+    ranks, right = (result["rows"]["search"]["among"]["other_tracks"] for result in (shuffled, of_doubles))
     assert ranks["top1"]["value"] == 0.0
     assert ranks["mean_reciprocal_rank"]["high"] < right["mean_reciprocal_rank"]["low"]
 
 
-def test_the_same_seed_gives_the_same_figures_to_the_digit(bank: StemBank, ask: Callable[..., CatalogResult]) -> None:
-    first, second = (ask(bank, queries=2, rows=("grid",)).as_dict()["rows"]["grid"] for _ in range(2))
+def test_the_same_seed_gives_the_same_figures_to_the_digit(bank: StemBank, ask: Ask) -> None:
+    first, second = (ask(bank, queries=2, rows=("grid",))["rows"]["grid"] for _ in range(2))
     assert first["among"] == second["among"]
     assert first["place"] == second["place"]
 
 
-def test_every_stem_of_a_catalog_gets_a_rank_however_far_down(
-    tmp_path: Path, ask: Callable[..., CatalogResult]
-) -> None:
+def test_every_stem_of_a_catalog_gets_a_rank_however_far_down(tmp_path: Path, ask: Ask) -> None:
     stems = SCORED_FIRST + 10  # more than the search scores of its own accord
     for seed in range(stems):
         write(tmp_path / "stems" / f"{seed // 2}" / f"{seed % 2}.wav", noise_bursts(seed, 6.0))
-    measured = ask(bank_of(tmp_path / "stems"), queries=8, seconds=5.0, rows=("grid",)).as_dict()["rows"]["grid"]
+    measured = ask(bank_of(tmp_path / "stems"), queries=8, seconds=5.0, rows=("grid",))["rows"]["grid"]
     assert measured["unranked"] == 0
     assert measured["among"]["all"]["candidates"] == stems
     assert 0.2 < measured["among"]["other_tracks"]["median_rank"]["value"] / stems < 0.8, "unrelated"
@@ -338,15 +338,9 @@ def test_a_place_is_judged_by_the_beats_of_its_track(composed: StemBank, monkeyp
     assert (judged.error_ms, judged.off_beat_ms, judged.beat_ms) == (0.0, None, None)
 
 
-def test_a_retimed_catalog_is_asked_by_the_mixes_as_recorded(
-    composed: StemBank, tmp_path: Path, small_checkpoint: Path
-) -> None:
+def test_a_retimed_catalog_is_asked_by_the_mixes_as_recorded(composed: StemBank, tmp_path: Path, ask: Ask) -> None:
     """The model hears what is alike, and nothing else: a mix is most like the stems of its own track, as recorded."""
-    asked = CatalogSettings(queries=QUERIES, seconds=SECONDS, rows=("grid",))
-    tracks, held = range(TRACKS), RetimedBank(composed, tmp_path)
-    recorded, retimed = (
-        evaluate_catalog(composed, tracks, asked, small_checkpoint, retimed=bank).as_dict() for bank in (None, held)
-    )
+    recorded, retimed = (ask(composed, held, rows=("grid",)) for held in (None, RetimedBank(composed, tmp_path)))
     assert (recorded["retimed"], retimed["retimed"]) == (False, True)
     assert recorded["catalog"]["stems"] == retimed["catalog"]["stems"] == 5 * TRACKS
     for result in (recorded, retimed):
@@ -401,7 +395,7 @@ def test_what_is_stored_at_another_tempo_and_in_another_key_is_found_on_beats_al
     bank = doubles(tmp_path / "stems")
     asked = CatalogSettings(queries=QUERIES, seconds=SECONDS, rows=("beats", "search"))
     held = RetimedBank(bank, tmp_path)
-    rows = evaluate_catalog(bank, range(TRACKS), asked, retimed=held).as_dict()["rows"]
+    rows = asyncio.run(evaluate_catalog(bank, range(TRACKS), asked, retimed=held))[0]["rows"]
     assert rows["beats"]["among"]["other_tracks"]["top1"]["value"] == 1.0
     assert rows["beats"]["speed"] == rows["beats"]["transpose"] == {"right": 1.0, "of": QUERIES}
     assert rows["beats"]["place"]["in_time"]["share"] > 0.5
