@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.markup import escape
@@ -85,7 +85,7 @@ def read_settings(**given: Any) -> "Settings":
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return fail(wrong, WRONG_USAGE)  # type: ignore[no-any-return]
+        fail(wrong, WRONG_USAGE)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def complain(sentence: str) -> None:
     err.print(f"phalar: {lines}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def fail(sentence: str, code: int) -> Any:
+def fail(sentence: str, code: int) -> NoReturn:
     """Say what is wrong, and end the command."""
     complain(sentence)
     raise typer.Exit(code)

@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,21 +16,6 @@ class Kind(StrEnum):
     loop = "loop"
     one_shot = "one-shot"
     piece = "piece"
-
-
-class KeyMatch(StrEnum):
-    """Which keys answer to one that was asked for."""
-
-    exact = "exact"
-    compatible = "compatible"
-
-
-class Align(StrEnum):
-    """How stems are compared with a mix, and where it starts in relation to the catalog's windows."""
-
-    beats = "beats"
-    search = "search"
-    grid = "grid"
 
 
 def retrieve(
@@ -57,7 +42,7 @@ def retrieve(
         int | None, typer.Option(min=1, max=100, help="Hits wanted; 10. With --complete, alternatives.")
     ] = None,
     align: Annotated[
-        Align | None,
+        Literal["beats", "search", "grid"] | None,
         typer.Option(
             help="beats (the default): stems may be played at the mix's tempo and in keys nearby; search: as recorded, "
             "the mix starting anywhere; grid: as recorded, on the windows' grid."
@@ -84,7 +69,8 @@ def retrieve(
         list[str] | None, typer.Option(help="Any of these, such as 'F# minor'.", callback=words)
     ] = None,
     key_match: Annotated[
-        KeyMatch | None, typer.Option(help="compatible: relative keys and those a fifth away too.")
+        Literal["exact", "compatible"] | None,
+        typer.Option(help="compatible: relative keys and those a fifth away too."),
     ] = None,
     kind: Annotated[list[Kind] | None, typer.Option(help="Any of these.")] = None,
     tempo_min: Annotated[float | None, typer.Option(help="Beats a minute.")] = None,
@@ -118,7 +104,7 @@ def retrieve(
         "placed": json.dumps([_placed(text) for text in place]) if place else None,
         "complete": complete,
         "limit": limit,
-        "align": align and align.value,
+        "align": align,
         "tempo_bpm": tempo,
         "mix_key": mix_key,
         "max_stretch": max_stretch,
@@ -130,8 +116,8 @@ def retrieve(
         "key": musical_key,
         "tempo_min": tempo_min,
         "tempo_max": tempo_max,
-        "key_match": key_match and key_match.value,
-        "kind": [one.value for one in kind or ()],
+        "key_match": key_match,
+        "kind": kind,
         "tempo_octaves": tempo_octaves,
         "group_duplicates": group_duplicates,
         "q": q,
