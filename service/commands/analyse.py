@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.console import FAILED, bar, err
+from service.commands.console import FAILED, bar, cell, err, out
 from service.commands.threads import waiting_threads_sleep
+from service.text import escaped
 
 COLUMNS = ("file", "tempo", "key", "kind", "first beat", "from")
 
@@ -34,7 +35,7 @@ def analyse(
             try:
                 told = analysis_of(load_clip(path).waveform, said_of_file(path)).as_dict()
             except (AudioError, OSError) as error:
-                err.print(f"{path}: {error}", markup=False, highlight=False, soft_wrap=True)
+                err.print(escaped(f"{path}: {error}"), markup=False, highlight=False, soft_wrap=True)
                 failed = True
                 continue
             finally:
@@ -42,13 +43,11 @@ def analyse(
             if as_json:
                 print(json.dumps({"file": str(path)} | told))
             else:
-                table.add_row(path.name, *_cells(told))
+                table.add_row(cell(path.name), *_cells(told))
                 for warning in told["warnings"]:
-                    err.print(f"{path.name}: {warning}", markup=False, highlight=False, soft_wrap=True)
+                    err.print(escaped(f"{path.name}: {warning}"), markup=False, highlight=False, soft_wrap=True)
     if table.row_count:
-        from rich.console import Console
-
-        Console().print(table)
+        out.print(table)
     if failed:
         raise typer.Exit(FAILED)
 

@@ -146,6 +146,17 @@ def test_embed_writes_what_the_service_would_index(small_checkpoint: Path, tmp_p
         np.testing.assert_allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)
 
 
+def test_analyse_shows_names_as_they_are_and_sends_a_terminal_none_of_them(tmp_path: Path) -> None:
+    odd, broken = tmp_path / "[red]one \x1b[2J 125bpm.wav", tmp_path / "\x1b[2J.wav"
+    odd.write_bytes(encode(noise_bursts(7), "WAV"))
+    broken.write_text("not audio")
+    shown = phalar("analyse", odd, broken)
+    assert shown.exit_code == 1
+    assert "[red]one \\x1b[2J 125bpm.wav" in shown.stdout
+    assert "/\\x1b[2J.wav: " in shown.stderr
+    assert "\x1b[2J" not in shown.output
+
+
 def test_checkpoints_are_shown_converted_and_averaged(small_checkpoint: Path, tmp_path: Path) -> None:
     shown = json.loads(phalar("checkpoint", "show", small_checkpoint).stdout)
     target = tmp_path / "again.safetensors"
