@@ -27,7 +27,7 @@ from model.evaluation.commands import (
     show_answer,
 )  # fmt: skip
 from model.training.commands import default_cache
-from service.commands.console import FAILED, bar, err, fail
+from service.commands.console import FAILED, bar, err, fail, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ def catalog(
     from model.evaluation.retimed import RetimedBank
     from service.search.evaluation import ROWS, CatalogSettings, NothingToAsk, choose_tracks, evaluate_catalog
     from service.search.sureness import NOTE
-    from service.settings import Settings
     from service.work.models import configured_model
 
+    service = read_settings(checkpoint=checkpoint)  # first: they may be wrong, and decoding takes long
     cache = cache or default_cache()
     bank = open_bank(stems, cache, jobs)
     chosen = choose_tracks(bank, split.value, tracks, seed)
@@ -122,7 +122,7 @@ def catalog(
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
     if learn_sureness is not None and learnt is not None:
-        model = configured_model(Settings(checkpoint=checkpoint) if checkpoint else Settings())
+        model = configured_model(service)
         save_phalar(model, learn_sureness, trained=model.trained, notes={**model.notes, NOTE: learnt.as_note()})
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | measured
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
@@ -162,6 +162,7 @@ def band(
     from service.search.band_evaluation import BandSettings, evaluate_band
     from service.search.evaluation import NothingToAsk, choose_tracks
 
+    read_settings()
     bank = open_bank(stems, cache or default_cache(), jobs)
     chosen = choose_tracks(bank, split.value, tracks, seed)
     with _progress() as progress:

@@ -232,8 +232,9 @@ def test_every_wrong_argument_is_one_line_and_code_2(installation: Installation,
     assert line.isprintable(), line
 
 
-def test_a_wrong_setting_is_one_line_and_code_2() -> None:
-    for command in (("keys", "list"), ("doctor",), ("api",), ("worker",), ("serve",)):
+def test_a_wrong_setting_is_one_line_and_code_2(tmp_path: Path) -> None:
+    evaluate = (("evaluate", what, "--stems", tmp_path) for what in ("catalog", "band"))
+    for command in (("keys", "list"), ("doctor",), ("api",), ("worker",), ("serve",), *evaluate):
         said = phalar(*command, PHALAR_PORT="many")
         assert said.exit_code == 2, said.stderr
         assert said.stderr.startswith("phalar: port: ")
