@@ -158,7 +158,7 @@ def band(
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)
     waiting_threads_sleep()
-    from model.checkpoints import CheckpointError
+    from model.checkpoints import CheckpointError, Heard
     from service.search.band_evaluation import BandSettings, evaluate_band
     from service.search.evaluation import NothingToAsk, choose_tracks
 
@@ -172,8 +172,8 @@ def band(
         except (NothingToAsk, CheckpointError, ImportError) as error:
             fail(str(error), FAILED)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | answer
-    heard = f"Of the model: {answer['heard']} of the {len(chosen)} tracks were heard in training."
-    show_answer(answer, band_tables(answer), as_json, page, section, [heard])
+    heard = Heard(answer["heard"], len(chosen))
+    show_answer(answer, band_tables(answer), as_json, page, section, [f"Of the model: {heard}."])
 
 
 def band_tables(answer: dict[str, Any]) -> list[Table]:

@@ -21,6 +21,7 @@ from service.search.in_process import DirectEmbedder, Kept
 from service.search.remembered import Remembering
 from service.settings import Settings
 from service.work.models import Models
+from tests.command import phalar
 from tests.installation import noise_bursts
 from tests.service.search.test_evaluate_catalog import write
 
@@ -28,7 +29,7 @@ TRACKS = 3
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
+def stems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tracks of four instruments whose stems are nearly the same sound."""
     folder = tmp_path_factory.mktemp("tracks") / "stems"
     rng = np.random.default_rng(0)
@@ -37,7 +38,12 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
         for number, name in enumerate(("bass", "drums", "piano", "reed")):
             noise = 0.003 * rng.standard_normal(len(piece))
             write(folder / f"{track}" / f"{number:02d}-{name}.wav", 0.2 * piece + noise)
-    return load_bank([folder], folder.parent / "banks")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bank(stems: Path) -> StemBank:
+    return load_bank([stems], stems.parent / "banks")
 
 
 def test_what_was_embedded_of_a_mix_is_not_embedded_again(tmp_path: Path, small_checkpoint: Path) -> None:
@@ -89,6 +95,14 @@ def test_stems_that_sound_like_the_mix_are_found_alone_and_as_a_set(bank: StemBa
     assert found["more_than_alone"]["mean"]["top1"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert found["chance"]["all_right"] == pytest.approx(1 / 27)
     assert found["candidates"] == TRACKS
+
+
+def test_the_command_prints_both_ways_and_what_is_not_known_of_the_model(stems: Path, small_checkpoint: Path) -> None:
+    cached = ("--stems", stems, "--cache", stems.parent / "banks", "--jobs", "1")
+    told = phalar("evaluate", "band", *cached, "--checkpoint", small_checkpoint, "--queries", "1")
+    assert told.exit_code == 0, told.stderr
+    assert "three searches" in told.stdout
+    assert "the checkpoint does not tell which tracks were heard in training" in told.stdout
 
 
 def test_a_set_is_as_much_better_as_its_queries_are() -> None:
