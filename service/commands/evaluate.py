@@ -96,7 +96,7 @@ def catalog(
 
     Embedding dominates: a query costs about as much as the windows of ten minutes of stems, with --align grid less.
     A model that tells how sure a hit is, is judged by it; --learn-sureness teaches it from the first row's searches.
-    With --retimed, mixes are as recorded; stretched stems are kept in the cache. It needs the extra `evaluation`.
+    With --retimed, mixes are as recorded; stretched stems are kept in the cache.
 
     Example: phalar evaluate catalog --stems ~/stems --queries 20 --retimed
     """
@@ -119,7 +119,7 @@ def catalog(
         try:
             measuring = evaluate_catalog(bank, chosen, settings, checkpoint, device, progress, held)
             measured, learnt = asyncio.run(measuring)
-        except (NothingToAsk, CheckpointError, ImportError) as error:
+        except (NothingToAsk, CheckpointError) as error:
             fail(str(error), FAILED)
     if learn_sureness is not None and learnt is not None:
         model = configured_model(service)
@@ -152,8 +152,6 @@ def band(
 ) -> None:
     """A mix without three stems: are they found better as a set than by a search for each?
 
-    It needs the extra `evaluation`.
-
     Example: phalar evaluate band --stems ~/stems --queries 20
     """
     logging.getLogger("phalar.model").setLevel(logging.ERROR)
@@ -169,7 +167,7 @@ def band(
         try:
             asked = BandSettings(queries, seconds, seed)
             answer = asyncio.run(evaluate_band(bank, chosen, asked, checkpoint, device, progress))
-        except (NothingToAsk, CheckpointError, ImportError) as error:
+        except (NothingToAsk, CheckpointError) as error:
             fail(str(error), FAILED)
     answer = {"checkpoint": str(checkpoint) if checkpoint else None, "split": split.value} | answer
     heard = Heard(answer["heard"], len(chosen))
