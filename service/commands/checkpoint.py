@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.console import FAILED, fail
+from service.commands.console import FAILED, fail, in_a_folder
 
 checkpoint_app = typer.Typer(help="Convert and look at checkpoints.", no_args_is_help=True)
 
@@ -14,7 +14,7 @@ checkpoint_app = typer.Typer(help="Convert and look at checkpoints.", no_args_is
 @checkpoint_app.command()
 def convert(
     source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The authors' Lightning .ckpt, or ours.")],
-    target: Annotated[Path, typer.Argument(dir_okay=False, help="The .safetensors to write.")],
+    target: Annotated[Path, typer.Argument(dir_okay=False, help="The .safetensors to write.", callback=in_a_folder)],
 ) -> None:
     """Convert the authors' checkpoint into ours. Nothing in the file is ever executed."""
     from model.checkpoints import CheckpointError, load_phalar, save_phalar
@@ -32,7 +32,7 @@ def average(
     files: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="Two or more, of one configuration.")
     ],
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.", callback=in_a_folder)],
 ) -> None:
     """Write the mean of checkpoints' weights: of a training run, say, and of the model that it began with.
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -29,6 +30,7 @@ LOCAL = "http://127.0.0.1:8000"
 
 
 Words = TypeVar("Words", str | None, list[str] | None)
+Written = TypeVar("Written", Path, Path | None)
 
 
 def words(given: Words) -> Words:
@@ -37,6 +39,13 @@ def words(given: Words) -> Words:
         return given and ([said(word) for word in given] if isinstance(given, list) else said(given))
     except BadText as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def in_a_folder(path: Written) -> Written:
+    """The callback of an option that names a file to write: said before the work, not after it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(path.parent)!r}")
+    return path
 
 
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given several times.", callback=words)]

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from service.commands.console import FAILED, bar, fail, read_settings
+from service.commands.console import FAILED, bar, fail, in_a_folder, read_settings
 from service.commands.threads import waiting_threads_sleep
 from service.text import escaped
 
@@ -18,7 +18,7 @@ BATCH = 16
 
 def embed(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Audio files.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The .npz to write.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The .npz to write.", callback=in_a_folder)],
     checkpoint: Annotated[Path | None, typer.Option(exists=True, help="Default: the service's.")] = None,
     window: Annotated[float, typer.Option(help="Seconds.")] = 5.0,
     stride: Annotated[float, typer.Option(help="Seconds.")] = 2.5,

@@ -27,7 +27,7 @@ from model.evaluation.commands import (
     show_answer,
 )  # fmt: skip
 from model.training.commands import default_cache
-from service.commands.console import FAILED, bar, err, fail, read_settings
+from service.commands.console import FAILED, bar, err, fail, in_a_folder, read_settings
 from service.commands.threads import waiting_threads_sleep
 
 if TYPE_CHECKING:
@@ -83,7 +83,11 @@ def catalog(
     ] = False,
     learn_sureness: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="A file to write the model to, with what these searches tell of sureness."),
+        typer.Option(
+            dir_okay=False,
+            callback=in_a_folder,
+            help="A file to write the model to, with what these searches tell of sureness.",
+        ),
     ] = None,
     device: Device = "cpu",
     cache: Cache = None,

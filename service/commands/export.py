@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.console import LOCAL, WRONG_USAGE, Key, Url, err, fail, service, words
+from service.commands.console import LOCAL, WRONG_USAGE, Key, Url, err, fail, in_a_folder, service, words
 
 
 def export(
@@ -17,7 +17,9 @@ def export(
         str, typer.Option(help="What `phalar retrieve --json` printed, or a list of placed stems; -: standard input.")
     ],
     rank: Annotated[list[int] | None, typer.Option(help="Only these hits; may be given several times.")] = None,
-    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Where the ZIP goes; else beside you.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Where the ZIP goes; else beside you.", callback=in_a_folder)
+    ] = None,
     tempo: Annotated[float | None, typer.Option(help="Of the mix, beats a minute; else that of the stems.")] = None,
     mix_key: Annotated[
         str | None, typer.Option(help="Of the mix, such as 'F# minor'; else that of the stems.", callback=words)

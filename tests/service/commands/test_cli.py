@@ -222,6 +222,10 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("serve", "--workers", "-1"),
     ("keys", "create", "--scope", "all", "--name", "x"),
     ("keys", "create", "--scope", "read", "--name", "a\nb"),
+    ("embed", __file__, "--out", "/no such folder/x.npz"),
+    ("checkpoint", "convert", __file__, "/no such folder/x"),
+    ("checkpoint", "average", __file__, "--out", "/no such folder/x"),
+    ("evaluate", "catalog", "--stems", ".", "--learn-sureness", "/no such folder/x"),
     ("no-such-command",),
 ], ids=" ".join)  # fmt: skip
 def test_every_wrong_argument_is_one_line_and_code_2(installation: Installation, arguments: tuple[str, ...]) -> None:
