@@ -223,6 +223,8 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     ("keys", "create", "--scope", "all", "--name", "x"),
     ("keys", "create", "--scope", "read", "--name", "a\nb"),
     ("embed", __file__, "--out", "/no such folder/x.npz"),
+    ("embed", __file__, "--out", "x.npz", "--window", "0.5"),
+    ("embed", __file__, "--out", "x.npz", "--stride", "0"),
     ("checkpoint", "convert", __file__, "/no such folder/x"),
     ("checkpoint", "average", __file__, "--out", "/no such folder/x"),
     ("evaluate", "catalog", "--stems", ".", "--learn-sureness", "/no such folder/x"),
