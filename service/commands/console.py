@@ -1,5 +1,6 @@
 """What commands share: how they talk to a person, how they end, and how they reach the service."""
 
+import errno
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from service.text import BadText, escaped, said, shown
 if TYPE_CHECKING:
     from service.settings import Settings
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}  # of which the system does not say for which file
 WRONG_USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 2, 3, 4, 130
 
 Url = Annotated[str, typer.Option(envvar="PHALAR_URL", help="Where the service listens.")]
@@ -72,15 +74,18 @@ class Commands(TyperGroup):
             if message := getattr(error, "format_message", error.__str__)():
                 complain(" ".join(message.split()))
         except BrokenPipeError:  # whoever read had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = FAILED
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno not in NO_ROOM:
                 raise
-            complain(f"{error.filename}: {error.strerror}")
+            complain(": ".join(str(part) for part in (error.filename, error.strerror) if part is not None))
             code = FAILED
         if code == INTERRUPTED:
             complain("interrupted")
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody takes it, and Python would say so once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
 
 
@@ -113,6 +118,17 @@ def expected_errors() -> Iterator[None]:
         fail(str(error), WRONG_USAGE)
     except Refused as error:
         fail(str(error), WRONG_USAGE if error.problem.get("type") == "/problems/invalid-request" else REFUSED)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path beside a file, to write what takes its place; where that fails, the file stays and nothing is left."""
+    making = target.with_name(f".{target.name}.part")
+    try:
+        yield making
+        os.replace(making, target)
+    finally:
+        making.unlink(missing_ok=True)
 
 
 def complain(sentence: str) -> None:

@@ -1,6 +1,5 @@
 """`phalar embed`: files -> embeddings in an .npz, in this process, for people who work with them directly."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from service.commands.console import FAILED, bar, fail, in_a_folder, read_settings
+from service.commands.console import FAILED, bar, fail, in_a_folder, read_settings, replacing
 from service.commands.threads import waiting_threads_sleep
 from service.text import escaped
 
@@ -65,11 +64,10 @@ def embed(
         "file": np.array(names, np.str_),
         "fingerprint": np.array(model.fingerprint),
     }
-    partial = out_file.with_name(out_file.name + ".partial")
-    with zipfile.ZipFile(partial, "w") as archive:  # what np.savez writes; it cannot be told an array named `file`
+    # What np.savez writes, which cannot be told an array named `file`.
+    with replacing(out_file) as making, zipfile.ZipFile(making, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-    os.replace(partial, out_file)
     if failed:
         raise typer.Exit(FAILED)

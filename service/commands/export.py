@@ -1,14 +1,13 @@
 """`phalar export`: a mix and the hits that are to go with it, as a ZIP that a DAW opens."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from service.commands.console import LOCAL, WRONG_USAGE, Key, Url, err, fail, in_a_folder, service, words
+from service.commands.console import LOCAL, WRONG_USAGE, Key, Url, err, fail, in_a_folder, replacing, service, words
 
 
 def export(
@@ -42,12 +41,8 @@ def export(
     target = out or Path(f"{mix.stem} session.zip")
     with service(url, key) as client:
         archive = client.export(mix, {name: value for name, value in form.items() if value is not None})
-    making = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(target) as making:
         making.write_bytes(archive)
-        os.replace(making, target)
-    finally:
-        making.unlink(missing_ok=True)
     err.print(
         f"{target}: the mix and {len(placed)} {'stem' if len(placed) == 1 else 'stems'}", markup=False, soft_wrap=True
     )

@@ -1,5 +1,6 @@
 """The `phalar` command, as a person or a script runs it."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -129,7 +130,9 @@ def test_retrieve_filters_as_the_service_does(installation: Installation, tmp_pa
     assert titles("--musical-key", "8A", "--key-match", "compatible", "--kind", "one-shot") == set()
 
 
-def test_embed_writes_what_the_service_would_index(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_embed_writes_what_the_service_would_index_or_nothing(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = noise_bursts(7)
     clip[5 * SAMPLE_RATE :] = 0
     file, broken, target = tmp_path / "a.flac", tmp_path / "b.wav", tmp_path / "x.npz"
@@ -144,6 +147,17 @@ def test_embed_writes_what_the_service_would_index(small_checkpoint: Path, tmp_p
         assert set(arrays["file"].tolist()) == {str(file)}
         assert arrays["embedding"].dtype == np.complex64
         np.testing.assert_allclose(np.linalg.norm(arrays["embedding"], axis=1), 1, atol=1e-5)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = target.read_bytes()
+    monkeypatch.setattr("numpy.lib.format.write_array", full)
+    said = phalar("embed", file, "--out", target, "--checkpoint", small_checkpoint)
+    assert said.exit_code == 1
+    assert said.stderr.endswith("\nphalar: No space left on device\n")
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, broken.name, target.name}
+    assert target.read_bytes() == before
 
 
 def test_analyse_shows_names_as_they_are_and_sends_a_terminal_none_of_them(tmp_path: Path) -> None:
@@ -316,6 +330,13 @@ def test_a_table_cut_by_a_pipe_ends_quietly(installation: Installation, tmp_path
             started.stdout.close()
             assert started.stderr.read() == b""
         assert started.returncode == 1
+
+
+def test_an_answer_that_a_full_disk_does_not_take_is_one_line() -> None:
+    command = [sys.executable, "-m", "service.commands", "--version"]
+    with open("/dev/full", "w") as full:
+        said = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (said.returncode, said.stderr) == (1, "phalar: No space left on device\n")
 
 
 def test_export_writes_the_hits_that_were_chosen(installation: Installation, tmp_path: Path) -> None:
