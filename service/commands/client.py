@@ -45,6 +45,11 @@ class BadKey(Told, ValueError):
     says = "an API key has ASCII letters, digits and signs only"
 
 
+class BadProxy(Told):
+    says = "the proxy that the environment names cannot be used: {why}"
+    why: str
+
+
 class Refused(Exception):
     """The service answered with a problem."""
 
@@ -119,12 +124,15 @@ class Client:
     def __init__(
         self, url: str, key: str | None = None, timeout_s: float = 120.0, patience_s: float = PATIENCE_S
     ) -> None:
-        """Raises BadAddress, BadKey."""
-        self.url = _address(url)
+        """Raises BadAddress, BadKey, BadProxy."""
+        self.url, here = _address(url)
         if key and not re.fullmatch("[!-~]+", key):
             raise BadKey
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=not here)
+        except (ImportError, ValueError) as error:  # socks5://, say, which needs one more package
+            raise BadProxy(str(error)) from error
         self._patience_s = patience_s
         self._answered = False
         self.unsettled = 0  # files of an ingest that the service has taken, of which nothing was told yet
@@ -290,14 +298,16 @@ class Client:
             time.sleep(pause)
 
 
-def _address(url: str) -> str:
+def _address(url: str) -> tuple[str, bool]:
+    """It without a slash at its end; and whether it is this machine by plain HTTP, to which no proxy leads."""
     try:
         parts = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
         raise BadAddress(url) from None
     if parts.scheme not in ("http", "https") or not parts.host or (parts.port or 0) > LAST_PORT:
         raise BadAddress(url)
-    return url.rstrip("/")
+    here = parts.host in ("localhost", "::1") or parts.host.startswith("127.")
+    return url.rstrip("/"), here and parts.scheme == "http"
 
 
 def _retry_after_s(answer: httpx.Response) -> float:

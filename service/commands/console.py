@@ -17,7 +17,7 @@ from model.training.console import FAILED as FAILED
 from model.training.console import bar as bar
 from model.training.console import err as err
 from model.training.console import out as out
-from service.commands.client import BadAddress, BadKey, Client, Refused, ServiceUnreachable
+from service.commands.client import BadAddress, BadKey, BadProxy, Client, Refused, ServiceUnreachable
 from service.text import BadText, escaped, said, shown
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def expected_errors() -> Iterator[None]:
         yield
     except ServiceUnreachable as error:
         fail(str(error), UNREACHABLE)
-    except (BadAddress, BadKey) as error:
+    except (BadAddress, BadKey, BadProxy) as error:
         fail(str(error), WRONG_USAGE)
     except Refused as error:
         fail(str(error), WRONG_USAGE if error.problem.get("type") == "/problems/invalid-request" else REFUSED)

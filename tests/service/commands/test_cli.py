@@ -319,6 +319,15 @@ def test_an_answer_of_something_else_is_a_refusal() -> None:
     assert said.stderr.count("\n") == 1
 
 
+def test_no_proxy_is_asked_for_this_machine_and_one_that_cannot_be_used_is_named() -> None:
+    nowhere = {"HTTP_PROXY": f"http://127.0.0.1:{free_port()}", "ALL_PROXY": "nonsense://a", "NO_PROXY": ""}
+    with answering(200, {"stems": [], "next_cursor": None}) as url:
+        assert phalar("stems", "--url", url, **nowhere).exit_code == 0
+    said = phalar("stems", "--url", "http://192.0.2.1", **nowhere)
+    assert (said.exit_code, said.stderr.count("\n")) == (2, 1)
+    assert "proxy" in said.stderr
+
+
 def test_a_table_cut_by_a_pipe_ends_quietly(installation: Installation, tmp_path: Path) -> None:
     mix = tmp_path / "mix.flac"
     mix.write_bytes(encode(noise_bursts(4)))
