@@ -31,7 +31,7 @@ def export(
     Example: phalar retrieve half-a-song.wav --json | phalar export half-a-song.wav --hits - --rank 1
     """
     try:
-        text = sys.stdin.read() if hits == "-" else Path(hits).read_text(encoding="utf-8")
+        text = sys.stdin.buffer.read() if hits == "-" else Path(hits).read_bytes()  # of any Unicode encoding
         placed = _placed(json.loads(text), rank)
     except (ValueError, TypeError, KeyError, AttributeError):
         fail(f"{hits}: neither an answer of `phalar retrieve --json` nor a list of placed stems", WRONG_USAGE)

@@ -353,7 +353,7 @@ def test_export_writes_the_hits_that_were_chosen(installation: Installation, tmp
     mix.write_bytes(encode(noise_bursts(1)))
     answer = phalar("retrieve", mix, "--json", "--align", "grid", "--limit", "3", "--url", installation.url)
     hits, out = tmp_path / "hits.json", tmp_path / "session.zip"
-    hits.write_text(answer.stdout)
+    hits.write_text(answer.stdout, encoding="utf-16")  # as PowerShell redirects it
     said = phalar("export", mix, "--hits", hits, "--rank", "1", "--out", out, "--url", installation.url)
     assert said.exit_code == 0, said.stderr
     assert "the mix and 1 stem" in said.stderr
