@@ -191,7 +191,7 @@ def _table(answer: dict[str, Any]) -> Any:
             start_s %= stem["duration_s"]  # it goes round from the mix's start on
         if start_s < 0:
             start_s /= hit["speed"]  # it enters so long after, in the mix's seconds
-        minutes, seconds = divmod(abs(start_s), 60)
+        minutes, seconds = divmod(round(abs(start_s), 2), 60)
         place = f"from {minutes:.0f}:{seconds:05.2f}" if start_s >= 0 else f"enters at {minutes:.0f}:{seconds:05.2f}"
         copies = len(hit["copies"])
         title = stem["title"] + (f" +{copies} {'copy' if copies == 1 else 'copies'}" if copies else "")

@@ -279,7 +279,8 @@ def test_what_others_wrote_never_reaches_a_terminal_as_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "start_s", "shown"), [("piece", -9.0, "enters at 0:07.20"), ("loop", -9.0, "from 0:03.00")]
+    ("kind", "start_s", "shown"),
+    [("piece", -9.0, "enters at 0:07.20"), ("piece", 59.998, "from 1:00.00"), ("loop", -9.0, "from 0:03.00")],
 )
 def test_where_a_hit_begins_is_told_of_loops_as_they_sound(kind: str, start_s: float, shown: str) -> None:
     hit = {"rank": 1, "score": 1.0, "start_s": start_s, "speed": 1.25, "transpose": 0, "windows": [], "copies": []}
