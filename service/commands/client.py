@@ -182,13 +182,11 @@ class Client:
 
     def retrieve(self, mix: Path | None, form: Mapping[str, Any]) -> Body:
         """POST /retrieve. Raises OSError: the mix cannot be read."""
-        files = {"file": (shown(mix.name), mix.read_bytes())} if mix is not None else None
-        return self._body("POST", "/retrieve", files=files, data=dict(form))
+        return _json(self._with_mix("/retrieve", mix, form))
 
     def export(self, mix: Path, form: Mapping[str, Any]) -> bytes:
         """POST /export; the ZIP. Raises OSError: the mix cannot be read."""
-        files = {"file": (shown(mix.name), mix.read_bytes())}
-        return self._answer("POST", "/export", files=files, data=dict(form)).content
+        return self._with_mix("/export", mix, form).content
 
     def reindex(self, checkpoint: str | None, rank: int | None, index_type: str | None = None) -> Body:
         """POST /admin/reindex; the job."""
@@ -268,6 +266,13 @@ class Client:
         for (file, sha256), item in zip(files, job["items"], strict=True):
             self.unsettled -= 1
             yield Outcome(file, item["stem_id"], item["problem"] if item["state"] == "failed" else None, False, sha256)
+
+    def _with_mix(self, path: str, mix: Path | None, form: Mapping[str, Any]) -> httpx.Response:
+        """A POST whose mix is read while it is sent: it may be longer than memory is large."""
+        if mix is None:
+            return self._answer("POST", path, data=dict(form))
+        with mix.open("rb") as file:
+            return self._answer("POST", path, files={"file": (shown(mix.name), file)}, data=dict(form))
 
     def _body(self, method: str, path: str, **request: Any) -> Body:
         return _json(self._answer(method, path, **request))

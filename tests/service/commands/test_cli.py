@@ -2,10 +2,12 @@
 
 import errno
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -214,6 +216,15 @@ def test_exit_codes_tell_scripts_what_happened(installation: Installation, tmp_p
     assert phalar("retrieve", mix, "--url", installation.url).exit_code == 4
     assert phalar("retrieve").exit_code == 2
     assert phalar("retrieve", tmp_path / "missing.wav").exit_code == 2
+
+
+def test_a_mix_that_is_longer_than_memory_is_refused_by_the_service(installation: Installation, tmp_path: Path) -> None:
+    with (tmp_path / "long.wav").open("wb") as long:
+        long.truncate(3 * 2**30)
+    command = [sys.executable, "-m", "service.commands", "retrieve", long.name, "--url", installation.url]
+    most = partial(resource.setrlimit, resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+    said = subprocess.run(command, capture_output=True, text=True, preexec_fn=most, timeout=120, check=False)
+    assert (said.returncode, said.stderr.count("\n")) == (4, 1), said.stderr
 
 
 @pytest.mark.parametrize("arguments", [
