@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.console import FAILED, bar, cell, err, out
+from service.commands.console import FAILED, bar, cell, out, say
 from service.commands.threads import waiting_threads_sleep
-from service.text import escaped
 
 COLUMNS = ("file", "tempo", "key", "kind", "first beat", "from")
 
@@ -30,22 +29,19 @@ def analyse(
 
     table, failed = Table(*COLUMNS), False
     with bar() as progress:
-        task = progress.add_task("files", total=len(files))
-        for path in files:
+        for path in progress.track(files, description="files"):
             try:
                 told = analysis_of(load_clip(path).waveform, said_of_file(path)).as_dict()
             except (AudioError, OSError) as error:
-                err.print(escaped(f"{path}: {error}"), markup=False, highlight=False, soft_wrap=True)
+                say(f"{path}: {error}")
                 failed = True
                 continue
-            finally:
-                progress.advance(task)
             if as_json:
                 print(json.dumps({"file": str(path)} | told))
             else:
                 table.add_row(cell(path.name), *_cells(told))
                 for warning in told["warnings"]:
-                    err.print(escaped(f"{path.name}: {warning}"), markup=False, highlight=False, soft_wrap=True)
+                    say(f"{path.name}: {warning}")
     if table.row_count:
         out.print(table)
     if failed:

@@ -131,6 +131,11 @@ def replacing(target: Path) -> Iterator[Path]:
         making.unlink(missing_ok=True)
 
 
+def say(line: str) -> None:
+    """A line on stderr, with nothing in it that a terminal would obey."""
+    err.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
+
+
 def complain(sentence: str) -> None:
     """Say what is wrong."""
     lines = "\n".join(map(escaped, sentence.split("\n")))

@@ -8,9 +8,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from service.commands.console import FAILED, bar, fail, in_a_folder, read_settings, replacing
+from service.commands.console import FAILED, bar, fail, in_a_folder, read_settings, replacing, say
 from service.commands.threads import waiting_threads_sleep
-from service.text import escaped
 
 BATCH = 16
 
@@ -57,7 +56,7 @@ def embed(
                         names += [str(path)] * int(audible.sum())
             except (AudioError, OSError) as error:
                 failed = True
-                progress.console.print(escaped(f"{path}: {error}"), markup=False, soft_wrap=True)
+                say(f"{path}: {error}")
     arrays: dict[str, NDArray[Any]] = {
         "embedding": np.concatenate(embeddings),
         "start_s": np.array(starts_s, np.float64),

@@ -225,23 +225,9 @@ def catalog_tables(answer: dict[str, Any]) -> list[Table]:
             "chance", *chances, f"{first['median_rank']['chance']:g}", f"{first['mean_reciprocal_rank']['chance']:.3f}"
         )
     judged = ("speed", "key") if answer["retimed"] else ()
-    tables.append(
-        new_table(
-            "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too",
-            *(
-                "align",
-                "found",
-                "median ms",
-                "in 20 ms",
-                "in 100 ms",
-                "on a beat",
-                "chance",
-                "ms off",
-                *judged,
-                "s a query",
-            ),
-        )
-    )
+    title = "Place, where the stem is in the top 10 of the first table; in brackets, an exact repeat being right too"
+    errors = ("median ms", "in 20 ms", "in 100 ms")
+    tables.append(new_table(title, "align", "found", *errors, "on a beat", "chance", "ms off", *judged, "s a query"))
     for row, measured in answer["rows"].items():
         place, took_s = measured["place"], measured["median_ms"]["total"] / 1000
         cells = [_both(place, "median_ms", "{:.0f}")]

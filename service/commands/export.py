@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.console import LOCAL, WRONG_USAGE, Key, Url, err, fail, in_a_folder, replacing, service, words
+from service.commands.console import LOCAL, WRONG_USAGE, Key, Url, fail, in_a_folder, replacing, say, service, words
 
 
 def export(
@@ -43,9 +43,7 @@ def export(
         archive = client.export(mix, {name: value for name, value in form.items() if value is not None})
     with replacing(target) as making:
         making.write_bytes(archive)
-    err.print(
-        f"{target}: the mix and {len(placed)} {'stem' if len(placed) == 1 else 'stems'}", markup=False, soft_wrap=True
-    )
+    say(f"{target}: the mix and {len(placed)} {'stem' if len(placed) == 1 else 'stems'}")
 
 
 def _placed(told: Any, ranks: list[int] | None) -> list[dict[str, Any]]:

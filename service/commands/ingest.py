@@ -1,19 +1,17 @@
 """`phalar ingest`: files and folders into the catalog of a running service."""
 
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.commands.client import Client, NewStem, Outcome, Refused, ServiceUnreachable
-from service.commands.console import FAILED, LOCAL, Key, Tags, Url, bar, err, fail, service, words
-from service.commands.folders import Found, look_through
+from service.commands.client import NewStem, Outcome, Refused, ServiceUnreachable
+from service.commands.console import FAILED, LOCAL, Key, Tags, Url, bar, fail, say, service, words
+from service.commands.folders import look_through
 from service.commands.tracks import stems_of
 from service.commands.watch import Watched
-from service.text import escaped
 
 
 def ingest(
@@ -48,10 +46,16 @@ def ingest(
         raise typer.BadParameter("--mirror needs --watch")
     said = {"instrument": instrument, "collection": collection, "tags": tag, "track": track}
     stems_in = partial(stems_of, {name: value for name, value in said.items() if value})
-    if watch:
-        _watch(paths, stems_in, url, key, mirror=mirror, wait=wait)
-        return
     told = _Told("ready" if wait else "accepted")
+    if watch:
+        with service(url, key) as client:
+            client.readiness()
+            say("watching; Ctrl-C ends it")
+            try:
+                Watched(client, paths, stems_in, told.watched, say, mirror, wait).follow()
+            finally:
+                told.summary()
+        return
     files: list[NewStem] = []
     for found in look_through(paths, told.passed_over):
         if found.problem is not None:
@@ -63,7 +67,9 @@ def ingest(
         fail("no audio files there", FAILED)
     with service(url, key) as client:
         try:
-            _send(client, files, told, wait)
+            with bar() as progress:
+                for outcome in progress.track(client.ingest(files, wait=wait), len(files), description="stems"):
+                    told.outcome(outcome)
         except (KeyboardInterrupt, ServiceUnreachable, Refused):
             told.summary(unsettled=client.unsettled, unsent=len(files) - told.settled - client.unsettled)
             raise
@@ -84,7 +90,7 @@ class _Told:
 
     def failed(self, path: Path, title: str, detail: str = "") -> None:
         self.reasons[title] += 1
-        err.print(escaped(f"{path}: {title}{f': {detail}' if detail else ''}"), markup=False, soft_wrap=True)
+        say(f"{path}: {title}{f': {detail}' if detail else ''}")
 
     def outcome(self, outcome: Outcome) -> None:
         self.settled += 1
@@ -94,6 +100,12 @@ class _Told:
             self.failed(outcome.file.path, str(problem.get("title")), str(problem.get("detail") or ""))
         else:
             self._new += not outcome.known
+
+    def watched(self, outcome: Outcome) -> None:
+        """An outcome, with a line for each stem that is new."""
+        self.outcome(outcome)
+        if outcome.problem is None and not outcome.known:
+            say(f"{outcome.file.path}: {self._done}")
 
     def summary(self, unsettled: int = 0, unsent: int = 0) -> None:
         """`unsettled`: sent, and nothing more is known of them; `unsent`: for another time."""
@@ -110,45 +122,7 @@ class _Told:
             endings = Counter({f".{ending}" if ending else "no ending": n for ending, n in self.passed_over.items()})
             lines.append("passed over, by their names' endings: " + _counted(endings))
         for line in lines:
-            _say(line)
-
-
-def _watch(
-    paths: list[Path],
-    stems_in: Callable[[Found], list[NewStem]],
-    url: str,
-    key: str | None,
-    *,
-    mirror: bool,
-    wait: bool,
-) -> None:
-    done = "ready" if wait else "accepted"
-    told = _Told(done)
-
-    def each(outcome: Outcome) -> None:
-        told.outcome(outcome)
-        if outcome.problem is None and not outcome.known:
-            _say(f"{outcome.file.path}: {done}")
-
-    with service(url, key) as client:
-        client.readiness()
-        _say("watching; Ctrl-C ends it")
-        try:
-            Watched(client, paths, stems_in, mirror=mirror, wait=wait, told=each, noted=_say).follow()
-        finally:
-            told.summary()
-
-
-def _say(line: str) -> None:
-    err.print(escaped(line), markup=False, highlight=False, soft_wrap=True)
-
-
-def _send(client: Client, files: list[NewStem], told: _Told, wait: bool) -> None:
-    with bar() as progress:
-        task = progress.add_task("stems", total=len(files))
-        for outcome in client.ingest(files, wait=wait):
-            told.outcome(outcome)
-            progress.advance(task)
+            say(line)
 
 
 def _counted(reasons: Counter[str]) -> str:

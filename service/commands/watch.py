@@ -36,39 +36,21 @@ class _Seen:
     gone_since: float | None = None
 
 
+@dataclass
 class Watched:
-    """Folders, as they were when last looked at, and what the service was told of them.
+    """Folders, as they were when last looked at, and what the service was told of them."""
 
-    Args:
-        client: of the service.
-        paths: files and folders.
-        stems_in: the stems of a file that was found.
-        mirror: a removed file's stems are deleted.
-        wait: until a stem is ready, before it is told.
-        told: called with what became of each stem that was sent.
-        noted: called with a sentence, where a name was followed or a stem deleted.
-    """
+    client: Client
+    paths: Sequence[Path]  # files and folders
+    stems_in: Callable[[Found], Iterable[NewStem]]
+    told: Callable[[Outcome], None]  # called with what became of each stem that was sent
+    noted: Callable[[str], None]  # called with a sentence, where a name was followed or a stem deleted
+    mirror: bool  # a removed file's stems are deleted
+    wait: bool = True  # until a stem is ready, before it is told
 
-    def __init__(
-        self,
-        client: Client,
-        paths: Sequence[Path],
-        stems_in: Callable[[Found], Iterable[NewStem]],
-        *,
-        mirror: bool,
-        wait: bool = True,
-        told: Callable[[Outcome], None],
-        noted: Callable[[str], None],
-    ) -> None:
-        self._client = client
-        self._paths = paths
-        self._stems_in = stems_in
-        self._mirror = mirror
-        self._wait = wait
-        self._told = told
-        self._noted = noted
+    def __post_init__(self) -> None:
         self._seen: dict[Path, _Seen] = {}
-        self._disks = {path: _disk(path) for path in paths}
+        self._disks = {path: _disk(path) for path in self.paths}
 
     def follow(self, stop: Event | None = None) -> None:
         """Follow what happens there until `stop` is set, or Ctrl-C."""
@@ -76,15 +58,8 @@ class Watched:
 
         self.look()
         busy = True  # what came before the folders were watched is seen at the first yield, when they are
-        changes = watch(
-            *self._paths,
-            watch_filter=None,
-            debounce=LOOK_MS,
-            rust_timeout=LOOK_MS,
-            yield_on_timeout=True,
-            stop_event=stop,
-        )
-        for changed in changes:
+        how: dict[str, Any] = {"debounce": LOOK_MS, "rust_timeout": LOOK_MS, "yield_on_timeout": True}
+        for changed in watch(*self.paths, watch_filter=None, stop_event=stop, **how):
             if changed or busy:
                 busy = self.look()
 
@@ -116,7 +91,7 @@ class Watched:
         """Every file with how it looks; and paths of which nobody knows what lies below them."""
         there: dict[Path, tuple[Found, Look]] = {}
         unknown: list[Path] = []
-        for found in look_through(self._paths, Counter()):
+        for found in look_through(self.paths, Counter()):
             try:
                 status = found.path.stat()
             except OSError:  # it went while it was looked at, or cannot be reached
@@ -134,10 +109,10 @@ class Watched:
         before = {path: self._seen[path].stems for path in paths}
         for path in paths:
             self._seen[path].stems = []
-        stems = (stem for path in paths for stem in self._stems_in(self._seen[path].found))
-        for outcome in self._client.ingest(stems, wait=self._wait):
+        stems = (stem for path in paths for stem in self.stems_in(self._seen[path].found))
+        for outcome in self.client.ingest(stems, wait=self.wait):
             self._seen[outcome.file.path].stems.append(outcome)
-            self._told(outcome)
+            self.told(outcome)
         for path, stems_before in before.items():  # other bytes are another stem
             now = {outcome.sha256 for outcome in self._seen[path].stems}
             self._let_go(outcome for outcome in stems_before if outcome.sha256 not in now)
@@ -156,13 +131,13 @@ class Watched:
             ]
             if others:
                 self._rename(gone.stem_id, gone.file, others[0])
-            elif self._mirror:
-                self._client.delete(gone.stem_id)
-                self._noted(f"{gone.file.path}: removed, and so is its stem")
+            elif self.mirror:
+                self.client.delete(gone.stem_id)
+                self.noted(f"{gone.file.path}: removed, and so is its stem")
 
     def _rename(self, stem_id: str, old: NewStem, new: NewStem) -> None:
         """Title and track follow the name, where they are the old name's; what a person has said since stays."""
-        stem = self._client.stem(stem_id)
+        stem = self.client.stem(stem_id)
         if stem is None:
             return
         said: dict[str, Any] = {}
@@ -171,8 +146,8 @@ class Watched:
         if stem["track"] == old.metadata.get("track") != new.metadata.get("track"):
             said["track"] = new.metadata.get("track")
         if said:
-            self._client.change(stem_id, said)
-            self._noted(f"{old.path}: is {new.path} now")
+            self.client.change(stem_id, said)
+            self.noted(f"{old.path}: is {new.path} now")
 
 
 def _disk(path: Path) -> int | None:

@@ -3,7 +3,7 @@ served, because it finds less than a search for each. See docs/decisions/sets-of
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from service.search.retrieval import Embedder, Scored, timed
 
 CANDIDATES = 8  # stems of each instrument that are looked at: the best of its own search
 WIDTH = 3  # sets that are followed at a time
-ALONE = 0.5  # how much the score against the mix alone counts, beside that against the mix with the others in it
 
 Waveform = NDArray[np.float32]
 Play = Callable[[int, Place], Awaitable[Waveform]]
@@ -70,10 +69,8 @@ class Band:
     mix: Waveform
     play: Play
     deadline_s: float
-    alone: float = ALONE
-
-    def __post_init__(self) -> None:
-        self._played: dict[tuple[int, float, float, int], Waveform] = {}
+    alone: float = 0.5  # how much the score against the mix alone counts, beside that with the others in it
+    _played: dict[tuple[int, float, float, int], Waveform] = field(default_factory=dict)
 
     async def complete(self, found: Mapping[str, Sequence[Scored]]) -> dict[str, list[Candidate]]:
         """The stems of each instrument, those of one set first.

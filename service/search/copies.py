@@ -43,36 +43,30 @@ async def grouped(
     lengths = await catalog.durations([*mixed, *rows])
     rows = [row for row in rows if row in lengths]
     known: dict[int, Windows] = {}
+
+    def is_copy(row: int, other: int) -> bool:
+        near = other in lengths and abs(lengths[other] - lengths[row]) <= SAME_LENGTH_S
+        return near and row in known and other in known and are_copies(known[row], known[other])
+
+    def group(some: Sequence[int], begin: int) -> None:
+        for looked_at, row in enumerate(some, start=begin + 1):
+            if len(groups.copies) >= wanted:
+                return
+            of = next((other for other in (*mixed, *groups.copies) if is_copy(row, other)), None)
+            if of is None:
+                groups.copies[row], groups.looked_at[row] = [], looked_at
+            elif of in groups.copies:
+                groups.copies[of].append(row)
+
     for begin in range(0, len(rows), AT_ONCE):
         some = rows[begin : begin + AT_ONCE]
         compared = _of_one_length({row: lengths[row] for row in (*mixed, *groups.copies, *some) if row in lengths})
         found = await catalog.embeddings_of([row for row in compared if row not in known], fingerprint)
         known |= {row: _by_clock(stem) for row, stem in found.items()}
-        await asyncio.to_thread(_group, groups, some, begin, wanted, mixed, lengths, known)
+        await asyncio.to_thread(group, some, begin)
         if len(groups.copies) >= wanted:
             break
     return groups
-
-
-def _group(
-    groups: Groups,
-    rows: Sequence[int],
-    begin: int,
-    wanted: int,
-    mixed: Sequence[int],
-    lengths: Mapping[int, float],
-    known: Mapping[int, Windows],
-) -> None:
-    for looked_at, row in enumerate(rows, start=begin + 1):
-        if len(groups.copies) >= wanted:
-            return
-        for other in (*mixed, *groups.copies):
-            near = other in lengths and abs(lengths[other] - lengths[row]) <= SAME_LENGTH_S
-            if near and row in known and other in known and are_copies(known[row], known[other]):
-                groups.copies.get(other, []).append(row)
-                break
-        else:
-            groups.copies[row], groups.looked_at[row] = [], looked_at
 
 
 def are_copies(one: Windows, other: Windows) -> bool:

@@ -78,10 +78,8 @@ async def explain(
     reach = round(max(SHIFTS) * beat)
     around = np.pad(stem, reach)[start : start + length + 2 * reach]  # so that the window begins at `reach`
     window = around[reach : reach + length]
-    octaves = [
-        PhalarConfig().lowest_hz * 2.0**octave
-        for octave in range(PhalarConfig().bins // PhalarConfig().bins_per_octave)
-    ]
+    config = PhalarConfig()
+    octaves = [config.lowest_hz * 2.0**octave for octave in range(config.bins // config.bins_per_octave)]
     cuts = np.linspace(0, length, beats + 1).round().astype(int)
     changed = [_without_band(window, low, 2 * low) for low in octaves]
     changed += [_without(window, begin, end) for begin, end in pairwise(cuts)]
@@ -101,15 +99,8 @@ async def explain(
     keys = dict(zip(KEYS, moved, strict=True)) | {0: score}
     lost = [score - less for less in scores[len(SHIFTS) :]]
     begins = [(start + int(cut)) / SAMPLE_RATE for cut in cuts]
-    return Explanation(
-        score,
-        begins[0],
-        begins[-1],
-        keys,
-        shifts,
-        dict(zip(octaves, lost, strict=False)),
-        dict(zip(begins[:-1], lost[len(octaves) :], strict=True)),
-    )
+    parts = dict(zip(begins[:-1], lost[len(octaves) :], strict=True))
+    return Explanation(score, begins[0], begins[-1], keys, shifts, dict(zip(octaves, lost, strict=False)), parts)
 
 
 def _window(mix: Waveform, stem: Waveform, grid: Grid | None, beats: int, beat_s: float) -> int:
@@ -120,8 +111,7 @@ def _window(mix: Waveform, stem: Waveform, grid: Grid | None, beats: int, beat_s
         first = grid.seconds_at(np.arange(len(mix) / SAMPLE_RATE // beat_s + 1) - grid.beats_s[0] // beat_s)
     starts = np.round(first * SAMPLE_RATE).astype(int)
     fitting = starts[(starts >= 0) & (starts + round(beats * beat_s * SAMPLE_RATE) <= len(mix) + SAMPLE_RATE // 50)]
-    if not len(fitting):
-        fitting = np.zeros(1, int)
+    fitting = fitting if len(fitting) else np.zeros(1, int)
     length = round(beats * beat_s * SAMPLE_RATE)
     energy = [min(float(np.square(x[at : at + length]).sum()) for x in (mix, stem)) for at in fitting]
     if max(energy) <= 0:
