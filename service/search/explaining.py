@@ -111,7 +111,8 @@ def _window(mix: Waveform, stem: Waveform, grid: Grid | None, beats: int, beat_s
         first = grid.seconds_at(np.arange(len(mix) / SAMPLE_RATE // beat_s + 1) - grid.beats_s[0] // beat_s)
     starts = np.round(first * SAMPLE_RATE).astype(int)
     fitting = starts[(starts >= 0) & (starts + round(beats * beat_s * SAMPLE_RATE) <= len(mix) + SAMPLE_RATE // 50)]
-    fitting = fitting if len(fitting) else np.zeros(1, int)
+    if not len(fitting):
+        fitting = np.zeros(1, int)
     length = round(beats * beat_s * SAMPLE_RATE)
     energy = [min(float(np.square(x[at : at + length]).sum()) for x in (mix, stem)) for at in fitting]
     if max(energy) <= 0:

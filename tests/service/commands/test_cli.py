@@ -23,6 +23,13 @@ from tests.installation import Installation, add_stem, encode, free_port, noise_
 
 
 @pytest.fixture
+def mix(tmp_path: Path) -> Path:
+    """What the stem "4" of the shared installation sounds like."""
+    (tmp_path / "mix.flac").write_bytes(encode(noise_bursts(4)))
+    return tmp_path / "mix.flac"
+
+
+@pytest.fixture
 def own_stems(tmp_path: Path) -> Path:
     """Two tracks of one stem each, and a file that is none."""
     for number in (200, 201):
@@ -55,9 +62,7 @@ def test_ingest_skips_what_is_there_and_names_each_failed_file(installation: Ins
             client.delete(f"/stems/{stem['id']}")
 
 
-def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation, tmp_path: Path) -> None:
-    mix = tmp_path / "mix.flac"
-    mix.write_bytes(encode(noise_bursts(4)))
+def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation, mix: Path) -> None:
     told = phalar("retrieve", mix, "--url", installation.url, "--limit", "2", "--json", "--collection", "shared")
     assert told.exit_code == 0, told.stderr
     hits = json.loads(told.stdout)["hits"]
@@ -69,9 +74,7 @@ def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation
     assert "as recorded" in shown.stdout
 
 
-def test_retrieve_builds_on_the_mix_of_an_answer(installation: Installation, tmp_path: Path) -> None:
-    mix = tmp_path / "mix.flac"
-    mix.write_bytes(encode(noise_bursts(4)))
+def test_retrieve_builds_on_the_mix_of_an_answer(installation: Installation, mix: Path) -> None:
     common = ("--url", installation.url, "--align", "grid")
     first = json.loads(phalar("retrieve", mix, *common, "--collection", "shared", "--json").stdout)
     bass = next(hit["stem"] for hit in first["hits"] if hit["stem"]["instrument"] == "bass")
@@ -117,9 +120,7 @@ def test_retrieve_says_the_mix_and_how_a_hit_is_played(installation: Installatio
             client.delete(f"/stems/{stem}")
 
 
-def test_retrieve_filters_as_the_service_does(installation: Installation, tmp_path: Path) -> None:
-    mix = tmp_path / "mix.flac"
-    mix.write_bytes(encode(noise_bursts(4)))
+def test_retrieve_filters_as_the_service_does(installation: Installation, mix: Path) -> None:
 
     def titles(*filters: str) -> set[str]:
         told = phalar("retrieve", mix, "--url", installation.url, "--align", "grid", "--json", *filters)
@@ -340,9 +341,7 @@ def test_no_proxy_is_asked_for_this_machine_and_one_that_cannot_be_used_is_named
     assert "proxy" in said.stderr
 
 
-def test_a_table_cut_by_a_pipe_ends_quietly(installation: Installation, tmp_path: Path) -> None:
-    mix = tmp_path / "mix.flac"
-    mix.write_bytes(encode(noise_bursts(4)))
+def test_a_table_cut_by_a_pipe_ends_quietly(installation: Installation, mix: Path) -> None:
     for options in ((), ("--json",)):
         command = [sys.executable, "-m", "service.commands", "retrieve", mix, "--url", installation.url, *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
@@ -360,9 +359,7 @@ def test_an_answer_that_a_full_disk_does_not_take_is_one_line() -> None:
     assert (said.returncode, said.stderr) == (1, "phalar: No space left on device\n")
 
 
-def test_export_writes_the_hits_that_were_chosen(installation: Installation, tmp_path: Path) -> None:
-    mix = tmp_path / "mix.flac"
-    mix.write_bytes(encode(noise_bursts(1)))
+def test_export_writes_the_hits_that_were_chosen(installation: Installation, mix: Path, tmp_path: Path) -> None:
     answer = phalar("retrieve", mix, "--json", "--align", "grid", "--limit", "3", "--url", installation.url)
     hits, out = tmp_path / "hits.json", tmp_path / "session.zip"
     hits.write_text(answer.stdout, encoding="utf-16")  # as PowerShell redirects it

@@ -55,12 +55,13 @@ def odd_names() -> list[bytes]:
     ]
 
 
-def make_messy(folder: Path, good: int, first_seed: int) -> tuple[dict[str, Path], list[str]]:
-    """Good stems by their SHA-256, under every kind of name, and a word of each line that the rest must cost."""
+def make_messy(folder: Path, good: int, first_seed: int) -> tuple[set[str], list[str]]:
+    """Good stems, of which it tells the SHA-256, under every kind of name; and a word of each line that the rest must
+    cost."""
     root = os.fsencode(folder)
     places = [b".", b"track", b"y" * 230, b"folder \xff\x1b[31m", unicodedata.normalize("NFD", "Stück").encode()]
     places += [b"deep/" * 60 + b"end", b"loops.wav"]
-    found = {}
+    found = set()
     for number in range(good):
         name = odd_names()[number] if number < len(odd_names()) else b"%d.flac" % number
         at = os.path.join(root, places[number % len(places)], name)
@@ -68,7 +69,7 @@ def make_messy(folder: Path, good: int, first_seed: int) -> tuple[dict[str, Path
         audio = tiny(first_seed + number)
         with open(at, "wb") as file:
             file.write(audio)
-        found[hashlib.sha256(audio).hexdigest()] = Path(os.fsdecode(at))
+        found.add(hashlib.sha256(audio).hexdigest())
     (folder / "empty.wav").touch()
     (folder / "text.mp3").write_text("not audio")
     (folder / "cut.flac").write_bytes(tiny(0)[:2000])
@@ -91,34 +92,23 @@ def make_messy(folder: Path, good: int, first_seed: int) -> tuple[dict[str, Path
     ]  # fmt: skip
 
 
-def stems_of(client: httpx.Client) -> int:
-    """How many stems there are, fewer than a page holds; `/readyz` may be a moment behind."""
-    return len(client.get("/stems", params={"limit": 500}).json()["stems"])
-
-
-def sent_once(running: Installation, wanted: dict[str, Path]) -> bool:
+def sent_once(running: Installation, wanted: set[str]) -> bool:
     """Every wanted stem is ready, and no bytes are there twice."""
-    with running.client() as client:
-        held: list[dict[str, str]] = []
-        cursor = None
-        while True:
-            page = client.get("/stems", params={"limit": 500, **({"cursor": cursor} if cursor else {})}).json()
-            held += page["stems"]
-            if (cursor := page["next_cursor"]) is None:
-                break
+    with Client(running.url) as client:
+        held = list(client.stems({}, 10_000))
     known = [stem["sha256"] for stem in held]
     assert len(set(known)) == len(known)
-    return {stem["sha256"] for stem in held if stem["state"] == "ready"} >= wanted.keys()
+    return {stem["sha256"] for stem in held if stem["state"] == "ready"} >= wanted
 
 
-def ingest(running: Installation, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, str(folder), "--url", running.url, *options]
+def ingest(url: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, str(folder), "--url", url, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_messy_folder_costs_a_line_for_each_bad_thing_and_no_good_stem(running: Installation, tmp_path: Path) -> None:
     wanted, bad = make_messy(tmp_path, GOOD, 1000)
-    said = ingest(running, tmp_path)
+    said = ingest(running.url, tmp_path)
     assert said.returncode == 1, said.stderr
     lines = [line for line in said.stderr.splitlines() if line.startswith(str(tmp_path))]
     assert sorted(line.split(": ")[0].rsplit("/", 1)[1] for line in lines) == sorted(bad), said.stderr
@@ -142,20 +132,20 @@ def test_a_file_that_vanishes_before_its_turn_costs_no_other(running: Installati
 
 def test_ctrl_c_says_what_was_done_and_the_same_command_goes_on(running: Installation, tmp_path: Path) -> None:
     wanted, _ = make_messy(tmp_path, GOOD, 2000)
-    with running.client() as client:
-        before = stems_of(client)
+    with Client(running.url) as client:
+        before = len(list(client.stems({}, 500)))
         some = random.randrange(1, GOOD - 8)
         # Who started the tests in the background has them ignore Ctrl-C.
         heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         command = [*COMMAND, tmp_path, "--url", running.url]
         started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
-        eventually(lambda: stems_of(client) >= before + some, every=0.02)
+        eventually(lambda: len(list(client.stems({}, 500))) >= before + some, every=0.02)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130, said
     assert "Start the same command again" in said
     assert "Traceback" not in said
-    again = ingest(running, tmp_path)
+    again = ingest(running.url, tmp_path)
     assert again.returncode == 1
     assert sent_once(running, wanted), again.stderr
 
@@ -163,18 +153,15 @@ def test_ctrl_c_says_what_was_done_and_the_same_command_goes_on(running: Install
 def test_an_ingest_outlasts_dropped_connections_and_a_service_that_is_busy(
     running: Installation, tmp_path: Path
 ) -> None:
-    wanted = {}
-    for number in range(12):
-        audio = tiny(3000 + number)
-        (tmp_path / f"{number}.flac").write_bytes(audio)
-        wanted[hashlib.sha256(audio).hexdigest()] = tmp_path / f"{number}.flac"
+    sent = {tmp_path / f"{number}.flac": tiny(3000 + number) for number in range(12)}
+    for path, audio in sent.items():
+        path.write_bytes(audio)
     with faulty_proxy(running.url) as (url, faults):
-        command = [*COMMAND, tmp_path, "--url", url]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        said = ingest(url, tmp_path)
     assert said.returncode == 0, said.stderr
     assert "12 ready, 0 known already, 0 failed" in said.stderr
     assert set(faults) == {("GET", "dropped"), ("GET", "busy"), ("POST", "dropped")}
-    assert sent_once(running, wanted)
+    assert sent_once(running, {hashlib.sha256(audio).hexdigest() for audio in sent.values()})
 
 
 @contextmanager
@@ -219,13 +206,14 @@ def faulty_proxy(url: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def test_an_ingest_keeps_to_the_rates_that_it_is_told(tmp_path: Path, small_checkpoint: Path) -> None:
+    folder = tmp_path / "stems"
+    folder.mkdir()
     for number in range(8):
-        (tmp_path / f"{number}.flac").write_bytes(tiny(4000 + number))
+        (folder / f"{number}.flac").write_bytes(tiny(4000 + number))
     with EmbeddedValkey(tmp_path / "valkey") as valkey:
         limits = {"read_rate": 8, "read_burst": 1, "ingest_rate": 2, "ingest_burst": 1}
         chosen = Settings(data=tmp_path / "data", redis_url=valkey.url, checkpoint=small_checkpoint, **limits)
         with serving(chosen) as url:
-            command = [*COMMAND, *sorted(map(str, tmp_path.glob("*.flac"))), "--url", url, "--no-wait"]
-            said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            said = ingest(url, folder, "--no-wait")
     assert said.returncode == 0, said.stderr
     assert "8 accepted" in said.stderr

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 from indexer import Catalog, Index, StemFilter
 from model.audio import SAMPLE_RATE
-from model.training.stems import load_bank
 from service.metrics import Metrics, Stopwatch
 from service.search import retrieval
 from service.search.in_process import SearchedCatalog
 from service.search.mix import DELAY, Align
 from service.search.retrieval import UNPROVEN, Found, Wish
-from service.settings import Settings
 from tests.installation import noise_bursts
+from tests.service.search.test_evaluate_catalog import bank_of, write
 
 STEMS, LIMIT = 70, 3
 WINDOWS = 2  # of a stem of 6 s
@@ -46,11 +44,8 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
     for name, value in most.items():
         monkeypatch.setattr(retrieval, name, value)
     for number in range(STEMS):
-        path = tmp_path / "stems" / "0" / f"{number:02}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, noise_bursts(number, 6.0), SAMPLE_RATE, subtype="FLOAT")
-    bank = load_bank([tmp_path / "stems"], tmp_path / "banks")
-    settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint, "index_type": index_type}
+        write(tmp_path / "stems" / "0" / f"{number:02}.wav", noise_bursts(number, 6.0))
+    bank = bank_of(tmp_path / "stems")
     if index_type == "flat":  # keys that were rounded so badly that nothing can be proven either
         monkeypatch.setattr(Index, "slack", lambda _, embedding, trait_weights: np.full(len(embedding), 100.0))
     scored: list[int] = []
@@ -61,7 +56,7 @@ def test_as_many_stems_are_scored_as_matter_and_no_more(
         return await embeddings_of(catalog, rows, fingerprint)
 
     async def find(first: int) -> tuple[Found, int]:
-        async with SearchedCatalog.open(Settings(**settings)) as searched:
+        async with SearchedCatalog.thrown_away(small_checkpoint, index_type=index_type) as searched:
             rows = await searched.add(bank, 0)
             index = await searched.go_live()
             assert index.approximate == (index_type == "ivf")

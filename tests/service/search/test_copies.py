@@ -8,19 +8,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import soundfile
 import soxr
 
 from indexer import StemFilter
-from model.audio import SAMPLE_RATE
 from model.demo import compose_track
-from model.training.stems import load_bank
 from service.metrics import Metrics, Stopwatch
 from service.search.in_process import SearchedCatalog
 from service.search.retrieval import SCORED_FIRST, Found, Wish
-from service.settings import Settings
 from tests.command import phalar
 from tests.installation import Installation, add_stem, encode, noise_bursts, wait_ready
+from tests.service.search.test_evaluate_catalog import bank_of, write
 
 SECONDS = 8.0
 TRACKS = [compose_track(seed, SECONDS) for seed in (0, 1)]
@@ -41,8 +38,11 @@ def encodings(waveform: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, byte
     }
 
 
+Catalog = tuple[httpx.Client, dict[str, str], set[str]]
+
+
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, dict[str, str], set[str]]]:
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
     """Served with the default model: two tracks, one of whose stems came in many files. The ids of the first track's
     stems by instrument, and those of the copies."""
     running = Installation(tmp_path_factory.mktemp("copies")).start()
@@ -70,9 +70,7 @@ def ask(client: httpx.Client, **form: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("align", ["beats", "search", "grid"])
-def test_one_recording_in_seven_files_is_one_hit(
-    catalog: tuple[httpx.Client, dict[str, str], set[str]], align: str
-) -> None:
+def test_one_recording_in_seven_files_is_one_hit(catalog: Catalog, align: str) -> None:
     client, ids, copies = catalog
     hits = ask(client, stem_id=[ids[name] for name in OTHERS], limit=20, align=align)
     of_hits = [{hit["stem"]["id"], *(copy["id"] for copy in hit["copies"])} for hit in hits]
@@ -82,14 +80,14 @@ def test_one_recording_in_seven_files_is_one_hit(
     assert scores == sorted(scores, reverse=True)
 
 
-def test_every_copy_is_a_hit_where_that_is_asked_for(catalog: tuple[httpx.Client, dict[str, str], set[str]]) -> None:
+def test_every_copy_is_a_hit_where_that_is_asked_for(catalog: Catalog) -> None:
     client, ids, copies = catalog
     hits = ask(client, stem_id=[ids[name] for name in OTHERS], limit=20, group_duplicates=False)
     assert copies < {hit["stem"]["id"] for hit in hits}
     assert not any(hit["copies"] for hit in hits)
 
 
-def test_a_copy_of_a_stem_of_the_mix_is_no_hit(catalog: tuple[httpx.Client, dict[str, str], set[str]]) -> None:
+def test_a_copy_of_a_stem_of_the_mix_is_no_hit(catalog: Catalog) -> None:
     client, ids, copies = catalog
     hits = ask(client, stem_id=ids[COPIED], limit=20)
     assert {hit["stem"]["id"] for hit in hits} == set(ids.values()) - {ids[COPIED]}
@@ -102,26 +100,22 @@ def test_copies_take_no_other_stems_place(tmp_path: Path, small_checkpoint: Path
     copies = SCORED_FIRST + 4  # more than are scored of their own accord
     for number in range(copies + 2):
         waveform = noise_bursts(max(0, number - copies + 1), 6.0) * np.float32(1 - number / 1000)
-        path = tmp_path / "stems" / "0" / f"{number:02}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
-    bank = load_bank([tmp_path / "stems"], tmp_path / "banks")
-    settings: dict[str, Any] = {"data": tmp_path / "data", "checkpoint": small_checkpoint}
+        write(tmp_path / "stems" / "0" / f"{number:02}.wav", waveform)
+    bank = bank_of(tmp_path / "stems")
 
     async def find() -> Found:
-        async with SearchedCatalog.open(Settings(**settings)) as searched:
+        async with SearchedCatalog.thrown_away(small_checkpoint) as searched:
             await searched.add(bank, 0)
             index = await searched.go_live()
             wish = Wish(limit=3, align="grid", group_copies=True)
-            watch = Stopwatch(Metrics())
-            return await searched.finder.find(index, noise_bursts(0, 6.0), StemFilter(), wish, watch)
+            return await searched.finder.find(index, noise_bursts(0, 6.0), StemFilter(), wish, Stopwatch(Metrics()))
 
     found = asyncio.run(find())
     assert [1 + len(found.copies[row]) for row in found.places] == [copies, 1, 1]
     assert found.exact
 
 
-def test_the_command_says_how_many_copies_a_hit_has(catalog: tuple[httpx.Client, dict[str, str], set[str]]) -> None:
+def test_the_command_says_how_many_copies_a_hit_has(catalog: Catalog) -> None:
     client, ids, copies = catalog
     asked = ["retrieve", "--url", str(client.base_url), *(f"--stem-id={ids[name]}" for name in OTHERS)]
     assert f"+{len(copies)}" in phalar(*asked).output

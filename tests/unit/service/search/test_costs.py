@@ -1,4 +1,4 @@
-"""What is taken off a stem's score for notes that go badly with the mix's."""
+"""What is taken off a stem's score for notes that go badly with the mix's, and for its length."""
 
 from dataclasses import replace
 
@@ -8,7 +8,15 @@ import pytest
 from indexer import StemEmbeddings
 from indexer.index.keys import traits_of
 from model.audio.harmony import chroma_of
-from service.search.costs import HARMONY_COST, NO_NOTES, cost_of, harmony_costs, length_costs, trait_weights
+from service.search.costs import (
+    HARMONY_COST,
+    LENGTH_COST,
+    NO_NOTES,
+    cost_of,
+    harmony_costs,
+    length_costs,
+    trait_weights,
+)  # fmt: skip
 
 C_MAJOR = chroma_of(np.array([9.0, 0, 4, 0, 6, 3, 0, 8, 0, 4, 0, 2]))
 
@@ -50,5 +58,13 @@ def test_the_index_takes_off_what_the_scores_lose_in_the_end() -> None:
             assert traits @ trait_weights(mix, keys).T == pytest.approx(np.tile(-costs, (count, 1)), abs=1e-5)
 
 
+def test_a_single_window_costs_nothing_and_each_doubling_as_much() -> None:
+    costs = length_costs([1, 2, 4, 64])
+    assert costs[0] == 0
+    np.testing.assert_allclose(np.diff(costs[:3]), LENGTH_COST * np.log(2))
+    assert costs[3] == pytest.approx(6 * costs[1])
+
+
 def test_no_stems_cost_nothing() -> None:
     assert harmony_costs(C_MAJOR, [], [0]).shape == (0, 1)
+    assert length_costs([]).shape == (0,)
