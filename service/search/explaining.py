@@ -22,6 +22,10 @@ SHIFTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)  # beats; negative:
 FADE_S = 0.01  # around what is silenced, so that no click is heard
 
 
+class NothingTogether(SilentClip):
+    says = "Mix and stem sound nowhere at the same time."
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Scores of one window of a mix with a stem, changed in one thing each. Seconds are those of the mix.
@@ -68,7 +72,7 @@ async def explain(
         deadline_s: seconds that it may take.
 
     Raises:
-        SilentClip: nowhere do both sound.
+        NothingTogether: nowhere do both sound.
         QueueError: not now.
     """
     beat_s = 60 / (grid.tempo_bpm if grid is not None else BEAT_TIME_BPM)
@@ -117,7 +121,7 @@ def _window(mix: Waveform, stem: Waveform, grid: Grid | None, beats: int, beat_s
     energy = [min(float(np.square(x[at : at + length]).sum()) for x in (mix, stem)) for at in fitting]
     if max(energy) <= 0:
         peak = min(float(np.abs(x).max()) for x in (mix, stem))
-        raise SilentClip(peak_db=float(20 * np.log10(max(1e-10, peak))), floor_db=-80.0)
+        raise NothingTogether(peak_db=float(20 * np.log10(max(1e-10, peak))), floor_db=-80.0)
     return int(fitting[int(np.argmax(energy))])
 
 
