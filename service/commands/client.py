@@ -261,8 +261,7 @@ class Client:
         return job if job["id"] is None else self.follow(job)
 
     def _outcomes(self, files: Sequence[tuple[NewStem, str]], job: Body, *, wait: bool) -> Iterator[Outcome]:
-        if wait:
-            job = self._settled(job)
+        job = self._settled(job) if wait else job
         for (file, sha256), item in zip(files, job["items"], strict=True):
             self.unsettled -= 1
             yield Outcome(file, item["stem_id"], item["problem"] if item["state"] == "failed" else None, False, sha256)
@@ -325,12 +324,17 @@ def _retry_after_s(answer: httpx.Response) -> float:
     return min(LONGEST_PAUSE_S, max(0.05, seconds))
 
 
-def _json(answer: httpx.Response) -> Body:
+def _told(answer: httpx.Response) -> Body | None:
+    """What it says as JSON; None: nothing of this service."""
     try:
         body = answer.json()
     except ValueError:
-        body = None
-    if not isinstance(body, dict):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _json(answer: httpx.Response) -> Body:
+    if (body := _told(answer)) is None:
         raise Refused({"title": "What answers there is not Phalar Retrieval", "status": answer.status_code})
     return body
 
@@ -338,10 +342,4 @@ def _json(answer: httpx.Response) -> Body:
 def _checked(answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
-    try:
-        problem = answer.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {"title": f"HTTP {answer.status_code}"}
-    raise Refused({"status": answer.status_code, **problem})
+    raise Refused({"status": answer.status_code, **(_told(answer) or {"title": f"HTTP {answer.status_code}"})})

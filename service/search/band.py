@@ -47,10 +47,6 @@ class Candidate:
     def row(self) -> int:
         return self.found.row
 
-    @property
-    def score(self) -> float:
-        return self.place.score
-
 
 @dataclass(frozen=True, eq=False)
 class _Set:
@@ -89,13 +85,13 @@ class Band:
             QueueError: not now.
         """
         among = {name: [Candidate.of(one) for one in some[:CANDIDATES]] for name, some in found.items()}
-        names = sorted((name for name in among if among[name]), key=lambda name: -among[name][0].score)
+        names = sorted((name for name in among if among[name]), key=lambda name: -among[name][0].place.score)
         sets = [_Set({}, 0.0)]
         for name in names:
             longer: list[_Set] = []
             for one in sets:
                 scored = await self.scored(among[name], one.picked) if one.picked else among[name]
-                longer += [_Set(one.picked | {name: pick}, one.score + pick.score) for pick in scored] or [one]
+                longer += [_Set(one.picked | {name: pick}, one.score + pick.place.score) for pick in scored] or [one]
             sets = sorted(longer, key=lambda one: -one.score)[:WIDTH]
         picked = sets[0].picked
         for name in names if len(names) > 1 else ():
@@ -125,7 +121,7 @@ class Band:
                 in_set = float(scores.mean()) - one.place.cost - one.place.harmony_cost - one.place.length_cost
                 score = self.alone * one.found.score + (1 - self.alone) * in_set
                 again.append(replace(one, place=replace(one.place, score=score), in_set=in_set))
-        return sorted(again, key=lambda one: (-one.score, one.row))
+        return sorted(again, key=lambda one: (-one.place.score, one.row))
 
     async def _sound(self, one: Candidate) -> Waveform:
         place = one.place

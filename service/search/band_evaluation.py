@@ -156,30 +156,31 @@ async def evaluate_band(
         }
 
 
+@dataclass
 class _Asker:
-    def __init__(
-        self,
-        installed: SearchedCatalog,
-        bank: StemBank,
-        rows: dict[int, tuple[int, ...]],
-        instruments: dict[int, list[str]],
-        seconds: float,
-    ) -> None:
-        self._installed, self._bank, self._rows, self._instruments = installed, bank, rows, instruments
-        self._length = round(seconds * SAMPLE_RATE)
-        self._at = {row: (track, stem) for track, of in rows.items() for stem, row in enumerate(of)}
-        self._piece = {row: piece_of(bank.tracks[track].name) for row, (track, _) in self._at.items()}
+    """Asks a catalog of a bank's tracks: by track, the row and the instrument of each of its stems."""
+
+    installed: SearchedCatalog
+    bank: StemBank
+    rows: dict[int, tuple[int, ...]]
+    instruments: dict[int, list[str]]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        self.at = {row: (track, stem) for track, of in self.rows.items() for stem, row in enumerate(of)}
+        self.piece = {row: piece_of(self.bank.tracks[track].name) for row, (track, _) in self.at.items()}
 
     async def ask(self, query: BandQuery) -> BandAnswer:
-        own = self._rows[query.track]
-        piece = piece_of(self._bank.tracks[query.track].name)
-        missing = {self._instruments[query.track][stem]: own[stem] for stem in query.missing}
-        left_out = {row for row, of in self._piece.items() if of == piece} - set(missing.values())
-        mix = self._bank.waveforms(query.track, query.start, self._length)[list(query.mixed)].sum(axis=0)
+        own = self.rows[query.track]
+        piece = piece_of(self.bank.tracks[query.track].name)
+        missing = {self.instruments[query.track][stem]: own[stem] for stem in query.missing}
+        left_out = {row for row, of in self.piece.items() if of == piece} - set(missing.values())
+        stems = self.bank.waveforms(query.track, query.start, round(self.seconds * SAMPLE_RATE))
+        mix = stems[list(query.mixed)].sum(axis=0)
 
         async def play(row: int, place: Place) -> Waveform:
-            track, stem = self._at[row]
-            recorded = self._bank.waveforms(track)[stem]
+            track, stem = self.at[row]
+            recorded = self.bank.waveforms(track)[stem]
             sound = np.zeros(len(mix), np.float32)
             at, fitting = laid(place, len(mix), len(recorded) / SAMPLE_RATE, loop=False)
             part = await asyncio.to_thread(lambda: fit(recorded[None], SAMPLE_RATE, fitting)[0])
@@ -187,7 +188,7 @@ class _Asker:
             return sound
 
         began = time.perf_counter()
-        found, band = await self._installed.band(mix, [*missing], left_out, play)
+        found, band = await self.installed.band(mix, [*missing], left_out, play)
         searched = time.perf_counter()
         listed = {name: [Candidate.of(one) for one in some] for name, some in found.items()}
         ways = {"alone": listed}
@@ -212,14 +213,12 @@ class _Asker:
     def _held(self, instrument: str, left_out: set[int]) -> int:
         """Stems of an instrument that may be answered."""
         return sum(
-            self._instruments[track][stem] == instrument
-            for row, (track, stem) in self._at.items()
-            if row not in left_out
+            self.instruments[track][stem] == instrument for row, (track, stem) in self.at.items() if row not in left_out
         )
 
     def _of_one_piece(self, picks: Mapping[str, Candidate]) -> float:
         """The share of pairs that are of one piece."""
-        pieces = [self._piece[pick.row] for pick in picks.values()]
+        pieces = [self.piece[pick.row] for pick in picks.values()]
         return float(np.mean([one == other for one, other in combinations(pieces, 2)]))
 
 

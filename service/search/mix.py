@@ -49,8 +49,8 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
     """
     sources: dict[str, str] = {}
     sure: dict[str, bool] = {}
-    hearing = Hearing(waveform[: HEARD_S * SAMPLE_RATE])
-    audible = bool(np.any(waveform[: HEARD_S * SAMPLE_RATE]))
+    waveform = waveform[: HEARD_S * SAMPLE_RATE]
+    hearing, audible = Hearing(waveform), bool(np.any(waveform))
     grids = hearing.grids(tempo_bpm, most=LIKELIEST) if audible else []
     if grids and tempo_bpm is not None:
         beats = folded(np.arange(len(grids[0].beats_s) + 1) * 60 / tempo_bpm)  # as fast as said, from a heard beat on
