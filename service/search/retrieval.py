@@ -233,13 +233,13 @@ class Finder:
         """
         plans = await self._plans(waveform, wanted, wish, heard)
         with watch.stage("embed"):
-            index, asked = await self._embed_mix(index, waveform, plans)
-        tonic = tonic_of(heard.key or "") if heard.sources.get("key") == "said" else None
-        weights = [trait_weights(heard.chroma, each.key.tolist()) for each in asked]
-        return index, [
-            replace(each, queries=replace(each.queries, trait_weights=of_traits), tonic=tonic, chroma=heard.chroma)
-            for each, of_traits in zip(asked, weights, strict=True)
-        ]
+            try:
+                return index, [await self._embed(index, waveform, heard, *plan) for plan in plans]
+            except FingerprintMismatch:  # another model may have gone live, and the workers hold the former one no more
+                newest = await self._live.current()
+                if newest.fingerprint == index.fingerprint:
+                    raise
+                return newest, [await self._embed(newest, waveform, heard, *plan) for plan in plans]
 
     async def _ranked(
         self, index: Index, asked: list[Asked], wish: Wish, watch: Stopwatch
@@ -303,30 +303,22 @@ class Finder:
         allowed = await self._catalog.rows_allowed(wanted)
         return plans if plans and allowed is not None and not len(allowed) else [*plans, (clock, allowed)]
 
-    async def _embed_mix(
-        self, index: Index, waveform: NDArray[np.float32], plans: list[tuple[Plan, NDArray[np.int64] | None]]
-    ) -> tuple[Index, list[Asked]]:
-        """The mix's windows by the index's model, and that index.
-
-        Another model may have gone live, and the workers hold the former one no more; then by that one.
-        """
-        try:
-            return index, [await self._embed(index, waveform, *plan) for plan in plans]
-        except FingerprintMismatch:
-            newest = await self._live.current()
-            if newest.fingerprint == index.fingerprint:
-                raise
-            return newest, [await self._embed(newest, waveform, *plan) for plan in plans]
-
     async def _embed(
-        self, index: Index, waveform: NDArray[np.float32], plan: Plan, allowed: NDArray[np.int64] | None
+        self,
+        index: Index,
+        waveform: NDArray[np.float32],
+        heard: HeardMix,
+        plan: Plan,
+        allowed: NDArray[np.int64] | None,
     ) -> Asked:
-        laid = plan.laid
-        embedding = await self._embedder.embed(index.fingerprint, *only(waveform, laid), self._settings.query_timeout_s)
+        laid = only(waveform, plan.laid)
+        embedding = await self._embedder.embed(index.fingerprint, *laid, self._settings.query_timeout_s)
         queries, key = plan.queries(waveform, embedding)
         if not len(key):
             raise SilentClip(peak_db=_peak_db(waveform[plan.begin : plan.end]), floor_db=-80.0)
-        return Asked(plan, queries, key, allowed)
+        queries = replace(queries, trait_weights=trait_weights(heard.chroma, key.tolist()))
+        tonic = tonic_of(heard.key or "") if heard.sources.get("key") == "said" else None
+        return Asked(plan, queries, key, allowed, tonic, heard.chroma)
 
     async def _search(
         self, index: Index, asked: Asked, wish: Wish, watch: Stopwatch

@@ -101,9 +101,14 @@ def grid_of(bpm: float, first_s: float = 0.0, seconds: float = 30.0) -> Grid:
     return Grid(first_s + np.arange(int(seconds * bpm / 60)) * 60 / bpm)
 
 
-def test_a_mix_is_laid_on_every_beat_of_a_stride() -> None:
-    laid = plan_beats(np.full(8 * SECOND, 0.1, np.float32), grid_of(120, first_s=0.1))
+def on_beats(seconds: int, grid: Grid) -> Plan:
+    laid = plan_beats(mix_of(seconds), grid)
     assert laid is not None
+    return laid
+
+
+def test_a_mix_is_laid_on_every_beat_of_a_stride() -> None:
+    laid = on_beats(8, grid_of(120, first_s=0.1))
     assert laid.offset.min() == 0.0
     assert (laid.shifts, laid.step) == (5, SECOND // 2)
     assert sorted(laid.offset) == list(range(6))  # 15.8 beats, of which a window takes ten
@@ -116,17 +121,14 @@ def test_a_mix_is_laid_on_every_beat_of_a_stride() -> None:
 
 
 def test_a_mix_of_a_few_beats_is_laid_in_shorter_windows_and_a_shorter_one_not_at_all() -> None:
-    grid = grid_of(120)
-    few = plan_beats(np.full(3 * SECOND, 0.1, np.float32), grid)
-    assert few is not None
+    few = on_beats(3, grid_of(120))
     assert set(few.laid.lengths) == {3 * SECOND}
     assert few.laid.frames == 1 + 6 * 50
-    assert plan_beats(np.full(SECOND, 0.1, np.float32), grid) is None
+    assert plan_beats(mix_of(1), grid_of(120)) is None
 
 
 def test_windows_are_spread_over_all_of_a_long_mix_on_its_own_grid() -> None:
-    laid = plan_beats(np.full(60 * SECOND, 0.1, np.float32), grid_of(100, first_s=0.25, seconds=60))
-    assert laid is not None
+    laid = on_beats(60, grid_of(100, first_s=0.25, seconds=60))
     assert np.bincount(laid.shift).tolist() == [2] * 5
     assert laid.laid.starts.min() < 5 * SECOND
     assert laid.laid.starts.max() > 27 * SECOND, "in the second half"
@@ -139,8 +141,7 @@ def test_windows_are_spread_over_all_of_a_long_mix_on_its_own_grid() -> None:
 
 
 def test_in_other_keys_the_same_windows_are_asked_about_again() -> None:
-    laid = plan_beats(np.full(8 * SECOND, 0.1, np.float32), grid_of(120))
-    assert laid is not None
+    laid = on_beats(8, grid_of(120))
     moved = laid.in_keys(1)
     assert (len(moved.laid), moved.laid.semitones) == (len(laid.laid), 1)
     assert moved.key[:3].tolist() == [1, 0, -1], "the mix goes down where the stem is to go up"
