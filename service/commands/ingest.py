@@ -40,8 +40,9 @@ def ingest(
 
     Example: phalar ingest ~/stems --collection mine --watch
     """
-    if not any(path.exists() or path.is_symlink() for path in paths):
-        raise typer.BadParameter(f"{paths[0]} does not exist")
+    missing = [path for path in paths if not (path.exists() or path.is_symlink())]
+    if missing and (watch or len(missing) == len(paths)):
+        raise typer.BadParameter(f"{missing[0]} does not exist")
     if mirror and not watch:
         raise typer.BadParameter("--mirror needs --watch")
     said = {"instrument": instrument, "collection": collection, "tags": tag, "track": track}

@@ -242,6 +242,7 @@ def test_a_mix_that_is_longer_than_memory_is_refused_by_the_service(installation
     ]),
     ("ingest",),
     ("ingest", "missing.wav"),
+    ("ingest", __file__, "missing.wav", "--watch"),
     ("ingest", ".", "--collection", "x" * 300),
     ("ingest", ".", "--track", "a\udcff"),
     ("serve", "--port", "99999"),
