@@ -105,13 +105,15 @@ class Supervisor:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Run until SIGINT, SIGTERM, SIGHUP or `stop`; no child lives when it returns.
+        """Run until SIGINT, SIGTERM, SIGHUP (unless it is ignored) or `stop`; no child lives when it returns.
 
         Raises:
             ChildFailed: a child died early again and again; the others were stopped.
         """
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            signals.append(signal.SIGHUP)
         for number in signals:
             loop.add_signal_handler(number, self.stop)
         first = [child for child in self._children if child.first]

@@ -274,10 +274,9 @@ with DataFolderLock(folder):
 """
 
 
-def start_installation(folder: Path) -> tuple["subprocess.Popen[bytes]", list[int]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INSTALLATION, str(folder), *SLEEPER], cwd=REPOSITORY, stderr=subprocess.PIPE
-    )
+def start_installation(folder: Path, *by: str) -> tuple["subprocess.Popen[bytes]", list[int]]:
+    command = [*by, sys.executable, "-c", INSTALLATION, str(folder), *SLEEPER]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     heard: set[bytes] = set()
     while len(heard) < 2:
@@ -301,6 +300,19 @@ def test_signal_leaves_no_process_no_socket_and_no_lock(tmp_path: Path, number: 
     assert not any(alive(pid) for pid in children)
     left = [path for path in tmp_path.rglob("*") if not path.is_dir() and path.parent.name != "appendonlydir"]
     assert left == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_terminal_that_closes_ends_no_installation_under_nohup(tmp_path: Path) -> None:
+    process, children = start_installation(tmp_path, "nohup")
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.0)
+    assert all(alive(pid) for pid in children)
+    process.terminate()
+    assert process.wait(timeout=SOON_S) == 0
+    assert process.stderr is not None
+    process.stderr.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
