@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -96,21 +97,26 @@ async def _run(settings: Settings, door: socket.socket, demo: bool, verbose: boo
 
 
 class _Log(io.TextIOBase):
-    """What the processes say, in a file; what goes wrong also on the screen."""
+    """What the processes say, in a file that begins anew when it is long; what goes wrong also on the screen."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and path.stat().st_size > LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
+        self._path = path
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, line: str) -> int:
-        self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}")
         if line.startswith("supervisor") or "| ERROR " in line or "| CRITICAL " in line:
-            err.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+            with suppress(OSError):  # the terminal has gone
+                err.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        if self._file.tell() > LOG_BYTES:
+            self._path.replace(self._path.with_suffix(".log.1"))
+            self._file.close()
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}")
         return len(line)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # the disk is full: its last lines are lost
+            self._file.close()
         super().close()
 
 

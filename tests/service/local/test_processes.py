@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from service.local import supervisor
+from service.local import serve, supervisor
 from service.local.lock import DataFolderInUse, DataFolderLock, DataFolderUnwritable
 from service.local.supervisor import Child, ChildFailed, ProcessError, Supervisor
 from service.local.valkey import EmbeddedValkey, valkey_binary
@@ -325,3 +326,24 @@ def test_children_of_a_killed_supervisor_die(tmp_path: Path) -> None:
     asyncio.run(eventually(lambda: not any(alive(pid) for pid in children)))
     with DataFolderLock(tmp_path), EmbeddedValkey(tmp_path / "valkey") as valkey:
         assert valkey.answers()
+
+
+# The log.
+
+
+def test_the_log_begins_anew_when_it_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "LOG_BYTES", 1000)
+    with serve._Log(tmp_path / "phalar.log") as log:
+        for n in range(100):
+            log.write(f"api        | INFO line {n}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phalar.log", "phalar.log.1"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2200
+    assert "line 99" in (tmp_path / "phalar.log").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_on_a_full_disk_what_goes_wrong_is_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "phalar.log").symlink_to("/dev/full")
+    with serve._Log(tmp_path / "phalar.log") as log, suppress(OSError):
+        log.write("worker 0   | ERROR phalar.worker: there is no room\n")
+    assert "there is no room" in capsys.readouterr().err
