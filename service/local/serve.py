@@ -56,7 +56,8 @@ def serve(settings: Settings, *, demo: bool, verbose: bool = False) -> None:
     settings.refuse_insecure_bind()
     settings.keep_private()
     with DataFolderLock(settings.data_folder), _listen(settings.host, settings.port) as door:
-        asyncio.run(_run(settings, door, demo, verbose))
+        port = door.getsockname()[1]  # where 0 was asked for, the one that was free
+        asyncio.run(_run(settings.model_copy(update={"port": port}), door, demo, verbose))
 
 
 def _children(settings: Settings, door: socket.socket) -> list[Child]:

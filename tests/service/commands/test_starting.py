@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests import servers
 from tests.command import phalar, phalar_alone
-from tests.installation import Installation, encode, eventually, free_port, noise_bursts, serving
+from tests.installation import START_S, Installation, encode, eventually, free_port, noise_bursts, serving
 
 
 def test_a_second_start_on_the_same_folder_or_port_is_refused(installation: Installation, tmp_path: Path) -> None:
@@ -116,9 +117,11 @@ def test_a_data_folder_may_have_any_name_and_no_parent(tmp_path: Path, small_che
 def test_the_first_screen_is_short_and_ctrl_c_leaves_no_process_no_lock_and_no_socket(
     tmp_path: Path, small_checkpoint: Path
 ) -> None:
-    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, options=()).start()
-    eventually(lambda: "Ctrl-C ends it." in running.log)
-    assert f"Phalar Retrieval is ready: {running.url}\n" in running.log
+    running = Installation(tmp_path, {"PHALAR_CHECKPOINT": str(small_checkpoint)}, port=0, options=()).start(wait=False)
+    eventually(lambda: "Ctrl-C ends it." in running.log, START_S)
+    url = re.search(r"^Phalar Retrieval is ready: (.*)$", running.log, re.MULTILINE)
+    assert url is not None
+    assert httpx.get(f"{url[1]}/readyz").status_code == 200, "of port 0, it says which one was free"
     assert "INFO" not in running.log  # of any library: that is for the log
     assert "INFO" in (tmp_path / "data" / "phalar.log").read_text()
     pids = running.pids()
