@@ -17,6 +17,8 @@ from service.work.encoding import Order
 
 log = logging.getLogger("phalar.fitted")
 READ_BYTES = 1 << 18
+MAKING = ".making-"  # how the name of an unfinished file begins
+MAKING_S = 3600.0  # it grew last so long ago: whoever made it was killed
 SOUND = 1
 """Another number where the same order sounds otherwise; what was kept under the last one is not found any more."""
 
@@ -96,7 +98,7 @@ class FittedFiles:
 
     def _begin(self) -> BinaryIO:
         self._folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.NamedTemporaryFile(dir=self._folder, prefix=".making-", delete=False)  # type: ignore[return-value]
+        return tempfile.NamedTemporaryFile(dir=self._folder, prefix=MAKING, delete=False)  # type: ignore[return-value]
 
     def _keep(self, making: BinaryIO, name: str) -> KeptFile:
         making.flush()
@@ -106,11 +108,12 @@ class FittedFiles:
         return kept
 
     def _shrink(self) -> None:
-        found = []
+        found, now = [], time.time()
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):
                 stat = entry.stat()
-                found.append((max(stat.st_atime_ns, stat.st_mtime_ns), stat.st_size, entry.path))
+                if not entry.name.startswith(MAKING) or stat.st_mtime < now - MAKING_S:
+                    found.append((max(stat.st_atime_ns, stat.st_mtime_ns), stat.st_size, entry.path))
         left = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if left <= self._most_bytes:
