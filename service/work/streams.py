@@ -278,7 +278,7 @@ class Streams:
 
 
 def _takes_nothing(error: ResponseError) -> bool:
-    """Whether the answer says nothing of the command: Redis follows another master, or has no memory or disk left; or
-    while it was waited for, its master or its stream went."""
+    """Whether the answer says nothing of the command: Redis follows another master, or has no memory, disk or replica
+    left; or while it was waited for, its master or its stream went."""
     said = str(error)  # a pipeline puts its own words before it
-    return isinstance(error, TAKES_NOTHING) or "MISCONF" in said or "UNBLOCKED" in said
+    return isinstance(error, TAKES_NOTHING) or any(word in said for word in ("MISCONF", "NOREPLICAS", "UNBLOCKED"))

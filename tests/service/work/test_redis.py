@@ -199,6 +199,7 @@ async def test_a_server_that_takes_nothing_is_waited_for(opened: Open, tmp_path:
         states = (
             (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
             (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+            (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
         )
         for n, (refuse, accept) in enumerate(states):
             await api._redis.execute_command(*refuse)
@@ -208,7 +209,7 @@ async def test_a_server_that_takes_nothing_is_waited_for(opened: Open, tmp_path:
             await asyncio.sleep(0.1)
             await api._redis.execute_command(*accept)
             await adding
-        assert await api.outstanding_uploads() == {"s0", "s1"}
+        assert await api.outstanding_uploads() == {"s0", "s1", "s2"}
 
 
 async def test_a_query_is_answered_that_was_waited_for_when_its_server_followed_another_for_a_while(
