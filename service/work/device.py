@@ -34,6 +34,13 @@ class NonFiniteEmbedding(Exception):
     """The network gave a NaN or an infinity."""
 
 
+class DeviceFull(Told):
+    """Somebody else has the device's memory: that says nothing of the window."""
+
+    says = "the device {device} has no memory for a single window"
+    device: str
+
+
 class DeviceLost(Told):
     """The device no longer answers, whatever it is asked: only a new process may find it well again."""
 
@@ -67,7 +74,7 @@ class Device:
         Where memory does not suffice the batch is halved, now and from now on.
 
         Raises:
-            DeviceLost, UnknownModel, NonFiniteEmbedding, and whatever a single window makes the model raise.
+            DeviceFull, DeviceLost, UnknownModel, NonFiniteEmbedding, and whatever a window makes the model raise.
         """
         model = self._model(fingerprint)
         done: list[NDArray[np.complex64]] = []
@@ -77,9 +84,11 @@ class Device:
             try:
                 embedding = _embed(model, part).cpu().numpy()
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or len(part) == 1:
+                if not _out_of_memory(error):
                     self._require_answer(model, error)
                     raise
+                if len(part) == 1:
+                    raise DeviceFull(str(model.device)) from error
                 self.batch_limit = len(part) // 2
                 log.warning("no memory for %d windows at once; from now on %d", len(part), self.batch_limit)
                 if torch.cuda.is_available():

@@ -30,7 +30,7 @@ from service.settings import Settings
 from service.work.batches import Batch, QueryWork, Served, StemWork, Work, joined, loud, share_out, upload_limit
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecoderError
-from service.work.device import Device, DeviceLost, UnknownModel, about
+from service.work.device import Device, DeviceFull, DeviceLost, UnknownModel, about
 from service.work.endings import Endings
 from service.work.jobs import (
     AllWindowsSilent,
@@ -407,7 +407,7 @@ class Worker:
             await self._settle(self._queue.fail(job, EmbedFailed(str(error) or type(error).__name__)))
 
     async def _fail_stem(self, work: StemWork, error: Exception) -> None:
-        if isinstance(error, UnknownModel):
+        if isinstance(error, (DeviceFull, UnknownModel)):
             log.warning("stem %s stays queued: %s", work.job.stem_id, error)
             await self._done(work.job)
         else:
