@@ -69,12 +69,14 @@ async def receive_clip(
 
 
 async def receive_file(sock: socket.socket, limits: DecodeLimits, into: BinaryIO) -> FittedAudio:
-    """Read an answer that is a file, piece by piece into another.
+    """Read an answer that is a file, piece by piece into another, which has nothing else in it then.
 
     Raises:
         AudioError, EOFError: as `receive_clip`.
         OSError: the file cannot be written.
     """
+    into.seek(0)
+    into.truncate()
     told = await _read_fields(sock, lambda answer: _checked_file(answer, limits))
     left = told.pop("bytes")
     piece = bytearray(min(PIECE, left))

@@ -101,7 +101,9 @@ def serve_children() -> NoReturn:
 
     Arguments of the process: the control socket's descriptor, and as JSON DecodeLimits and whether FFmpeg is wanted.
     """
-    control = socket.socket(fileno=int(sys.argv[1]))
+    # A low number: neither `select` nor what a child closes goes beyond 1,023, and a busy API may give us a higher one.
+    control = socket.socket(fileno=os.dup(int(sys.argv[1])))
+    os.close(int(sys.argv[1]))
     limits = DecodeLimits(**json.loads(sys.argv[2]))
     woken, waker = socket.socketpair()
     woken.setblocking(False)
@@ -113,12 +115,9 @@ def serve_children() -> NoReturn:
     control.sendall(MESSAGE.pack(READY, 0, CONFINEMENTS.index(_try_confinement())))
 
     children: dict[int, int] = {}  # job -> process
-    poll = select.poll()  # not select, which knows no descriptor beyond 1,023, and a busy API may give us a higher one
-    poll.register(control, select.POLLIN)
-    poll.register(woken, select.POLLIN)
     while True:
-        readable = {descriptor for descriptor, _ in poll.poll()}
-        if woken.fileno() in readable:
+        readable, _, _ = select.select([control, woken], [], [])
+        if woken in readable:
             woken.recv(4096)
             for job, process in list(children.items()):
                 reaped, status = os.waitpid(process, os.WNOHANG)
@@ -126,7 +125,7 @@ def serve_children() -> NoReturn:
                     del children[job]
                     with suppress(BrokenPipeError):
                         control.sendall(MESSAGE.pack(ENDED, job, status))
-        if control.fileno() in readable:
+        if control in readable:
             try:
                 message, descriptors, _, _ = socket.recv_fds(control, MESSAGE.size, 2)
             except ConnectionResetError:  # the other end died with messages of ours unread

@@ -61,6 +61,10 @@ def step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), UPLOAD_NICE)
 
 
+class DecoderKilled(DecoderCrashed):
+    """Somebody else ended the child or its server: the system, when memory is short. The file is not to blame."""
+
+
 class DecoderTimeout(DecoderError):
     code = "decoder-timeout"
     says = "The file could not be decoded within {seconds:g} s."
@@ -137,17 +141,13 @@ class Decoder:
         return ClipFacts(duration_s=duration_s, **fields), said, waveform
 
     async def fit(self, source: Path | bytes, order: Order, into: BinaryIO, *, nice: int = 0) -> FittedAudio:
-        """Write a file's audio, fitted, into another file; it is decoded, stretched and encoded in a child process.
+        """Write a file's audio, fitted, into another, empty file: decoded, stretched and encoded in a child process.
 
         Raises:
             AudioError: as of `decode`; or StartBeyondEnd, FormatCannotHold.
             OSError: the path cannot be read, or `into` not written.
         """
-
-        async def received(ours: socket.socket, _: asyncio.Timeout) -> FittedAudio:
-            return await receive_file(ours, self.limits, into)
-
-        return await self._asked(source, order, nice, received)
+        return await self._asked(source, order, nice, lambda ours, _: receive_file(ours, self.limits, into))
 
     async def _decoded(
         self, source: Path | bytes, nice: int, budget: Budget | None, keep_s: float
@@ -166,7 +166,22 @@ class Decoder:
         nice: int,
         received: Callable[[socket.socket, asyncio.Timeout], Awaitable[T]],
     ) -> T:
-        """Have a child do it, and what is made of its answer."""
+        """Have a child do it, and what is made of its answer; another child, where the system ended the first."""
+        try:
+            return await self._asked_once(source, order, nice, received)
+        except DecoderKilled as error:
+            if self._closed:
+                raise
+            log.warning("a decoder was ended from outside (%s); another does its work", error.reason)
+        return await self._asked_once(source, order, nice, received)
+
+    async def _asked_once(
+        self,
+        source: Path | bytes,
+        order: Order | None,
+        nice: int,
+        received: Callable[[socket.socket, asyncio.Timeout], Awaitable[T]],
+    ) -> T:
         opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
         with opened as file:
             await self._slots.acquire()
@@ -227,11 +242,11 @@ def _in_memory(data: bytes) -> BinaryIO:
 def _post_mortem(status: int | None, limits: DecodeLimits) -> DecoderError:
     """Say why a child left no answer, by its wait status (None: its server died)."""
     if status is None:
-        return DecoderCrashed("its server ended")
+        return DecoderKilled("its server ended")
     if os.WIFSIGNALED(status):
-        if os.WTERMSIG(status) == signal.SIGXCPU:
-            return DecoderTimeout(limits.timeout_s)
-        return DecoderCrashed(signal.strsignal(os.WTERMSIG(status)) or f"signal {os.WTERMSIG(status)}")
+        number = os.WTERMSIG(status)
+        kind = DecoderKilled if number == signal.SIGKILL else DecoderCrashed
+        return kind(signal.strsignal(number) or f"signal {number}")
     if os.WEXITSTATUS(status) == OUT_OF_MEMORY:
         return DecoderOutOfMemory(limits.memory_bytes)
     return DecoderCrashed(f"exit status {os.WEXITSTATUS(status)}")
@@ -288,7 +303,8 @@ class _Server:
             ours.setblocking(False)
             try:
                 socket.send_fds(self._control, [MESSAGE.pack(START, job, nice)], [file, theirs.fileno()])
-            except OSError:  # it died a moment ago, and the reader will say so
+            except OSError:  # it died a moment ago
+                self._on_death()
                 ended.set_result(None)
                 return ours, job, ended
         self._jobs[job] = ended

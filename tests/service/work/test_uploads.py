@@ -5,10 +5,8 @@ import io
 import json
 import math
 import os
-import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -62,16 +60,6 @@ def encode(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None, r
 GOOD = encode(noise())
 
 
-@pytest.fixture(scope="session")
-def hour_of_silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("uploads") / "silence.flac"
-    with soundfile.SoundFile(path, "w", 44100, 1, format="FLAC", subtype="PCM_16") as file:
-        minute = np.zeros(60 * 44100, np.int16)
-        for _ in range(60):
-            file.write(minute)
-    return path
-
-
 SLOW_LIMITS = replace(LIMITS, max_seconds=1e9, memory_bytes=2 * 2**30)
 """Under these an hour of silence keeps a child busy for seconds."""
 
@@ -99,10 +87,6 @@ def nice(process: int) -> int | None:
         return os.getpriority(os.PRIO_PROCESS, process)
     except ProcessLookupError:
         return None
-
-
-def gone(process: int) -> bool:
-    return not Path(f"/proc/{process}").exists()
 
 
 def servers() -> list[int]:
@@ -207,33 +191,6 @@ async def test_greedy_file_runs_out_of_memory_and_the_next_one_is_decoded() -> N
         assert (await decoder.decode(GOOD)).duration_s == 2.0
 
 
-@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
-async def test_crash_of_one_child_leaves_its_neighbour_alone(hour_of_silence: Path, how: signal.Signals) -> None:
-    async with Decoder(replace(SLOW_LIMITS)) as decoder:
-        (server,) = servers()
-        crashing = asyncio.create_task(decoder.decode(hour_of_silence))
-        await until(lambda: children(server))
-        (victim,) = children(server)
-        neighbour = asyncio.create_task(decoder.decode(GOOD))
-        os.kill(victim, how)
-        with pytest.raises(DecoderCrashed):
-            await crashing
-        assert (await neighbour).duration_s == 2.0
-
-
-async def test_crash_of_the_server_is_recovered_from(decoder: Decoder) -> None:
-    (server,) = servers()
-    os.kill(server, signal.SIGKILL)
-    for _ in range(2):
-        try:
-            assert (await decoder.decode(GOOD)).duration_s == 2.0
-        except DecoderCrashed:  # the news of its death may come just behind the request
-            continue
-    assert (await decoder.decode(GOOD)).duration_s == 2.0
-    assert len(servers()) == 1
-    assert servers() != [server]
-
-
 async def test_no_more_children_run_than_allowed(decoder: Decoder) -> None:
     (server,) = servers()
     running = [asyncio.create_task(decoder.decode(GOOD)) for _ in range(12)]
@@ -254,66 +211,6 @@ async def test_a_child_steps_back_as_far_as_it_is_told(hour_of_silence: Path) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_cancelled_decode_leaves_no_child_and_frees_its_place(hour_of_silence: Path) -> None:
-    async with Decoder(replace(SLOW_LIMITS, processes=1)) as decoder:
-        (server,) = servers()
-        for _ in range(3):
-            task = asyncio.create_task(decoder.decode(hour_of_silence))
-            await until(lambda: children(server))
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await until(lambda: not children(server))
-        assert (await decoder.decode(GOOD)).duration_s == 2.0
-
-
-async def test_closed_decoder_leaves_no_process_and_no_descriptor(hour_of_silence: Path) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
-    decoder = Decoder(SLOW_LIMITS)
-    async with decoder:
-        (server,) = servers()
-        task = asyncio.create_task(decoder.decode(hour_of_silence))
-        await until(lambda: children(server))
-        (child,) = children(server)
-    with pytest.raises(DecoderCrashed):
-        await task
-    assert not servers()
-    assert gone(server)
-    await until(lambda: gone(child))
-    assert sorted(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(RuntimeError, match="closed"):
-        await decoder.decode(GOOD)
-
-
-async def test_children_die_with_the_process_that_asked(hour_of_silence: Path) -> None:
-    program = f"""
-import asyncio
-from pathlib import Path
-from service.work.decoding import DecodeLimits
-from service.work.uploads import Decoder
-
-async def main():
-    async with Decoder({SLOW_LIMITS!r}) as decoder:
-        await decoder.decode(Path({str(hour_of_silence)!r}), nice=3)
-
-asyncio.run(main())
-"""
-    parent = subprocess.Popen([sys.executable, "-c", program])  # noqa: ASYNC220
-    try:
-        # A server's first child only finds out how the others will be held.
-        await until(
-            lambda: [child for server in children(parent.pid) for child in children(server) if nice(child) == 3],
-            within_s=10 * GONE_S,  # it has to start first
-        )
-        (server,) = children(parent.pid)
-        (child,) = children(server)
-    finally:
-        parent.kill()
-        parent.wait()
-    await until(lambda: gone(server))
-    await until(lambda: gone(child))
 
 
 async def test_server_knows_no_key(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
