@@ -11,9 +11,9 @@ from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.errors import Told
@@ -206,6 +206,14 @@ class Settings(BaseSettings):
         description="exact: compare every key; graph: HNSW; int8: HNSW over 8-bit keys, the best scored again (Qdrant)",
     )
     seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
+
+    @field_validator("blob_url")
+    @classmethod
+    def _names_a_place(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "file:///")
+        if not parts.scheme or (parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/"))):
+            raise ValueError("write file:///folder or s3://bucket/prefix")
+        return url
 
     @cached_property
     def data_folder(self) -> Path:

@@ -34,6 +34,11 @@ def test_loopback_needs_no_key(host: str) -> None:
     Settings(host=host).refuse_insecure_bind()
 
 
-def test_a_setting_out_of_range_is_refused() -> None:
-    with pytest.raises(ValidationError, match="window_s"):
-        Settings(window_s=1.0)
+@pytest.mark.parametrize(("name", "value"), [
+    ("window_s", 1.0),
+    ("blob_url", "file://audio"),  # a host named audio, and the root of its disk
+    ("blob_url", "/srv/audio"),
+])  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(**{name: value})  # type: ignore[arg-type]
