@@ -1,4 +1,5 @@
-"""The documents name what is there, docs/architecture.md every room, and the index of decisions each of them."""
+"""The documents name what is there, docs/architecture.md every room, the index of decisions each of them, and the threat
+model each test in the file where it says."""
 
 import re
 from pathlib import Path
@@ -43,3 +44,17 @@ def test_every_decision_is_listed_once() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
     assert sorted([*listed, "README.md"]) == sorted(path.name for path in folder.glob("*.md"))
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    page, found = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8"), 0
+    for row in page.splitlines():
+        file = ROOT
+        for path, name in re.findall(r"`(\S*?/test_\w+\.py|\u2026)?(?:::(test_\w+))?`", row):
+            if path.endswith(".py"):
+                file = ROOT / "tests" / path
+                assert file.is_file(), path
+            if name:
+                assert f"def {name}(" in file.read_text(encoding="utf-8"), f"{file.name} has no {name}"
+                found += 1
+    assert found > 50
