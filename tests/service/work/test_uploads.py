@@ -82,9 +82,9 @@ def proc(process: int, name: str) -> str:
 
 
 def nice(process: int) -> int | None:
-    """By how much its priority was lowered; None when it is gone."""
+    """By how much its priority is below ours; None when it is gone."""
     try:
-        return os.getpriority(os.PRIO_PROCESS, process)
+        return os.getpriority(os.PRIO_PROCESS, process) - os.getpriority(os.PRIO_PROCESS, 0)
     except ProcessLookupError:
         return None
 
