@@ -269,12 +269,8 @@ class Settings(BaseSettings):
     @property
     def keys(self) -> dict[Scope, str]:
         """The keys set here, by scope."""
-        named: dict[Scope, SecretStr | None] = {
-            "read": self.read_key,
-            "ingest": self.ingest_key,
-            "admin": self.admin_key,
-        }
-        return {scope: key.get_secret_value() for scope, key in named.items() if key is not None}
+        own: dict[Scope, SecretStr | None] = {"read": self.read_key, "ingest": self.ingest_key, "admin": self.admin_key}
+        return {scope: key.get_secret_value() for scope, key in own.items() if key is not None}
 
     @property
     def rates(self) -> dict[Scope, Rate]:

@@ -40,8 +40,6 @@ class PortInUse(ProcessError):
             if used
             else f"nobody can listen on port {port} of {host}: {error.strerror or error}"
         )
-        self.host = host
-        self.port = port
 
 
 def serve(settings: Settings, *, demo: bool, verbose: bool = False) -> None:

@@ -100,7 +100,7 @@ class EmbeddedValkey:
             "valkey",
             self.command(),
             prepare=self.prepare,
-            ready=self._answers_soon,
+            ready=lambda: asyncio.to_thread(self.answers),
             cleanup=self.remove_socket,
             first=True,
             quiet=True,
@@ -147,9 +147,6 @@ class EmbeddedValkey:
         if self.socket.parent != self.folder:
             with suppress(OSError):
                 self.socket.parent.rmdir()
-
-    async def _answers_soon(self) -> bool:
-        return await asyncio.to_thread(self.answers)
 
     def __enter__(self) -> "EmbeddedValkey":
         self.start()

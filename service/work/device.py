@@ -12,7 +12,7 @@ from torch import Tensor
 from model.audio import SAMPLE_RATE, Windows
 from model.checkpoints import CheckpointError, load_phalar
 from model.cqt import BeatClips
-from model.device import facts_of, open_device
+from model.device import open_device
 from model.errors import Told
 from model.phalar import Phalar
 from service.settings import Settings
@@ -158,9 +158,3 @@ def _out_of_memory(error: BaseException) -> bool:
     """torch has an error of its own for its allocator on a card only; all others say it in words."""
     in_words = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or in_words
-
-
-def about(device: torch.device) -> dict[str, str]:
-    """What /readyz and /metrics say of a worker's device."""
-    facts = facts_of(device)
-    return {"device": facts.name, "driver": facts.driver}

@@ -100,7 +100,7 @@ class Poisoned:
 
     @property
     def reason(self) -> str:
-        times = {1: "once", 2: "twice"}.get(self.job.deliveries, f"{self.job.deliveries} times")
+        times = "twice" if self.job.deliveries == 2 else f"{self.job.deliveries} times"
         return f"killed its worker {times}"
 
 

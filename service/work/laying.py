@@ -1,7 +1,5 @@
 """A stem's waveform -> what it is musically, and where its windows lie: on its beats, or by the clock."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, cast
 

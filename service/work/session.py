@@ -60,14 +60,8 @@ def dawproject_xml(session: Session) -> bytes:
         clip = SubElement(
             clips, "Clip", name=track.name, time="0", duration=seconds, contentTimeUnit="seconds", playStart="0"
         )
-        audio = SubElement(
-            clip,
-            "Audio",
-            id=f"audio{number}",
-            channels=str(track.channels),
-            sampleRate=str(session.rate),
-            duration=seconds,
-        )
+        facts = {"channels": str(track.channels), "sampleRate": str(session.rate), "duration": seconds}
+        audio = SubElement(clip, "Audio", facts, id=f"audio{number}")
         SubElement(audio, "File", path=track.file)
     _add_track(structure, "master", "Master", "master", 2)
     return bytes(tostring(project, encoding="UTF-8", xml_declaration=True))

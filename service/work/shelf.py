@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -80,9 +81,8 @@ class Shelf:
         if len(data) > self.largest:
             return False
         try:
-            async with asyncio.timeout(ANSWER_S):
-                await self._put(keys=self._keys(name), args=[self._seconds, self._most_bytes, about, data])
-        except (*NO_ANSWER, ResponseError) as error:
+            await _asked(self._put(keys=self._keys(name), args=[self._seconds, self._most_bytes, about, data]))
+        except QueueUnavailable as error:
             log.warning("a query is not kept: %s", error)
             return False
         return True
@@ -90,20 +90,21 @@ class Shelf:
     async def get(self, name: str) -> tuple[bytes, bytes] | None:
         """What is kept under a name, as (about, data), for as long again. Raises QueueUnavailable: Redis is
         away, or takes nothing."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                found = await self._get(keys=self._keys(name), args=[self._seconds])
-        except (*NO_ANSWER, ResponseError) as error:  # to keep it as long again is written too, which needs a disk
-            raise QueueUnavailable(str(error) or "it does not answer") from error
+        found = await _asked(self._get(keys=self._keys(name), args=[self._seconds]))
         return (found[0], found[1]) if found else None
 
     async def size(self, name: str) -> int:
         """Bytes of its data; 0: nothing is kept under this name. Raises QueueUnavailable."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return int(await self._redis.hstrlen(self._keys(name)[1], "data"))
-        except NO_ANSWER as error:
-            raise QueueUnavailable(str(error) or "it does not answer") from error
+        return int(await _asked(self._redis.hstrlen(self._keys(name)[1], "data")))
 
     def _keys(self, name: str) -> list[str]:
         return [f"{self._prefix}:shelf", f"{self._prefix}:kept:{name}"]
+
+
+async def _asked(command: Awaitable[Any]) -> Any:
+    """What Redis answers, soon. To look at a thing is to keep it for longer, which a full disk does not allow."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await command
+    except (*NO_ANSWER, ResponseError) as error:
+        raise QueueUnavailable(str(error) or "it does not answer") from error

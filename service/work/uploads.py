@@ -152,12 +152,9 @@ class Decoder:
     async def _decoded(
         self, source: Path | bytes, nice: int, budget: Budget | None, keep_s: float
     ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
-        async def received(
-            ours: socket.socket, patience: asyncio.Timeout
-        ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
-            return await receive_clip(ours, self.limits, budget, patience, keep_s)
-
-        return await self._asked(source, None, nice, received)
+        return await self._asked(
+            source, None, nice, lambda ours, patience: receive_clip(ours, self.limits, budget, patience, keep_s)
+        )
 
     async def _asked(
         self,

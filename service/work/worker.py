@@ -30,7 +30,7 @@ from service.settings import Settings
 from service.work.batches import Batch, QueryWork, Served, StemWork, Work, joined, loud, share_out, upload_limit
 from service.work.blobs import BlobMissing, Blobs
 from service.work.decoding import DecoderError
-from service.work.device import Device, DeviceFull, DeviceLost, UnknownModel, about
+from service.work.device import Device, DeviceFull, DeviceLost, UnknownModel
 from service.work.endings import Endings
 from service.work.jobs import (
     AllWindowsSilent,
@@ -120,8 +120,9 @@ class Worker:
         lost = False
         try:
             self._device = await self._in_thread(lambda: Device(self._settings, self._place))
-            self._about = about(self._device.device)
-            log.info("ready on %s", facts_of(self._device.device))
+            facts = facts_of(self._device.device)
+            self._about = {"device": facts.name, "driver": facts.driver}  # for /readyz and /metrics
+            log.info("ready on %s", facts)
             loops = [asyncio.create_task(loop()) for loop in (self._take, self._compute, self._beat)]
             ended, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             self.stop()
@@ -359,9 +360,6 @@ class Worker:
             embedding = await self._embed(batch)
         except DeviceLost:
             raise  # of no job's making, as far as anybody knows: all stay unacknowledged
-        except UnknownModel as error:
-            for work, _, _ in batch:
-                await self._leave(work, error)
         except Exception as error:
             if len(batch) == 1:
                 await self._leave(batch[0][0], error)
