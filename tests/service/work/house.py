@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
-from model.audio import SAMPLE_RATE
+from model.audio import SAMPLE_RATE, Windows
 from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.queue import Queue
@@ -55,6 +55,13 @@ class House:
             await self.queue.submit_upload(stem_id, self.fingerprint)
         return ids
 
+    async def embed(
+        self, waveform: NDArray[np.float32], laid: Windows | None = None, model: str | None = None
+    ) -> NDArray[np.complex64]:
+        """What POST /retrieve asks of a worker: of some windows, or of one, as long as the waveform."""
+        laid = Windows.in_clock_time(np.zeros(1, np.int64), len(waveform)) if laid is None else laid
+        return await self.queue.embed(model or self.fingerprint, waveform, laid, SOON_S)
+
     async def settled(self) -> bool:
         return (await self.catalog.counts())["queued"] == 0 and (await self.queue.depths())["uploads"] == 0
 
@@ -62,8 +69,12 @@ class House:
         return [(await self.catalog.stem(stem_id)).state for stem_id in ids]
 
 
-async def eventually(claim: Callable[[], Awaitable[bool]]) -> None:
+async def eventually(claim: Callable[[], bool | Awaitable[bool]]) -> None:
+    async def holds() -> bool:
+        found = claim()
+        return found if isinstance(found, bool) else await found
+
     end = time.monotonic() + SOON_S
-    while not await claim():
+    while not await holds():
         assert time.monotonic() < end, "it never came true"
         await asyncio.sleep(0.05)

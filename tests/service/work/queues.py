@@ -45,6 +45,19 @@ async def take_query(worker: Queue) -> QueryJob:
     return job
 
 
+async def is_answered(asking: "asyncio.Task[np.ndarray]", worker: Queue, job: QueryJob) -> None:
+    """Whoever asks gets what the worker replies."""
+    answer = (np.arange(3 * 512) * (1 + 2j)).astype(np.complex64).reshape(3, 512)
+    await worker.reply(job, answer)
+    np.testing.assert_array_equal(await asking, answer)
+
+
+async def give_up(*asking: "asyncio.Task[np.ndarray]") -> None:
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
 async def query_waits(api: Queue) -> None:
     while (await api.depths())["queries"] == 0:  # noqa: ASYNC110 - it is Valkey that changes
         await asyncio.sleep(0.01)

@@ -61,11 +61,7 @@ async def test_a_device_that_answers_nothing_more_ends_the_worker_and_leaves_its
     async with Decoder(DecodeLimits.of(house.settings)) as decoder:
         worker = Worker(house.settings, house.catalog, house.blobs, queue, decoder, problem)
         running = asyncio.create_task(worker.run())
-
-        async def loaded() -> bool:
-            return worker._device is not None
-
-        await eventually(loaded)
+        await eventually(lambda: worker._device is not None)
         for model in worker._on_device._held.values():
             model.to("meta")
         ids = await house.submit(*(wav(noise(seed)) for seed in range(3)))

@@ -8,10 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from model.audio import Windows
 from service.api.errors import problem_type
 from service.settings import Settings
 from service.work.jobs import WorkersLost
@@ -55,14 +53,21 @@ class Nursery:
         self.pid = 0
 
     async def start(self, settings: Settings) -> None:
-        assert self._process.stdin is not None
         self._process.stdin.write(settings.model_dump_json() + "\n")
         self._process.stdin.flush()
         self.pid = await self.hears("pid")
 
+    async def dies(self, settings: Settings) -> None:
+        """Start one that is killed by what it finds."""
+        await self.start(settings)
+        assert await self.hears("ended") == -signal.SIGKILL
+
+    async def stops(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+        assert await self.hears("ended") == 0
+
     async def hears(self, word: str) -> int:
         """The number that comes after the next line's word that is this one."""
-        assert self._process.stdout is not None
         while True:
             line = await asyncio.wait_for(asyncio.to_thread(self._process.stdout.readline), SOON_S)
             said, number = line.split()
@@ -86,15 +91,12 @@ def nursery() -> Iterator[Nursery]:
 async def test_poison_job_ends_failed_and_its_neighbours_ready(house: House, nursery: Nursery) -> None:
     ids = await house.submit(*(wav(noise(seed, peak=POISON if seed == 2 else 0.5)) for seed in range(8)))
     for _ in range(2):
-        await nursery.start(house.settings)
-        assert await nursery.hears("ended") == -signal.SIGKILL
+        await nursery.dies(house.settings)
     await nursery.start(house.settings)
     await eventually(house.settled)
-    os.kill(nursery.pid, signal.SIGTERM)
-    assert await nursery.hears("ended") == 0
+    await nursery.stops()
     assert await house.states(ids) == ["ready", "ready", "failed", *["ready"] * 5]
     said = (await house.catalog.stem(ids[2])).problem
-    assert said is not None
     assert (said["type"], said["detail"]) == (
         "/problems/killed-its-worker",
         "Embedding this stem killed its worker twice.",
@@ -103,18 +105,14 @@ async def test_poison_job_ends_failed_and_its_neighbours_ready(house: House, nur
 
 async def test_query_whose_workers_were_killed_is_told_that_it_may_come_again(house: House, nursery: Nursery) -> None:
     """Whether it was the mix that killed them, nobody knows; one that did would be refused again."""
-    waveform = noise(3, peak=POISON)
-    laid = Windows.in_clock_time(np.zeros(1, np.int64), len(waveform))
-    asking = asyncio.create_task(house.queue.embed(house.fingerprint, waveform, laid, SOON_S))
+    asking = asyncio.create_task(house.embed(noise(3, peak=POISON)))
     for _ in range(2):
-        await nursery.start(house.settings)
-        assert await nursery.hears("ended") == -signal.SIGKILL
+        await nursery.dies(house.settings)
     await nursery.start(house.settings)
     with pytest.raises(WorkersLost) as lost:
         await asking
     assert (problem_type(lost.value).status, problem_type(lost.value).code) == (503, "workers-lost")
-    os.kill(nursery.pid, signal.SIGTERM)
-    assert await nursery.hears("ended") == 0
+    await nursery.stops()
 
 
 async def test_kill_in_the_middle_of_a_batch_loses_nothing(house: House, nursery: Nursery) -> None:
@@ -125,7 +123,6 @@ async def test_kill_in_the_middle_of_a_batch_loses_nothing(house: House, nursery
     assert await nursery.hears("ended") == -signal.SIGKILL
     await nursery.start(house.settings)
     await eventually(house.settled)
-    os.kill(nursery.pid, signal.SIGTERM)
-    assert await nursery.hears("ended") == 0
+    await nursery.stops()
     assert await house.states(ids) == ["ready"] * 5
     assert await house.queue.worker_stats() == {}

@@ -49,11 +49,7 @@ async def test_who_asks_without_end_keeps_nobody_waiting_who_asks_now_and_then(
 
     await start()
     asking = asyncio.create_task(ask("greedy", greedy, 100))
-
-    async def begun() -> bool:
-        return len(lengths) > 10
-
-    await eventually(begun)
+    await eventually(lambda: len(lengths) > 10)
     before = len(lengths)
     await ask("modest", modest, 10)
     assert lengths[before:].count(modest) == 10
@@ -70,20 +66,13 @@ async def test_a_query_that_nobody_waits_for_leaves_the_device_at_once(
     lengths = slowed(monkeypatch, 2 * LOOK_S)
     laid = Windows.in_clock_time(np.arange(100 * house.settings.most_windows, dtype=np.int64), 19_200)
     worker = await start()
-    asking = asyncio.create_task(house.queue.embed(house.fingerprint, noise(1, 3.0), laid, SOON_S))
-
-    async def begun() -> bool:
-        return len(lengths) > 1
-
-    async def dropped() -> bool:
-        return not worker._queries
-
-    await eventually(begun)
+    asking = asyncio.create_task(house.embed(noise(1, 3.0), laid))
+    await eventually(lambda: len(lengths) > 1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     await asyncio.gather(*house.queue._background)
     before = len(lengths)
-    await eventually(dropped)
+    await eventually(lambda: not worker._queries)
     assert len(lengths) <= before + 2
 
 
@@ -114,7 +103,7 @@ async def test_uploads_get_their_turn_among_queries_without_end(house: House, st
 
     async def ask_for_ever() -> None:
         while True:
-            await house.queue.embed(house.fingerprint, waveform, Windows.in_clock_time(starts, 19_200), SOON_S)
+            await house.embed(waveform, Windows.in_clock_time(starts, 19_200))
 
     asking = [asyncio.create_task(ask_for_ever()) for _ in range(3)]
     try:

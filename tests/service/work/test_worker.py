@@ -65,9 +65,6 @@ async def test_stems_of_a_track_are_heard_together_and_share_its_beats(house: Ho
     rows = [(await house.catalog.stem(stem_id)).row for stem_id in (*together, *alone)]
     music = await house.catalog.music_of(rows)
     first, second, third = (music[row].beats_s for row in rows)
-    assert first is not None
-    assert second is not None
-    assert third is not None
     np.testing.assert_array_equal(first, second)
     apart_s = abs(third[0] - first[0]) % (60 / 110)
     assert apart_s == pytest.approx(0.2, abs=0.02)
@@ -119,7 +116,6 @@ async def test_stem_that_breaks_the_model_fails_alone(
     await eventually(house.settled)
     assert await house.states(ids) == ["ready", "failed", "ready"]
     said = (await house.catalog.stem(ids[1])).problem
-    assert said is not None
     assert said["detail"] == "The model could make nothing of this stem."
     assert "it broke" not in str(said), "why is for the log"
 
@@ -137,7 +133,7 @@ async def test_query_is_embedded_and_its_silent_windows_are_zero(house: House, s
     length = int(1.1 * SAMPLE_RATE)
     waveform = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), noise(1, 2.0)])
     starts = np.array([0, 2 * SAMPLE_RATE, 2 * SAMPLE_RATE + 640], np.int64)
-    answer = await house.queue.embed(house.fingerprint, waveform, Windows.in_clock_time(starts, length), SOON_S)
+    answer = await house.embed(waveform, Windows.in_clock_time(starts, length))
     assert not answer[0].any()
     expected = phalar.embed(np.stack([waveform[at : at + length] for at in starts[1:]])).numpy()
     np.testing.assert_allclose(answer[1:], expected, atol=EMBEDDING_TOLERANCE)
@@ -150,7 +146,7 @@ async def test_clips_of_a_query_are_answered_with_the_embeddings_of_their_window
     inner, length = int(1.1 * SAMPLE_RATE), int(1.5 * SAMPLE_RATE)
     waveform = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), noise(1, 2.0)])
     laid = Windows.in_clock_time(np.array([0, 2 * SAMPLE_RATE, 2 * SAMPLE_RATE + 640], np.int64), length)
-    answer = await house.queue.embed(house.fingerprint, waveform, replace(laid, inner=inner), SOON_S)
+    answer = await house.embed(waveform, replace(laid, inner=inner))
     clips = np.stack([waveform[at : at + length] for at in laid.starts[1:].tolist()])
     expected = phalar.embed_each_step(torch.from_numpy(clips), inner).numpy()
     assert expected.shape == (2, 2, 512)
@@ -165,11 +161,11 @@ async def test_windows_in_keys_are_answered_with_the_embeddings_of_every_key(
     length = int(1.5 * SAMPLE_RATE)
     waveform = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), noise(1, 2.0)])
     laid = Windows(np.array([0, 2 * SAMPLE_RATE]), np.array([length, length - 800]), frames=151, semitones=1)
-    answer = await house.queue.embed(house.fingerprint, waveform, laid, SOON_S)
+    answer = await house.embed(waveform, laid)
     expected = phalar.embed_in_keys(BeatClips.cut(waveform, laid[1:], phalar.config.hop), 1).numpy()
     np.testing.assert_allclose(answer[1:].reshape(1, 3, 512), expected, atol=EMBEDDING_TOLERANCE)
     assert not answer[0].any()
-    silent = await house.queue.embed(house.fingerprint, waveform, laid[:1], SOON_S)
+    silent = await house.embed(waveform, laid[:1])
     assert silent.shape == (1, 3 * 512)
     assert not silent.any()
 
@@ -191,7 +187,7 @@ async def test_uploads_take_smaller_batches_while_queries_come(
     await eventually(house.settled)
     assert max(sizes) == house.settings.most_windows
     sizes.clear()
-    await house.queue.embed(house.fingerprint, noise(2), Windows.in_clock_time(np.array([0]), len(noise(2))), SOON_S)
+    await house.embed(noise(2))
     await house.submit(wav(noise(3, seconds=12.5)))
     await eventually(house.settled)
     assert max(sizes) == house.settings.most_windows // batches.LATELY_SHARE
@@ -200,9 +196,9 @@ async def test_uploads_take_smaller_batches_while_queries_come(
 async def test_query_that_makes_no_sense_is_answered_with_its_reason(house: House, start: Start) -> None:
     await start()
     with pytest.raises(EmbedFailed, match="leave"):
-        await house.queue.embed(house.fingerprint, noise(1), Windows.in_clock_time(np.array([10**6]), 19_000), SOON_S)
+        await house.embed(noise(1), Windows.in_clock_time(np.array([10**6]), 19_000))
     with pytest.raises(EmbedFailed, match=r"1\.024"):
-        await house.queue.embed(house.fingerprint, noise(1), Windows.in_clock_time(np.array([0]), 1_000), SOON_S)
+        await house.embed(noise(1), Windows.in_clock_time(np.array([0]), 1_000))
 
 
 async def test_other_model_is_loaded_from_the_checkpoints_and_an_unknown_one_refused(
@@ -212,11 +208,11 @@ async def test_other_model_is_loaded_from_the_checkpoints_and_an_unknown_one_ref
     house.settings.checkpoint_folder.mkdir()
     save_phalar(other, house.settings.checkpoint_folder / f"{other.fingerprint}.safetensors", trained=False)
     await start()
-    waveform, starts = noise(1), np.array([0])
-    answer = await house.queue.embed(other.fingerprint, waveform, Windows.in_clock_time(starts, len(waveform)), SOON_S)
+    waveform = noise(1)
+    answer = await house.embed(waveform, model=other.fingerprint)
     np.testing.assert_allclose(answer, other.embed(waveform[None]).numpy(), atol=EMBEDDING_TOLERANCE)
     with pytest.raises(FingerprintMismatch) as mismatch:
-        await house.queue.embed("0" * 64, waveform, Windows.in_clock_time(starts, len(waveform)), SOON_S)
+        await house.embed(waveform, model="0" * 64)
     assert set(mismatch.value.held) == {house.fingerprint, other.fingerprint}
     stem_id = await house.upload(wav(noise(2)))
     await house.queue.submit_upload(stem_id, "0" * 64)
@@ -242,13 +238,9 @@ async def test_query_does_not_wait_for_the_uploads_before_it(
     monkeypatch.setattr(Phalar, "embed", slow)
     await start()
     await house.submit(wav(noise(1, 300.0)))
-
-    async def begun() -> bool:
-        return len(order) > 0
-
-    await eventually(begun)
+    await eventually(lambda: len(order) > 0)
     before = len(order)
-    await house.queue.embed(house.fingerprint, noise(2), Windows.in_clock_time(np.array([0]), 17_000), SOON_S)
+    await house.embed(noise(2), Windows.in_clock_time(np.array([0]), 17_000))
     answered = order.index("query")
     # The one on the device when it was sent, and one that may begin while it is on its way.
     assert answered - before <= 2
@@ -272,14 +264,7 @@ async def test_queries_that_wait_together_are_embedded_in_one_batch(
         return embed(self, windows)
 
     waveforms = [noise(seed) for seed in range(3)]
-    asked = [
-        asyncio.create_task(
-            house.queue.embed(
-                house.fingerprint, waveform, Windows.in_clock_time(np.array([0], np.int64), len(waveform)), SOON_S
-            )
-        )
-        for waveform in waveforms
-    ]
+    asked = [asyncio.create_task(house.embed(waveform)) for waveform in waveforms]
 
     async def waiting() -> bool:
         return (await house.queue.depths())["queries"] == len(asked)
@@ -305,14 +290,8 @@ async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
 
     monkeypatch.setattr(Phalar, "embed", breaks)
     waveforms = [noise(1), noise(2, peak=POISON), noise(3)]
-    asked = [
-        house.queue.embed(
-            house.fingerprint, waveform, Windows.in_clock_time(np.array([0], np.int64), len(waveform)), SOON_S
-        )
-        for waveform in waveforms
-    ]
     await start()
-    first, broken, last = await asyncio.gather(*asked, return_exceptions=True)
+    first, broken, last = await asyncio.gather(*map(house.embed, waveforms), return_exceptions=True)
     assert isinstance(first, np.ndarray)
     assert isinstance(last, np.ndarray)
     assert isinstance(broken, EmbedFailed)

@@ -110,7 +110,6 @@ def test_the_frames_needed_are_enough(fitting: Fitting) -> None:
     samples = clicks()
     first, count = frames_needed(fitting, RATE)
     assert first > 0
-    assert count is not None
     part = samples[:, first : first + count]
     assert np.array_equal(fit(part, RATE, fitting, first=first), fit(samples, RATE, fitting))
 

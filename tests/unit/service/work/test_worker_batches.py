@@ -4,7 +4,7 @@ import numpy as np
 
 from indexer import StemMusic
 from model.audio import Windows
-from service.work.batches import StemWork, Work, share_out
+from service.work.batches import StemWork, share_out
 from service.work.jobs import UploadJob
 
 
@@ -21,11 +21,7 @@ def work_of(job: UploadJob, *parts: Windows) -> StemWork:
 
 
 def shares(works: list[StemWork], limit: int) -> dict[str, tuple[int, int]]:
-    def name(work: Work) -> str:
-        assert isinstance(work, StemWork)
-        return work.job.stem_id
-
-    return {name(work): (start, end) for work, start, end in share_out(works, limit)}
+    return {work.job.stem_id: (start, end) for work, start, end in share_out(works, limit)}
 
 
 def test_long_stem_does_not_keep_short_ones_waiting() -> None:
