@@ -25,6 +25,12 @@ async def forget_everything(queue: Queue) -> None:
     await queue._redis.delete(*[key async for key in queue._redis.scan_iter(f"{queue._prefix}:*")])
 
 
+async def submit(api: Queue, count: int) -> None:
+    """Uploads s0, s1, ..."""
+    for n in range(count):
+        await api.submit_upload(f"s{n}", MODEL)
+
+
 async def drain(worker: Queue) -> list[UploadJob | Poisoned]:
     """Take and finish uploads until none comes, as (job or its verdict)."""
     taken: list[UploadJob | Poisoned] = []

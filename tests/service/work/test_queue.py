@@ -24,6 +24,7 @@ from tests.service.work.queues import (
     is_answered,
     query_goes,
     query_waits,
+    submit,
     take_query,
 )
 
@@ -89,15 +90,13 @@ async def test_full_stream_refuses_with_the_facts(opened: Open) -> None:
 
 async def test_outstanding_uploads_are_all_of_them_page_after_page(opened: Open) -> None:
     api = opened(max_uploads=5000)
-    for i in range(2500):
-        await api.submit_upload(f"s{i}", MODEL)
+    await submit(api, 2500)
     assert await api.outstanding_uploads() == {f"s{i}" for i in range(2500)}
 
 
 async def test_unfinished_jobs_come_back_one_at_a_time(opened: Open) -> None:
     api, worker = opened(), opened("a")
-    for i in range(3):
-        await api.submit_upload(f"s{i}", MODEL)
+    await submit(api, 3)
     assert len(await worker.take(8, 0)) == 3
     await api.submit_upload("fresh", MODEL)
     restarted = opened("a")
@@ -112,8 +111,7 @@ async def test_unfinished_jobs_come_back_one_at_a_time(opened: Open) -> None:
 
 async def test_only_the_job_that_kills_its_worker_is_poisoned(opened: Open) -> None:
     api = opened()
-    for i in range(8):
-        await api.submit_upload(f"s{i}", MODEL)
+    await submit(api, 8)
     ended: list[UploadJob | Poisoned] = []
     lives = 0
     while await api.outstanding_uploads():
@@ -173,8 +171,7 @@ async def test_left_over_job_waits_until_the_uploads_in_hand_are_done(opened: Op
 
 async def test_released_jobs_have_nothing_to_answer_for(opened: Open) -> None:
     api = opened()
-    for i in range(3):
-        await api.submit_upload(f"s{i}", MODEL)
+    await submit(api, 3)
     for _ in range(5):
         worker = opened("a")
         assert await worker.take(8, 0)

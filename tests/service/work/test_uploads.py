@@ -264,30 +264,28 @@ FIELDS = {
     FIELDS | {"warnings": ["x"] * 100},
 ], ids=lambda answer: str(answer)[:60])  # fmt: skip
 async def test_answer_that_our_code_could_not_give_is_a_crash(answer: object) -> None:
-    text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    message = text if text[:1] == b"\xff" else struct.pack("!I", len(text)) + text
     with pytest.raises(DecoderCrashed):
-        await received(message + bytes(4 * 20_000))
+        await received(answer)
 
 
 async def test_text_of_a_child_comes_out_as_it_can_be_shown() -> None:
-    text = json.dumps(FIELDS | {"warnings": ["odd \ud800\x1b[2J"]}).encode()
-    clip = await received(struct.pack("!I", len(text)) + text + bytes(4 * 20_000))
+    clip = await received(FIELDS | {"warnings": ["odd \ud800\x1b[2J"]})
     assert clip.warnings == ("odd \\ud800\\x1b[2J",)
-    text = json.dumps({"code": "decode-failed", "facts": {"reason": "\udcff"}}).encode()
     with pytest.raises(DecodeFailed) as failed:
-        await received(struct.pack("!I", len(text)) + text)
+        await received({"code": "decode-failed", "facts": {"reason": "\udcff"}})
     assert failed.value.facts == {"reason": "\\xff"}
     assert "\\xff" in str(failed.value)
 
 
 async def test_answer_with_samples_that_are_not_finite_is_a_crash() -> None:
-    text = json.dumps(FIELDS).encode()
     with pytest.raises(DecoderCrashed, match="finite"):
-        await received(struct.pack("!I", len(text)) + text + np.full(20_000, np.nan, np.float32).tobytes())
+        await received(FIELDS, np.full(20_000, np.nan, np.float32).tobytes())
 
 
-async def received(message: bytes) -> UploadedClip:
+async def received(answer: object, samples: bytes = bytes(4 * 20_000)) -> UploadedClip:
+    """What is made of a child's answer: JSON, or bytes that should be it."""
+    text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    message = (text if text[:1] == b"\xff" else struct.pack("!I", len(text)) + text) + samples
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
