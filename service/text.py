@@ -8,8 +8,9 @@ import re
 import unicodedata
 
 LONGEST = 255  # characters; no file system has longer names
-# Control characters, lone surrogates, line and paragraph separators, and what turns the direction of the text after it.
-_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Control characters, lone surrogates, separators of lines and paragraphs, what turns the direction of the text after
+# it, and the two that XML cannot hold.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 class BadText(ValueError):

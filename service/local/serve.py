@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from service.commands.client import Client, NewStem, ServiceUnreachable
+from service.commands.client import Client, NewStem, Refused, ServiceUnreachable
 from service.commands.console import bar, err
 from service.local.demo import compose_demo
 from service.local.lock import DataFolderLock
@@ -153,7 +153,7 @@ async def _readiness(url: str, progress: Any, task: Any) -> dict[str, dict[str, 
         while True:
             try:
                 report = await asyncio.to_thread(client.readiness)
-            except (ServiceUnreachable, ValueError):
+            except (ServiceUnreachable, Refused, ValueError):
                 report = {}
             if report.get("status") == "ready":
                 return report

@@ -47,7 +47,7 @@ def test_the_default_model_is_trained_and_says_how() -> None:
     assert {"recipe", "steps"} <= set(model.notes)
 
 
-# The least that the shipped file must do, of so many tracks: a search at every 40 ms takes as long as ten others.
+# The least that the shipped file must do, of so many tracks: a search takes as long as ten others.
 # Where it was measured on all it found all, and placed all on the grid, 10 otherwise.
 @pytest.mark.parametrize(
     ("align", "tracks", "least_first", "least_in_five", "least_in_place"),

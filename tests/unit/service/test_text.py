@@ -25,7 +25,7 @@ def test_what_is_said_is_kept_in_nfc_with_its_joiners_and_wide_spaces(text: str,
 
 @pytest.mark.parametrize("text", [
     "", " \u3000", "x" * (LONGEST + 1), "a\0b", "a\x1b]52;c;\x07", "a\x9b31m", "a\ud800", "a\u2028b", "a\u202eb",
-    "a\nb",
+    "a\nb", "a\ufffe", "a\uffff",
 ])  # fmt: skip
 def test_what_cannot_be_shown_is_refused(text: str) -> None:
     with pytest.raises(BadText) as refused:
