@@ -1,5 +1,5 @@
-"""The documents name what is there, docs/architecture.md every room, the index of decisions each of them, and the threat
-model each test in the file where it says."""
+"""The documents name what is there, docs/architecture.md every room, the index of decisions each of them, and the
+threat model each test in the file where it says."""
 
 import re
 from pathlib import Path
