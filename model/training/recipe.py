@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from model.audio.errors import BadFile
 from model.cqt import MOST_SEMITONES
@@ -24,21 +26,19 @@ WITHOUT_SEMITONES = ("mel", "cocola")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Form = Literal["hermitian", "one way"]
-Start = Literal["cosine", "random"]
-Direction = Literal["both", "one"]
-Negatives = Literal["positives", "all"]
-Precision = Literal["float32", "bfloat16"]
-Matrices = Literal["muon", "adamw"]
-
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "form": get_args(Form),
-    "start": get_args(Start),
-    "direction": get_args(Direction),
-    "negatives": get_args(Negatives),
-    "precision": get_args(Precision),
-    "matrices": get_args(Matrices),
+_PARTS = ("data.matched", "data.one_key", "data.one_tempo", "data.unpitched", "augment.noise", "augment.equalised",
+          "augment.saturated", "augment.stretched", "augment.gated", "loss.positive", "loss.decoys", "loss.beat_decoys",
+          "loss.key_decoys")  # fmt: skip
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "batch", "validate_every"), (1, math.inf)),
+    **dict.fromkeys(_PARTS, (0, 1)),
+    "clips_per_pass": (0, math.inf),
+    "data.composed": (0, math.inf),
+    "data.fewest_beats": (LEAST_BEATS, math.inf),
+    "data.semitones": (0, MOST_SEMITONES),
+    "loss.keys": (0, MOST_KEYS),
 }
+"""What entries may be; both ends are allowed."""
 
 
 class BadRecipe(BadFile):
@@ -87,10 +87,10 @@ class LossSettings:
     """InfoNCE over a batch."""
 
     positive: float = 0.9  # the target of the true pair; the rest is spread over the others
-    form: Form = "hermitian"  # one way: by W itself, made symmetric only for use
-    start: Start = "cosine"  # of the form: H = 10 I, or random numbers, which are to be unlearned first
-    direction: Direction = "both"  # one: anchors pick positives only, not positives anchors too
-    negatives: Negatives = "positives"  # all: the other tracks' anchors too
+    form: Literal["hermitian", "one way"] = "hermitian"  # one way: by W itself, made symmetric only for use
+    start: Literal["cosine", "random"] = "cosine"  # of the form: H = 10 I, or random numbers, to be unlearned first
+    direction: Literal["both", "one"] = "both"  # one: anchors pick positives only, not positives anchors too
+    negatives: Literal["positives", "all"] = "positives"  # all: the other tracks' anchors too
     decoys: float = 0.0  # part of the examples whose positive is a negative too, at the wrong time
     decoys_from: int = 0  # the step with which they begin
     nearest_decoy_s: float = 0.04  # how far off the time of one is, earlier or later
@@ -106,7 +106,7 @@ class LossSettings:
 class OptimiserSettings:
     """Muon for matrices and convolutions (or AdamW for all), AdamW for the rest."""
 
-    matrices: Matrices = "muon"
+    matrices: Literal["muon", "adamw"] = "muon"
     muon_rate: float = 0.02
     muon_momentum: float = 0.95
     adam_rate: float = 4e-3
@@ -126,7 +126,7 @@ class Recipe:
     steps: int = 80_000
     batch: int = 64  # pairs a step, over all processes
     seed: int = 0
-    precision: Precision = "bfloat16"  # bfloat16: autocast, on GPUs only
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # bfloat16: autocast, on GPUs only
     clips_per_pass: int = 0  # clips that go through the network at once; 0: as many as the batch has
     checkpoint_minutes: float = 3.0
     validate_every: int = 500  # steps
@@ -145,15 +145,15 @@ def load_recipe(path: Path, **overrides: Any) -> Recipe:
     """Read a recipe and those that it extends.
 
     Args:
-        path: a TOML file; `extends` is a path beside it. Without a folder, one of ours may be meant: `smoke`.
+        path: a TOML file; `extends` names one beside it. Where there is none and no folder is named, one of ours is
+            meant: `smoke`.
         overrides: top-level entries that replace the file's.
 
     Raises:
         BadRecipe: an entry that no recipe has, or of another type.
         OSError: no such file.
     """
-    if not path.is_file() and path.parent == Path() and (RECIPES / f"{path.stem}.toml").is_file():
-        path = RECIPES / f"{path.stem}.toml"
+    path = _found(path, Path())
     entries = _entries(path, ()) | overrides
     recipe: Recipe = _fill(Recipe, entries, path, "")
     _refuse_what_excludes_itself(recipe, path)
@@ -171,29 +171,13 @@ def recipe_of(entries: Mapping[str, Any], path: Path) -> Recipe:
 
 
 def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
+    for name, (least, most) in RANGES.items():
+        if not least <= (value := attrgetter(name)(recipe)) <= most:
+            raise BadRecipe(path, f"{name} is from {least:g} to {most:g}, not {value:g}")
     data, loss = recipe.data, recipe.loss
-    for name, share in (
-        ("data.matched", data.matched),
-        ("data.one_key", data.one_key),
-        ("data.one_tempo", data.one_tempo),
-        ("data.unpitched", data.unpitched),
-        ("augment.equalised", recipe.augment.equalised),
-        ("augment.saturated", recipe.augment.saturated),
-        ("augment.stretched", recipe.augment.stretched),
-        ("augment.gated", recipe.augment.gated),
-        ("loss.beat_decoys", loss.beat_decoys),
-        ("loss.key_decoys", loss.key_decoys),
-    ):
-        if not 0 <= share <= 1:
-            raise BadRecipe(path, f"{name} is a part, from 0 to 1, not {share:g}")
-    if not LEAST_BEATS <= data.fewest_beats <= data.most_beats:
-        raise BadRecipe(
-            path, f"data.fewest_beats is {data.fewest_beats}: from {LEAST_BEATS} to data.most_beats, {data.most_beats}"
-        )
-    if not 0 <= data.semitones <= MOST_SEMITONES:
-        raise BadRecipe(path, f"data.semitones is from 0 to {MOST_SEMITONES}, not {data.semitones}")
-    if not 0 <= loss.keys <= MOST_KEYS:
-        raise BadRecipe(path, f"loss.keys is from 0 to {MOST_KEYS}, not {loss.keys}")
+    for below, above in (("fewest_beats", "most_beats"), ("shortest_s", "longest_s")):
+        if (least := getattr(data, below)) > (most := getattr(data, above)):
+            raise BadRecipe(path, f"data.{below} is {least:g}, which is more than data.{above}, {most:g}")
     if loss.keys and loss.negatives != "all":
         raise BadRecipe(path, "loss.keys needs loss.negatives = 'all'")
     entries = {"data.semitones": data.semitones, "loss.keys": loss.keys, "augment.stretched": recipe.augment.stretched}
@@ -204,15 +188,24 @@ def _refuse_what_excludes_itself(recipe: Recipe, path: Path) -> None:
         raise BadRecipe(path, "encoder is Phalar's: COCOLA has its own")
 
 
+def _found(path: Path, beside: Path) -> Path:
+    ours = RECIPES / f"{path.stem}.toml"
+    return ours if path.parent == Path() and not (beside / path).is_file() and ours.is_file() else beside / path
+
+
 def _entries(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise BadRecipe(path, "it extends itself")
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadRecipe(path, str(error)) from error
     below = entries.pop("extends", None)
-    return entries if below is None else _merge(_entries(path.parent / below, (*seen, path.resolve())), entries)
+    if below is None:
+        return entries
+    if not isinstance(below, str):
+        raise BadRecipe(path, f"extends is {below!r}, and names a recipe")
+    return _merge(_entries(_found(Path(below), path.parent), (*seen, path.resolve())), entries)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +217,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(kind: Any, entries: dict[str, Any], path: Path, where: str) -> Any:
-    known = {entry.name: entry for entry in dataclasses.fields(kind)}
+    known = get_type_hints(kind)
     values: dict[str, Any] = {}
     for name, value in entries.items():
         if name not in known:
@@ -241,8 +234,8 @@ def _fill(kind: Any, entries: dict[str, Any], path: Path, where: str) -> Any:
             value = float(value)
         if default is not None and type(value) is not type(default):
             raise BadRecipe(path, f"{where}{name} is {value!r}; its default is {default!r}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise BadRecipe(path, f"{where}{name} is {value!r}; there are {', '.join(CHOICES[name])}")
+        if get_origin(known[name]) is Literal and value not in get_args(known[name]):
+            raise BadRecipe(path, f"{where}{name} is {value!r}; there are {', '.join(get_args(known[name]))}")
         values[name] = value
     try:
         return kind(**values)

@@ -208,6 +208,8 @@ def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "above.toml").write_text('extends = "below.toml"\nbatch = 8\n[data]\ncomposed = 4\n')
     recipe = load_recipe(tmp_path / "above.toml")
     assert (recipe.steps, recipe.batch, recipe.data.composed, recipe.data.shortest_s) == (10, 8, 4, 2.5)
+    (tmp_path / "of ours.toml").write_text('extends = "default"\nbatch = 8\n')
+    assert load_recipe(tmp_path / "of ours.toml") == load_recipe(Path("default"), batch=8)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +232,14 @@ def test_a_recipe_changes_only_what_it_says(tmp_path: Path) -> None:
         ("model = 'mel'\n[data]\nmatched = 0.5\nsemitones = 0\n[loss]\nkeys = 2\nnegatives = 'all'", "loss.keys"),
         ("[encoder]\ndepth = 99", "encoder.depth"),
         ("model = 'cocola'\n[encoder]\ndepth = 2", "encoder"),
+        ("validate_every = 0", "validate_every is from 1"),
+        ("[data]\nshortest_s = 3.0\nlongest_s = 2.0", "data.shortest_s is 3"),
+        ("extends = 3", "extends is 3"),
+        ("# für zwei Kerne", "utf-8"),
     ],
 )
 def test_a_wrong_recipe_says_which_entry(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "bad.toml").write_text(text)
+    (tmp_path / "bad.toml").write_text(text, encoding="latin-1")
     with pytest.raises(BadRecipe, match=said):
         load_recipe(tmp_path / "bad.toml")
 
