@@ -28,7 +28,15 @@ from model.cqt import MOST_SEMITONES, BeatClips
 from model.device import upload
 from model.phalar import PhalarConfig
 from model.training.augment import augment
-from model.training.examples import Example, draw_decoys, draw_examples, draw_submixes, mix_examples, mix_stretches
+from model.training.examples import (
+    Example,
+    TooFewTracks,
+    draw_decoys,
+    draw_examples,
+    draw_submixes,
+    mix_examples,
+    mix_stretches,
+)
 from model.training.recipe import LossSettings, Recipe
 from model.training.stems import StemBank
 
@@ -270,10 +278,8 @@ def _draw_beat_windows(
         if pair is not None:
             pairs.append(pair)
     if len(pairs) < recipe.batch:
-        raise ValueError(
-            f"{len(pairs)} of {len(tracks)} tracks have a beat grid and a window of {beats} beats in which two stems "
-            f"sound; {recipe.batch} are needed"
-        )
+        window = f"a beat grid and a window of {beats} beats in which two stems sound"
+        raise TooFewTracks(len(pairs), len(tracks), window, recipe.batch)
     # Drawn for the whole batch, so that they are the same for any number of processes.
     rows = [
         (anchor, positive, draw_beat_decoy(bank, anchor, positive, loss, data.semitones, decoy_rng))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from model.training.console import bar, err, fail
+from model.training.console import bar, err, fail, refusals
 
 RECIPE_COMMAND = "recipe"
 
@@ -61,23 +61,20 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see docs/decisions
     import torch
 
-    from model.checkpoints.torch_archive import CheckpointError
     from model.training.data import training_bank
     from model.training.distributed import first_alone, process_group
-    from model.training.recipe import BadRecipe, load_recipe
-    from model.training.train import MODEL, OtherRun, RunLost, TooLittleMemory, Trainer
+    from model.training.recipe import load_recipe
+    from model.training.train import MODEL, Trainer
 
     changed = {"steps": steps, "model": model, "seed": seed}
-    try:
+    with refusals():
         chosen = load_recipe(recipe, **{name: value for name, value in changed.items() if value is not None})
-    except (BadRecipe, OSError) as error:
-        fail(str(error))
     if not stems and not chosen.data.composed:
         fail("this recipe composes no music of its own: name folders of tracks with --stems")
     if threads:
         torch.set_num_threads(threads)
     home = out or Path("runs") / recipe.stem
-    with process_group(device) as (rank, here), bar(silent=rank > 0) as progress:
+    with refusals(), process_group(device) as (rank, here), bar(silent=rank > 0) as progress:
         if rank == 0:
             _say_device(here, asked=device is not None, precision=chosen.precision)
         task = progress.add_task("stems", total=None)
@@ -93,7 +90,7 @@ def train(
                 progress.console.print(f"left out: {dropped}", markup=False, highlight=False, soft_wrap=True)
         try:
             trainer = Trainer(chosen, bank, home, here, begin)
-        except (OtherRun, CheckpointError, ValueError) as error:
+        except ValueError as error:
             fail(str(error))
         task = progress.add_task("steps", total=chosen.steps, completed=trainer.step)
         with _tensorboard(home, trainer.step, silent=rank > 0) as write:
@@ -106,10 +103,7 @@ def train(
                 progress.update(task, completed=step.step, description=facts)
                 write(step)
 
-            try:
-                trainer.run(report, stop_at)
-            except (RunLost, TooLittleMemory) as error:
-                fail(str(error))
+            trainer.run(report, stop_at)
     if rank == 0:
         print(home / MODEL if trainer.step == chosen.steps else f"{home}: stopped after step {trainer.step}")
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 from rich.console import Console
 
+from model.errors import Told
+
 if TYPE_CHECKING:
     from rich.progress import Progress  # dear: only who shows a bar imports it
 
@@ -23,6 +25,15 @@ def fail(sentence: str, code: int = FAILED) -> NoReturn:
     """End with a sentence on stderr."""
     err.print(f"phalar: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Errors that carry facts end the command in their sentence, and so does a package that is not installed."""
+    try:
+        yield
+    except (Told, ImportError) as error:
+        fail(str(error))
 
 
 def bar(*, transient: bool = False, silent: bool = False) -> "Progress":

@@ -10,7 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.audio import SAMPLE_RATE
+from model.errors import Told
 from model.training.stems import StemBank
+
+
+class TooFewTracks(Told, ValueError):
+    """Too few tracks have examples for a batch; `which` says what an example asks of one."""
+
+    says = "{found} of the {tracks} tracks to train on have {which}; a batch needs {needed}"
+    found: int
+    tracks: int
+    which: str
+    needed: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ def draw_examples(
         `count` examples.
 
     Raises:
-        ValueError: fewer than `count` of the tracks have such a window (in ten tries each).
+        TooFewTracks: fewer than `count` have such a window (in ten tries each).
     """
     examples: list[Example] = []
     for track in rng.permutation(np.asarray(tracks, dtype=np.int64)):
@@ -50,7 +62,8 @@ def draw_examples(
         if example is not None:
             examples.append(example)
     if len(examples) < count:
-        raise ValueError(f"{len(examples)} of {len(tracks)} tracks have a window of two stems; {count} are needed")
+        window = f"a window of {samples / SAMPLE_RATE:g} s in which two stems sound"
+        raise TooFewTracks(len(examples), len(tracks), window, count)
     return examples
 
 

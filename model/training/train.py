@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import HEARD, encode_heard
 from model.cqt import BeatClips
-from model.device import facts_of, upload
+from model.device import DeviceFacts, facts_of, upload
 from model.errors import Told
 from model.phalar import PhalarConfig
 from model.training.batches import Ahead, Batch, augmented, draw_batch, embed_in_passes
@@ -79,26 +79,25 @@ class OtherRun(Told):
     here: object
 
 
-class RunLost(Exception):
+class RunLost(Told):
     """Step after step the gradient was not finite."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(
-            f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {step}: go on from the last "
-            "checkpoint with lower rates, or in float32"
-        )
-        self.step = step
+    says = (
+        f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {{step}}: go on from the last "
+        "checkpoint with lower rates, or in float32"
+    )
+    step: int
 
 
-class TooLittleMemory(Exception):
+class TooLittleMemory(Told):
     """A card cannot hold a step."""
 
-    def __init__(self, device: torch.device, clips: int) -> None:
-        super().__init__(
-            f"{facts_of(device)} has too little free memory for a step of {clips} clips: end what else runs there, or "
-            "give the recipe fewer or shorter examples (batch, data.longest_s)"
-        )
-        self.clips = clips
+    says = (
+        "{card} has too little free memory for a step of {clips} clips: end what else runs there, or give the recipe "
+        "fewer or shorter examples (batch, data.longest_s)"
+    )
+    card: DeviceFacts
+    clips: int
 
 
 @dataclass(frozen=True)
@@ -267,7 +266,7 @@ class Trainer:
         try:
             loss, accuracy = self._loss_and_gradients(batch, clock)
         except torch.OutOfMemoryError as error:
-            raise TooLittleMemory(self.device, len(batch.clips)) from error
+            raise TooLittleMemory(facts_of(self.device), len(batch.clips)) from error
         clock.tick("backward")
 
         settings = recipe.optimiser

@@ -17,6 +17,7 @@ from model.demo import compose_track, write_track
 from model.phalar import PhalarConfig
 from model.training import batches
 from model.training.batches import BEAT_SHIFTS, BeatWindow, beat_clips, draw_batch, draw_beat_decoy, draw_beat_pair
+from model.training.examples import TooFewTracks
 from model.training.recipe import AugmentSettings, DataSettings, LossSettings, Recipe
 from model.training.stems import StemBank, load_bank
 from service.work.models import DEFAULT_CHECKPOINT
@@ -116,7 +117,7 @@ def test_tracks_without_a_grid_are_said_to_be_too_many(tmp_path: Path) -> None:
             soundfile.write(home / f"{stem}.flac", noise, SAMPLE_RATE)
     Truth((0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0), None, {}).write(tmp_path / "noise" / "0")
     bank = load_bank([tmp_path / "noise"], tmp_path / "cache")
-    with pytest.raises(ValueError, match="1 of 3 tracks have a beat grid"):
+    with pytest.raises(TooFewTracks, match="1 of the 3 tracks to train on have a beat grid"):
         draw_batch(bank, range(3), RECIPE, 0, seed)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import HEARD, Heard, encode_heard, heard_of
-from model.training.examples import Example, draw_decoys, draw_example, draw_examples, mix_examples
+from model.training.examples import Example, TooFewTracks, draw_decoys, draw_example, draw_examples, mix_examples
 from model.training.stems import StemBank, load_bank
 from model.training.tracks import find_tracks, split_of
 
@@ -218,7 +218,7 @@ def test_submixes_have_every_size(bank: StemBank) -> None:
 def test_a_batch_has_no_track_twice(bank: StemBank) -> None:
     examples = draw_examples(bank, range(12), 12, SAMPLE_RATE, np.random.default_rng(0))
     assert len({example.track for example in examples}) == 12
-    with pytest.raises(ValueError, match="13 are needed"):
+    with pytest.raises(TooFewTracks, match=r"12 of the 12 tracks .* a window of 1 s .* a batch needs 13"):
         draw_examples(bank, range(12), 13, SAMPLE_RATE, np.random.default_rng(0))
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from model.checkpoints import NotAlike, average_models, load_phalar, save_phalar
 from model.checkpoints.heard import HEARD, Heard, encode_heard, heard_of
 from model.phalar import Phalar, PhalarConfig
 from model.training.clock import Clock
+from model.training.commands import train_app
 from model.training.data import training_bank
 from model.training.recipe import Recipe, load_recipe
 from model.training.stems import StemBank
@@ -173,6 +175,18 @@ def test_a_run_without_a_finite_gradient_ends_in_a_sentence(home: Path, recipe: 
     next(run.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(RunLost, match="10 steps in a row, up to step 10"):
         run.run()
+
+
+@pytest.mark.parametrize(
+    ("change", "device", "sentence"),
+    [("batch = 24", "cpu", "tracks to train on have"), ("", "mars", "the device 'mars' cannot be used")],
+)
+def test_a_run_that_cannot_be_ends_in_a_sentence(home: Path, change: str, device: str, sentence: str) -> None:
+    (home / "wrong.toml").write_text(f'extends = "tiny.toml"\n{change}\n')
+    asked = [home / "wrong.toml", "--device", device, "--out", home / "wrong", "--cache", home / "cache"]
+    run = CliRunner().invoke(train_app, [*map(str, asked), "--jobs", "1"])
+    assert run.exit_code == 1
+    assert sentence in run.stderr
 
 
 def test_every_step_is_reported_with_its_split(home: Path, recipe: Recipe, bank: StemBank) -> None:
