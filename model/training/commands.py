@@ -151,7 +151,7 @@ def render(
     Example: phalar train render scores/ rendered/ --variants 2
     """
     from model.training.kits import Kits
-    from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores
+    from model.training.render import SOUNDFONTS, RenderSettings, render_scores
     from model.training.scores import score_files
 
     if kit and not Kits.below(kit).hits:
@@ -161,19 +161,16 @@ def render(
         soundfonts=fonts, seconds=seconds, variants=variants, seed=seed, patterns=patterns, kits=tuple(kit or ())
     )
     tracks = stems = failed = 0
-    with bar() as progress:
+    with refusals(), bar() as progress:
         task = progress.add_task("scores", total=len(score_files(scores)) * variants)
-        try:
-            for rendered in render_scores(scores, out, settings, jobs):
-                progress.advance(task)
-                if rendered.problem is not None:
-                    failed += 1
-                    progress.console.print(f"{rendered.track}: {rendered.problem}", markup=False, soft_wrap=True)
-                    continue
-                tracks += 1
-                stems += rendered.stems
-        except (NoSoundfont, ModuleNotFoundError) as error:
-            fail(str(error))
+        for rendered in render_scores(scores, out, settings, jobs):
+            progress.advance(task)
+            if rendered.problem is not None:
+                failed += 1
+                progress.console.print(f"{rendered.track}: {rendered.problem}", markup=False, soft_wrap=True)
+                continue
+            tracks += 1
+            stems += rendered.stems
     err.print(f"{tracks} tracks of {stems} stems; {failed} scores could not be used")
 
 

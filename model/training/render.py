@@ -40,6 +40,7 @@ from model.demo.synthesis import (
     play_voice,
     tune_kit,
 )
+from model.errors import Told
 from model.training.kits import Kits
 from model.training.patterns import as_patterns
 from model.training.processes import map_in_processes
@@ -58,12 +59,11 @@ _SAMPLED_S = 4.0  # of the note that a sampler plays
 _CUT_S = 0.01  # a sampler's note fades so fast when it is released
 
 
-class NoSoundfont(Exception):
+class NoSoundfont(Told):
     """None of the soundfonts exists."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__(f"no soundfont at {', '.join(map(str, paths))}: install one, or name it with --soundfont")
-        self.paths = tuple(paths)
+    says = "no soundfont at {paths}: install one, or name it with --soundfont"
+    paths: str
 
 
 @dataclass(frozen=True)
@@ -323,24 +323,24 @@ def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int =
         jobs: processes.
 
     Yields:
-        One Rendered a score and variant as it is done, in the scores' order.
+        One Rendered a score and variant as it is done, in the scores' order; first those that another's name hides.
 
     Raises:
         NoSoundfont: none of the settings' soundfonts exists.
+        ImportError: what plays scores is not installed.
     """
     fonts = tuple(path for path in settings.soundfonts if path.is_file())
     if not fonts:
-        raise NoSoundfont(settings.soundfonts)
+        raise NoSoundfont(", ".join(map(str, settings.soundfonts)))
     settings = dataclasses.replace(settings, soundfonts=fonts)
-    files = score_files(scores)
-    work = [
-        (path, "__".join(path.relative_to(scores).with_suffix("").parts) + (f"@{variant}" if variant else ""))
-        for path in files
-        for variant in range(settings.variants)
-    ]
+    named: dict[str, Path] = {}
+    for path in score_files(scores):
+        track = "__".join(path.relative_to(scores).with_suffix("").parts)
+        for name in (track, *(f"{track}@{variant}" for variant in range(1, settings.variants))):
+            if named.setdefault(name, path) != path:
+                yield Rendered(name, 0, problem=f"{path.name} has the name of {named[name].name}: give it another")
     out.mkdir(parents=True, exist_ok=True)
-    files, names = [path for path, _ in work], [name for _, name in work]
-    yield from map_in_processes(_render, files, names, repeat(out), repeat(settings), jobs=jobs)
+    yield from map_in_processes(_render, named.values(), named, repeat(out), repeat(settings), jobs=jobs)
 
 
 def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rendered:
@@ -350,6 +350,9 @@ def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rende
     rng = np.random.default_rng([settings.seed, zlib.crc32(name.encode())])
     try:
         waveforms, truth = render_track(read_score(path), settings, rng)
+    except ImportError as error:
+        needs = "rendering needs pip install 'phalar-retrieval[train]' and FluidSynth (Debian: libfluidsynth3)"
+        raise ImportError(f"{error}: {needs}") from error
     except Exception as error:
         # Any one of thousands of files from anywhere may be broken in its own way; the caller reports it.
         return Rendered(name, 0, problem=f"{type(error).__name__}: {error}")

@@ -1,14 +1,17 @@
 """Scores become aligned stems: on time, audible, the same for the same seed, and no broken file stops the rest."""
 
+import sys
 from pathlib import Path
 
 import mido
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
 from model.audio import SAMPLE_RATE, load_clip
 from model.demo.synthesis import Note
+from model.training.commands import train_app
 from model.training.patterns import as_patterns
 from model.training.render import SOUNDFONTS, NoSoundfont, RenderSettings, render_scores, render_track
 from model.training.scores import Part, Score, read_score
@@ -200,6 +203,28 @@ def test_variants_of_a_score_differ(tmp_path: Path) -> None:
     assert one != other
     first, second = (sorted((tmp_path / "out" / name).glob("*.flac"))[0] for name in folders)
     assert alike(first, second) < 0.9, "unlike what one rendering repeats to"
+
+
+@needs_soundfont
+def test_of_two_scores_of_one_name_one_is_rendered_and_the_other_said(tmp_path: Path) -> None:
+    for name in ("one.mid", "one.midi"):
+        write_score(tmp_path / "scores" / name)
+    hidden, rendered = render_scores(tmp_path / "scores", tmp_path / "out", RenderSettings(seconds=4.0), jobs=2)
+    assert hidden.problem == "one.midi has the name of one.mid: give it another"
+    assert (rendered.problem, rendered.stems, rendered.known) == (None, 2, False)
+
+
+def test_without_what_plays_scores_it_says_what_to_install_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mido", None)
+    for name in ("scores/one.mid", "scores/two.mid", "font.sf2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    asked = [str(tmp_path / name) for name in ("scores", "out", "font.sf2")]
+    run = CliRunner().invoke(train_app, ["render", *asked[:2], "--soundfont", asked[2], "--jobs", "1"])
+    assert run.exit_code == 1
+    assert run.stderr.count("phalar-retrieval[train]") == 1
 
 
 def test_without_a_soundfont_it_says_what_to_install(tmp_path: Path) -> None:
