@@ -131,7 +131,7 @@ def load_bank(
         A bank of every track with two stems that sound at all. Stems of a track are padded with silence to the
         longest; those that cannot be decoded, or are silent or too short, are left out and listed.
     """
-    found = {root: named_tracks(root) for root in roots}
+    found = {root: named_tracks(root.resolve()) for root in roots}
     folders = {root: cache / _fingerprint(tracks, most_seconds) for root, (tracks, _) in found.items()}
     missing = [root for root in found if not (folders[root] / _FACTS).is_file()]
     total, done = sum(len(found[root][0]) for root in missing), 0
@@ -162,20 +162,23 @@ def _write_part(
     activity: list[NDArray[np.float32]] = []
     offset = 0
     scratch = folder / f"{_SAMPLES}.{os.getpid()}.partial"
-    with scratch.open("wb") as file:
-        decoded = map_in_processes(_decode, tracks, [most_seconds] * len(tracks), jobs=jobs)
-        for track, (stems, rows, cells, known, problems) in zip(tracks, decoded, strict=True):
-            dropped += problems
-            if len(stems) < 2:
-                dropped.append(Dropped(track.name, None, f"{len(stems)} of its stems can be used; two are needed"))
-            else:
-                file.write(rows.tobytes())
-                shape = {"name": track.name, "stems": stems, "offset": offset, "samples": rows.shape[1]}
-                banked.append(shape | known)
-                activity.append(cells.reshape(-1))
-                offset += rows.size
-            one_more()
-    os.replace(scratch, folder / _SAMPLES)
+    try:
+        with scratch.open("wb") as file:
+            decoded = map_in_processes(_decode, tracks, [most_seconds] * len(tracks), jobs=jobs)
+            for track, (stems, rows, cells, known, problems) in zip(tracks, decoded, strict=True):
+                dropped += problems
+                if len(stems) < 2:
+                    dropped.append(Dropped(track.name, None, f"{len(stems)} of its stems can be used; two are needed"))
+                else:
+                    file.write(rows.tobytes())
+                    shape = {"name": track.name, "stems": stems, "offset": offset, "samples": rows.shape[1]}
+                    banked.append(shape | known)
+                    activity.append(cells.reshape(-1))
+                    offset += rows.size
+                one_more()
+        os.replace(scratch, folder / _SAMPLES)
+    finally:
+        scratch.unlink(missing_ok=True)  # of a decoding that was interrupted
     np.save(folder / _ACTIVITY, np.concatenate(activity) if activity else np.zeros(0, dtype=np.float32))
     facts = {"tracks": banked, "dropped": [asdict(entry) for entry in dropped]}
     unnamed = folder / f"{_FACTS}.{os.getpid()}.partial"

@@ -70,8 +70,8 @@ def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
             dropped.append(Dropped(name, None, "Slakh's redux omits these tracks: they repeat others"))
             return
         for inner in ("stems", "stems_audio"):  # Slakh2100, CocoChorales
-            if (folder / inner).is_dir():
-                tracks.append(TrackFiles(name, {path.stem: (path,) for path in _audio(folder / inner)}, folder))
+            if (folder / inner).is_dir() and (files := _audio(folder / inner)):
+                tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}, folder))
                 return
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         moises = [path for path in below if path.name in MOISES_STEMS and _audio(path)]

@@ -78,6 +78,8 @@ def test_any_folder_of_tracks_is_read_and_a_mix_beside_the_stems_is_none(tmp_pat
         write(tmp_path / "mine" / path, 220)
     tracks, _ = find_tracks(tmp_path / "mine")
     assert [(t.name, sorted(t.stems)) for t in tracks] == [("a", ["bass", "lead"]), ("disc 2/b", ["drums", "keys"])]
+    (tmp_path / "mine").rename(tmp_path / "stems")
+    assert [track.name for track in find_tracks(tmp_path)[0]] == ["stems/a", "stems/disc 2/b"]
 
 
 def test_stems_of_unequal_length_are_padded_with_silence(tmp_path: Path) -> None:
@@ -109,15 +111,28 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     }
 
 
-def test_a_bank_is_made_once_and_made_anew_when_a_file_changes(tmp_path: Path) -> None:
+def test_a_bank_is_made_once_and_made_anew_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "mine" / "a" / "bass.wav", 110)
     write(tmp_path / "mine" / "a" / "lead.wav", 220)
     bank_of(tmp_path / "mine")
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
-    bank_of(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    bank_of(Path("mine"))
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     write(tmp_path / "mine" / "a" / "lead.wav", 330, seconds=3.5)
     assert bank_of(tmp_path / "mine").tracks[0].samples == round(3.5 * SAMPLE_RATE)
+
+
+def test_an_interrupted_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
+    for stem in ("bass", "lead"):
+        write(tmp_path / "mine" / "a" / f"{stem}.wav", 110)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_bank([tmp_path / "mine"], tmp_path / "cache", progress=interrupt)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_splits_take_80_10_and_10_percent_and_an_added_track_moves_none() -> None:
