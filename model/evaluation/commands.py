@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from model.evaluation.results import around_section, retrieval_markdown, tables_markdown, write_section
 from model.training.commands import default_cache
-from model.training.console import counted, err, fail, out
+from model.training.console import counted, err, fail, out, refusals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +37,19 @@ class SplitChoice(StrEnum):
     all = "all"
 
 
+def _place_of_tables(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Refuse a page without its section, or one that lacks it, before anything is measured."""
+    given = ctx.params | {str(param.name): value}
+    if given.keys() >= {"page", "section"}:  # the later of the two
+        page, section = given["page"], given["section"]
+        if (page is None) != (section is None):
+            raise typer.BadParameter("--page and --section go together")
+        if page is not None:
+            with refusals():
+                around_section(Path(page), section)
+    return value
+
+
 CORES = os.cpu_count() or 1
 Stems = Annotated[
     list[Path], typer.Option(exists=True, file_okay=False, help="Tracks of stems; may be given several times.")
@@ -50,8 +64,14 @@ Checkpoint = Annotated[
 SystemName = Annotated[str, typer.Option(help="phalar, or a baseline.")]
 Device = Annotated[str, typer.Option(help="A torch device.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
-Page = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A Markdown page to write tables into.")]
-Section = Annotated[str | None, typer.Option(help="The marked section of the page that becomes the tables.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, callback=_place_of_tables, help="A Markdown page to write tables into."),
+]
+Section = Annotated[
+    str | None,
+    typer.Option(callback=_place_of_tables, help="The marked section of the page that becomes the tables."),
+]
 
 
 @evaluate_app.command()
@@ -80,11 +100,9 @@ def retrieval(
 
     Example: phalar evaluate retrieval --stems ~/stems --candidates 8,16,64 --matched
     """
-    from model.audio import ClipTooShort
     from model.checkpoints.heard import heard_of
     from model.evaluation.matched import evaluate_matched
-    from model.evaluation.retrieval import RetrievalSettings, TooFewTracks, evaluate_retrieval
-    from model.training.tracks import split_of
+    from model.evaluation.retrieval import RetrievalSettings, evaluate_retrieval
 
     counts = _whole_numbers(candidates, "--candidates")
     try:
@@ -95,20 +113,17 @@ def retrieval(
         settings = replace(settings, other_windows=0, delays_ms=())
     measured = open_system(system, checkpoint, device)  # first: it may refuse, and decoding takes long
     bank = open_bank(stems, cache or default_cache(), jobs)
-    names = [track.name for track in bank.tracks]
-    chosen = [at for at, name in enumerate(names) if split is SplitChoice.all or split_of(name) == split.value]
+    chosen = bank.of_split(split.value)
     answer: dict[str, Any] = {"system": system, "checkpoint": checkpoint, "split": split.value}
-    try:
+    with refusals():
         with counted("as recorded" if matched else "windows") as progress:
             answer |= evaluate_retrieval(measured, bank, chosen, settings, progress).as_dict()
         if matched:
             with counted("matched") as progress:
                 answer |= evaluate_matched(measured, bank, chosen, settings, progress).as_dict()
-    except (TooFewTracks, ClipTooShort, ModuleNotFoundError) as error:
-        fail(str(error))
     answer["left_out"] = [str(dropped) for dropped in bank.dropped]
     notes = getattr(measured, "notes", None)  # a system that was not trained here has none
-    heard = None if notes is None else heard_of(notes, (names[at] for at in chosen))
+    heard = None if notes is None else heard_of(notes, (bank.tracks[at].name for at in chosen))
     answer["heard"] = None if heard is None else heard.tracks
     said = [
         *answer["notes"],
@@ -129,13 +144,11 @@ def listening(
 
     Example: phalar evaluate listening listening/
     """
-    from model.evaluation.listening import BadListeningTest, listening_table
     from model.evaluation.listening import listening as correlate_all
+    from model.evaluation.listening import listening_table
 
-    try:
+    with refusals():
         result = correlate_all(folder)
-    except BadListeningTest as error:
-        fail(str(error))
     show_answer(result.as_dict(), [listening_table(result)], as_json, page, section)
 
 
@@ -153,17 +166,12 @@ def beats(
 
     Example: phalar evaluate beats --audio gtzan/ --device cuda
     """
-    from model.audio import AudioError
-    from model.evaluation.annotated import BadAnnotation, NothingAnnotated
     from model.evaluation.beats import BeatSettings, beats_table
     from model.evaluation.beats import beats as track_all
 
     measured = open_system(system, checkpoint, device)
-    try:
-        with counted("clips") as progress:
-            result = track_all(measured, audio, BeatSettings(step_s=step), seed=seed, progress=progress)
-    except (BadAnnotation, NothingAnnotated, AudioError, ImportError) as error:
-        fail(str(error))
+    with refusals(), counted("clips") as progress:
+        result = track_all(measured, audio, BeatSettings(step_s=step), seed=seed, progress=progress)
     show_answer(result.as_dict(), [beats_table(result)], as_json)
 
 
@@ -181,16 +189,14 @@ def chords(
 
     Example: phalar evaluate chords --audio guitarset/
     """
-    from model.audio import AudioError
-    from model.evaluation.annotated import BadAnnotation, NothingAnnotated
-    from model.evaluation.chords import ChordSettings, TooFewClips, chords_table
+    from model.evaluation.chords import ChordSettings, chords_table
     from model.evaluation.chords import chords as probe_all
 
     measured = open_system(system, checkpoint, device)
     try:
-        with counted("clips") as progress:
+        with refusals(), counted("clips") as progress:
             result = probe_all(measured, audio, ChordSettings(window, stride), progress=progress)
-    except (BadAnnotation, NothingAnnotated, TooFewClips, AudioError, ImportError, ValueError) as error:
+    except ValueError as error:  # of a fold whose clips have one chord
         fail(str(error))
     show_answer(result.as_dict(), [chords_table(result)], as_json)
 
@@ -205,11 +211,10 @@ def table(
 
     Example: phalar evaluate table phalar.json cocola.json --page docs/results.md --section real-songs
     """
-    from model.evaluation.results import NoSection, retrieval_markdown, write_section
-
     try:
-        write_section(page, section, retrieval_markdown(_by_name(answers)))
-    except (NoSection, ValueError) as error:
+        with refusals():
+            write_section(page, section, retrieval_markdown(_by_name(answers)))
+    except ValueError as error:
         fail(str(error))
     except KeyError as error:
         fail(f"an answer lacks {error}: was it written by `retrieval --json`?")
@@ -231,13 +236,10 @@ def analysis(
     Example: phalar evaluate analysis --stems ~/stems
     """
     from model.evaluation.analysis import evaluate_analysis
-    from model.training.tracks import split_of
 
     bank = open_bank(stems, cache or default_cache(), jobs)
-    names = enumerate(track.name for track in bank.tracks)
-    chosen = [at for at, name in names if split is SplitChoice.all or split_of(name) == split.value]
     with counted("tracks") as progress:
-        answer = evaluate_analysis(bank, chosen, seed, progress)
+        answer = evaluate_analysis(bank, bank.of_split(split.value), seed, progress)
     table = new_table(f"Heard right, of {answer['tracks']} tracks", "what", "right", "of")
     for name, told in answer.items():
         if isinstance(told, dict):
@@ -269,6 +271,8 @@ def picture(
         draw(given, to)
     except (KeyError, TypeError) as error:
         fail(f"an answer has no {error}: measure it with --matched, or with a model that tells how sure it is")
+    except ValueError as error:  # an ending that no kind of picture has
+        fail(str(error))
     except ModuleNotFoundError:
         fail("pictures need matplotlib: pip install 'phalar-retrieval[evaluation]'")
 
@@ -323,14 +327,15 @@ def open_bank(stems: list[Path], cache: Path, jobs: int) -> StemBank:
 def open_system(name: str, checkpoint: str | None, device: str) -> System:
     """What `load_system` gives; where it refuses, its sentence and exit code 1."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see docs/decisions
-    from model.checkpoints.torch_archive import CheckpointError
+    from model.device import open_device
     from model.evaluation.systems import UnknownSystem, load_system
 
     try:
-        system = load_system(name, checkpoint, device)
+        with refusals():
+            system = load_system(name, checkpoint, str(open_device(device)))
     except UnknownSystem as error:
         raise typer.BadParameter(str(error)) from error
-    except (CheckpointError, OSError, ImportError, ValueError) as error:
+    except (OSError, ValueError) as error:
         fail(str(error))
     if not getattr(system, "trained", True):
         err.print("these weights were never trained: the figures say nothing about the method", style="yellow")
@@ -338,7 +343,10 @@ def open_system(name: str, checkpoint: str | None, device: str) -> System:
 
 
 def _by_name(answers: list[Path]) -> dict[str, dict[str, Any]]:
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in answers}
+    named = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in answers}
+    if len(named) < len(answers):
+        fail("two of the files have one name, and what they say is named for them: rename one")
+    return named
 
 
 def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
@@ -372,19 +380,12 @@ def show_answer(
     notes: Sequence[str] = (),
 ) -> None:
     """Print an answer, as JSON or as tables and notes; write these into a page too, where one is named."""
-    from model.evaluation.results import NoSection, tables_markdown, write_section
-
-    if (page is None) != (section is None):
-        raise typer.BadParameter("--page and --section go together")
-    if page is not None and section is not None:
-        try:
-            write_section(page, section, "\n".join([tables_markdown(tables), *notes]))
-        except NoSection as error:
-            fail(str(error))
     if as_json:
         print(json.dumps(answer, indent=2))
-        return
-    for each in tables:
-        out.print(each)
-    for note in notes:
-        out.print(note, markup=False, highlight=False, soft_wrap=True)
+    else:
+        for each in tables:
+            out.print(each)
+        for note in notes:
+            out.print(note, markup=False, highlight=False, soft_wrap=True)
+    if page is not None and section is not None:
+        write_section(page, section, "\n".join([tables_markdown(tables), *notes]))

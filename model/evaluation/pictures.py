@@ -61,7 +61,8 @@ def draw_sureness(answers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         measured = answer["rows"]["beats"]["sureness"]
         points = [(each["said"], each["true"], each["weight"]) for each in measured["bins"]]
         said, true, weight = zip(*points, strict=True)
-        axes.plot(said, true, STYLES[at][1:], color=f"C{at}", label=f"{name}: error {measured['error']:.3f}")
+        style, label = STYLES[at % len(STYLES)][1:], f"{name}: error {measured['error']:.3f}"
+        axes.plot(said, true, style, color=f"C{at}", label=label)
         axes.scatter(said, true, [400 * share for share in weight], color=f"C{at}", alpha=0.5)
     axes.set(xlabel="said", ylabel="true", xlim=(0, 1), ylim=(0, 1), title="Share of stems that belong to the mix")
     _save(figure, path)

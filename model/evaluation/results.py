@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.errors import Told
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-class NoSection(ValueError):
+class NoSection(Told):
     """The page has no such section: an opening and a closing mark, in this order, each once."""
 
-    def __init__(self, page: Path, name: str) -> None:
-        super().__init__(f"{page} needs the lines {_open(name)} and {_close(name)}, in this order, each once")
-        self.page = page
-        self.name = name
+    says = "{page} needs the lines <!-- results: {name} --> and <!-- end of {name} -->, in this order, each once"
+    page: Path
+    name: str
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -58,19 +59,18 @@ def retrieval_markdown(answers: dict[str, dict[str, Any]]) -> str:
     if len(measured) != 1:
         raise ValueError(f"a table needs answers of one measurement, not of {len(measured)}")
     first = next(iter(answers.values()))
-    columns: dict[str, tuple[str, tuple[str, ...]]] = {
-        f"K = {count}": ("accuracy", ("candidates", count)) for count in first["candidates"]
+    possible: dict[str, tuple[str, ...]] = {f"K = {count}": ("candidates", count) for count in first["candidates"]}
+    possible |= {f"matched, K = {count}": ("matched", count) for count in first.get("matched", ())}
+    possible |= {
+        f"of like tempo, K = {count}": ("of_like_tempo", count) for count in [*first.get("of_like_tempo", ())][:1]
     }
-    columns |= {f"matched, K = {count}": ("accuracy", ("matched", count)) for count in first.get("matched", ())}
-    if all(answer.get("of_like_tempo") for answer in answers.values()):
-        count = next(iter(first["of_like_tempo"]))
-        columns[f"of like tempo, K = {count}"] = "accuracy", ("of_like_tempo", count)
-    if "1" in first.get("keys_of_pitched_pairs", ()):
-        columns["lower a semitone up"] = ("share_lower", ("keys_of_pitched_pairs", "1"))
-    if first["time"] is not None:
-        columns["own other windows"] = ("accuracy", ("time",))
-    if "250" in first["delays"]:
-        columns["lower at 250 ms"] = ("share_lower", ("delays", "250"))
+    possible |= {"lower a semitone up": ("keys_of_pitched_pairs", "1"), "own other windows": ("time",)}
+    possible |= {"lower at 250 ms": ("delays", "250")}
+    columns = {
+        title: ("share_lower" if title.startswith("lower") else "accuracy", path)
+        for title, path in possible.items()
+        if all(_at(answer, path) for answer in answers.values())
+    }
     rows = [["chance", *(f"{_at(first, path).get('chance', 0.5):.1%}" for _, path in columns.values())]]
     for name, answer in answers.items():
         rows.append([name, *(_share(_at(answer, path), value) for value, path in columns.values())])
@@ -88,26 +88,26 @@ def write_section(page: Path, name: str, text: str) -> None:
     Raises:
         NoSection: the page lacks the marks.
     """
-    before, opening, rest = page.read_text(encoding="utf-8").partition(_open(name))
-    _, closing, after = rest.partition(_close(name))
-    if not opening or not closing or _open(name) in after or _close(name) in before + after:
+    before, after = around_section(page, name)
+    page.write_text(f"{before}\n{text.strip()}\n{after}", encoding="utf-8")
+
+
+def around_section(page: Path, name: str) -> tuple[str, str]:
+    """What stands on a page before and after the text of a section, its marks included; raises NoSection."""
+    opens, closes = f"<!-- results: {name} -->", f"<!-- end of {name} -->"
+    before, opening, rest = page.read_text(encoding="utf-8").partition(opens)
+    _, closing, after = rest.partition(closes)
+    if not opening or not closing or opens in after or closes in before + after:
         raise NoSection(page, name)
-    page.write_text(f"{before}{opening}\n{text.strip()}\n{closing}{after}", encoding="utf-8")
+    return before + opening, closing + after
 
 
 def _at(answer: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """What stands there in an answer; empty where it was not measured."""
     for key in path:
-        answer = answer[key]
+        answer = answer.get(key) or {}
     return answer
 
 
 def _share(share: dict[str, Any], value: str) -> str:
     return f"{share[value]:.1%} ({share['low']:.1%} to {share['high']:.1%})"
-
-
-def _open(name: str) -> str:
-    return f"<!-- results: {name} -->"
-
-
-def _close(name: str) -> str:
-    return f"<!-- end of {name} -->"

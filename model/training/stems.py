@@ -20,7 +20,7 @@ from model.audio.grid import BadGrid, Grid, said_grid
 from model.audio.hearing import Hearing
 from model.audio.truth import FILE, BadTruth, Truth, read_truth
 from model.training.processes import map_in_processes
-from model.training.tracks import Dropped, Split, TrackFiles, named_tracks, split_of
+from model.training.tracks import Dropped, TrackFiles, named_tracks, split_of
 
 AUDIBLE_RMS = 1e-3
 """A stem counts in a window when its RMS there reaches this: -60 dBFS."""
@@ -90,9 +90,9 @@ class StemBank:
         power: NDArray[np.float32] = table[:, first:last].mean(axis=1)
         return power >= AUDIBLE_RMS**2
 
-    def of_split(self, split: Split, seed: int = 0) -> list[int]:
-        """The tracks of a split, by their place in `tracks`."""
-        return [at for at, track in enumerate(self.tracks) if split_of(track.name, seed) == split]
+    def of_split(self, split: str, seed: int = 0) -> list[int]:
+        """The tracks of a split, or of "all", by their place in `tracks`."""
+        return [at for at, track in enumerate(self.tracks) if split in ("all", split_of(track.name, seed))]
 
 
 def _banked(entry: dict[str, Any], part: int) -> BankedTrack:

@@ -226,6 +226,9 @@ def test_a_page_shows_both_protocols_side_by_side(answer: Path, tmp_path: Path) 
     refused = CliRunner().invoke(evaluate_app, [*given, "drums"])
     assert refused.exit_code == 1
     assert "results: drums" in refused.stderr
+    again = CliRunner().invoke(evaluate_app, ["table", str(answer), str(answer), *given[2:], "here"])
+    assert again.exit_code == 1
+    assert "one name" in again.stderr
 
 
 def test_the_picture_shows_each_model_and_is_the_same_file_again(answer: Path, tmp_path: Path) -> None:
@@ -238,8 +241,18 @@ def test_the_picture_shows_each_model_and_is_the_same_file_again(answer: Path, t
     assert drawn[0] == drawn[1]
     assert b"<svg" in drawn[0]
     (tmp_path / "recorded.json").write_text(json.dumps({"candidates": {}, "delays": {}}))
-    refused = CliRunner().invoke(
-        evaluate_app, ["picture", str(tmp_path / "recorded.json"), "--out", str(tmp_path / "no.svg")]
-    )
-    assert refused.exit_code == 1
-    assert "--matched" in refused.stderr
+    for given, to, said in ((tmp_path / "recorded.json", "no.svg", "--matched"), (answer, "no.xyz", "not supported")):
+        refused = CliRunner().invoke(evaluate_app, ["picture", str(given), "--out", str(tmp_path / to)])
+        assert refused.exit_code == 1
+        assert said in refused.stderr
+
+
+def test_a_picture_of_sureness_has_a_curve_for_each_of_many_sets(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `evaluation` is not installed")
+    sureness = {"error": 0.1, "bins": [{"said": 0.2, "true": 0.3, "weight": 1.0}]}
+    sets = [tmp_path / f"set {number}.json" for number in range(5)]
+    for path in sets:
+        path.write_text(json.dumps({"rows": {"beats": {"sureness": sureness}}}))
+    drawn = CliRunner().invoke(evaluate_app, ["picture", *map(str, sets), "--out", str(tmp_path / "sure.svg")])
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "sure.svg").stat().st_size

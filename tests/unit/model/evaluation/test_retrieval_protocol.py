@@ -340,6 +340,9 @@ def test_the_command_prints_tables_of_candidates_time_and_delays(arguments: list
         (["--system", "oracle"], 2, "no system is called"),
         (["--checkpoint", "missing.safetensors"], 1, "missing.safetensors"),
         (["--seconds", "1"], 1, "1.024"),
+        (["--device", "mars"], 1, "'mars' cannot be used"),
+        (["--section", "drums"], 2, "--page and --section go together"),
+        (["--section", "drums", "--page", __file__, "--checkpoint", "missing"], 1, "needs the lines"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(arguments: list[str], change: list[str], code: int, sentence: str) -> None:
@@ -362,6 +365,8 @@ def test_answers_of_two_systems_become_one_markdown_table(bank: StemBank) -> Non
     assert leaked.splitlines()[-1] == f"knows heard 3 of the {TRACKS} tracks in training."
     with pytest.raises(ValueError, match="one measurement"):
         retrieval_markdown({"knows": knows, "guesses": guesses | {"seed": 1}})
+    without_time = {"knows": knows, "guesses": guesses | {"time": None, "delays": {}}}
+    assert retrieval_markdown(without_time).splitlines()[0] == "| system | K = 2 | K = 4 |"
 
 
 def test_a_section_of_a_page_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
