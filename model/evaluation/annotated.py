@@ -49,6 +49,22 @@ def embed_windows(system: System, waveform: Waveform, starts: NDArray[np.int64],
     return torch.cat([system.embed(torch.from_numpy(cut_windows(waveform, part, window))) for part in calls])
 
 
+def lines_of(path: Path) -> list[tuple[int, str]]:
+    """The lines of an annotation file with their numbers, but empty ones and those that begin with #.
+
+    Raises:
+        BadAnnotation: the file is not in UTF-8, or has no other lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors begin with a mark
+    except UnicodeDecodeError as error:
+        raise BadAnnotation(path, 0, f"not in UTF-8: {error}") from error
+    told = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
+    if not told:
+        raise BadAnnotation(path, 0, "nothing is annotated")
+    return told
+
+
 def annotated_files(folder: Path, suffix: str) -> tuple[list[tuple[str, Path, Path]], list[Dropped]]:
     """Find audio files that have an annotation beside them.
 

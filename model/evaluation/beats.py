@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, Waveform, load_clip
 from model.demo.synthesis import RIM, Note, play_drums, tune_kit
-from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows
+from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows, lines_of
 from model.evaluation.retrieval import mean_with_interval
 from model.evaluation.systems import System
 from model.training.tracks import Dropped
@@ -216,15 +216,13 @@ def embed_metronomes(system: System, settings: BeatSettings) -> Tensor:
 
 
 def read_beats(path: Path) -> NDArray[np.float64]:
-    """The times in a `.beats` file, float64 (beats,), seconds; empty lines and those that begin with # are left out.
+    """The times in a `.beats` file, float64 (beats,), seconds.
 
     Raises:
         BadAnnotation: a time that is no number or below 0, or earlier than the one before; no time at all.
     """
     times: list[float] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for number, line in lines_of(path):
         try:
             time = float(line.split()[0])
         except ValueError as error:
@@ -232,8 +230,6 @@ def read_beats(path: Path) -> NDArray[np.float64]:
         if not (times[-1] if times else 0.0) <= time < np.inf:  # NaN compares false
             raise BadAnnotation(path, number, f"{time:g} s is out of order")
         times.append(time)
-    if not times:
-        raise BadAnnotation(path, 0, "no beats")
     return np.array(times)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, load_clip, window_starts
 from model.errors import Told
-from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows
+from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows, lines_of
 from model.evaluation.systems import System
 from model.training.tracks import Dropped
 
@@ -245,15 +245,13 @@ def reduce_chord(label: str) -> str | None:
 
 
 def read_chords(path: Path) -> list[Span]:
-    """The spans in a `.chords` file; empty lines and those that begin with # are left out.
+    """The spans in a `.chords` file.
 
     Raises:
         BadAnnotation: not start, end and label, an end before its start, a label that is none; no span at all.
     """
     spans: list[Span] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for number, line in lines_of(path):
         try:
             start, end, label = line.split()
             span = Span(float(start), float(end), reduce_chord(label))
@@ -262,8 +260,6 @@ def read_chords(path: Path) -> list[Span]:
         if not 0 <= span.start_s <= span.end_s < np.inf:  # NaN compares false
             raise BadAnnotation(path, number, f"{start} to {end} s is no stretch of time")
         spans.append(span)
-    if not spans:
-        raise BadAnnotation(path, 0, "no chords")
     return spans
 
 

@@ -186,10 +186,22 @@ def test_a_folder_without_annotations_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("0.5\nx\n", ":2: 'x' is no time"), ("1\n0.5", ":2: 0.5 s is out"), ("-1", ":1:"), ("nan", ":1:"), ("#\n", "no")],
+    [
+        ("0.5\nx\n", ":2: 'x' is no time"),
+        ("1\n0.5", ":2: 0.5 s is out"),
+        ("-1", ":1:"),
+        ("nan", ":1:"),
+        ("#\n", "nothing is annotated"),
+        ("0.5 Zähler", "not in UTF-8"),
+    ],
 )
 def test_a_bad_annotation_is_named_by_its_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "clip.beats"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(BadAnnotation, match=message):
         read_beats(path)
+
+
+def test_an_annotation_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "clip.beats").write_text("0.5\n1.0\n", encoding="utf-8-sig")
+    assert read_beats(tmp_path / "clip.beats").tolist() == [0.5, 1.0]

@@ -141,7 +141,7 @@ def test_a_window_is_labelled_by_what_fills_most_of_it() -> None:
         ("0 1 H:maj", ":1: 'H:maj' is no chord"),
         ("2 1 C:maj", ":1: 2 to 1 s"),
         ("nan 1 C", ":1:"),
-        ("# nothing\n\n", "no chords"),
+        ("# nothing\n\n", "nothing is annotated"),
     ],
 )
 def test_a_bad_annotation_is_named_by_its_line(tmp_path: Path, content: str, message: str) -> None:
