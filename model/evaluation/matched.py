@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.audio.grid import BEAT_TIME_BPM
 from model.evaluation.retrieval import (
@@ -25,7 +25,8 @@ from model.evaluation.retrieval import (
     TooFewTracks,
     all_scores,
     candidate_shares,
-    draw_rng,
+    draw_in_turns,
+    embedder,
     mean_with_interval,
     odds_all_beaten,
     pieces_of,
@@ -122,7 +123,11 @@ def evaluate_matched(
     """
     settings = settings or RetrievalSettings()
     beats = round(settings.seconds * BEAT_TIME_BPM / 60)
-    pairs, notes = _draw_pairs(bank, tracks, beats, settings)
+    steady = [track for track in tracks if bank.tracks[track].grid is not None]
+    notes = [f"{bank.tracks[track].name}: no steady tempo" for track in tracks if bank.tracks[track].grid is None]
+    lacking = f"no window of {beats} beats in which two stems sound"
+    pairs, without = draw_in_turns(bank, steady, settings, partial(draw_beat_pair, bank, beats=beats), lacking)
+    notes += without
     pieces = pieces_of(bank, [anchor.track for anchor, _ in pairs])
     if len(set(pieces)) < 2:
         raise NoBeats(len({anchor.track for anchor, _ in pairs}), len(tracks))
@@ -137,19 +142,7 @@ def evaluate_matched(
             inside = [place for place, window in windows.items() if _begins_inside(bank, window)]
             changed[name] = inside, [windows[place] for place in inside]
     most = 2 * len(pairs) + sum(len(windows) for _, windows in changed.values())
-    done = 0
-
-    def embed(windows: Sequence[BeatWindow]) -> Tensor:
-        nonlocal done
-        parts = []
-        for at in range(0, len(windows), settings.batch):
-            some = windows[at : at + settings.batch]
-            parts.append(embed_in_beat_time(system, beat_clips(bank, some)))
-            done += len(some)
-            if progress is not None:
-                progress(done, most)
-        return torch.cat(parts)
-
+    embed = embedder(lambda some: embed_in_beat_time(system, beat_clips(bank, some)), settings.batch, most, progress)
     anchors, positives = (embed(side) for side in zip(*pairs, strict=True))
     scores = all_scores(system, anchors, positives)
     on_tracks = np.array([anchor.track for anchor, _ in pairs])
@@ -207,29 +200,6 @@ def _of_like_tempo(
             odds = odds_all_beaten(beaten[enough], allowed[enough], count - 1)
             found[count] = Share(*mean_with_interval(odds, pieces[enough], settings.seed), 1 / count, len(odds))
     return found
-
-
-def _draw_pairs(
-    bank: StemBank, tracks: Sequence[int], beats: int, settings: RetrievalSettings
-) -> tuple[list[tuple[BeatWindow, BeatWindow]], list[str]]:
-    """One pair of every track, then a second of every track, and so on; drawn by its name and the seed."""
-    of_track: list[list[tuple[BeatWindow, BeatWindow]]] = []
-    notes: list[str] = []
-    for track in tracks:
-        banked = bank.tracks[track]
-        if banked.grid is None:
-            notes.append(f"{banked.name}: no steady tempo")
-            continue
-        rng = draw_rng(settings.seed, banked.name)
-        drawn = [draw_beat_pair(bank, track, beats, rng) for _ in range(settings.pairs_per_track)]
-        of_track.append([pair for pair in drawn if pair is not None])
-        if not of_track[-1]:
-            notes.append(f"{banked.name}: no window of {beats} beats in which two stems sound")
-    if settings.most_pairs is not None:
-        order = np.random.default_rng(settings.seed).permutation(len(of_track))
-        of_track = [of_track[place] for place in order]
-    pairs = [pairs[turn] for turn in range(settings.pairs_per_track) for pairs in of_track if turn < len(pairs)]
-    return pairs[: settings.most_pairs], notes
 
 
 def _is_pitched(bank: StemBank, window: BeatWindow) -> bool:

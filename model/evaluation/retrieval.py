@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import piece_of
 from model.errors import Told
 from model.evaluation.systems import System
-from model.training.examples import Example, draw_example
+from model.training.examples import Example, draw_example, mix_stretches
 from model.training.stems import ACTIVITY_HOP, StemBank
 
 Item = TypeVar("Item")
@@ -130,54 +131,27 @@ class RetrievalResult:
         }
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A submix of a track from some sample on."""
-
-    track: int
-    start: int
-    stems: tuple[int, ...]
+Cut = tuple[int, int, tuple[int, ...]]
+"""A submix: a track, its first sample, and which of its stems."""
 
 
-class _Embedder:
-    """Cuts and embeds submixes, a batch at a time, and counts them."""
+def embedder(
+    embed: Callable[[Sequence[Item]], Tensor], batch: int, most: int, progress: Callable[[int, int], None] | None
+) -> Callable[[Sequence[Item]], Tensor]:
+    """A function that embeds items, so many at once, and counts them, `most` in all."""
+    done = 0
 
-    def __init__(
-        self,
-        system: System,
-        bank: StemBank,
-        settings: RetrievalSettings,
-        most: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.system, self.bank, self.settings = system, bank, settings
-        self.most, self.progress = most, progress
-        self.embedded = 0
-
-    def embed(self, cuts: Sequence[Cut]) -> Tensor:
+    def embed_all(items: Sequence[Item]) -> Tensor:
+        nonlocal done
         parts = []
-        for some in _batches(cuts, self.settings.batch):
-            mixed = [
-                self.bank.waveforms(cut.track, cut.start, self.settings.samples)[list(cut.stems)].sum(axis=0)
-                for cut in some
-            ]
-            parts.append(self.system.embed(torch.from_numpy(np.stack(mixed))))
-            self.embedded += len(some)
-            if self.progress is not None:
-                self.progress(self.embedded, self.most)
+        for some in _batches(items, batch):
+            parts.append(embed(some))
+            done += len(some)
+            if progress is not None:
+                progress(done, most)
         return torch.cat(parts)
 
-    def scores_beside(self, anchors: Tensor, positives: Tensor, variants: dict[int, list[Cut]]) -> NDArray[np.float32]:
-        """Each anchor's score of its positive in place, then of the variants: (pairs with variants, 1 + variants)."""
-        rows = []
-        each = len(next(iter(variants.values())))
-        for some in _batches(list(variants), max(1, self.settings.batch // each)):
-            embeddings = self.embed([cut for pair in some for cut in variants[pair]])
-            for pair, others in zip(some, torch.split(embeddings, each), strict=True):
-                # In place once more, in the same product: what sounds the same scores the same, to the bit.
-                columns = torch.cat([positives[pair : pair + 1], others])
-                rows.append(self.system.score(anchors[pair : pair + 1], columns).float().cpu().numpy())
-        return np.concatenate(rows)
+    return embed_all
 
 
 @torch.no_grad()
@@ -218,9 +192,22 @@ def evaluate_retrieval(
         raise TooFewTracks(used, len(tracks))
     others, late = _other_windows(bank, pairs, settings), _delayed(pairs, settings)
     most = 2 * len(pairs) + sum(map(len, (*others.values(), *late.values())))
-    embedder = _Embedder(system, bank, settings, most, progress)
-    anchors = embedder.embed([Cut(pair.track, pair.start, pair.anchor) for pair in pairs])
-    positives = embedder.embed([Cut(pair.track, pair.start, pair.positive) for pair in pairs])
+    cut = partial(mix_stretches, bank, length=settings.samples)
+    embed = embedder(lambda cuts: system.embed(cut(cuts)), settings.batch, most, progress)
+    anchors = embed([(pair.track, pair.start, pair.anchor) for pair in pairs])
+    positives = embed([(pair.track, pair.start, pair.positive) for pair in pairs])
+
+    def scores_beside(variants: dict[int, list[Cut]]) -> NDArray[np.float32]:
+        """Each anchor's score of its positive in place, then of the variants: (pairs with variants, 1 + variants)."""
+        rows = []
+        each = len(next(iter(variants.values())))
+        for some in _batches(list(variants), max(1, settings.batch // each)):
+            embeddings = embed([cut for pair in some for cut in variants[pair]])
+            for pair, others in zip(some, torch.split(embeddings, each), strict=True):
+                # In place once more, in the same product: what sounds the same scores the same, to the bit.
+                columns = torch.cat([positives[pair : pair + 1], others])
+                rows.append(all_scores(system, anchors[pair : pair + 1], columns))
+        return np.concatenate(rows)
 
     def share(holds: NDArray[np.floating[Any]], of: Sequence[int], chance: float) -> Share:
         return Share(*mean_with_interval(holds, pieces[list(of)], settings.seed), chance, len(holds))
@@ -230,7 +217,7 @@ def evaluate_retrieval(
     notes += few
     time = None
     if others:
-        variants = embedder.scores_beside(anchors, positives, others)
+        variants = scores_beside(others)
         best: NDArray[np.bool_] = np.all(variants[:, :1] > variants[:, 1:], axis=1)
         time = share(best.astype(np.float64), list(others), 1 / variants.shape[1])
     if settings.other_windows and len(others) < len(pairs):
@@ -238,7 +225,7 @@ def evaluate_retrieval(
         notes.append(f"{len(pairs) - len(others)} of {len(pairs)} pairs lack {lacking}: not in `time`")
     delays: list[Delay] = []
     if late:
-        variants = embedder.scores_beside(anchors, positives, late)
+        variants = scores_beside(late)
         delays.append(Delay(0, float(variants[:, 0].mean()), None))
         for delay_ms, delayed in zip(settings.delays_ms, variants[:, 1:].T, strict=True):
             lower = share((delayed < variants[:, 0]).astype(np.float64), list(late), 0.5)
@@ -250,25 +237,33 @@ def evaluate_retrieval(
 
 
 def draw_pairs(bank: StemBank, tracks: Sequence[int], settings: RetrievalSettings) -> tuple[list[Example], list[str]]:
-    """The anchors and positives, drawn track by track: each track's depend on its name and the seed alone.
+    """The anchors and positives of `draw_in_turns`, and what there was too little of."""
+    lacking = f"no window of {settings.seconds:g} s in which two stems sound"
+    return draw_in_turns(bank, tracks, settings, partial(draw_example, bank, samples=settings.samples), lacking)
+
+
+def draw_in_turns(
+    bank: StemBank, tracks: Sequence[int], settings: RetrievalSettings, draw: Callable[..., Item | None], lacking: str
+) -> tuple[list[Item], list[str]]:
+    """Pairs of tracks, each by `draw(track, rng=...)`: a track's depend on its name and the seed alone.
 
     Returns:
-        One pair of every track, then a second of every track, and so on, up to `most_pairs`; and what there was too
-        little of.
+        One pair of every track, then a second of every track, and so on, up to `most_pairs`; and the tracks that have
+        none, each named as `lacking` it.
     """
-    of_track: list[list[Example]] = []
+    of_track: list[list[Item]] = []
     notes: list[str] = []
     for track in tracks:
-        rng = draw_rng(settings.seed, bank.tracks[track].name)
-        drawn = [draw_example(bank, track, settings.samples, rng) for _ in range(settings.pairs_per_track)]
+        name = bank.tracks[track].name
+        rng = draw_rng(settings.seed, name)
+        drawn = [draw(track, rng=rng) for _ in range(settings.pairs_per_track)]
         of_track.append([pair for pair in drawn if pair is not None])
         if not of_track[-1]:
-            notes.append(f"{bank.tracks[track].name}: no window of {settings.seconds:g} s in which two stems sound")
+            notes.append(f"{name}: {lacking}")
     if settings.most_pairs is not None:  # then not every track may have its turn: which ones, the seed says
         order = np.random.default_rng(settings.seed).permutation(len(of_track))
         of_track = [of_track[place] for place in order]
-    rounds = range(settings.pairs_per_track)
-    pairs = [pairs[turn] for turn in rounds for pairs in of_track if turn < len(pairs)]
+    pairs = [pairs[turn] for turn in range(settings.pairs_per_track) for pairs in of_track if turn < len(pairs)]
     return pairs[: settings.most_pairs], notes
 
 
@@ -377,7 +372,7 @@ def _other_windows(bank: StemBank, pairs: Sequence[Example], settings: Retrieval
         cuts: list[Cut] = []
         for start in draw_rng(settings.seed, f"{banked.name} {pair.start}").permutation(starts):
             if bank.audible(pair.track, int(start), settings.samples)[list(pair.positive)].all():
-                cuts.append(Cut(pair.track, int(start), pair.positive))
+                cuts.append((pair.track, int(start), pair.positive))
                 if len(cuts) == settings.other_windows:
                     variants[place] = cuts
                     break
@@ -390,7 +385,7 @@ def _delayed(pairs: Sequence[Example], settings: RetrievalSettings) -> dict[int,
         return {}
     delays = [round(delay_ms * SAMPLE_RATE / 1000) for delay_ms in settings.delays_ms]
     return {
-        place: [Cut(pair.track, pair.start - delay, pair.positive) for delay in delays]
+        place: [(pair.track, pair.start - delay, pair.positive) for delay in delays]
         for place, pair in enumerate(pairs)
         if pair.start >= max(delays)
     }
