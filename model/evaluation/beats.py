@@ -27,7 +27,7 @@ from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, Waveform, load_cl
 from model.demo.synthesis import RIM, Note, play_drums, tune_kit
 from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows, lines_of
 from model.evaluation.retrieval import mean_with_interval
-from model.evaluation.systems import System
+from model.evaluation.systems import System, package
 from model.training.tracks import Dropped
 
 RISE_DEVIATIONS = 3.0
@@ -108,7 +108,7 @@ def beats(
         ImportError: without the extra `evaluation`.
     """
     settings = settings or BeatSettings()
-    mir_beat = _import_mir_eval()
+    mir_beat = package("mir_eval.beat", "beat tracking", "evaluation")
     metronomes = embed_metronomes(system, settings)
     annotated, left_out = annotated_files(folder, ".beats")
     files: list[FileBeats] = []
@@ -156,7 +156,7 @@ def track_beats(
     window, step = round(settings.window_s * SAMPLE_RATE), round(settings.step_s * SAMPLE_RATE)
     if len(waveform) <= window:
         raise ClipTooShort(seconds=len(waveform) / SAMPLE_RATE, minimum=settings.window_s)
-    librosa_beat = _import_librosa()
+    librosa_beat = package("librosa.beat", "beat tracking", "evaluation")
     # A little silence first, for the beat that falls on the start.
     lead = 3 * step + round(settings.first_click_s * SAMPLE_RATE)
     padded = np.concatenate([np.zeros(lead, dtype=np.float32), waveform])
@@ -263,19 +263,3 @@ def _neighbours(cells: NDArray[np.bool_]) -> NDArray[np.int64]:
     around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     counts: NDArray[np.int64] = around.sum(axis=(2, 3))
     return counts
-
-
-def _import_librosa() -> Any:
-    try:
-        import librosa.beat
-    except ImportError as error:
-        raise ImportError("beat tracking needs librosa: install the extra `evaluation`") from error
-    return librosa.beat
-
-
-def _import_mir_eval() -> Any:
-    try:
-        import mir_eval.beat
-    except ImportError as error:
-        raise ImportError("beat evaluation needs mir_eval: install the extra `evaluation`") from error
-    return mir_eval.beat

@@ -22,7 +22,7 @@ from torch import Tensor
 from model.audio import SAMPLE_RATE, AudioError, ClipTooShort, load_clip, window_starts
 from model.errors import Told
 from model.evaluation.annotated import BadAnnotation, NothingAnnotated, annotated_files, embed_windows, lines_of
-from model.evaluation.systems import System
+from model.evaluation.systems import System, package
 from model.training.tracks import Dropped
 
 ROOTS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -167,13 +167,12 @@ def probe(features: NDArray[np.float32], labels: Sequence[str], clips: Sequence[
         ValueError: under three folds, or the training windows of a fold have all one label.
         ImportError: without the extra `evaluation`.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, GroupKFold
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise ImportError("the chord probe needs scikit-learn: install the extra `evaluation`") from error
+    package("sklearn", "the chord probe", "evaluation")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if folds < 3:
         raise ValueError(f"{folds} folds leave no training clips to choose by; three are the fewest")
     count = len(set(clips))
@@ -229,13 +228,10 @@ def reduce_chord(label: str) -> str | None:
         ValueError: no such label.
         ImportError: without the extra `evaluation`.
     """
+    mir_chord = package("mir_eval.chord", "the chord probe", "evaluation")
     try:
-        import mir_eval.chord
-    except ImportError as error:
-        raise ImportError("chord labels need mir_eval: install the extra `evaluation`") from error
-    try:
-        root, intervals, _ = mir_eval.chord.encode(label)
-    except mir_eval.chord.InvalidChordException as error:
+        root, intervals, _ = mir_chord.encode(label)
+    except mir_chord.InvalidChordException as error:
         raise ValueError(f"{label!r} is no chord label") from error
     if label == NO_CHORD:
         return NO_CHORD

@@ -61,7 +61,6 @@ class UnknownSystem(ValueError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no system is called {name!r}; there are {', '.join(SYSTEMS)}")
-        self.name = name
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -69,6 +68,15 @@ class NoCheckpoint(FileNotFoundError):
 
     def __init__(self) -> None:
         super().__init__("no checkpoint: name one, since this installation ships no trained model")
+
+
+def package(module: str, whose: str, extra: str) -> Any:
+    """A module that only some need; raises ImportError, which says who and how to install it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = f"{whose} needs {module.partition('.')[0]}"
+        raise ImportError(f"{name}: pip install 'phalar-retrieval[{extra}]'") from error
 
 
 def load_system(name: str, checkpoint: str | None = None, device: str = "cpu") -> System:

@@ -51,8 +51,7 @@ class Cdpam:
     @torch.no_grad()
     def score(self, x: Tensor, y: Tensor) -> Tensor:
         """Minus the distance of all pairs, float32 (n, m): 0 for the same clip, else below; symmetric."""
-        distances = [self.network.model_dist(row.expand(len(y), -1), y).flatten() for row in x]
-        return -torch.stack(distances) if distances else torch.empty(0, len(y), device=self.device)
+        return -torch.stack([self.network.model_dist(row.expand(len(y), -1), y).flatten() for row in x])
 
 
 def load(checkpoint: str | None, device: str = "cpu") -> Cdpam:
@@ -89,9 +88,8 @@ def _models(path: Path) -> Any:
 
 def _read(path: Path) -> Any:
     """The weights, by torch's safe unpickler."""
-    return torch.load(io.BytesIO(_with_long_integers(path.read_bytes())), map_location="cpu", weights_only=True)[
-        "state"
-    ]
+    data = io.BytesIO(_with_long_integers(path.read_bytes()))
+    return torch.load(data, map_location="cpu", weights_only=True)["state"]
 
 
 def _with_long_integers(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.evaluation.baselines.resampling import resample
+from model.evaluation.systems import package
 
 HUB_NAME = "laion/larger_clap_music"
 """The hub's weights for music, HTSAT-base as in the PHALAR paper."""
@@ -35,8 +36,6 @@ class Clap:
             )
             projected = self.model.get_audio_features(input_features=features["input_features"].to(self.device))
             embeddings.append(projected.pooler_output)  # (1, projection)
-        if not embeddings:
-            return torch.empty(0, self.model.config.projection_dim, device=self.device)
         return torch.cat(embeddings)
 
     def score(self, x: Tensor, y: Tensor) -> Tensor:
@@ -52,16 +51,13 @@ def load(checkpoint: str | None, device: str = "cpu") -> Clap:
         device: where the model goes.
 
     Raises:
-        ModuleNotFoundError: transformers is not installed.
+        ImportError: transformers is not installed.
         OSError: there is no such folder, and the hub has no such name or cannot be reached.
         ValueError: the model fuses features.
     """
-    try:
-        from transformers import ClapFeatureExtractor, ClapModel
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("CLAP needs transformers: pip install 'phalar-retrieval[baselines]'") from error
+    transformers = package("transformers", "CLAP", "baselines")
     name = HUB_NAME if checkpoint is None else checkpoint
-    model: Any = ClapModel.from_pretrained(name)
+    model = transformers.ClapModel.from_pretrained(name)
     if model.config.audio_config.enable_fusion:
         raise ValueError(f"{name} fuses stretches drawn at random, so an embedding is not a clip's own; use another")
-    return Clap(model, ClapFeatureExtractor.from_pretrained(name), device)
+    return Clap(model, transformers.ClapFeatureExtractor.from_pretrained(name), device)

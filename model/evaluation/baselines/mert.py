@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from model.errors import Told
 from model.evaluation.baselines.resampling import resample
+from model.evaluation.systems import package
 
 HUB_NAME = "m-a-p/MERT-v1-95M"
 
@@ -56,15 +57,13 @@ def load(checkpoint: str | None, device: str = "cpu") -> Mert:
         device: where the model goes.
 
     Raises:
-        ModuleNotFoundError: transformers is not installed.
+        ImportError: transformers is not installed.
         OSError: there is no such folder, and the hub has no such name or cannot be reached.
         UnsupportedMert: a variant with CQT features, or deep norm.
         ValueError: weights are missing, or of another shape.
     """
-    try:
-        from transformers import HubertConfig, HubertModel
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("MERT needs transformers: pip install 'phalar-retrieval[baselines]'") from error
+    transformers = package("transformers", "MERT", "baselines")
+    HubertConfig = transformers.HubertConfig
     name = HUB_NAME if checkpoint is None else checkpoint
     fields, _ = HubertConfig.get_config_dict(name)
     for field in ("feature_extractor_cqt", "deepnorm"):
@@ -72,8 +71,7 @@ def load(checkpoint: str | None, device: str = "cpu") -> Mert:
             raise UnsupportedMert(name, field, fields[field])
     known = HubertConfig().to_dict().keys() - {"model_type", "architectures", "auto_map"}
     config = HubertConfig(**{field: value for field, value in fields.items() if field in known})
-    loaded: Any = HubertModel.from_pretrained(name, config=config, output_loading_info=True)
-    model, facts = loaded
+    model, facts = transformers.HubertModel.from_pretrained(name, config=config, output_loading_info=True)
     missing = sorted(set(facts["missing_keys"]) - {"masked_spec_embed"})  # which only training uses
     if missing:
         raise ValueError(f"{name} lacks weights: {', '.join(missing[:5])}")

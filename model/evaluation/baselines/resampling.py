@@ -11,6 +11,4 @@ from model.audio import SAMPLE_RATE
 def resample(waveforms: Tensor, rate: int) -> Tensor:
     """float32 (n, samples) at 16 kHz -> float32 (n, samples at `rate`), on the CPU; each row by itself."""
     rows = waveforms.detach().float().cpu().numpy()
-    if rate == SAMPLE_RATE or rows.size == 0:
-        return torch.from_numpy(rows)
     return torch.from_numpy(np.stack([soxr.resample(row, SAMPLE_RATE, rate) for row in rows]))

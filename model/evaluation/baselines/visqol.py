@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.evaluation.baselines.resampling import resample
+from model.evaluation.systems import package
 
 RATE = 48_000
 """Samples a second in its mode for music."""
@@ -45,15 +46,11 @@ def load(checkpoint: str | None, device: str = "cpu") -> Visqol:
 
     Raises:
         FileNotFoundError: there is no such model.
-        ModuleNotFoundError: visqol-python is not installed.
+        ImportError: visqol-python is not installed.
         ValueError: another device.
     """
     if device != "cpu":
         raise ValueError(f"ViSQOL runs on the CPU only, not on {device}")
-    try:
-        from visqol import VisqolApi
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("ViSQOL needs visqol-python: pip install 'phalar-retrieval[baselines]'") from error
-    api = VisqolApi()
+    api = package("visqol", "ViSQOL", "baselines").VisqolApi()
     api.create(mode="audio", model_path=checkpoint)
     return Visqol(api)
