@@ -128,10 +128,6 @@ def _envelope(voice: Voice, held: int, total: int, sample_rate: int) -> Waveform
     return np.asarray(envelope, dtype=np.float32)
 
 
-def _seconds_to_samples(seconds: float, sample_rate: int) -> int:
-    return round(seconds * sample_rate)
-
-
 def play_voice(
     voice: Voice, notes: Sequence[Note], samples: int, sample_rate: int, rng: np.random.Generator
 ) -> Waveform:
@@ -139,12 +135,12 @@ def play_voice(
     out = np.zeros(samples, dtype=np.float32)
     tables: dict[int, tuple[Waveform, Waveform]] = {}
     longest = max((n.duration_s for n in notes), default=0.0) + voice.release_s
-    ramp = np.arange(_seconds_to_samples(longest, sample_rate) + 2, dtype=np.uint32)
+    ramp = np.arange(round(longest * sample_rate) + 2, dtype=np.uint32)
     seconds = ramp.astype(np.float32) / np.float32(sample_rate)
     for note in notes:
-        start = _seconds_to_samples(note.onset_s, sample_rate)
-        held = max(1, _seconds_to_samples(note.duration_s, sample_rate))
-        total = min(held + _seconds_to_samples(voice.release_s, sample_rate), samples - start, len(ramp))
+        start = round(note.onset_s * sample_rate)
+        held = max(1, round(note.duration_s * sample_rate))
+        total = min(held + round(voice.release_s * sample_rate), samples - start, len(ramp))
         if total <= 0:
             continue
         frequency = 440.0 * 2.0 ** ((note.pitch - 69) / 12.0)
@@ -279,7 +275,7 @@ def play_drums(
     kinds = (KICK, RIM, SNARE, CLAP, HAT, TOM_LOW, OPEN_HAT, TOM_MID, CRASH, TOM_HIGH, RIDE, SHAKER)
     hits = {kind: [_strike(kit, kind, sample_rate, rng) for _ in range(_VARIANTS)] for kind in kinds}
     for count, note in enumerate(notes):
-        start = _seconds_to_samples(note.onset_s, sample_rate)
+        start = round(note.onset_s * sample_rate)
         hit = hits[note.pitch][count % _VARIANTS]
         n = min(len(hit), samples - start)
         if n > 0:

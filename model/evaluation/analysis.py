@@ -70,7 +70,6 @@ def _measure(bank: StemBank, track: int, rng: np.random.Generator, right: dict[s
         right["grid"].append(heard is not None and same_grid(heard, known, seconds))
         if is_sure(heard):
             right["tempo_called_sure"].append(_agree(heard, known))
-        alone = int(rng.integers(len(stems)))
     else:
         halves = np.array_split(rng.permutation(len(stems)), 2)
         one, other = (Hearing(stems[half].sum(axis=0)).grid() for half in halves)
@@ -78,7 +77,7 @@ def _measure(bank: StemBank, track: int, rng: np.random.Generator, right: dict[s
         right["submixes_grid"].append(one is not None and other is not None and same_grid(one, other, seconds))
         if is_sure(one) and is_sure(other):
             right["tempo_called_sure"].append(_agree(one, other))
-        alone = int(rng.integers(len(stems)))
+    alone = int(rng.integers(len(stems)))
     if _onsets(stems[alone]) >= FEWEST_ONSETS:
         stem = Hearing(stems[alone]).grid()
         against = known or Hearing(np.delete(stems, alone, axis=0).sum(axis=0)).grid()

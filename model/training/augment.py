@@ -19,7 +19,6 @@ _EXPONENTS = {"white": 0, "pink": 1, "brown": 2}
 _FLATTEST_HZ = 20.0
 """Below, coloured noise stays as strong as here: brown noise would be all rumble."""
 
-
 OCTAVES = 8
 """From the lowest band of the equaliser to the highest."""
 
@@ -49,31 +48,32 @@ def augment(
         float32, (n, samples), on the same device.
     """
     n, length = waveforms.shape
+    device = waveforms.device
+
+    def some(part: float) -> tuple[Tensor, Tensor]:
+        """Rows drawn, on the CPU and on the device."""
+        rows = (torch.rand(n, generator=generator) < part).nonzero().flatten()
+        return rows, upload(rows, device)
+
     gain_db = settings.gain_db * (2 * torch.rand(n, generator=generator) - 1)
-    noisy = torch.rand(n, generator=generator) < settings.noise
+    rows, at = some(settings.noise)
     snr_db = torch.empty(n).uniform_(settings.loudest_snr_db, settings.quietest_snr_db, generator=generator)
     kinds = torch.randint(len(NOISES), (n,), generator=generator)
-    rows = noisy.nonzero().flatten()
-    device = waveforms.device
     under = noise([NOISES[kind] for kind in kinds[rows].tolist()], length, generator, device)
-    level, gain, at = (upload(fact, device) for fact in (10 ** (-snr_db[rows] / 20), 10 ** (gain_db / 20), rows))
+    level, gain = (upload(fact, device) for fact in (10 ** (-snr_db[rows] / 20), 10 ** (gain_db / 20)))
     rms = waveforms[at].square().mean(dim=1, keepdim=True).sqrt()
     heard = waveforms.index_add(0, at, under * level[:, None] * rms) * gain[:, None]
     if settings.equalised:
-        rows = (torch.rand(n, generator=generator) < settings.equalised).nonzero().flatten()
+        rows, at = some(settings.equalised)
         response = upload(tone(len(rows), settings.equaliser_db, length, generator), device)
-        at = upload(rows, device)
-        bent = torch.fft.irfft(torch.fft.rfft(heard[at]) * response, n=length)
-        heard = heard.index_copy(0, at, bent)
+        heard = heard.index_copy(0, at, torch.fft.irfft(torch.fft.rfft(heard[at]) * response, n=length))
     if settings.saturated:
-        rows = (torch.rand(n, generator=generator) < settings.saturated).nonzero().flatten()
+        rows, at = some(settings.saturated)
         times_rms = upload(2 * 10 ** torch.empty(len(rows), 1).uniform_(-0.6, 0.6, generator=generator), device)
-        at = upload(rows, device)
         limit = heard[at].square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6) * times_rms
         heard = heard.index_copy(0, at, torch.tanh(heard[at] / limit) * limit)
     if settings.gated:
-        rows = (torch.rand(n, generator=generator) < settings.gated).nonzero().flatten()
-        at = upload(rows, device)
+        rows, at = some(settings.gated)
         lengths = torch.full((n,), length) if samples is None else samples
         heard = heard.index_copy(0, at, heard[at] * upload(gates(lengths[rows], length, generator), device))
     return heard

@@ -136,13 +136,14 @@ class Trainer:
         self.began = "" if self.begin is None else hashlib.sha256(self.begin.read_bytes()).hexdigest()
         torch.manual_seed(self._seed(_START, 0))
         self.model: nn.Module = build_model(recipe.model, recipe.encoder).to(self.device)
-        self.heard: str | None = encode_heard(map(self._name, self.tracks))
+        names = [self.bank.tracks[track].name for track in self.tracks]
+        self.heard: str | None = encode_heard(names)
         if self.begin is not None:
             begin = _begin(self.begin, self.model)
             self.model.load_state_dict(begin.state_dict())
             before = cast(Any, begin).notes.get(HEARD)
             # What is not known of the first run is not known of both.
-            self.heard = None if before is None else encode_heard(map(self._name, self.tracks), before)
+            self.heard = None if before is None else encode_heard(names, before)
         elif recipe.loss.start == "cosine":
             cast(Any, self.model.similarity).start_as_cosine()
         self.muon, self.adam = optimisers(self.model, recipe.optimiser)
@@ -242,9 +243,8 @@ class Trainer:
 
     def _settle(self) -> None:
         """Let running statistics, where a model has some (COCOLA), be those of its present weights."""
-        if not any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules()):
+        if not isinstance(self.model, Cocola):
             return
-        assert isinstance(self.model, Cocola)
         length = round(VALIDATION_S * SAMPLE_RATE)
         rng = np.random.default_rng(self._seed(_SETTLE, 0))
         count = min(SETTLE_CLIPS, len(self.tracks))
@@ -311,17 +311,19 @@ class Trainer:
         return loss, accuracy
 
     def _loss(self, embedded: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        settings, similarity = self.recipe.loss, cast(Any, self.model.similarity)
+        score = similarity.one_way if settings.form == "one way" else similarity
         # One gather for all: of each process its anchors, positives and decoys.
         rows = gather(embedded).view(self.world, -1, *embedded.shape[1:])
         x, y, others = (part.flatten(0, 1) for part in torch.split(rows, batch.sizes, dim=1))
         decoys_of = gather(batch.decoys_of + self.rank * batch.pairs)
-        if batch.pitched is None or not self.recipe.loss.keys:
-            return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of)
-        own = self.recipe.loss.keys  # the key in the middle
+        if batch.pitched is None or not settings.keys:
+            return contrastive_loss(x, y, score, settings, others, decoys_of)
+        own = settings.keys  # the key in the middle
         both, pitched = torch.cat([x, y]), gather(batch.pitched).view(self.world, 2, -1).transpose(0, 1).flatten() > 0
         in_keys = torch.cat([both[:, :own], both[:, own + 1 :]], dim=1)
         x, y, others = x[:, own], y[:, own], others[:, own]
-        return contrastive_loss(x, y, self._score(), self.recipe.loss, others, decoys_of, in_keys, pitched)
+        return contrastive_loss(x, y, score, settings, others, decoys_of, in_keys, pitched)
 
     def _embed_seeded(self, clips: Tensor | BeatClips, seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -335,8 +337,8 @@ class Trainer:
     def _clips_at_once(self, batch: Batch) -> int:
         """How many clips' forward passes a card keeps until their backward passes; the recipe may say fewer."""
         clips = batch.clips
-        if not self._on_card or any(isinstance(layer, nn.BatchNorm2d) for layer in self.model.modules()):
-            return len(clips)  # statistics are those of a whole batch
+        if not self._on_card or isinstance(self.model, Cocola):
+            return len(clips)  # COCOLA's statistics are those of a whole batch
         seconds = (clips if isinstance(clips, Tensor) else clips.waveforms).shape[1] / SAMPLE_RATE
         room = PART_OF_MEMORY * self._memory / BYTES_A_SECOND["bfloat16" if self._half else "float32"]
         return max(1, int(min(room / seconds, len(clips))))
@@ -365,16 +367,6 @@ class Trainer:
             split_s = step.clock.split_s()
             steps.append(Step(step.step, self.recipe.steps, loss, accuracy, step.rate, split_s, True if lost else None))
         return steps
-
-    def _score(self) -> Callable[[Tensor, Tensor], Tensor]:
-        similarity = cast(Any, self.model.similarity)
-        score: Callable[[Tensor, Tensor], Tensor] = (
-            similarity.one_way if self.recipe.loss.form == "one way" else similarity
-        )
-        return score
-
-    def _name(self, track: int) -> str:
-        return self.bank.tracks[track].name
 
     def _resume(self) -> None:
         # On the CPU first: there AdamW wants its count of steps, where each would otherwise be a launch and a wait.

@@ -247,31 +247,24 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> nn.Module
         OSError: the file cannot be read.
     """
     path = Path(path)
-    kind, variant = _format_of(path)
-    if kind == FORMAT:
-        return _load_variant(path, variant).to(device).eval()
-    if kind == cocola.FORMAT:
-        return cocola.load_cocola(path, device)
-    return load_phalar(path, device)
-
-
-def _format_of(path: Path) -> tuple[str, str]:
-    """What a safetensors file says that it holds, and of which variant; nothing for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError:
-        return "", ""
-    return metadata.get("format", ""), metadata.get("variant", "")
+        metadata = {}
+    if metadata.get("format") == FORMAT:
+        return _load_variant(path, metadata).to(device).eval()
+    if metadata.get("format") == cocola.FORMAT:
+        return cocola.load_cocola(path, device)
+    return load_phalar(path, device)
 
 
-def _load_variant(path: Path, name: str) -> Variant:
+def _load_variant(path: Path, metadata: Mapping[str, str]) -> Variant:
+    name = metadata.get("variant", "")
     if name not in VARIANTS:
         raise UnsupportedModel(path, "variant", name, tuple(VARIANTS))
+    model = VARIANTS[name](PhalarConfig(**json.loads(metadata.get("config", "{}"))))
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        model = VARIANTS[name](PhalarConfig(**json.loads(metadata.get("config", "{}"))))
         model.load_state_dict(read_safetensors(path, file, model.state_dict()))
-        model.notes = json.loads(metadata.get("notes", "{}"))
-    model.trained = True
+    model.notes, model.trained = json.loads(metadata.get("notes", "{}")), True
     return model
