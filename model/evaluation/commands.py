@@ -280,35 +280,36 @@ def picture(
 def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
     """The tables of `retrieval`'s JSON: candidates, and where they were measured, time and delays."""
     measured = f"{answer['system']}: {answer['pairs']} pairs of {answer['tracks']} tracks, {answer['seconds']:g} s"
-    tables = [new_table(f"Positives of other tracks ({measured})", "candidates", "accuracy", "95 %", "chance", "pairs")]
-    for count, share in answer["candidates"].items():
-        tables[-1].add_row(count, *_cells(share, "accuracy"))
-    if answer["time"] is not None:
-        tables.append(new_table("Other windows of the same track", "candidates", "accuracy", "95 %", "chance", "pairs"))
-        tables[-1].add_row(str(answer["time"]["candidates"]), *_cells(answer["time"], "accuracy"))
+    tables = [_shares_table(f"Positives of other tracks ({measured})", answer["candidates"])]
+    if (time := answer["time"]) is not None:
+        tables.append(_shares_table("Other windows of the same track", {str(time["candidates"]): time}))
     if answer["delays"]:
-        tables.append(
-            new_table("The positive delayed", "delay", "mean score", "lower than in place", "95 %", "chance", "pairs")
-        )
-        for delay_ms, row in answer["delays"].items():
-            shares = _cells(row, "share_lower") if "share_lower" in row else ["", "", "", ""]
-            tables[-1].add_row(f"{delay_ms} ms", f"{row['score']:.3f}", *shares)
+        late = {f"{delay_ms} ms": row for delay_ms, row in answer["delays"].items()}
+        tables.append(_lower_table("The positive delayed", "delay", "lower than in place", late))
     if "matched" in answer:
-        tables.append(
-            new_table("Matched: all at 120 BPM, on the beat", "candidates", "accuracy", "95 %", "chance", "pairs")
-        )
-        for count, share in answer["matched"].items():
-            tables[-1].add_row(count, *_cells(share, "accuracy"))
-        for count, share in answer["of_like_tempo"].items():
-            tables[-1].add_row(f"{count} of like tempo", *_cells(share, "accuracy"))
+        alike = {f"{count} of like tempo": share for count, share in answer["of_like_tempo"].items()}
+        tables.append(_shares_table("Matched: all at 120 BPM, on the beat", answer["matched"] | alike))
         changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys_of_pitched_pairs"].items()}
         changes |= {f"late by a {name}": row for name, row in answer["late"].items()}
         if changes:
-            columns = ("the positive", "mean score", "lower than as it is", "95 %", "chance", "pairs")
-            tables.append(new_table("Matched: the positive in another key, or late", *columns))
-            for change, row in changes.items():
-                tables[-1].add_row(change, f"{row['score']:.3f}", *_cells(row | {"chance": 0.5}, "share_lower"))
+            title = "Matched: the positive in another key, or late"
+            tables.append(_lower_table(title, "the positive", "lower than as it is", changes))
     return tables
+
+
+def _shares_table(title: str, shares: dict[str, dict[str, Any]]) -> Table:
+    table = new_table(title, "candidates", "accuracy", "95 %", "chance", "pairs")
+    for count, share in shares.items():
+        table.add_row(count, *_cells(share, "accuracy"))
+    return table
+
+
+def _lower_table(title: str, what: str, lower: str, changes: dict[str, dict[str, Any]]) -> Table:
+    table = new_table(title, what, "mean score", lower, "95 %", "chance", "pairs")
+    for change, row in changes.items():
+        cells = _cells({"chance": 0.5} | row, "share_lower") if "share_lower" in row else [""] * 4
+        table.add_row(change, f"{row['score']:.3f}", *cells)
+    return table
 
 
 def open_bank(stems: list[Path], cache: Path, jobs: int) -> StemBank:

@@ -104,7 +104,11 @@ def listening(folder: Path) -> ListeningResult:
 
 def correlate(x: NDArray[np.float64], y: NDArray[np.float64]) -> Correlation:
     """Pearson's and Spearman's correlation of two series, float64 (n,); ties share their mean rank."""
-    return Correlation(_pearson(x, y), _pearson(_ranks(x), _ranks(y)))
+    from scipy import stats
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(0.0, 0.0)
+    return Correlation(float(stats.pearsonr(x, y)[0]), float(stats.spearmanr(x, y)[0]))
 
 
 def listening_table(result: ListeningResult) -> Table:
@@ -149,18 +153,6 @@ def _average(participants: list[list[tuple[Excerpt, float]]]) -> dict[Excerpt, f
         for excerpt, value in ratings:
             found[excerpt].append(value)
     return {excerpt: float(np.mean(values)) for excerpt, values in found.items()}
-
-
-def _pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
 
 
 def _read_ratings(path: Path) -> list[tuple[Excerpt, float]]:

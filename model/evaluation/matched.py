@@ -138,9 +138,9 @@ def evaluate_matched(
             changed[semitones] = pitched, [replace(pairs[place][1], transpose=semitones) for place in pitched]
         for name, later in LATE.items():
             # Cut that much earlier, so that no silence tells it.
-            windows = {place: replace(x, first=x.first - later) for place, (_, x) in enumerate(pairs)}
-            inside = [place for place, window in windows.items() if _begins_inside(bank, window)]
-            changed[name] = inside, [windows[place] for place in inside]
+            moved = [replace(positive, first=positive.first - later) for _, positive in pairs]
+            inside = [place for place, window in enumerate(moved) if _begins_inside(bank, window)]
+            changed[name] = inside, [moved[place] for place in inside]
     most = 2 * len(pairs) + sum(len(windows) for _, windows in changed.values())
     embed = embedder(lambda some: embed_in_beat_time(system, beat_clips(bank, some)), settings.batch, most, progress)
     anchors, positives = (embed(side) for side in zip(*pairs, strict=True))
@@ -149,13 +149,6 @@ def evaluate_matched(
     candidates, few = candidate_shares(scores, on_tracks, pieces, settings)
     of_like_tempo = _of_like_tempo(bank, scores, on_tracks, pieces, settings)
     in_place = np.diag(scores)
-
-    def moved(name: int | str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """Of which pairs the positive was changed, and what they then score."""
-        places, windows = changed[name]
-        others = embed(windows)
-        rows = [system.score(anchors[place : place + 1], others[row : row + 1]) for row, place in enumerate(places)]
-        return np.array(places), np.array(rows, dtype=np.float32).reshape(-1)
 
     def compared(places: NDArray[np.intp], scores: NDArray[np.float32]) -> Changed:
         lower = (scores < in_place[places]).astype(np.float64)
@@ -166,10 +159,12 @@ def evaluate_matched(
     keys: dict[int, Changed] = {}
     keys_of_both: dict[int, Changed] = {}
     late: dict[str, Changed] = {}
-    for change, (some, _) in changed.items():
-        if not some:
+    for change, (places, windows) in changed.items():
+        if not places:
             continue
-        at, lowered = moved(change)
+        at, others = np.array(places), embed(windows).split(1)
+        rows = [all_scores(system, anchors[[place]], other) for place, other in zip(places, others, strict=True)]
+        lowered = np.concatenate(rows).reshape(-1)
         if isinstance(change, str):
             late[change] = compared(at, lowered)
             continue

@@ -214,7 +214,6 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> StemBank:
 def test_submixes_are_disjoint_never_empty_and_never_silent(bank: StemBank, seed: int, seconds: float) -> None:
     length = round(seconds * SAMPLE_RATE)
     example = draw_example(bank, seed % 12, length, np.random.default_rng(seed))
-    assert example is not None
     assert example.anchor
     assert example.positive
     assert not set(example.anchor) & set(example.positive)
@@ -252,7 +251,6 @@ def test_a_decoy_is_the_positive_at_another_time(bank: StemBank, seed: int) -> N
 
 def test_an_example_is_the_sum_of_its_stems(bank: StemBank) -> None:
     example = draw_example(bank, 3, SAMPLE_RATE, np.random.default_rng(1))
-    assert example is not None
     anchors, positives = mix_examples(bank, [example], SAMPLE_RATE)
     stems = bank.waveforms(3, example.start, SAMPLE_RATE)
     assert np.abs(anchors[0].numpy() - stems[list(example.anchor)].sum(axis=0)).max() < SIXTEEN_BITS

@@ -13,7 +13,7 @@ from model.phalar import Phalar, PhalarConfig
 from model.similarity import COSINE_SCALE
 from model.training.batches import Ahead, Batch, embed_in_passes
 from model.training.loss import contrastive_loss
-from model.training.optimiser import Buckets, Gradients, Muon, optimisers, orthogonal, rate_at
+from model.training.optimiser import Buckets, Gradients, optimisers, orthogonal, rate_at
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
@@ -174,19 +174,6 @@ def test_a_recipe_may_leave_all_to_adam() -> None:
     muon, adam = optimisers(model, OptimiserSettings(matrices="adamw"))
     assert {id(p) for group in adam.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
     muon.step()  # has nothing to do
-
-
-def test_muon_minimises_a_quadratic() -> None:
-    target = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    weight = torch.nn.Parameter(torch.zeros(6, 4))
-    muon = Muon([weight], rate=0.05, momentum=0.9, weight_decay=0.0)
-    for step in range(300):
-        muon.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
-        loss = (weight - target).square().sum()
-        muon.zero_grad()
-        loss.backward()
-        muon.step()
-    assert float((weight.detach() - target).abs().max()) < 0.05
 
 
 def test_rates_rise_stay_and_fall_to_zero() -> None:
