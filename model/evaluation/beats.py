@@ -54,6 +54,9 @@ class BeatSettings:
     first_click_s: float = 0.02  # from a metronome's start
 
 
+AUTHORS = BeatSettings()
+
+
 @dataclass(frozen=True)
 class FileBeats:
     """One clip's outcome; F-measures are 0 to 1, a beat counting when it lies within 70 ms of an annotated one."""
@@ -83,7 +86,7 @@ class BeatResult:
 def beats(
     system: System,
     folder: Path,
-    settings: BeatSettings | None = None,
+    settings: BeatSettings = AUTHORS,
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -94,7 +97,7 @@ def beats(
         system: what is measured.
         folder: audio files, at any depth, and beside each a `<name>.beats`: one beat a line, its time in seconds
             first (what follows on the line, as in the annotations of GTZAN, is not read).
-        settings: default: the authors'.
+        settings: of the protocol.
         seed: of the bootstrap.
         progress: called with clips done and clips in all.
 
@@ -107,7 +110,6 @@ def beats(
         BadAnnotation: a time that is no number, or earlier than the one before.
         ImportError: without the extra `evaluation`.
     """
-    settings = settings or BeatSettings()
     mir_beat = package("mir_eval.beat", "beat tracking", "evaluation")
     metronomes = embed_metronomes(system, settings)
     annotated, left_out = annotated_files(folder, ".beats")
@@ -116,7 +118,7 @@ def beats(
         expected = read_beats(annotation)
         try:
             waveform = load_clip(path).waveform
-            found = track_beats(system, waveform, settings, metronomes)
+            found = track_beats(system, waveform, metronomes, settings)
         except (AudioError, OSError) as error:
             left_out.append(Dropped(name, None, f"{type(error).__name__}: {error}"))
         else:
@@ -135,15 +137,9 @@ def beats(
 
 
 def track_beats(
-    system: System, waveform: Waveform, settings: BeatSettings | None = None, metronomes: Tensor | None = None
+    system: System, waveform: Waveform, metronomes: Tensor, settings: BeatSettings = AUTHORS
 ) -> NDArray[np.float64]:
-    """Find the beats of a clip.
-
-    Args:
-        system: whose score is read.
-        waveform: float32 (samples,) at 16 kHz.
-        settings: default: the authors'.
-        metronomes: as from `embed_metronomes`; default: made here.
+    """Find the beats of a clip, float32 (samples,) at 16 kHz, by the score of `embed_metronomes` along it.
 
     Returns:
         float64 (beats,), seconds, rising; empty where the score rises nowhere.
@@ -152,7 +148,6 @@ def track_beats(
         ClipTooShort: the clip is no longer than a window.
         ImportError: without the extra `evaluation`.
     """
-    settings = settings or BeatSettings()
     window, step = round(settings.window_s * SAMPLE_RATE), round(settings.step_s * SAMPLE_RATE)
     if len(waveform) <= window:
         raise ClipTooShort(seconds=len(waveform) / SAMPLE_RATE, minimum=settings.window_s)
@@ -160,8 +155,6 @@ def track_beats(
     # A little silence first, for the beat that falls on the start.
     lead = 3 * step + round(settings.first_click_s * SAMPLE_RATE)
     padded = np.concatenate([np.zeros(lead, dtype=np.float32), waveform])
-    if metronomes is None:
-        metronomes = embed_metronomes(system, settings)
     starts = np.arange(0, len(padded) - window + 1, step)
     scores = system.score(metronomes, embed_windows(system, padded, starts, window))  # (tempi, windows)
     rises = onset_curve(scores.cpu().numpy())
@@ -195,9 +188,8 @@ def onset_curve(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return curve
 
 
-def metronome(bpm: float, settings: BeatSettings | None = None) -> Waveform:
+def metronome(bpm: float, settings: BeatSettings = AUTHORS) -> Waveform:
     """A window of a metronome: a rim click every beat, float32 (samples,) at 16 kHz, peak 0.5."""
-    settings = settings or BeatSettings()
     samples = round(settings.window_s * SAMPLE_RATE)
     click = _click()
     clicks = np.zeros(samples + len(click), dtype=np.float32)
@@ -207,7 +199,7 @@ def metronome(bpm: float, settings: BeatSettings | None = None) -> Waveform:
     return clicks[:samples]
 
 
-def embed_metronomes(system: System, settings: BeatSettings) -> Tensor:
+def embed_metronomes(system: System, settings: BeatSettings = AUTHORS) -> Tensor:
     """Embeddings of the metronomes of every whole tempo, (tempi, ...)."""
     tempi = range(settings.slowest_bpm, settings.fastest_bpm + 1)
     clicks = np.concatenate([metronome(bpm, settings) for bpm in tempi])

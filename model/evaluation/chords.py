@@ -60,6 +60,9 @@ class ChordSettings:
     folds: int = 5
 
 
+DEFAULTS = ChordSettings()
+
+
 @dataclass(frozen=True)
 class Fold:
     """One fold's test: `chance` is the accuracy of always answering the training windows' most frequent label."""
@@ -88,7 +91,7 @@ class ChordResult:
 def chords(
     system: System,
     folder: Path,
-    settings: ChordSettings | None = None,
+    settings: ChordSettings = DEFAULTS,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChordResult:
@@ -98,7 +101,7 @@ def chords(
         system: only its `embed` is used.
         folder: audio files, at any depth, and beside each a `<name>.chords`: lines of start, end (seconds) and label
             (as in `C:min7`, Harte's syntax, which `.lab` files use), with white space between.
-        settings: default: windows of 2 s, every half second, five folds.
+        settings: which windows are classified.
         progress: called with clips done and clips in all.
 
     Returns:
@@ -111,7 +114,6 @@ def chords(
         BadAnnotation: a line that cannot be read.
         ImportError: without the extra `evaluation`.
     """
-    settings = settings or ChordSettings()
     window, stride = round(settings.window_s * SAMPLE_RATE), round(settings.stride_s * SAMPLE_RATE)
     annotated, left_out = annotated_files(folder, ".chords")
     embedded: list[NDArray[np.float32]] = []

@@ -103,7 +103,7 @@ def evaluate_matched(
     system: System,
     bank: StemBank,
     tracks: Sequence[int],
-    settings: RetrievalSettings | None = None,
+    settings: RetrievalSettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatchedResult:
     """Measure how often an anchor's best candidate is its own positive, all of them at one tempo and on their beats.
@@ -115,13 +115,12 @@ def evaluate_matched(
         system: what is measured.
         bank: of the stems.
         tracks: to measure on, by their place in the bank.
-        settings: None: the defaults; without `delays_ms` nothing is changed, only candidates are counted.
+        settings: of the protocol; without `delays_ms` nothing is changed, only candidates are counted.
         progress: called with windows embedded and, in all, to be embedded.
 
     Raises:
         NoBeats: fewer than two pieces have a pair.
     """
-    settings = settings or RetrievalSettings()
     beats = round(settings.seconds * BEAT_TIME_BPM / 60)
     steady = [track for track in tracks if bank.tracks[track].grid is not None]
     notes = [f"{bank.tracks[track].name}: no steady tempo" for track in tracks if bank.tracks[track].grid is None]

@@ -159,7 +159,7 @@ def evaluate_retrieval(
     system: System,
     bank: StemBank,
     tracks: Sequence[int],
-    settings: RetrievalSettings | None = None,
+    settings: RetrievalSettings,
     progress: Callable[[int, int], None] | None = None,
 ) -> RetrievalResult:
     """Measure how often an anchor's best candidate is its own positive.
@@ -174,7 +174,7 @@ def evaluate_retrieval(
         system: what is measured.
         bank: of the stems.
         tracks: to measure on, by their place in the bank.
-        settings: None: the defaults.
+        settings: of the protocol.
         progress: called with windows embedded and, at most, in all.
 
     Returns:
@@ -184,7 +184,6 @@ def evaluate_retrieval(
     Raises:
         TooFewTracks: fewer than two pieces have a pair.
     """
-    settings = settings or RetrievalSettings()
     pairs, notes = draw_pairs(bank, tracks, settings)
     pieces = pieces_of(bank, [pair.track for pair in pairs])
     used = len({pair.track for pair in pairs})

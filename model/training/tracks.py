@@ -15,7 +15,6 @@ from model.audio import ENDINGS
 from model.checkpoints.heard import piece_of
 
 Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SUFFIXES = frozenset(f".{ending}" for ending in ENDINGS)
 
 MIX_NAMES = frozenset({"mix", "mixture", "master", "mixdown"})

@@ -15,15 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.audio import ClipTooShort
-from model.checkpoints import (
-    LegacyPickle,
-    MissingKeys,
-    NonFiniteWeights,
-    NotACheckpoint,
-    UnsafePickle,
-    UnsupportedModel,
-    WrongShape,
-)
+from model.checkpoints import NonFiniteWeights, NotACheckpoint, UnsupportedModel
 from model.demo import compose_track
 
 pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
@@ -32,7 +24,7 @@ from model.evaluation.baselines import cocola as baseline
 from model.evaluation.systems import NoCheckpoint
 from model.training.cocola import Cocola, authors_names, load_cocola, refresh_statistics, save_cocola
 from model.training.separation import separate, sliding_median
-from tests.lightning import AUTHORS_MODULE, Attack, Member, authors_enumerations, lightning_file
+from tests.lightning import AUTHORS_MODULE, Member, authors_enumerations, lightning_file
 
 RATE = 16_000
 DB_TOLERANCE = 0.002  # dB; two orders of summing a mel band in single precision, 80 dB under its maximum
@@ -192,9 +184,6 @@ def test_other_safetensors_are_refused_by_their_cause(model: Cocola, tmp_path: P
     save_file(weights, path, {"format": "phalar-1"})
     with pytest.raises(NotACheckpoint, match="phalar-1"):
         load_cocola(path)
-    save_file({k: v for k, v in weights.items() if k != "project.3.bias"}, path, {"format": "cocola-1"})
-    with pytest.raises(MissingKeys, match=r"project\.3\.bias"):
-        load_cocola(path)
     save_file(weights | {"project.3.bias": torch.full((512,), torch.nan)}, path, {"format": "cocola-1"})
     with pytest.raises(NonFiniteWeights, match=r"project\.3\.bias"):
         load_cocola(path)
@@ -257,16 +246,6 @@ def test_a_lightning_file_gives_the_same_embeddings(model: Cocola, clips: Tensor
     assert AUTHORS_MODULE not in sys.modules
 
 
-def test_a_lightning_file_with_other_weights_is_refused_by_their_names(model: Cocola, tmp_path: Path) -> None:
-    whole, path = contents_of(model), tmp_path / "changed.ckpt"
-    whole["state_dict"] |= {"encoder.mlp.3.bias": torch.ones(256)}
-    with pytest.raises(WrongShape, match=r"encoder\.mlp\.3\.bias"):
-        load_cocola(written(whole, path))
-    del whole["state_dict"]["similarity.w"]
-    with pytest.raises(MissingKeys, match=r"similarity\.w"):
-        load_cocola(written(whole, path))
-
-
 @pytest.mark.parametrize(
     ("parameter", "value", "named"),
     [
@@ -284,13 +263,3 @@ def test_another_architecture_is_refused_by_name(
     contents["hyper_parameters"][parameter] = value
     with pytest.raises(UnsupportedModel, match=named):
         load_cocola(written(contents, tmp_path / "other.ckpt"))
-
-
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(model: Cocola, tmp_path: Path) -> None:
-    contents = contents_of(model) | {"callbacks": Attack(os.mkdir, str(tmp_path / "ran"))}
-    with pytest.raises(UnsafePickle, match="mkdir"):
-        load_cocola(written(contents, tmp_path / "evil.ckpt"))
-    (tmp_path / "old.ckpt").write_bytes(b"\x80\x02cposix\nmkdir\n.")
-    with pytest.raises(LegacyPickle):
-        load_cocola(tmp_path / "old.ckpt")
-    assert not (tmp_path / "ran").exists()
