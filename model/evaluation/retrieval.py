@@ -58,15 +58,6 @@ class RetrievalSettings:
     def __post_init__(self) -> None:
         if not self.n_candidates or min(self.n_candidates) < 2:
             raise ValueError(f"n_candidates must be 2 or more each, not {self.n_candidates}")
-        for name in ("seconds", "pairs_per_track", "batch"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.most_pairs is not None and self.most_pairs < 2:
-            raise ValueError(f"most_pairs must be 2 or more, not {self.most_pairs}")
-        if self.other_windows < 0 or self.seed < 0:
-            raise ValueError("other_windows and seed must not be negative")
-        if any(delay <= 0 for delay in self.delays_ms):
-            raise ValueError(f"delays_ms must be positive each, not {self.delays_ms}")
 
     @property
     def samples(self) -> int:

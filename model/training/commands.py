@@ -182,8 +182,7 @@ def _tensorboard(folder: Path, step: int, silent: bool) -> Iterator[Any]:
     except ModuleNotFoundError:
         if not silent:
             err.print("no TensorBoard scalars: pip install 'phalar-retrieval[train]'")
-        yield lambda measured: None
-        return
+        silent = True
     if silent:
         yield lambda measured: None
         return

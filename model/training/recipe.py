@@ -34,6 +34,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(_PARTS, (0, 1)),
     "clips_per_pass": (0, math.inf),
     "data.composed": (0, math.inf),
+    "data.composed_seconds": (1, 600),
     "data.fewest_beats": (LEAST_BEATS, math.inf),
     "data.semitones": (0, MOST_SEMITONES),
     "loss.keys": (0, MOST_KEYS),

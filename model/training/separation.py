@@ -15,29 +15,30 @@ COLUMNS_ELSEWHERE = 16_384
 """The same on an accelerator, where it bounds memory: some 50 arrays of this width live at once."""
 
 
-def separate(magnitude: Tensor, width: int = 31) -> tuple[Tensor, Tensor]:
+WIDTH = 31
+"""Of both medians, frames and bins; odd."""
+
+
+def separate(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """Split magnitudes into what holds its frequency and what holds its time.
 
     Args:
-        magnitude: float32, (batch, bins, frames), not negative; more than `width` // 2 bins and frames.
-        width: of both medians, frames and bins; odd.
+        magnitude: float32, (batch, bins, frames), not negative; more than WIDTH // 2 bins and frames.
 
     Returns:
         Harmonic and percussive magnitudes, both (batch, bins, frames); they sum to `magnitude`. No example depends on
         another.
 
     Raises:
-        ValueError: an even width, or fewer bins or frames than a median can reflect.
+        ValueError: fewer bins or frames than a median can reflect.
     """
     batch, bins, frames = magnitude.shape
-    if width % 2 == 0 or width < 3:
-        raise ValueError(f"width must be odd, and at least 3, not {width}")
-    if min(bins, frames) <= width // 2:
-        raise ValueError(f"{bins} bins and {frames} frames; a median over {width} needs more than {width // 2} of each")
+    if min(bins, frames) <= WIDTH // 2:
+        raise ValueError(f"{bins} bins and {frames} frames; a median over {WIDTH} needs more than {WIDTH // 2} of each")
     along_time = magnitude.permute(2, 0, 1).reshape(frames, batch * bins)
     along_frequency = magnitude.permute(1, 0, 2).reshape(bins, batch * frames)
-    harmonic = sliding_median(along_time, width).view(frames, batch, bins).permute(1, 2, 0)
-    percussive = sliding_median(along_frequency, width).view(bins, batch, frames).permute(1, 0, 2)
+    harmonic = sliding_median(along_time, WIDTH).view(frames, batch, bins).permute(1, 2, 0)
+    percussive = sliding_median(along_frequency, WIDTH).view(bins, batch, frames).permute(1, 0, 2)
     # Both are divided by the larger before they are squared, so that no square vanishes.
     larger = torch.maximum(harmonic, percussive)
     silent = larger < torch.finfo(larger.dtype).tiny
@@ -126,15 +127,10 @@ def _merge(low: list[Tensor], high: list[Tensor]) -> list[Tensor]:
     return merged + odds[pairs:] + evens[1 + pairs :]
 
 
-def to_decibels(power: Tensor, dynamic_range_db: float = 80.0) -> Tensor:
-    """Power in dB under each example's and channel's own maximum, floored `dynamic_range_db` under it.
+def to_decibels(power: Tensor) -> Tensor:
+    """Power, (batch, channels, bins, frames), in dB under each example's and channel's own maximum, from -80 to 0.
 
-    Args:
-        power: float32, (batch, channels, bins, frames), not negative.
-        dynamic_range_db: where the floor lies, dB.
-
-    Returns:
-        float32, from -`dynamic_range_db` to 0. Silence is 0 throughout: nothing lies under its maximum.
+    Silence is 0 throughout: nothing lies under its maximum.
     """
     decibels = 10 * torch.log10(power.clamp_min(1e-10))
-    return functional.relu(decibels - decibels.amax(dim=(2, 3), keepdim=True) + dynamic_range_db) - dynamic_range_db
+    return functional.relu(decibels - decibels.amax(dim=(2, 3), keepdim=True) + 80.0) - 80.0

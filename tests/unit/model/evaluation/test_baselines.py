@@ -212,23 +212,6 @@ def test_a_mert_that_is_no_hubert_is_refused_by_name(tmp_path: Path, field: str)
         load_system("mert", tiny_mert(tmp_path, **{field: True}))
 
 
-def test_mert_reads_the_older_names_of_the_published_file(tmp_path: Path) -> None:
-    needs("transformers")
-    from safetensors.torch import load_file
-
-    path = tiny_mert(tmp_path)
-    expected = load_system("mert", path).embed(clips("mert"))
-    older = {
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original0": "encoder.pos_conv_embed.conv.weight_g",
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original1": "encoder.pos_conv_embed.conv.weight_v",
-    }
-    weights = load_file(tmp_path / "model.safetensors")
-    assert older.keys() <= weights.keys()
-    torch.save({older.get(name, name): weight for name, weight in weights.items()}, tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    assert torch.equal(load_system("mert", path).embed(clips("mert")), expected)
-
-
 def test_a_mert_without_some_weights_is_refused_by_their_names(tmp_path: Path) -> None:
     needs("transformers")
     with pytest.raises(ValueError, match=r"encoder\.layers\.2"):

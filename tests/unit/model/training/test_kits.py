@@ -51,11 +51,7 @@ def test_hits_sound_where_their_notes_are_and_louder_where_they_are_struck_harde
     write_hit(tmp_path / "two" / "closed_hat.flac", HIGH)
     kits = Kits.below([tmp_path])
     assert {drum: len(same) for drum, same in kits.hits.items()} == {KICK: 1, HAT: 1}
-    notes = [
-        Note(0.25, 0.1, KICK, 1.0),
-        Note(0.75, 0.1, HAT, 0.5),
-        Note(1.25, 0.1, HAT, 1.0),
-    ]
+    notes = [Note(0.25, 0.1, KICK, 1.0), Note(0.75, 0.1, HAT, 0.5), Note(1.25, 0.1, HAT, 1.0)]
     assert kits.have(notes)
     assert not kits.have([*notes, Note(1.75, 0.1, SNARE, 1.0)])
     for seed in range(5):
