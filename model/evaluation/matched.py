@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.audio.grid import BEAT_TIME_BPM
 from model.evaluation.retrieval import (
@@ -141,7 +142,11 @@ def evaluate_matched(
             inside = [place for place, window in enumerate(moved) if _begins_inside(bank, window)]
             changed[name] = inside, [moved[place] for place in inside]
     most = 2 * len(pairs) + sum(len(windows) for _, windows in changed.values())
-    embed = embedder(lambda some: embed_in_beat_time(system, beat_clips(bank, some)), settings.batch, most, progress)
+
+    def embed_some(windows: Sequence[BeatWindow]) -> Tensor:
+        return embed_in_beat_time(system, beat_clips(bank, windows))
+
+    embed = embedder(embed_some, settings.batch, most, progress)
     anchors, positives = (embed(side) for side in zip(*pairs, strict=True))
     scores = all_scores(system, anchors, positives)
     on_tracks = np.array([anchor.track for anchor, _ in pairs])
@@ -161,7 +166,7 @@ def evaluate_matched(
     for change, (places, windows) in changed.items():
         if not places:
             continue
-        at, others = np.array(places), embed(windows).split(1)
+        at, others = np.array(places), torch.split(embed(windows), 1)
         rows = [all_scores(system, anchors[[place]], other) for place, other in zip(places, others, strict=True)]
         lowered = np.concatenate(rows).reshape(-1)
         if isinstance(change, str):

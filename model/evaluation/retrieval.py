@@ -182,8 +182,11 @@ def evaluate_retrieval(
         raise TooFewTracks(used, len(tracks))
     others, late = _other_windows(bank, pairs, settings), _delayed(pairs, settings)
     most = 2 * len(pairs) + sum(map(len, (*others.values(), *late.values())))
-    cut = partial(mix_stretches, bank, length=settings.samples)
-    embed = embedder(lambda cuts: system.embed(cut(cuts)), settings.batch, most, progress)
+
+    def embed_some(cuts: Sequence[Cut]) -> Tensor:
+        return system.embed(mix_stretches(bank, cuts, settings.samples))
+
+    embed = embedder(embed_some, settings.batch, most, progress)
     anchors = embed([(pair.track, pair.start, pair.anchor) for pair in pairs])
     positives = embed([(pair.track, pair.start, pair.positive) for pair in pairs])
 
