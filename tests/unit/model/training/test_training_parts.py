@@ -167,12 +167,8 @@ def test_muon_takes_matrices_and_convolutions_and_adam_the_rest() -> None:
     assert id(named["backbone.blocks.0.along_time.spread.weight"]) in of_muon
     assert id(named["backbone.blocks.0.along_time.spread.bias"]) in of_adam
     assert id(named["backbone.input_projection.weight"]) in of_adam, "one input: a vector"
-
-
-def test_a_recipe_may_leave_all_to_adam() -> None:
-    model = Phalar()
     muon, adam = optimisers(model, OptimiserSettings(matrices="adamw"))
-    assert {id(p) for group in adam.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert [len(group["params"]) for group in adam.param_groups] == [len(named)]
     muon.step()  # has nothing to do
 
 
