@@ -65,9 +65,8 @@ class Changed:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; blind guessing would be lower for half of the pairs."""
-        shares = self.lower.as_dict("share_lower")
-        del shares["chance"]
-        return {"score": self.score} | shares
+        shares = self.lower.as_dict("share_lower").items()
+        return {"score": self.score} | {name: value for name, value in shares if name != "chance"}
 
 
 @dataclass(frozen=True)

@@ -96,13 +96,9 @@ def load_system(name: str, checkpoint: str | None = None, device: str = "cpu") -
         ImportError: the baseline needs a package that is not installed; the message names the extra.
     """
     if name == "phalar":
-        return _load_phalar(checkpoint, device)
+        if checkpoint is None and not DEFAULT_CHECKPOINT.is_file():
+            raise NoCheckpoint
+        return cast(System, load_trained(DEFAULT_CHECKPOINT if checkpoint is None else checkpoint, device))
     if name in BASELINES:
         return cast(System, import_module(f"model.evaluation.baselines.{name}").load(checkpoint, device))
     raise UnknownSystem(name)
-
-
-def _load_phalar(checkpoint: str | None, device: str) -> System:
-    if checkpoint is None and not DEFAULT_CHECKPOINT.is_file():
-        raise NoCheckpoint
-    return cast(System, load_trained(DEFAULT_CHECKPOINT if checkpoint is None else checkpoint, device))

@@ -62,10 +62,9 @@ class StemBank:
             dropped += [Dropped(**entry) for entry in facts["dropped"]]
         self.tracks = tuple(tracks)
         self.dropped = tuple(dropped)
-        self.parts: tuple[NDArray[np.int16], ...] = tuple(_mapped(folder / _SAMPLES) for folder in folders)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")  # only read here
-            self.samples = tuple(torch.from_numpy(part) for part in self.parts)
+            self.samples = tuple(torch.from_numpy(_mapped(folder / _SAMPLES)) for folder in folders)
         self._activity = tuple(np.load(folder / _ACTIVITY, mmap_mode="r") for folder in folders)
         self._activity_at: list[int] = []
         ends = [0] * len(folders)
@@ -76,7 +75,7 @@ class StemBank:
     def waveforms(self, track: int, start: int = 0, length: int | None = None) -> Waveform:
         """A stretch of a track's stems: float32 (stems, samples)."""
         banked = self.tracks[track]
-        rows = self.parts[banked.part][banked.offset : banked.offset + len(banked.stems) * banked.samples]
+        rows = self.samples[banked.part][banked.offset : banked.offset + len(banked.stems) * banked.samples].numpy()
         stop = banked.samples if length is None else start + length
         return rows.reshape(len(banked.stems), banked.samples)[:, start:stop].astype(np.float32) / np.float32(32_768)
 

@@ -130,6 +130,8 @@ class Trainer:
         recipe, data = self.recipe, self.recipe.data
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self._on_card = self.device.type == "cuda"
+        self._half = recipe.precision == "bfloat16" and self._on_card
         if recipe.batch % self.world:
             raise ValueError(f"a batch of {recipe.batch} cannot be shared by {self.world} processes")
         self.tracks = self.bank.of_split("train", data.split_seed)
@@ -170,12 +172,13 @@ class Trainer:
         last = recipe.steps if stop_at is None else min(stop_at, recipe.steps)
         saved = time.monotonic()
         pending: list[_Taken] = []
+        every = FETCH_EVERY if self._on_card else 1
         try:
             while self.step < last:
                 pending.append(self._train_step())
                 validating = self.step % recipe.validate_every == 0 or self.step == recipe.steps
                 saving = time.monotonic() - saved > 60 * recipe.checkpoint_minutes
-                if not (validating or saving or self.step == last or len(pending) == self._fetch_every):
+                if not (validating or saving or self.step == last or len(pending) == every):
                     continue
                 measured, pending = self._fetch(pending), []
                 if validating:
@@ -342,18 +345,6 @@ class Trainer:
         seconds = (clips if isinstance(clips, Tensor) else clips.waveforms).shape[1] / SAMPLE_RATE
         room = PART_OF_MEMORY * self._memory / BYTES_A_SECOND["bfloat16" if self._half else "float32"]
         return max(1, int(min(room / seconds, len(clips))))
-
-    @property
-    def _on_card(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def _half(self) -> bool:
-        return self.recipe.precision == "bfloat16" and self._on_card
-
-    @property
-    def _fetch_every(self) -> int:
-        return FETCH_EVERY if self._on_card else 1
 
     def _fetch(self, taken: Sequence[_Taken]) -> list[Step]:
         """What steps measured, in one copy from the card. Raises RunLost."""

@@ -89,9 +89,6 @@ class HearsRecordedTempo:
     def __init__(self) -> None:
         self.cqt: ScaledCQT = untrained_phalar().cqt
 
-    def embed(self, waveforms: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def in_beat_time(self, clips: BeatClips) -> Tensor:
         noise = 1e6 * clips.waveforms.abs().mean(dim=1) % 1
         return torch.stack([clips.samples.float().log2(), noise], dim=1)

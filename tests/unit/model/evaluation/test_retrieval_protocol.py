@@ -88,9 +88,6 @@ class HearsPilots:
         place = int(spectrum.argmax()) / (PADDING * WINDOW_S) / PLACE_HZ_PER_S
         return track, place, np.random.default_rng(zlib.crc32(waveform.tobytes())).random()
 
-    def score(self, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class KnowsTheTrackOnly(HearsPilots):
     """Right about tracks; within one, any window is as good as another, by luck."""
