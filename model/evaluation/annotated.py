@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from model.audio import Waveform, cut_windows
 from model.errors import Told
 from model.evaluation.systems import System
 from model.training.tracks import SUFFIXES, Dropped
+
+Annotation = TypeVar("Annotation")
 
 SAMPLES_PER_CALL = 64 * 80_000
 """Most samples handed to `System.embed` at once, which bounds memory: 64 windows of 5 s."""
@@ -65,19 +69,21 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
     return told
 
 
-def annotated_files(folder: Path, suffix: str) -> tuple[list[tuple[str, Path, Path]], list[Dropped]]:
-    """Find audio files that have an annotation beside them.
+def annotated_files(
+    folder: Path, suffix: str, read: Callable[[Path], Annotation]
+) -> tuple[list[tuple[str, Path, Annotation]], list[Dropped]]:
+    """Find audio files that have an annotation beside them, and read all of these: a bad one is told before any work.
 
     Returns:
-        (name below the folder, audio file, annotation file) of each, sorted by name; and the audio files without one.
+        (name below the folder, audio file, annotation) of each, sorted by name; and the audio files without one.
     """
-    found: list[tuple[str, Path, Path]] = []
+    found: list[tuple[str, Path, Annotation]] = []
     left_out: list[Dropped] = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
             name, annotation = path.relative_to(folder).as_posix(), path.with_suffix(suffix)
             if annotation.is_file():
-                found.append((name, path, annotation))
+                found.append((name, path, read(annotation)))
             else:
                 left_out.append(Dropped(name, None, f"no {annotation.name} beside it"))
     return found, left_out

@@ -111,11 +111,10 @@ def beats(
         ImportError: without the extra `evaluation`.
     """
     mir_beat = package("mir_eval.beat", "beat tracking", "evaluation")
+    annotated, left_out = annotated_files(folder, ".beats", read_beats)
     metronomes = embed_metronomes(system, settings)
-    annotated, left_out = annotated_files(folder, ".beats")
     files: list[FileBeats] = []
-    for done, (name, path, annotation) in enumerate(annotated, start=1):
-        expected = read_beats(annotation)
+    for done, (name, path, expected) in enumerate(annotated, start=1):
         try:
             waveform = load_clip(path).waveform
             found = track_beats(system, waveform, metronomes, settings)

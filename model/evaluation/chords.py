@@ -115,13 +115,12 @@ def chords(
         ImportError: without the extra `evaluation`.
     """
     window, stride = round(settings.window_s * SAMPLE_RATE), round(settings.stride_s * SAMPLE_RATE)
-    annotated, left_out = annotated_files(folder, ".chords")
+    annotated, left_out = annotated_files(folder, ".chords", read_chords)
     embedded: list[NDArray[np.float32]] = []
     labels: list[str] = []
     clips: list[str] = []
     unclear = 0
-    for done, (name, path, annotation) in enumerate(annotated, start=1):
-        spans = read_chords(annotation)
+    for done, (name, path, spans) in enumerate(annotated, start=1):
         try:
             waveform = load_clip(path).waveform
             if len(waveform) < window:

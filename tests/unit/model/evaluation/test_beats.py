@@ -179,7 +179,7 @@ def test_a_system_that_hears_nothing_scores_nothing(folder: Path) -> None:
 
 def test_a_folder_without_annotations_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "clip.wav", np.full(SAMPLE_RATE * 6, 0.1, dtype=np.float32), SAMPLE_RATE)
-    assert annotated_files(tmp_path, ".beats")[0] == []
+    assert annotated_files(tmp_path, ".beats", read_beats)[0] == []
     with pytest.raises(NothingAnnotated, match=r"\.beats"):
         beats(OnsetSystem(), tmp_path)
 
@@ -200,6 +200,15 @@ def test_a_bad_annotation_is_named_by_its_line(tmp_path: Path, content: str, mes
     path.write_text(content, encoding="latin-1")
     with pytest.raises(BadAnnotation, match=message):
         read_beats(path)
+
+
+def test_the_last_clips_bad_annotation_is_told_before_the_first_is_measured(folder: Path) -> None:
+    soundfile.write(folder / "zzz.wav", np.full(6 * SAMPLE_RATE, 0.1, dtype=np.float32), SAMPLE_RATE)
+    (folder / "zzz.beats").write_text("first beat\n")
+    measured: list[int] = []
+    with pytest.raises(BadAnnotation, match=r"zzz\.beats:1"):
+        beats(OnsetSystem(), folder, progress=lambda done, most: measured.append(done))
+    assert not measured
 
 
 def test_an_annotation_of_a_windows_editor_is_read(tmp_path: Path) -> None:
