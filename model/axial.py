@@ -1,6 +1,5 @@
 """The axial CNN: convolutions along frequency, then along time, then across channels."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from model.axial_kernel import AxialKernel, fastest_kernel
+from model.axial_kernel import AxialKernel, Network, fastest_kernel
 
 ALONG_FREQUENCY = (3, 1)
 ALONG_TIME = (1, 3)
@@ -121,11 +120,15 @@ class AxialBlock(nn.Module):
             self.compression = nn.Conv2d(channels, out_channels, ALONG_TIME, stride=(1, 2), padding=(0, 1), bias=False)
             nn.init.xavier_normal_(self.compression.weight)
 
+    @property
+    def branches(self) -> tuple[Branch, Branch, Branch]:
+        """In the order in which features pass them."""
+        return self.along_frequency, self.along_time, self.pointwise
+
     def forward(self, features: Tensor) -> Tensor:
         """float32 (batch, channels, bins, frames) -> (batch, out channels, bins, frames or half of them)."""
-        features = features + self.along_frequency(features)
-        features = features + self.along_time(features)
-        features = features + self.pointwise(features)
+        for branch in self.branches:
+            features = features + branch(features)
         if self.compression is None:
             return features
         compressed: Tensor = self.compression(features)  # (batch, out_channels, bins, ceil(frames / 2))
@@ -160,16 +163,17 @@ class AxialBackbone(nn.Module):
         kernel = fastest_kernel()
         if kernel is None or not torch.is_grad_enabled() or cqt.requires_grad or torch.is_autocast_enabled("cpu"):
             return self.forward_by_layers(cqt)
-        if not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *self._weights)):
+        if not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *self._network.weights)):
             return self.forward_by_layers(cqt)
         return self.forward_by_kernel(kernel, cqt)
 
     def forward_by_kernel(self, kernel: AxialKernel, cqt: Tensor) -> Tensor:
         """`forward` by this build of the compiled kernel; cqt and weights are float32 on the CPU."""
         # In the order in which the layers draw them, so that one seed drops the same channels either way.
-        factors = [branch.draw_factors(cqt) for branch in self._branches]
+        factors = torch.cat([branch.draw_factors(cqt) for block in self._blocks for branch in block.branches], dim=1)
+        network = self._network
         features: Tensor = _ByKernel.apply(  # type: ignore[no-untyped-call]
-            kernel, self._plan, cqt.contiguous(), torch.cat(factors, dim=1).flatten(1), *self._weights
+            kernel, network._replace(weights=()), cqt.contiguous(), factors.flatten(1), *network.weights
         )
         return features
 
@@ -187,15 +191,14 @@ class AxialBackbone(nn.Module):
         By the compiled kernel where there is one, else by `infer_by_products`.
         """
         kernel = fastest_kernel()
-        if kernel is None or not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *self._weights)):
+        if kernel is None or not all(_is_plain(tensor) for tensor in (cqt.contiguous(), *self._network.weights)):
             return self.infer_by_products(cqt)
         return self.infer_by_kernel(kernel, cqt)
 
     @torch.no_grad()
     def infer_by_kernel(self, kernel: AxialKernel, cqt: Tensor) -> Tensor:
         """`infer` by this build of the compiled kernel; cqt and weights are float32 on the CPU."""
-        widths, compresses, epsilon = self._plan
-        return kernel.infer(cqt, widths, compresses, self._weights, epsilon)
+        return kernel.infer(cqt, self._network)
 
     @torch.no_grad()
     def infer_by_products(self, cqt: Tensor) -> Tensor:
@@ -206,56 +209,39 @@ class AxialBackbone(nn.Module):
     def _infer_few(self, cqt: Tensor) -> Tensor:
         bins = cqt.shape[1]
         features = _as_positions(self.input_projection(cqt.unsqueeze(1)))  # (batch, bins * frames, channels)
-        for block in self.blocks:
-            assert isinstance(block, AxialBlock)
-            for branch in (block.along_frequency, block.along_time, block.pointwise):
+        for block in self._blocks:
+            for branch in block.branches:
                 branch.add_to(features, bins)
             if block.compression is not None:
                 features = _as_positions(block.compression(_as_image(features, bins)))
         return _as_image(features, bins)  # (batch, out_channels, bins, steps)
 
     @property
-    def _plan(self) -> tuple[list[int], list[bool], float]:
-        """Channels of each block and of the result, which blocks halve the frames, and the norms' epsilon."""
-        blocks = [block for block in self.blocks if isinstance(block, AxialBlock)]
-        widths = [*(block.pointwise.norm.num_channels for block in blocks), self.out_channels]
-        return widths, [block.compression is not None for block in blocks], blocks[0].pointwise.norm.eps
+    def _blocks(self) -> list[AxialBlock]:
+        return [block for block in self.blocks if isinstance(block, AxialBlock)]
 
     @property
-    def _branches(self) -> Iterator[Branch]:
-        for block in self.blocks:
-            assert isinstance(block, AxialBlock)
-            yield from (block.along_frequency, block.along_time, block.pointwise)
-
-    @property
-    def _weights(self) -> list[Tensor]:
-        """All weights, in the order in which the network uses them."""
+    def _network(self) -> Network:
+        blocks = self._blocks
         weights: list[Tensor] = [self.input_projection.weight]
-        for block in self.blocks:
-            assert isinstance(block, AxialBlock)
-            for branch in (block.along_frequency, block.along_time, block.pointwise):
+        for block in blocks:
+            for branch in block.branches:
                 assert branch.spread.bias is not None
                 weights += (branch.norm.weight, branch.norm.bias, branch.spread.weight, branch.spread.bias)
                 weights += (branch.contract.weight, branch.scale)
             if block.compression is not None:
                 weights.append(block.compression.weight)
-        return weights
+        widths = [*(block.pointwise.norm.num_channels for block in blocks), self.out_channels]
+        compresses = [block.compression is not None for block in blocks]
+        return Network(widths, compresses, blocks[0].pointwise.norm.eps, weights)
 
 
 class _ByKernel(torch.autograd.Function):
     """The compiled kernel's forward and backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        kernel: AxialKernel,
-        plan: tuple[list[int], list[bool], float],
-        cqt: Tensor,
-        factors: Tensor,
-        *weights: Tensor,
-    ) -> Tensor:
-        widths, compresses, epsilon = plan
-        features, tape = kernel.forward(cqt, factors, widths, compresses, weights, epsilon)
+    def forward(ctx: Any, kernel: AxialKernel, plan: Network, cqt: Tensor, factors: Tensor, *weights: Tensor) -> Tensor:
+        features, tape = kernel.forward(cqt, factors, plan._replace(weights=weights))
         ctx.kernel, ctx.plan, ctx.tape = kernel, plan, tape
         ctx.save_for_backward(cqt, factors, *weights)
         return features
@@ -264,11 +250,10 @@ class _ByKernel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cqt, factors, *weights = ctx.saved_tensors
-        widths, compresses, epsilon = ctx.plan
         tape, ctx.tape = ctx.tape, None
         if tape is None:
             raise RuntimeError("what the backward pass needs was kept for one only")
-        gradients = ctx.kernel.backward(cqt, factors, tape, gradient, widths, compresses, weights, epsilon)
+        gradients = ctx.kernel.backward(cqt, factors, tape, gradient, ctx.plan._replace(weights=weights))
         return None, None, None, None, *gradients
 
 

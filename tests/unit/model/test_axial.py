@@ -46,7 +46,7 @@ def test_a_branch_reaches_along_one_axis_only(kernel: tuple[int, int], bins: int
 
 def test_a_branch_of_scale_zero_leaves_the_block_an_identity() -> None:
     block = AxialBlock(3, None, dropout=0.0)
-    for branch in (block.along_frequency, block.along_time, block.pointwise):
+    for branch in block.branches:
         nn.init.zeros_(branch.scale)
     features = torch.randn(2, 3, 5, 7)
     assert torch.equal(block(features), features)
