@@ -7,7 +7,7 @@ plain path that tests compare with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -311,8 +311,12 @@ class BeatClips:
     def __len__(self) -> int:
         return len(self.waveforms)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """Its parts, in their order."""
+        return iter((self.waveforms, self.samples, self.places, self.transpose))
+
     def __getitem__(self, which: slice) -> BeatClips:
-        return BeatClips(self.waveforms[which], self.samples[which], self.places[which], self.transpose[which])
+        return BeatClips(*(part[which] for part in self))
 
     @classmethod
     def cut(cls, waveform: Waveform, windows: Windows, hop: int) -> BeatClips:
@@ -332,18 +336,16 @@ class BeatClips:
         """All of them, of as many frames of beat time each."""
         longest = max(some.waveforms.shape[1] for some in clips)
         waveforms = [functional.pad(some.waveforms, (0, longest - some.waveforms.shape[1])) for some in clips]
-        others = ((some.samples, some.places, some.transpose) for some in clips)
-        return cls(torch.cat(waveforms), *(torch.cat(parts) for parts in zip(*others, strict=True)))
+        _, *others = zip(*clips, strict=True)
+        return cls(torch.cat(waveforms), *(torch.cat(parts) for parts in others))
 
     def on(self, device: torch.device) -> BeatClips:
         """The same on another device, which the host does not wait for."""
-        parts = (upload(tensor, device) for tensor in (self.waveforms, self.samples, self.places, self.transpose))
-        return BeatClips(*parts)
+        return BeatClips(*(upload(part, device) for part in self))
 
     def split(self, each: int) -> list[BeatClips]:
         """So many at once."""
-        parts = (torch.split(tensor, each) for tensor in (self.waveforms, self.samples, self.places, self.transpose))
-        return [BeatClips(*part) for part in zip(*parts, strict=True)]
+        return [BeatClips(*some) for some in zip(*(torch.split(part, each) for part in self), strict=True)]
 
 
 def refuse_other_keys_of(clips: BeatClips) -> None:

@@ -143,12 +143,7 @@ class Phalar(nn.Module):
         Returns:
             complex64, (batch, pooled_channels, n_components).
         """
-        return self._pooled(self.cqt(waveforms))
-
-    def _pooled(self, cqt: Tensor) -> Tensor:
-        """float32 (batch, bins, frames) -> complex64 (batch, pooled_channels, n_components)."""
-        features = self.backbone(cqt)  # (batch, channels, bins, steps)
-        phasors: Tensor = self.pooling(features)
+        phasors: Tensor = self.pooling(self.backbone(self.cqt(waveforms)))
         return phasors
 
     def head(self, phasors: Tensor) -> Tensor:
@@ -181,13 +176,11 @@ class Phalar(nn.Module):
         """
         if keys:
             cqt = self.cqt.in_beat_time(clips, beside=keys, reach=MOST_SEMITONES + keys)
-            features = self.backbone(cqt)  # (n, channels, bins and those beside them, steps)
-            lowest_first = [features[:, :, low : low + self.config.bins] for low in range(2 * keys, -1, -1)]
-            phasors = torch.stack([self.pooling(key) for key in lowest_first], dim=1)
+            phasors = torch.stack([self.pooling(key) for key in self._in_each_key(self.backbone(cqt), keys)], dim=1)
             return self.head(phasors.flatten(0, 1)).view(len(clips), 2 * keys + 1, -1)
         cqt = self.cqt.in_beat_time(clips)
         if torch.is_grad_enabled() or self.training:
-            return self.head(self._pooled(cqt))
+            return self.head(self.pooling(self.backbone(cqt)))
         return self.head(self.pooling.pool(self.pooling.project(self._features(cqt))))
 
     @torch.no_grad()
@@ -227,7 +220,7 @@ class Phalar(nn.Module):
             return torch.empty((0, self.config.dimension), dtype=torch.complex64, device=self.device)
         clips = clips.to(torch.float32)
         if speed == 1 and transpose == 0:
-            return self._embedded(upload(clips, self.device), samples)
+            return self._embedded(upload(clips, self.device))
         places = (torch.arange(1 + round(samples / speed) // self.config.hop) * speed).clamp_max(
             samples // self.config.hop
         )
@@ -250,7 +243,7 @@ class Phalar(nn.Module):
         Raises:
             ValueError: a NaN or an infinity among the samples.
         """
-        return self._embedded(clips.on(self.device), clips.waveforms.shape[1])
+        return self._embedded(clips.on(self.device))
 
     @torch.no_grad()
     def embed_each_step(self, clips: Tensor, samples: int) -> Tensor:
@@ -272,7 +265,7 @@ class Phalar(nn.Module):
         batch, length = clips.shape
         if length < samples:
             raise ValueError(f"a window of {samples} samples does not fit in a clip of {length}")
-        embedded = self._embedded(upload(clips, self.device), length, samples)
+        embedded = self._embedded(upload(clips, self.device), samples)
         return embedded.view(batch, -1, self.config.dimension)
 
     @torch.no_grad()
@@ -294,23 +287,21 @@ class Phalar(nn.Module):
         """
         if not 0 <= semitones <= MOST_SEMITONES:
             raise ValueError(f"semitones must be from 0 to {MOST_SEMITONES}, not {semitones}")
-        embedded = self._embedded(clips.on(self.device), clips.waveforms.shape[1], semitones=semitones)
+        embedded = self._embedded(clips.on(self.device), semitones=semitones)
         return embedded.view(len(clips), -1, self.config.dimension)
 
-    def _embedded(
-        self, clips: Tensor | BeatClips, samples: int, window: int | None = None, semitones: int = 0
-    ) -> Tensor:
-        """Of clips of so many samples at most, on the model's device; of each of their windows, where told how long,
-        or in each key."""
-        if not bool(torch.isfinite(clips if isinstance(clips, Tensor) else clips.waveforms).all()):
+    def _embedded(self, clips: Tensor | BeatClips, window: int | None = None, semitones: int = 0) -> Tensor:
+        """Of clips on the model's device; of each of their windows, where told how long, or in each key."""
+        waveforms = clips if isinstance(clips, Tensor) else clips.waveforms
+        if not bool(torch.isfinite(waveforms).all()):
             raise ValueError("waveforms must be finite: there is a NaN or an infinity among the samples")
         was_training = self.training
         if was_training:
             self.eval()
         try:
-            passes = clips.split(max(1, SAMPLES_PER_PASS // samples))
+            passes = clips.split(max(1, SAMPLES_PER_PASS // waveforms.shape[1]))
             with _without_tf32():
-                pooled = (self._infer(part, samples, window, semitones) for part in passes)
+                pooled = (self._infer(part, waveforms.shape[1], window, semitones) for part in passes)
                 return torch.cat([to_unit_norm(self.head(phasors)) for phasors in pooled])
         finally:
             if was_training:  # setting it takes a visit to every layer
@@ -348,9 +339,8 @@ class Phalar(nn.Module):
             cqt = self.cqt.in_beat_time(clips, at_once, semitones)
         else:
             cqt = torch.cat([self.cqt(part) for part in torch.split(clips, at_once)])
-        features = self._features(cqt)  # (batch, channels, bins and those beside them, steps)
-        keys = [features[:, :, low : low + self.config.bins] for low in range(2 * semitones, -1, -1)]
-        projected = torch.stack([self.pooling.project(key) for key in keys], dim=1).flatten(0, 1)
+        in_each = self._in_each_key(self._features(cqt), semitones)
+        projected = torch.stack([self.pooling.project(key) for key in in_each], dim=1).flatten(0, 1)
         if window is not None:
             steps = -(-(1 + window // self.config.hop) // (1 << self.config.depth))
             windows = 1 + (samples - window) // self.config.step
@@ -362,6 +352,10 @@ class Phalar(nn.Module):
         the compiled kernel."""
         features: Tensor = self.backbone.infer(cqt) if self.device.type == "cpu" else self.backbone(cqt)
         return features
+
+    def _in_each_key(self, features: Tensor, semitones: int) -> list[Tensor]:
+        """(batch, channels, bins and those beside them, steps) -> (batch, channels, bins, steps), the lowest first."""
+        return [features[:, :, low : low + self.config.bins] for low in range(2 * semitones, -1, -1)]
 
     def _embeddings(self, embeddings: Tensor | NDArray[np.complexfloating[Any, Any]]) -> Tensor:
         tensor = torch.as_tensor(embeddings)

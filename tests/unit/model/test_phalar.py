@@ -196,14 +196,9 @@ def test_fingerprint_changes_with_any_weight(phalar: Phalar) -> None:
     assert phalar.fingerprint == SEED_0
 
 
-def test_fingerprint_changes_with_the_configuration() -> None:
-    model = Phalar(PhalarConfig(lowest_hz=16.5))
-    model.load_state_dict(untrained_phalar(0).state_dict())
-    assert model.fingerprint != SEED_0
-
-
-def test_fingerprint_tells_which_end_of_the_kernels_beat_time_moves() -> None:
-    model = Phalar(PhalarConfig(kernel_fronts=True))
+@pytest.mark.parametrize("config", [PhalarConfig(lowest_hz=16.5), PhalarConfig(kernel_fronts=True)])
+def test_fingerprint_changes_with_the_configuration(config: PhalarConfig) -> None:
+    model = Phalar(config)
     model.load_state_dict(untrained_phalar(0).state_dict())
     assert model.fingerprint != SEED_0
 
