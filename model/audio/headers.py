@@ -2,9 +2,9 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from model.audio.formats import W64, AudioFormat
 
@@ -14,6 +14,7 @@ STREAMED = 0x7FFF_0000
 SPEAKERS = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")
 """FFmpeg's names of the places that the mask of a WAV file may name, by bit; what is beyond is nowhere near."""
 
+_MOST_CHUNKS = 512  # takes of long broadcast recordings have a few dozen
 _NO_SIZE = 2**62  # of 64 bits: no file is as large
 _ASF_FILE = b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
@@ -41,6 +42,15 @@ class Header:
     untold: bool = False
 
 
+class Chunk(NamedTuple):
+    """Of an IFF or CAF file. `size`: bytes of it that are in the file, of those stated."""
+
+    name: bytes
+    start: int
+    size: int
+    stated: int
+
+
 def places_of(kind: AudioFormat, channels: int) -> tuple[str, ...]:
     """Where the channels of a FLAC or Ogg file stand; nothing where their number does not tell."""
     return tuple({"flac": _FLAC_PLACES}.get(kind, _OGG_PLACES).get(channels, "").split())
@@ -53,23 +63,25 @@ def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
     if file.read(16) == W64:
         return _w64_header(file, size)
     order = ">" if kind == "aiff" else "<"
-    for at, name, length, chunk in _chunks(file, order, size):
-        if name == b"fmt " and len(chunk) >= 12:
-            header.channels = struct.unpack("<H", chunk[10:12])[0]
-            if chunk[8:10] == b"\xfe\xff" and length >= 40:
-                mask = int.from_bytes(chunk[28:32], "little")
+    for chunk in chunks_of(file, size, order + "I"):
+        file.seek(chunk.start)
+        body = file.read(min(chunk.size, 24))
+        if chunk.name == b"fmt " and len(body) >= 4:
+            header.channels = struct.unpack("<H", body[2:4])[0]
+            if body[:2] == b"\xfe\xff" and chunk.stated >= 40:
+                mask = int.from_bytes(body[20:24], "little")
                 header.places = tuple(place for bit, place in enumerate(SPEAKERS) if mask >> bit & 1)
-        elif name == b"COMM" and len(chunk) >= 10:
-            header.channels = struct.unpack(">H", chunk[8:10])[0]
-        elif name == b"ds64" and len(chunk) >= 24:
-            long_size = at + 16, int(struct.unpack("<Q", chunk[16:24])[0])
-        elif name in (b"data", b"SSND"):
-            there = size - at - 8
-            where, declared = (at + 4, length) if long_size is None else long_size
+        elif chunk.name == b"COMM" and len(body) >= 2:
+            header.channels = struct.unpack(">H", body[:2])[0]
+        elif chunk.name == b"ds64" and len(body) >= 16:
+            long_size = chunk.start + 8, int(struct.unpack("<Q", body[8:16])[0])
+        elif chunk.name in (b"data", b"SSND"):
+            there = size - chunk.start
+            where, declared = (chunk.start - 4, chunk.stated) if long_size is None else long_size
             if there < declared:
                 header.untold = declared >= (STREAMED if long_size is None else _NO_SIZE)
             elif there > declared:
-                header.untold = not _ends_at(file, order, at + 8 + declared, size, trusted=declared > 0)
+                header.untold = not _ends_at(file, order, chunk.start + declared, size, trusted=declared > 0)
             if 0 < there < declared:
                 header.present = 1.0 if header.untold else there / declared
             if header.untold:
@@ -84,14 +96,8 @@ def present_of(file: BinaryIO, kind: AudioFormat, head: bytes, size: int) -> flo
     if kind == "wav":
         return read_header(file, kind, size).present
     if kind == "caf":
-        at = 8
-        for _ in range(1000):
-            file.seek(at)
-            name, length = struct.unpack(">4sq", file.read(12).ljust(12, b"\0"))
-            at += 12 + length
-            if name == b"data" or not 0 < length < size:
-                declared = at if name == b"data" and length > 0 else 0
-                break
+        data = next((chunk for chunk in chunks_of(file, size, ">q", 8) if chunk.name == b"data"), None)
+        declared = data.start + data.stated if data is not None and data.stated > 0 else 0
     elif kind == "dsf":
         declared = int.from_bytes(head[12:20], "little")
     elif kind == "dsdiff":
@@ -103,17 +109,41 @@ def present_of(file: BinaryIO, kind: AudioFormat, head: bytes, size: int) -> flo
     return size / declared if size < declared < _NO_SIZE else 1.0
 
 
-def _chunks(file: BinaryIO, order: str, size: int) -> Iterator[tuple[int, bytes, int, bytes]]:
-    """Where each chunk begins, its name, length and first 40 bytes."""
-    at = 12
-    for _ in range(1000):  # no honest file has more chunks before its audio
+def chunks_of(
+    file: BinaryIO, end: int, size_format: str, at: int = 12, warn: Callable[[str], None] = lambda _: None
+) -> Iterator[Chunk]:
+    """Chunk after chunk of a WAV, AIFF or CAF file from `at`; the first two pad theirs to even lengths, but not every
+    writer does it."""
+    width = 4 + struct.calcsize(size_format)
+    iff = width == 8
+    long_data = 0  # RF64 writes the length of its data apart
+    for _ in range(_MOST_CHUNKS):
         file.seek(at)
-        chunk = file.read(48)
-        if len(chunk) < 8:
+        header = file.read(width)
+        if len(header) < width:
             return
-        name, length = struct.unpack(order + "4sI", chunk[:8])
-        yield at, name, length, chunk
-        at += 8 + length + (length & 1)
+        name, (stated,) = header[:4], struct.unpack(size_format, header[4:])
+        start = at + width
+        if name == b"data" and stated == 0xFFFFFFFF and long_data:
+            stated = long_data
+        left = max(0, end - start)
+        size = left if stated < 0 else min(stated, left)  # CAF: -1 is "to the end"
+        if name == b"ds64" and size >= 24:
+            (long_data,) = struct.unpack("<8xQ8x", file.read(24))
+        yield Chunk(name, start, size, stated)
+        at = start + size
+        if iff and stated % 2 and not _is_name(file, at):
+            at += 1
+        if at >= end:
+            return
+    warn(f"more than {_MOST_CHUNKS} chunks: the others are not read")
+
+
+def _is_name(file: BinaryIO, at: int) -> bool:
+    """Whether a chunk's name stands there: printable, unlike the zero that pads."""
+    file.seek(at)
+    name = file.read(4)
+    return len(name) == 4 and all(0x20 <= byte < 0x7F for byte in name)
 
 
 def _ends_at(file: BinaryIO, order: str, at: int, size: int, *, trusted: bool) -> bool:
@@ -126,8 +156,8 @@ def _ends_at(file: BinaryIO, order: str, at: int, size: int, *, trusted: bool) -
         chunk = file.read(8)
         if len(chunk) < 8 or (trusted and whole == start):
             return True
-        name, length = struct.unpack(order + "4sI", chunk)
-        if all(0x20 <= letter < 0x7F for letter in name) and start + 8 + length <= size + 1:
+        (length,) = struct.unpack(order + "4xI", chunk)
+        if _is_name(file, start) and start + 8 + length <= size + 1:
             return True
     return False
 

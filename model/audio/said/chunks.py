@@ -10,27 +10,17 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from model.audio.harmony import key_name
+from model.audio.headers import Chunk, chunks_of
 from model.audio.said.facts import MOST_BEATS, ROUNDING_BPM, Kind, Said, is_tempo, key_parts, said_by, tempo_of_text
 
-_MOST_CHUNKS = 512  # takes of long broadcast recordings have a few dozen
 _MOST_BYTES = 64 * 1024  # of one chunk
 _APPLE_LOOP = bytes.fromhex("29819273b5bf4aefb78d62d1ef90bb2c")  # the uuid of the chunk with a loop's strings
 _UNSET_NOTES = (0, 60)  # writers of `smpl` put one of them where they know no note
 _MINIMUM_LOOP_SECONDS = 1.0  # shorter ones are an oscillator's periods
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    name: bytes
-    start: int
-    size: int
-    """Bytes of it that are in the file."""
-    stated: int
 
 
 @dataclass
@@ -88,47 +78,13 @@ def chunk_within(file: BinaryIO, names: tuple[bytes, ...]) -> tuple[int, int] | 
     head = file.read(12)
     if head[8:] not in (b"WAVE", b"AIFF", b"AIFC"):
         return None
-    for chunk in _chunks(file, end, "<I" if head[8:] == b"WAVE" else ">I", 12, _Findings()):
+    for chunk in chunks_of(file, end, "<I" if head[8:] == b"WAVE" else ">I"):
         if chunk.name in names:
             return chunk.start, chunk.size
     return None
 
 
-def _chunks(file: BinaryIO, end: int, size_format: str, at: int, found: _Findings) -> Iterator[_Chunk]:
-    """Chunk after chunk from `at`; IFF's are padded to even lengths, but not every writer does it."""
-    width = 4 + struct.calcsize(size_format)
-    iff = width == 8
-    long_data = 0  # RF64 writes the length of its data apart
-    for _ in range(_MOST_CHUNKS):
-        file.seek(at)
-        header = file.read(width)
-        if len(header) < width:
-            return
-        name, (stated,) = header[:4], struct.unpack(size_format, header[4:])
-        start = at + width
-        if name == b"data" and stated == 0xFFFFFFFF and long_data:
-            stated = long_data
-        left = max(0, end - start)
-        size = left if stated < 0 else min(stated, left)  # CAF: -1 is "to the end"
-        if name == b"ds64" and size >= 24:
-            (long_data,) = struct.unpack("<8xQ8x", file.read(24))
-        yield _Chunk(name, start, size, stated)
-        at = start + size
-        if iff and stated % 2 and not _is_name(file, at):
-            at += 1
-        if at >= end:
-            return
-    found.warn(f"more than {_MOST_CHUNKS} chunks: the others are not read")
-
-
-def _is_name(file: BinaryIO, at: int) -> bool:
-    """Whether a chunk's name stands there: printable, unlike the zero that pads."""
-    file.seek(at)
-    name = file.read(4)
-    return len(name) == 4 and all(0x20 <= byte < 0x7F for byte in name)
-
-
-def _body(file: BinaryIO, chunk: _Chunk, needed: int, found: _Findings) -> bytes | None:
+def _body(file: BinaryIO, chunk: Chunk, needed: int, found: _Findings) -> bytes | None:
     """A chunk's first `needed` bytes; None, with a warning, if it has fewer."""
     name = chunk.name.decode("ascii", "replace").strip()
     if chunk.size < max(chunk.stated, needed):
@@ -138,7 +94,7 @@ def _body(file: BinaryIO, chunk: _Chunk, needed: int, found: _Findings) -> bytes
     return file.read(needed)
 
 
-def _unpack(file: BinaryIO, chunk: _Chunk, layout: str) -> tuple[Any, ...]:
+def _unpack(file: BinaryIO, chunk: Chunk, layout: str) -> tuple[Any, ...]:
     file.seek(chunk.start)
     return struct.unpack(layout, file.read(struct.calcsize(layout)))
 
@@ -146,7 +102,7 @@ def _unpack(file: BinaryIO, chunk: _Chunk, layout: str) -> tuple[Any, ...]:
 def _read_wav(file: BinaryIO, end: int, found: _Findings) -> None:
     rate, block, frames, is_pcm = 0, 0, None, False
     data_size, loop = None, None
-    for chunk in _chunks(file, end, "<I", 12, found):
+    for chunk in chunks_of(file, end, "<I", warn=found.warn):
         if chunk.name == b"fmt " and chunk.size >= 16:
             kind, _, rate, _, block, _ = _unpack(file, chunk, "<HHIIHH")
             is_pcm = kind in (1, 3, 0xFFFE)
@@ -188,7 +144,7 @@ def _take_acid(body: bytes, found: _Findings) -> None:
         found.warn(f"its acid chunk has a tempo of {tempo:g} BPM")
 
 
-def _take_smpl(file: BinaryIO, chunk: _Chunk, body: bytes, found: _Findings) -> tuple[int, int] | None:
+def _take_smpl(file: BinaryIO, chunk: Chunk, body: bytes, found: _Findings) -> tuple[int, int] | None:
     """The first and last frame of the sampler's loop, if it has one."""
     note, loops = struct.unpack("<12xI12xI4x", body)
     if note > 127:
@@ -202,7 +158,7 @@ def _take_smpl(file: BinaryIO, chunk: _Chunk, body: bytes, found: _Findings) -> 
 
 
 def _read_aiff(file: BinaryIO, end: int, found: _Findings) -> None:
-    for chunk in _chunks(file, end, ">I", 12, found):
+    for chunk in chunks_of(file, end, ">I", warn=found.warn):
         if chunk.name == b"COMM" and chunk.size >= 18:
             frames, exponent, mantissa = _unpack(file, chunk, ">2xI2xHQ")
             rate = math.ldexp(mantissa, min(exponent, 0x4040) - 0x3FFF - 63)
@@ -240,7 +196,7 @@ def _read_caf(file: BinaryIO, end: int, found: _Findings) -> None:
     rate, packet_bytes, packet_frames, frames, data_size = 0.0, 0, 0, 0, 0
     info: dict[str, str] = {}
     loop: dict[str, str] = {}
-    for chunk in _chunks(file, end, ">q", 8, found):
+    for chunk in chunks_of(file, end, ">q", 8, warn=found.warn):
         if chunk.name == b"desc" and chunk.size >= 32:
             rate, packet_bytes, packet_frames = _unpack(file, chunk, ">d8xII8x")
         elif chunk.name == b"pakt" and chunk.size >= 24:
