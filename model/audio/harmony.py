@@ -24,6 +24,7 @@ PHRYGIAN = (0, 1, 3, 5, 7, 8, 10)
 _MAJOR_NAMES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 _MINOR_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
 LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+_ACCIDENTALS = {"": 0, "#": 1, "b": -1}
 _QUALITIES = {
     "": (0, 4, 7),
     "m": (0, 3, 7),
@@ -45,10 +46,6 @@ class Chord:
 
     root: int
     quality: str
-
-    @property
-    def symbol(self) -> str:
-        return _MAJOR_NAMES[self.root] + self.quality
 
     @property
     def pitch_classes(self) -> tuple[int, ...]:
@@ -87,6 +84,11 @@ FAMILIES = (
 )
 
 
+def pitch_class(letter: str, accidental: str) -> int:
+    """Of "F" and "#", in either case; the accidental is "", "#" or "b"."""
+    return (LETTERS[letter.upper()] + _ACCIDENTALS[accidental.lower()]) % 12
+
+
 def parse_chord(symbol: str) -> Chord:
     """Read a chord symbol such as "F#m7".
 
@@ -96,8 +98,7 @@ def parse_chord(symbol: str) -> Chord:
     parts = re.fullmatch(r"([A-G])([b#]?)(.*)", symbol)
     if parts is None or parts[3] not in _QUALITIES:
         raise ValueError(f"no chord is written {symbol!r}")
-    shift = {"": 0, "b": -1, "#": 1}[parts[2]]
-    return Chord((LETTERS[parts[1]] + shift) % 12, parts[3])
+    return Chord(pitch_class(parts[1], parts[2]), parts[3])
 
 
 def parse_progression(progression: str, tonic: int) -> list[Chord]:
@@ -116,8 +117,7 @@ def tonic_of(name: str) -> int | None:
     parts = re.fullmatch(r"([A-G])([b#]?) (major|minor)", name)
     if parts is None:
         return None
-    shift = {"": 0, "b": -1, "#": 1}[parts[2]] + (3 if parts[3] == "minor" else 0)
-    return (LETTERS[parts[1]] + shift) % 12
+    return (pitch_class(parts[1], parts[2]) + (3 if parts[3] == "minor" else 0)) % 12
 
 
 def compatible_keys(name: str) -> tuple[str, ...]:
@@ -130,18 +130,13 @@ def compatible_keys(name: str) -> tuple[str, ...]:
     tonic, mode = tonic_of(name), name.rpartition(" ")[2]
     if tonic is None:
         return ()
+    relative = "major" if mode == "minor" else "minor"
     found = []
-    for major, one in (
-        (tonic, mode),
-        (tonic, "major" if mode == "minor" else "minor"),
-        (tonic + 7, mode),
-        (tonic - 7, mode),
-    ):
+    for major, one in ((tonic, mode), (tonic, relative), (tonic + 7, mode), (tonic - 7, mode)):
         wanted = (major - (3 if one == "minor" else 0)) % 12
-        for letter, accidental in itertools.product(LETTERS, ("", "#", "b")):
-            if (LETTERS[letter] + {"": 0, "#": 1, "b": -1}[accidental]) % 12 == wanted:
-                note = letter + accidental
-                found += [f"{note} {one}", note + ("m" if one == "minor" else "")]
+        for letter, accidental in itertools.product(LETTERS, _ACCIDENTALS):
+            if pitch_class(letter, accidental) == wanted:
+                found += [f"{letter}{accidental} {one}", f"{letter}{accidental}{'m' if one == 'minor' else ''}"]
     return tuple(found)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.audio.harmony import LETTERS, key_name
+from model.audio.harmony import key_name, pitch_class
 
 Source = Literal["said", "tags", "chunk", "name"]
 """Who says it; "said": a person, beside the file."""
@@ -59,11 +59,6 @@ def is_tempo(bpm: float) -> bool:
 def written_alike(a: float, b: float) -> bool:
     """Whether two tempi mean the same grid, as far as writers round: whole numbers, an octave apart or none."""
     return any(abs(a * factor - b) <= ROUNDING_BPM * max(1.0, factor) for factor in (0.5, 1.0, 2.0))
-
-
-def pitch_class(letter: str, accidental: str) -> int:
-    """Of "F" and "#"; the accidental is "", "#" or "b" in either case."""
-    return (LETTERS[letter.upper()] + {"": 0, "#": 1, "b": -1}[accidental.lower()]) % 12
 
 
 def note_name(pitch: int) -> str:

@@ -31,8 +31,6 @@ from model.audio.said.facts import (
 from model.audio.said.name import said_of_name
 from model.audio.said.ogg import ogg_comments
 
-__all__ = ["Said", "exact_tempo", "joined", "said_of_chunks", "said_of_file", "said_of_name", "said_of_tags"]
-
 T = TypeVar("T")
 _TEMPO_TAGS = ("bpm", "tempo")
 _KEY_TAGS = ("initial_key", "initialkey", "key")  # TKEY, TXXX:initialkey and Vorbis INITIALKEY, KEY

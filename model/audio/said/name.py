@@ -10,36 +10,23 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from model.audio.harmony import key_name
-from model.audio.said.facts import (
-    Kind,
-    Said,
-    is_tempo,
-    pitch_class,
-    plain_accidentals,
-    said_by,
-    wheel_key,
-    written_alike,
-)
+from model.audio.formats import ENDINGS
+from model.audio.harmony import key_name, pitch_class
+from model.audio.said.facts import Kind, Said, is_tempo, plain_accidentals, said_by, wheel_key, written_alike
 
 
 def _each(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_EXTENSIONS = _each(
-    "wav wave bwf rf64 w64 aif aiff aifc caf flac mp3 mp2 ogg oga opus m4a mp4 aac wma rx2 rex asd reapeaks"
-)
+_EXTENSIONS = ENDINGS | _each("rx2 rex asd reapeaks")
 # A number with one or two decimals and what clings to it ("92.5bpm"), or letters, digits and sharps.
 _WORD = re.compile(r"[0-9]+[.,][0-9]{1,2}(?![0-9])(?:[^\W_]|#)*|(?:[^\W_]|#)+")
 _ACCIDENTAL_WORD = re.compile(r"(?<![^\W_])([A-G])[ _-]?(sharp|flat)(?=[ _-]?(?:min|maj))", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,5}(?:[.,][0-9]{1,2})?")
 _MARKED = re.compile(r"(?:bpm)?([0-9]{1,5}(?:[.,][0-9]{1,2})?)(?:bpm)?")
 _BARE = re.compile(r"[1-9][0-9]{1,2}(?:[.,][0-9]{1,2})?")
-_SLOWEST_BARE, _FASTEST_BARE = (
-    60.0,
-    200.0,
-)  # of a number that nothing marks as a tempo; rarer tempi are written with a mark
+_SLOWEST_BARE, _FASTEST_BARE = 60.0, 200.0  # of a number that nothing marks as a tempo; rarer tempi have a mark
 
 _SHORT_KEY = re.compile(r"([A-G])([#b]?)m")
 _LONG_KEY = re.compile(r"([A-G])([#b]?)(maj|major|min|minor)", re.IGNORECASE)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.audio.said.facts import key_of_text, tempo_of_text
-from model.audio.said.file import Said, exact_tempo, said_of_file, said_of_tags
+from model.audio.said import Said, exact_tempo, key_of_text, said_of_file, said_of_tags
+from model.audio.said.facts import tempo_of_text
 from tests.unit.model.audio.test_said_chunks import FRAMES, SECONDS, acid, aiff, aiff_chunk, riff_chunk, wav
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here writes these files")
