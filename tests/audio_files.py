@@ -47,7 +47,7 @@ def channels_of(rate: int, channels: int) -> Samples:
     return np.stack([wave * 0.9**channel for channel in range(channels)], axis=1).astype(np.float32)
 
 
-def by_soundfile(kind: str, subtype: str) -> Make:
+def by_soundfile(kind: str, subtype: str | None = None) -> Make:
     def make(samples: Samples, rate: int) -> bytes:
         out = io.BytesIO()
         soundfile.write(out, samples, rate, format=kind, subtype=subtype)

@@ -9,6 +9,7 @@ from model.audio.analysis import is_sure
 from model.audio.grid import LOWEST_BPM
 from model.audio.hearing import ANOTHER_TEMPO, Hearing, _median_around
 from model.demo import compose_track
+from tests.clips import clicks
 
 SECONDS = 24.0
 SAME_TEMPO = 2e-4  # the share by which frames may miss a tempo over the clip
@@ -16,22 +17,9 @@ SAME_BEAT_S = 0.012  # a frame is 10 ms
 BESIDE_A_BEAT = 0.1  # of a beat: onsets of chords are slow
 
 
-def clicks(tempo_bpm: float, first_s: float = 0.3, drift: float = 0.0) -> np.ndarray:
-    """A click on every beat, the last ones so much faster than the first."""
-    rng = np.random.default_rng(0)
-    out = rng.normal(0, 1e-4, round(SECONDS * SAMPLE_RATE)).astype(np.float32)
-    click = rng.normal(0, 0.3, 400) * np.exp(-np.arange(400) / 80)
-    at = first_s
-    while at < SECONDS - 0.1:
-        begin = round(at * SAMPLE_RATE)
-        out[begin : begin + 400] += click.astype(np.float32)
-        at += 60 / tempo_bpm / (1 + drift * at / SECONDS)
-    return out
-
-
 @pytest.mark.parametrize("tempo_bpm", [90.0, 120.0, 133.3, 165.0])
 def test_a_click_tracks_tempo_and_beats_are_heard(tempo_bpm: float) -> None:
-    grid = Hearing(clicks(tempo_bpm)).grid()
+    grid = Hearing(clicks(tempo_bpm, SECONDS, 0.3)).grid()
     assert grid is not None
     assert grid.source == "heard"
     assert grid.tempo_bpm == pytest.approx(tempo_bpm, rel=SAME_TEMPO)
@@ -43,7 +31,7 @@ def test_a_click_tracks_tempo_and_beats_are_heard(tempo_bpm: float) -> None:
 
 @pytest.mark.parametrize(("tempo_bpm", "heard_bpm"), [(60.0, 120.0), (200.0, 100.0)])
 def test_half_and_double_tempo_are_one(tempo_bpm: float, heard_bpm: float) -> None:
-    grid = Hearing(clicks(tempo_bpm)).grid()
+    grid = Hearing(clicks(tempo_bpm, SECONDS, 0.3)).grid()
     assert grid is not None
     assert LOWEST_BPM <= grid.tempo_bpm < 2 * LOWEST_BPM
     assert grid.tempo_bpm == pytest.approx(heard_bpm, rel=SAME_TEMPO)
@@ -72,8 +60,8 @@ def test_swing_is_heard_by_its_beat_and_its_thirds_come_second(seconds: float) -
 
 
 def test_of_two_tempi_at_once_both_are_heard_and_neither_is_sure() -> None:
-    assert is_sure(Hearing(clicks(110.0)).grid())
-    both = Hearing(clicks(110.0) + clicks(97.0)).grids(most=2)
+    assert is_sure(Hearing(clicks(110.0, SECONDS)).grid())
+    both = Hearing(clicks(110.0, SECONDS) + clicks(97.0, SECONDS)).grids(most=2)
     assert sorted(grid.tempo_bpm for grid in both) == pytest.approx([97.0, 110.0], rel=SAME_TEMPO)
     assert not is_sure(both[0])
     assert not is_sure(None)
@@ -89,8 +77,8 @@ def test_of_a_blink_nothing_is_heard() -> None:
     [
         np.random.default_rng(0).normal(0, 0.1, 24 * SAMPLE_RATE).astype(np.float32),
         np.zeros(24 * SAMPLE_RATE, np.float32),
-        clicks(120.0, drift=0.5),
-        clicks(120.0)[: 2 * SAMPLE_RATE],
+        np.concatenate([clicks(tempo_bpm, 60 / tempo_bpm) for tempo_bpm in np.linspace(100, 150, 48)]),
+        clicks(120.0, 2.0),
         np.zeros(0, np.float32),
     ],
     ids=["noise", "silence", "drift", "two seconds", "nothing"],

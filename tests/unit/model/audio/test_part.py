@@ -1,19 +1,15 @@
-import io
-
 import numpy as np
 import pytest
-import soundfile
 
 from model.audio import ClipTooLong, DecodeFailed, load_part
+from tests.audio_files import by_soundfile
 
 RATE = 22_050
 NOISE = (np.random.default_rng(0).standard_normal((2 * RATE, 2)) * 0.1).astype(np.float32)
 
 
 def encoded(kind: str) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, NOISE, RATE, format=kind)
-    return file.getvalue()
+    return by_soundfile(kind)(NOISE, RATE)
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF", "OGG", "MP3"])
