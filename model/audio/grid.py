@@ -134,14 +134,12 @@ def beat_windows(
         The windows that lie within the clip, and the beat that each begins on, float64 (n,). A clip that is shorter
         than a window has one, of as many whole beats as it has; one of fewer than FEWEST_BEATS has none: None.
     """
-    seconds = samples / SAMPLE_RATE
-    first = float(grid.starts(0, seconds)[0]) if len(grid.starts(0, seconds)) else math.inf
-    ends = grid.starts(0, seconds)
-    beats = min(WINDOW_BEATS, int(ends[-1] - first)) if len(ends) else 0
+    within = grid.starts(0, samples / SAMPLE_RATE).astype(float)
+    beats = min(WINDOW_BEATS, int(within[-1] - within[0])) if len(within) else 0
     if beats < FEWEST_BEATS:
         return None
     if places is None:
-        last = float(ends[-1]) - beats
+        first, last = within[0], within[-1] - beats
         places = np.arange(first, last + 1e-6, STRIDE_BEATS)
         if places[-1] < last - 1e-6:
             places = np.append(places, last)
