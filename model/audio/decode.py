@@ -264,6 +264,8 @@ _UNKNOWN_FRAMES = 2**62  # libsndfile's word for "not told" is 2**63 - 1
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """Reads without the seek that soundfile does around each block: it fails, or loses the block, in damaged files."""
 
+    at = 0  # frame
+
     def seekable(self) -> bool:
         return False
 
@@ -293,19 +295,22 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
         )
 
 
-def _seeker(sound: soundfile.SoundFile) -> Callable[[int], int]:
+def _seeker(sound: _Sequential) -> Callable[[int], int]:
     def seek(frame: int) -> int:
         try:
-            return int(sound.seek(min(frame, sound.frames)))
+            sound.at = int(sound.seek(min(frame, sound.frames)))
+            return sound.at
         except soundfile.LibsndfileError as error:
             raise _unreadable(error) from error
 
     return seek
 
 
-def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[Waveform]:
+def _soundfile_blocks(sound: _Sequential) -> Iterator[Waveform]:
+    """No more than is there: of a FLAC file with a tag at its end libsndfile loses the block that reaches into it."""
     try:
-        while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+        while len(block := sound.read(min(BLOCK, sound.frames - sound.at), dtype="float32", always_2d=True)):
+            sound.at += len(block)
             yield block
     except soundfile.LibsndfileError as error:
         raise _unreadable(error) from error
