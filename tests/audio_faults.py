@@ -120,6 +120,7 @@ FAULTS = [
     ),
     Fault("AIFF, no frames counted", lying(AIFF, ">I", (b"COMM", 10, 0))),
     *(Fault(f"CAF, data size {size:#x}", lying(CAF, ">Q", (b"data", 4, size))) for size in (0, 2**64 - 1)),
+    Fault("BW64", lambda: b"BW64" + made(RF64)()[4:]),
     Fault("FLAC, an ID3 tag behind it", lambda: made(FLAC)() + b"TAG" + bytes(125)),
     Fault("FLAC, no length told", lambda: put(made(FLAC)(), b"fLaC", 22, bytes(4))),
     *(

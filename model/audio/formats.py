@@ -26,7 +26,8 @@ _EBML = b"\x1a\x45\xdf\xa3"
 
 # In this order; of what begins with more than one mark, all are named: at which byte, and which.
 _MARKS: list[tuple[AudioFormat, dict[int, bytes]]] = [
-    ("wav", {0: b"RIFF", 8: b"WAVE"}), ("wav", {0: b"RF64", 8: b"WAVE"}), ("wav", {0: W64}),
+    ("wav", {0: b"RIFF", 8: b"WAVE"}), ("wav", {0: b"RF64", 8: b"WAVE"}), ("wav", {0: b"BW64", 8: b"WAVE"}),
+    ("wav", {0: W64}),
     ("aiff", {0: b"FORM", 8: b"AIFF"}), ("aiff", {0: b"FORM", 8: b"AIFC"}),
     ("flac", {0: b"fLaC"}), ("ogg", {0: b"OggS"}),
     *(("m4a", {4: atom}) for atom in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),

@@ -60,8 +60,11 @@ def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
     """Walk the chunks of a WAV or AIFF file up to its audio."""
     header, long_size = Header(), None
     file.seek(0)
-    if file.read(16) == W64:
+    head = file.read(16)
+    if head == W64:
         return _w64_header(file, size)
+    if head[:4] == b"BW64":  # ITU-R BS.2088: RF64 by another name, which libsndfile does not know
+        header.mended[0] = b"RF64"
     order = ">" if kind == "aiff" else "<"
     for chunk in chunks_of(file, size, order + "I"):
         file.seek(chunk.start)
