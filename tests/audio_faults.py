@@ -90,6 +90,7 @@ def unknown_codec() -> bytes:
 WAV, AIFF = by_soundfile("WAV", "PCM_16"), by_soundfile("AIFF", "PCM_16")
 RF64, W64 = by_soundfile("RF64", "PCM_16"), by_soundfile("W64", "PCM_16")
 FLAC, MP3 = by_soundfile("FLAC", "PCM_16"), by_ffmpeg("mp3", "libmp3lame")
+BARE_MP3 = by_ffmpeg("mp3", "libmp3lame", write_xing="0", id3v2_version="0")
 AAC, CAF = by_ffmpeg("mp4", "aac"), by_ffmpeg("caf", "pcm_s16be")
 OPUS = by_ffmpeg("matroska", "libopus")
 TOP = 0xFFFF_FFFF
@@ -122,6 +123,8 @@ FAULTS = [
     *(Fault(f"CAF, data size {size:#x}", lying(CAF, ">Q", (b"data", 4, size))) for size in (0, 2**64 - 1)),
     Fault("BW64", lambda: b"BW64" + made(RF64)()[4:]),
     Fault("FLAC, an ID3 tag behind it", lambda: made(FLAC)() + b"TAG" + bytes(125)),
+    Fault("MP3, zeros before it", lambda: bytes(500) + made(BARE_MP3)()),
+    Fault("MP3, the rest of a frame before it", lambda: 3 * made(BARE_MP3)()[100:350] + made(BARE_MP3)()),
     Fault("FLAC, no length told", lambda: put(made(FLAC)(), b"fLaC", 22, bytes(4))),
     *(
         Fault(f"{name}, cut off", cut(make, rate), EARLY, whole=False)

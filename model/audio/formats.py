@@ -62,6 +62,12 @@ _DEMUXERS: dict[AudioFormat, str] = {
     "wma": "asf", "ac3": "ac3", "eac3": "eac3", "dts": "dts", "ape": "ape", "dsf": "dsf", "dsdiff": "iff", "tta": "tta",
     "tak": "tak", "au": "au", "amr": "amr",
 }  # fmt: skip
+# kbit/s of MPEG 1 by layer (III is 1), and of MPEG 2 and 2.5.
+_KBPS_1 = {
+    1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+}
+_KBPS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _SOUNDFILE_WAV = {0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x31, 0x40, 0x64, 0xFFFE}
 """Codes of the fmt chunk that libsndfile decodes: PCM, ADPCM, float, A-law, mu-law, GSM; the last names another."""
 
@@ -84,13 +90,10 @@ def format_of(head: bytes) -> AudioFormat | None:
         return kind
     if head[:2] == b"\x0b\x77" and len(head) > 5:  # the version of the bit stream: E-AC-3 from 11 on
         return "eac3" if head[5] >> 3 > 10 else "ac3"
-    if head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        if head[1] & 0xF6 == 0xF0:  # ADTS: twelve ones, layer 0
-            return "aac"
-        version, layer, bitrate, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
-        # Layer I is left out: nobody sends it, and the byte order mark of UTF-16 text looks like it.
-        if version != 1 and layer in (1, 2) and bitrate != 15 and rate != 3:
-            return "mp3"
+    if head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # ADTS: twelve ones, layer 0
+        return "aac"
+    if _mp3_frame(head) is not None or (not other_kind(head) and _holds_mp3(head)):
+        return "mp3"
     return None
 
 
@@ -127,6 +130,34 @@ def after_tags(file: BinaryIO) -> int:
             return start
         a, b, c, d = head[6:]
         start += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 0x10 else 0)
+
+
+def _mp3_frame(header: bytes) -> int | None:
+    """How many bytes the frame of an MP3 or MP2 has that begins so, 0 where it does not tell; None: none begins so."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
+        return None
+    version, layer, bitrate, rate = header[1] >> 3 & 3, header[1] >> 1 & 3, header[2] >> 4, header[2] >> 2 & 3
+    # Layer I is left out: nobody sends it, and the byte order mark of UTF-16 text looks like it.
+    if version == 1 or layer not in (1, 2) or bitrate == 15 or rate == 3:
+        return None
+    bits = 1000 * (_KBPS_1[layer] if version == 3 else _KBPS_2)[bitrate]
+    hz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    return (72 if layer == 1 and version != 3 else 144) * bits // hz + (header[2] >> 1 & 1) if bits else 0
+
+
+def _holds_mp3(head: bytes) -> bool:
+    """Whether three frames follow each other behind something else: zeros, or the rest of a frame, as in what was
+    recorded from a stream. FFmpeg finds them too."""
+    for begin in range(len(head)):
+        at = begin
+        for _ in range(3):
+            size = _mp3_frame(head[at : at + 4])
+            if not size:
+                break
+            at += size
+        else:
+            return True
+    return False
 
 
 def _marked(head: bytes, table: list[tuple[Name, dict[int, bytes]]]) -> Name | None:
