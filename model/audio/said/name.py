@@ -135,7 +135,7 @@ def _marked_tempi(words: list[_Word]) -> dict[int, float]:
         clinging = _MARKED.fullmatch(word.lower) if "bpm" in word.lower else None
         if clinging:
             place, bpm = i, float(clinging[1].replace(",", "."))
-        elif word.lower == "bpm" and before is not None and is_tempo(before):
+        elif word.lower == "bpm" and before is not None and is_tempo(before) and not _numbered(words, i):
             place, bpm = i - 1, before
         elif word.lower in ("bpm", "tempo") and after is not None:
             place, bpm = i + 1, after
@@ -150,6 +150,13 @@ def _marked_tempi(words: list[_Word]) -> dict[int, float]:
 
 
 def _bare_tempi(words: list[_Word], keys: list[_Key]) -> dict[int, float]:
+def _numbered(words: list[_Word], i: int) -> bool:
+    """Whether what stands before the word "bpm" is a number of files rather than a tempo: "Loop 25 BPM 140"."""
+    before, after = words[i - 1].number or 0.0, words[i + 1].number or 0.0
+    unit = words[i + 2].lower if i + 2 < len(words) else ""
+    return before < _SLOWEST_BARE <= after <= _FASTEST_BARE and unit not in _UNITS
+
+
     """Numbers that only their neighbours make tempi, by their place; those beside a key before all others."""
     beside_key, others = {}, {}
     edges = {found.first - 1 for found in keys} | {found.last + 1 for found in keys}

@@ -36,6 +36,9 @@ SAID = [
     ("03_120Bpm_HatLoop.wav", 120, None, None, "loop"),
     ("Track 12 140BPM.mp3", 140, None, None, None),
     ("80s_synthwave_arp_118bpm_Em.wav", 118, "E minor", None, None),
+    ("Loop_25_BPM_140_Cm.wav", 140, "C minor", None, "loop"),  # the loop's number comes first
+    ("Loop 140 BPM 25.wav", 140, None, None, "loop"),
+    ("Slow 45 BPM Pad 2.wav", 45, None, None, None),
     ("808_Sub_140bpm_F#m.wav", 140, "F# minor", None, None),
     ("Speedcore 260bpm kick.wav", 260, None, None, None),
     ("Ambient_40bpm_Cmaj.wav", 40, "C major", None, None),
