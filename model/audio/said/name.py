@@ -20,12 +20,13 @@ def _each(words: str) -> frozenset[str]:
 
 
 _EXTENSIONS = ENDINGS | _each("rx2 rex asd reapeaks")
-# A number with one or two decimals and what clings to it ("92.5bpm"), or letters, digits and sharps.
-_WORD = re.compile(r"[0-9]+[.,][0-9]{1,2}(?![0-9])(?:[^\W_]|#)*|(?:[^\W_]|#)+")
+# A number with one or two decimals and what clings to it ("92.5bpm"), or with more where it may be a tempo
+# ("93.312bpm", not "01.120bpm"); or letters, digits and sharps.
+_WORD = re.compile(r"(?:[0-9]+[.,][0-9]{1,2}|(?:[6-9]|1[0-9])[0-9][.,][0-9]{3,})(?![0-9])(?:[^\W_]|#)*|(?:[^\W_]|#)+")
 _ACCIDENTAL_WORD = re.compile(r"(?<![^\W_])([A-G])[ _-]?(sharp|flat)(?=[ _-]?(?:min|maj))", re.IGNORECASE)
-_NUMBER = re.compile(r"[0-9]{1,5}(?:[.,][0-9]{1,2})?")
-_MARKED = re.compile(r"(?:bpm)?([0-9]{1,5}(?:[.,][0-9]{1,2})?)(?:bpm)?")
-_BARE = re.compile(r"[1-9][0-9]{1,2}(?:[.,][0-9]{1,2})?")
+_NUMBER = re.compile(r"[0-9]{1,5}(?:[.,][0-9]+)?")
+_MARKED = re.compile(rf"(?:bpm)?({_NUMBER.pattern})(?:bpm)?")
+_BARE = re.compile(r"[1-9][0-9]{1,2}(?:[.,][0-9]+)?")
 _SLOWEST_BARE, _FASTEST_BARE = 60.0, 200.0  # of a number that nothing marks as a tempo; rarer tempi have a mark
 
 _SHORT_KEY = re.compile(r"([A-G])([#b]?)m")
@@ -149,7 +150,6 @@ def _marked_tempi(words: list[_Word]) -> dict[int, float]:
     return found
 
 
-def _bare_tempi(words: list[_Word], keys: list[_Key]) -> dict[int, float]:
 def _numbered(words: list[_Word], i: int) -> bool:
     """Whether what stands before the word "bpm" is a number of files rather than a tempo: "Loop 25 BPM 140"."""
     before, after = words[i - 1].number or 0.0, words[i + 1].number or 0.0
@@ -157,6 +157,7 @@ def _numbered(words: list[_Word], i: int) -> bool:
     return before < _SLOWEST_BARE <= after <= _FASTEST_BARE and unit not in _UNITS
 
 
+def _bare_tempi(words: list[_Word], keys: list[_Key]) -> dict[int, float]:
     """Numbers that only their neighbours make tempi, by their place; those beside a key before all others."""
     beside_key, others = {}, {}
     edges = {found.first - 1 for found in keys} | {found.last + 1 for found in keys}
