@@ -86,7 +86,7 @@ def tempo_of_text(text: str) -> float | None:
         ValueError: anything else that is no tempo; the message shows it.
     """
     word = text.strip(_BLANKS).lower()[:_LONGEST_TEXT]
-    parts = re.fullmatch(r"(-?[0-9]{1,9})(?:[.,]([0-9]{1,9}))?(?: ?bpm)?", word)
+    parts = re.fullmatch(r"(-?[0-9]{1,9})(?:[.,]([0-9]*))?(?: ?bpm)?", word)
     if parts is None and word:
         raise ValueError(f"{text[:_LONGEST_TEXT]!r} is no tempo")
     bpm = 0.0 if parts is None else float(f"{parts[1]}.{parts[2] or 0}")

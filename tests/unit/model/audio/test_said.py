@@ -41,6 +41,7 @@ def tags(file: bytes) -> Said:
 
 TEMPI = {"128": 128, "128.0": 128, "127,50": 127.5, " 93 BPM ": 93, "93bpm\0": 93, "0": None, "000": None, "": None}
 KEYS = {
+TEMPI |= {"117.45383522727273": 117.45383522727273, "128.": 128}
     "Am": "A minor",
     "A minor": "A minor",
     "amin": "A minor",
