@@ -15,6 +15,7 @@ from model.audio.grid import Grid, folded, same_tempo
 from model.audio.harmony import chroma_of, is_relative
 from model.audio.hearing import Hearing
 from model.audio.said import Said, exact_tempo
+from model.audio.said.facts import LONGEST_LOOP_BEATS
 from model.audio.windows import MIN_SECONDS, SAMPLE_RATE, Waveform
 
 Kind = Literal["loop", "one-shot", "piece"]
@@ -27,7 +28,6 @@ SURE_KEY = 0.1
 AGREEING_TEMPO = 0.02
 """A said and a heard tempo that differ by less are one, whole octaves apart."""
 
-_LONGEST_LOOP_BEATS = 64
 _ONE_SHOT_S = 3.0
 _WHOLE_BEATS_S = 0.02  # how far a loop's length may be off a whole number of heard beats
 
@@ -121,12 +121,12 @@ def _said_grid(hearing: Hearing, said: Said, seconds: float) -> Grid | None:
 
 
 def _kind(waveform: Waveform, seconds: float, said: Said, grid: Grid | None) -> Kind:
-    if said.beats is not None and 2 <= said.beats <= _LONGEST_LOOP_BEATS:
+    if said.beats is not None and 2 <= said.beats <= LONGEST_LOOP_BEATS:
         return "loop"
     if grid is not None:
         beats = seconds * grid.tempo_bpm / 60
         whole = abs(beats - round(beats)) * 60 / grid.tempo_bpm <= _WHOLE_BEATS_S
-        if whole and round(beats) % 4 == 0 and 4 <= beats <= _LONGEST_LOOP_BEATS:
+        if whole and round(beats) % 4 == 0 and 4 <= beats <= LONGEST_LOOP_BEATS:
             return "loop"
     if seconds <= _ONE_SHOT_S and len(waveform):
         energy = [float(np.square(part).sum()) for part in np.array_split(waveform, 4)]

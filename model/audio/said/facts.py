@@ -19,6 +19,8 @@ SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 """No music is said to be slower or faster; a number outside is a slip, a placeholder or another thing."""
 MOST_BEATS = 20_000
 """An hour at 333 BPM; whatever says more has not counted."""
+LONGEST_LOOP_BEATS = 64
+"""What is longer is hardly a loop."""
 ROUNDING_BPM = 0.5
 """How far a stated tempo may be off by rounding: names and most tags hold whole numbers."""
 _BLANKS = "\0 \t\r\n"

@@ -18,6 +18,7 @@ from tinytag import TinyTag, TinyTagException, UnsupportedFormatError
 from model.audio.said.chunks import chunk_within, said_of_chunks
 from model.audio.said.facts import (
     FACTS,
+    LONGEST_LOOP_BEATS,
     ROUNDING_BPM,
     Said,
     is_tempo,
@@ -191,7 +192,8 @@ def exact_tempo(seconds: float, said: Said) -> Said:
     """Give a clip that is a whole number of beats long the tempo that makes it so, and its beats.
 
     Writers cut a loop at a whole sample and round its tempo to two decimals, so a clip is taken as whole where its
-    beats at the stated tempo are within that rounding of a whole number: 0.005 BPM over its length, and 0.25 ms. Where
+    beats at the stated tempo are within that rounding of a whole number: 0.005 BPM over its length, and 0.25 ms; one
+    longer than LONGEST_LOOP_BEATS of a whole number of fours, or one song in twenty would be whole by chance. Where
     beats are stated too, and length and beats agree with the tempo within 0.5 BPM (tempi in whole numbers), they are
     believed.
 
@@ -210,7 +212,8 @@ def exact_tempo(seconds: float, said: Said) -> Said:
     if beats is not None and is_tempo(held := 60 * beats / seconds) and abs(held - (tempo or held)) <= ROUNDING_BPM:
         source = said.sources["tempo_bpm" if tempo is not None else "beats"]
     elif tempo is not None:
-        beats = float(round(seconds * tempo / 60))
+        bar = 1 if seconds * tempo / 60 <= LONGEST_LOOP_BEATS else 4  # the longer, the more are whole by chance
+        beats = float(bar * round(seconds * tempo / 60 / bar))
         slack = (seconds * _WRITTEN_BPM + _CUT_SECONDS * tempo) / 60
         if beats < 1 or abs(seconds * tempo / 60 - beats) > slack:
             return said

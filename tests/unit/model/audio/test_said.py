@@ -8,6 +8,7 @@ import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,8 +41,8 @@ def tags(file: bytes) -> Said:
 
 
 TEMPI = {"128": 128, "128.0": 128, "127,50": 127.5, " 93 BPM ": 93, "93bpm\0": 93, "0": None, "000": None, "": None}
-KEYS = {
 TEMPI |= {"117.45383522727273": 117.45383522727273, "128.": 128}
+KEYS = {
     "Am": "A minor",
     "A minor": "A minor",
     "amin": "A minor",
@@ -254,6 +255,14 @@ def test_a_loop_gets_the_tempo_that_makes_it_whole(tempo: float, beats: int, rat
     assert exact.beats == beats
     assert exact.tempo_bpm == pytest.approx(60 * beats / seconds, rel=1e-12)
     assert exact.sources == {"tempo_bpm": "name", "beats": "name"}
+
+
+def test_a_song_is_seldom_whole_by_chance_whatever_its_length() -> None:
+    """Its grid would begin with its first sample, wherever its beats are."""
+    for seconds, most in ((20.0, 0.01), (240.0, 0.02), (1200.0, 0.08)):
+        lengths = np.random.default_rng(0).uniform(seconds, 1.1 * seconds, 5000)
+        whole = [exact_tempo(float(length), said(120.0)).beats is not None for length in lengths]
+        assert np.mean(whole) < most
 
 
 @pytest.mark.parametrize("seconds", [8.01, 8.1, 8.25, 0.1, 7.98])
