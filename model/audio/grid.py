@@ -24,6 +24,8 @@ WINDOW_BEATS, STRIDE_BEATS = 10, 5
 FEWEST_BEATS = 3
 """A clip of fewer has no window in beat time: as played at 120 BPM a window must be longer than MIN_SECONDS."""
 
+_ROUNDING_BEATS = 1e-6  # a loop's last beat is its end, but for the last bits
+
 FRAMES_A_BEAT = 50
 """Of the CQT, at 120 BPM."""
 
@@ -119,33 +121,29 @@ def same_tempo(one: ArrayLike, other: ArrayLike, within: float) -> Any:
     return np.abs(octaves - np.round(octaves)) <= np.log2(1 + within)
 
 
-def beat_windows(
-    grid: Grid, samples: int, places: NDArray[np.float64] | None = None
-) -> tuple[Windows, NDArray[np.float64]] | None:
+def beat_windows(grid: Grid, samples: int) -> tuple[Windows, NDArray[np.float64]] | None:
     """Lay windows of WINDOW_BEATS over a clip.
 
     Args:
-        grid: of the clip.
+        grid: of the clip; of a loop that goes round, once.
         samples: how long it is.
-        places: the beats that they are to begin on; None: STRIDE_BEATS apart from the first beat on, the last one
-            nearer where it must be to end within a beat of the clip's end.
 
     Returns:
-        The windows that lie within the clip, and the beat that each begins on, float64 (n,). A clip that is shorter
-        than a window has one, of as many whole beats as it has; one of fewer than FEWEST_BEATS has none: None.
+        Windows STRIDE_BEATS apart from the first beat on, the last one nearer where it must be to end within a beat of
+        the clip's end; those of a loop that goes round begin in its first round. And the beat that each begins on,
+        float64 (n,). A clip that is shorter than a window has one, of as many whole beats as it has; one of fewer than
+        FEWEST_BEATS has none: None.
     """
-    within = grid.starts(0, samples / SAMPLE_RATE).astype(float)
-    beats = min(WINDOW_BEATS, int(within[-1] - within[0])) if len(within) else 0
+    ends = grid.beats_at(np.array([0.0, samples / SAMPLE_RATE]))
+    first, end = math.ceil(ends[0] - _ROUNDING_BEATS), math.floor(ends[1] + _ROUNDING_BEATS)
+    beats, round_again = min(WINDOW_BEATS, end - first), end > len(grid.beats_s)
     if beats < FEWEST_BEATS:
         return None
-    if places is None:
-        first, last = within[0], within[-1] - beats
-        places = np.arange(first, last + 1e-6, STRIDE_BEATS)
-        if places[-1] < last - 1e-6:
-            places = np.append(places, last)
-    begin, end = grid.seconds_at(places), grid.seconds_at(places + beats)
-    starts, ends = (np.round(at * SAMPLE_RATE).astype(np.int64) for at in (begin, end))
-    inside = (starts >= 0) & (ends <= samples)
-    starts, lengths, places = starts[inside], (ends - starts)[inside], places[inside]
-    frames = 1 + beats * FRAMES_A_BEAT
-    return Windows(starts, lengths, frames), places
+    last = min(end - beats, len(grid.beats_s) - 2)
+    places = np.arange(first, last + 1, STRIDE_BEATS, dtype=np.float64)
+    if places[-1] < last and not round_again:
+        places = np.append(places, last)
+    begin, end_at = grid.seconds_at(places), grid.seconds_at(places + beats)
+    starts, stops = (np.round(at * SAMPLE_RATE).astype(np.int64) for at in (begin, end_at))
+    inside = (starts >= 0) & (stops <= samples)
+    return Windows(starts[inside], (stops - starts)[inside], frames=1 + beats * FRAMES_A_BEAT), places[inside]

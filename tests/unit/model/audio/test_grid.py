@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE
-from model.audio.grid import BadGrid, Grid, said_grid, same_tempo
+from model.audio.grid import WINDOW_BEATS, BadGrid, Grid, beat_windows, said_grid, same_tempo
 from model.audio.truth import BadTruth, read_truth, tempo_map
 from model.demo import compose_track, write_track
 from model.training.stems import load_bank
@@ -36,6 +36,24 @@ def test_windows_start_where_they_fit_into_the_clip() -> None:
     grid = said_grid(np.arange(1, 9) * 0.5, 4.6)  # beats at 0.5 to 4 s
     assert grid.starts(4, 4.6).tolist() == [-1, 0, 1, 2, 3, 4]
     assert grid.starts(10, 4.6).tolist() == []
+
+
+@pytest.mark.parametrize(("beats", "starts_s"), [(4, [0.0]), (8, [0.0, 2.5]), (12, [0.0, 2.5, 5.0])])
+def test_a_loop_that_goes_round_has_whole_windows_that_begin_in_its_first_round(beats: int, starts_s: list) -> None:
+    found = beat_windows(Grid(np.arange(beats + 1) * 0.5), 16 * beats // 2 * SAMPLE_RATE)
+    assert found is not None
+    assert (found[0].starts / SAMPLE_RATE).tolist() == starts_s
+    assert (found[0].lengths == WINDOW_BEATS * SAMPLE_RATE // 2).all()
+    assert found[0].frames == WINDOW_BEATS * 50 + 1
+
+
+@pytest.mark.parametrize("tempo_bpm", [120.0, 150.15601323018888, 152.2945407587203, 152.82573529742092])
+def test_no_loop_loses_its_last_beat_to_rounding(tempo_bpm: float) -> None:
+    samples = round(16 * 60 / tempo_bpm * SAMPLE_RATE)
+    grid = Grid(np.arange(17) * 60 / (60 * 16 / (samples / SAMPLE_RATE)))  # as of a loop whose tempo is made exact
+    found = beat_windows(grid, samples)
+    assert found is not None
+    assert found[1].tolist() == [0.0, 5.0, 6.0]
 
 
 @pytest.mark.parametrize(
