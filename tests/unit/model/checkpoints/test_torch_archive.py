@@ -13,32 +13,19 @@ import pytest
 from model.checkpoints import LegacyPickle, NotACheckpoint, UnsafePickle, load_phalar
 from tests.lightning import Attack, Lightning
 
-
-def _place_in_root(contents: dict[str, Any], attack: object) -> object:
-    return attack
-
-
-def _place_beside(contents: dict[str, Any], attack: object) -> object:
-    return contents | {"callbacks": attack}
-
-
-def _place_in_parameters(contents: dict[str, Any], attack: object) -> object:
-    contents["hyper_parameters"]["optimizer"] = {"schedule": [{"warm_up": (attack,)}]}
-    return contents
+Place = Callable[[dict[str, Any], object], object]
+PLACES: dict[str, Place] = {
+    "root": lambda contents, attack: attack,
+    "beside": lambda contents, attack: contents | {"callbacks": attack},
+    "parameters": lambda contents, attack: contents | {"hyper_parameters": {"schedule": [{"warm_up": (attack,)}]}},
+    "weights": lambda contents, attack: contents | {"state_dict": contents["state_dict"] | {"encoder.mlp.2.b": attack}},
+}
 
 
-def _place_among_weights(contents: dict[str, Any], attack: object) -> object:
-    contents["state_dict"]["encoder.mlp.2.b"] = attack
-    return contents
-
-
-@pytest.mark.parametrize("place", [_place_in_root, _place_beside, _place_in_parameters, _place_among_weights])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("function", [os.system, eval, os.mkdir])
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(
-    lightning: Lightning,
-    tmp_path: Path,
-    place: Callable[[dict[str, Any], object], object],
-    function: Callable[..., object],
+    lightning: Lightning, tmp_path: Path, place: str, function: Callable[..., object]
 ) -> None:
     marker = tmp_path / "ran"
     argument = {
@@ -47,7 +34,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(
         os.mkdir: str(marker),
     }[function]
     attack = Attack(function, argument)
-    path = lightning.write(place(lightning.contents(), attack))
+    path = lightning.write(PLACES[place](lightning.contents(), attack))
     with pytest.raises(UnsafePickle, match=function.__name__) as refused:
         load_phalar(path)
     assert function.__name__ in refused.value.name
