@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.audio import SAMPLE_RATE
+from service.commands.console import out
 from tests.command import phalar, phalar_alone
 from tests.installation import Installation, add_stem, encode, free_port, noise_bursts, wait_ready
 
@@ -163,7 +164,10 @@ def test_embed_writes_what_the_service_would_index_or_nothing(
     assert target.read_bytes() == before
 
 
-def test_analyse_shows_names_as_they_are_and_sends_a_terminal_none_of_them(tmp_path: Path) -> None:
+def test_analyse_shows_names_as_they_are_and_sends_a_terminal_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "width", 200)  # so that no cell is folded
     odd, broken = tmp_path / "[red]one \x1b[2J 125bpm.wav", tmp_path / "\x1b[2J.wav"
     odd.write_bytes(encode(noise_bursts(7), "WAV"))
     broken.write_text("not audio")

@@ -89,7 +89,11 @@ def bank(home: Path, recipe: Recipe) -> StemBank:
 
 @pytest.fixture(scope="module")
 def whole(home: Path, recipe: Recipe, bank: StemBank) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, on as many threads as a process of its own would have.
+
+    A device thread of another test may have set them for the threads to come, whatever `get_num_threads` says here.
+    """
+    torch.set_num_threads(torch.get_num_threads())
     Trainer(recipe, bank, home / "whole", torch.device("cpu")).run()
     return home / "whole"
 
