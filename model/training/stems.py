@@ -259,5 +259,6 @@ def _fingerprint(tracks: Iterable[TrackFiles], most_seconds: float | None) -> st
             files.append((FILE, track.folder / FILE))
         for stem, path in files:
             status = path.stat()
-            digest.update(f"\0{track.name}\0{stem}\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+            facts = f"\0{track.name}\0{stem}\0{path}\0{status.st_size}\0{status.st_mtime_ns}"
+            digest.update(facts.encode(errors="surrogateescape"))  # a path may be no UTF-8
     return digest.hexdigest()[:24]

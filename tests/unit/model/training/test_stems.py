@@ -1,5 +1,6 @@
 """Each data set's own layout is read, what cannot be used is said, and submixes are disjoint."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,13 @@ def test_a_bank_is_made_once_and_made_anew_when_a_file_changes(tmp_path: Path, m
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     write(tmp_path / "mine" / "a" / "lead.wav", 330, seconds=3.5)
     assert bank_of(tmp_path / "mine").tracks[0].samples == round(3.5 * SAMPLE_RATE)
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "bass.wav", 110)
+    write(tmp_path / "a" / "lead.wav", 220)
+    (tmp_path / "a").rename(tmp_path / os.fsdecode(b"a\xff"))  # as older systems wrote names
+    assert bank_of(tmp_path).tracks[0].stems == ("bass", "lead")
 
 
 def test_an_interrupted_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
