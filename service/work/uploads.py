@@ -49,6 +49,7 @@ from service.work.turns import Budget
 
 log = logging.getLogger("phalar.uploads")
 T = TypeVar("T")
+Received = Callable[[socket.socket, asyncio.Timeout], Awaitable[T]]  # what is made of an answer
 _SERVER = "from service.work.decoding import serve_children; serve_children()"
 
 UPLOAD_NICE = 10
@@ -156,13 +157,7 @@ class Decoder:
             source, None, nice, lambda ours, patience: receive_clip(ours, self.limits, budget, patience, keep_s)
         )
 
-    async def _asked(
-        self,
-        source: Path | bytes,
-        order: Order | None,
-        nice: int,
-        received: Callable[[socket.socket, asyncio.Timeout], Awaitable[T]],
-    ) -> T:
+    async def _asked(self, source: Path | bytes, order: Order | None, nice: int, received: Received[T]) -> T:
         """Have a child do it, and what is made of its answer; another child, where the system ended the first."""
         try:
             return await self._asked_once(source, order, nice, received)
@@ -172,13 +167,7 @@ class Decoder:
             log.warning("a decoder was ended from outside (%s); another does its work", error.reason)
         return await self._asked_once(source, order, nice, received)
 
-    async def _asked_once(
-        self,
-        source: Path | bytes,
-        order: Order | None,
-        nice: int,
-        received: Callable[[socket.socket, asyncio.Timeout], Awaitable[T]],
-    ) -> T:
+    async def _asked_once(self, source: Path | bytes, order: Order | None, nice: int, received: Received[T]) -> T:
         opened = _in_memory(source) if isinstance(source, bytes) else await asyncio.to_thread(source.open, "rb")
         with opened as file:
             await self._slots.acquire()
