@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.cqt import SETTINGS, headline, interleaved_ms, median_ratio
 from benchmarks.page import page_parser, publish
 from model.audio import SAMPLE_RATE, cut_windows
-from model.axial_kernel import built_kernels
+from model.axial_kernel import AxialKernel, built_kernels
 from model.checkpoints import load_phalar
 from model.cqt import BeatClips, plain_cqt, scale_decibels
 from model.evaluation.results import markdown_table
@@ -52,6 +52,24 @@ def whole_encoder(phalar: Phalar, repeats: int) -> str:
         difference = float((old() - new()).abs().max())
         rows.append([str(batch), f"{before:.1f}", f"{after:.1f}", f"{median_ratio(taken):.1f}", f"{difference:.1e}"])
     return markdown_table(["batch", "plain, ms a clip", "embed, ms a clip", "ratio", "largest difference"], rows)
+
+
+def beside_nnaudio(phalar: Phalar, repeats: int) -> str:
+    """Eight clips, embedded with each build of the compiled axial CNN, beside nnAudio's CQT of them alone."""
+    clips = noise(8, WINDOW, phalar.device)
+
+    def embed(kernel: AxialKernel) -> Tensor:
+        features = phalar.backbone.infer_by_kernel(kernel, phalar.cqt(clips))
+        return to_unit_norm(phalar.head(phalar.pooling(features)))
+
+    kernels = built_kernels()
+    taken = interleaved_ms(partial(plain_cqt(SETTINGS), clips), *(partial(embed, k) for k in kernels), repeats=repeats)
+    rows = []
+    for place, kernel in enumerate(kernels, 1):
+        alone, whole = np.median(taken[:, [0, place]], axis=0)
+        ratio = np.median(taken[:, place] / taken[:, 0])
+        rows.append([kernel.name, f"{alone:.0f}", f"{whole:.0f}", f"{ratio:.2f}"])
+    return markdown_table(["embedded with", "nnAudio's CQT alone, ms", "embed, ms", "embed / CQT"], rows)
 
 
 def played_otherwise(phalar: Phalar, repeats: int) -> str:
@@ -184,7 +202,7 @@ def main() -> None:
         if device.type == "cuda":
             text += f"{torch.cuda.get_device_name(device)}\n\n" + ways_on_a_card(phalar, arguments.repeats)
         else:
-            parts = (whole_encoder, played_otherwise, axial_paths, query_by_the_clock, query_in_keys)
+            parts = (whole_encoder, beside_nnaudio, played_otherwise, axial_paths, query_by_the_clock, query_in_keys)
             text += "\n".join(measure(phalar, arguments.repeats) for measure in parts)
     publish(text, arguments.page, "encoder" if device.type == "cpu" else "encoder-on-a-card")
 

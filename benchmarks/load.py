@@ -23,12 +23,12 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.bare import compose, mixes
 from benchmarks.callers import CLIP_S, HITS, KNOWN, SENT, SHARES, TAGS, Books, Caller, Music
@@ -49,7 +49,8 @@ FULL = {"upload": "429 queue-full", "search": "503 queue-full"}  # what is answe
 START_S, SETTLE_S, LAST_S = 180.0, 600.0, 240.0
 WATCH_S = 3.0
 YOUNG_S = 45.0  # after its start a process still loads what it needs, and each of its threads takes its memory
-GROWTH = 1.15  # of memory between the first and the last third that is still flat
+LIVED_S = 60.0  # so long a process is watched after that, or it says nothing about growth
+GROWTH = 1.15  # of a process's memory, between the first and the last third of its time, that is still flat
 KINDS = tuple(SHARES)
 
 
@@ -74,7 +75,7 @@ class Step:
 class Watched:
     """Memory of each process over time, MiB, and what waited at most."""
 
-    memory: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    memory: dict[str, dict[int, list[tuple[float, float]]]] = field(default_factory=lambda: defaultdict(dict))
     deepest: Counter[str] = field(default_factory=Counter)
     _born: dict[int, float] = field(default_factory=dict)
 
@@ -84,15 +85,23 @@ class Watched:
             with suppress(OSError):
                 held = resident(pid) / 2**20
                 if timed and now - self._born.setdefault(pid, now) >= YOUNG_S:
-                    self.memory[name.split()[0]].append((now, held))
+                    self.memory[name.split()[0]].setdefault(pid, []).append((now, held))
 
-    def thirds(self, kind: str) -> tuple[float, float, float, float]:
-        """The median in the first, middle and last third of the time, and the most."""
-        times, sizes = map(np.array, zip(*self.memory[kind], strict=True))
-        edges = np.quantile(times, [0, 1 / 3, 2 / 3, 1])
-        parts = [sizes[(times >= a) & (times <= b)] for a, b in pairwise(edges)]
-        first, middle, last = (float(np.median(part)) for part in parts)
-        return first, middle, last, float(sizes.max())
+    def growth(self, kind: str) -> NDArray[np.float64]:
+        """The median memory in the first and in the last third of each process's time, MiB, (processes, 2).
+
+        Of the processes that were watched for long enough: one that was killed young is no measure of the next.
+        """
+        grown = []
+        for seen in self.memory[kind].values():
+            times, sizes = np.array(seen).T
+            if times[-1] - times[0] >= LIVED_S:
+                early, late = np.quantile(times, [1 / 3, 2 / 3])
+                grown.append((np.median(sizes[times <= early]), np.median(sizes[times >= late])))
+        return np.array(grown).reshape(-1, 2)
+
+    def most(self, kind: str) -> float:
+        return max(size for seen in self.memory[kind].values() for _, size in seen)
 
 
 @dataclass
@@ -272,7 +281,6 @@ class Load:
         """What must hold, and whether it did."""
         none = [name for name in self.figures if name not in list(self.figures)[:4]]
         deepest = self.watched.deepest
-        memory = {kind: self.watched.thirds(kind) for kind in self.watched.memory}
         held = {name: self.figures[name] == 0 for name in none}
         again = sum((step.again for step in self.steps), Counter[str]())
         for kind, refusal in FULL.items():
@@ -282,8 +290,10 @@ class Load:
         held[f"stems that waited, at most {deepest['stems']}, stay within {most}"] = deepest["stems"] <= most
         queries = deepest["queries"]
         held[f"searches in the workers' queue, at most {queries}, stay within {MOST_QUERIES}"] = queries <= MOST_QUERIES
-        for kind, (first, _, last, _) in memory.items():
-            held[f"memory of {kind}: {first:.0f} MiB, then {last:.0f}, is flat"] = last <= GROWTH * first
+        for kind in self.watched.memory:
+            grown = self.watched.growth(kind)
+            ratio = float(np.median(grown[:, 1] / grown[:, 0])) if len(grown) else np.nan
+            held[f"memory of {kind}, {len(grown)} processes: grows to {ratio:.2f} of itself, is flat"] = ratio <= GROWTH
         held[f"the reindex ended: {', '.join(self.reindexes) or 'it did not'}"] = self.reindexes == ["done"]
         return held
 
@@ -302,9 +312,13 @@ class Load:
         tables.append(markdown_table(["asked again after", "times"], [[name, str(times)] for name, times in again]))
         memory = []
         for kind in self.watched.memory:
-            first, middle, last, most = self.watched.thirds(kind)
-            memory.append([kind, *(f"{size:.0f}" for size in (first, middle, last, most)), f"{last / first:.2f}"])
-        columns = ["memory of each, MiB", "first third", "middle", "last third", "most", "last / first"]
+            grown = self.watched.growth(kind)
+            early, late = np.median(grown, axis=0) if len(grown) else (np.nan, np.nan)
+            ratios = grown[:, 1] / grown[:, 0]
+            spread = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})" if len(grown) else ""
+            sizes = [f"{size:.0f}" for size in (early, late, self.watched.most(kind))]
+            memory.append([kind, str(len(grown)), *sizes, spread])
+        columns = ["memory of each, MiB", "processes", "first third", "last third", "most", "last / first (range)"]
         tables.append(markdown_table(columns, memory))
         tables.append(markdown_table(["books", "count"], [[name, str(n)] for name, n in self.figures.items()]))
         return "\n".join([head, *tables]).strip() + "\n"
