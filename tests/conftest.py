@@ -43,6 +43,20 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
+def hour_of_silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file that keeps a decoder busy for seconds."""
+    import numpy as np
+    import soundfile
+
+    path = tmp_path_factory.mktemp("silence") / "silence.flac"
+    with soundfile.SoundFile(path, "w", 44100, 1, format="FLAC", subtype="PCM_16") as file:
+        minute = np.zeros(60 * 44100, np.int16)
+        for _ in range(60):
+            file.write(minute)
+    return path
+
+
+@pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small composed catalog as files, and `mix.flac`, a mix that lacks a stem of it."""
     from service.local.demo import compose_demo

@@ -51,7 +51,7 @@ def wait_until_heard(page) -> dict[str, str]:
 
 
 def on_the_grid(page) -> None:
-    """Embed each mix once and not 63 times: for tests that are not about alignment."""
+    """Embed each mix once: for tests that are not about alignment."""
     page.get_by_label("It starts on the catalog").check()
 
 

@@ -325,11 +325,16 @@ def test_added_stems_report_each_its_own_state(page, live_service, make_clip, tm
             httpx.delete(f"{live_service.rstrip('/')}/stems/{stem['id']}")
 
 
-def test_every_control_has_a_name(page):
+def show_everything(page):
+    """Hits, the player, and what is folded up."""
     start_demo(page)
     page.locator(".hit .play").first.click()
     wait_until_heard(page)
     page.evaluate("document.querySelectorAll('details').forEach((panel) => (panel.open = true))")
+
+
+def test_every_control_has_a_name(page):
+    show_everything(page)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, a, summary, canvas")]
             .filter((element) => element.checkVisibility())
@@ -345,10 +350,7 @@ def test_every_control_has_a_name(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_never_scrolls_sideways(page, scheme):
     page.emulate_media(color_scheme=scheme)
-    start_demo(page)
-    page.locator(".hit .play").first.click()
-    wait_until_heard(page)
-    page.evaluate("document.querySelectorAll('details').forEach((panel) => (panel.open = true))")
+    show_everything(page)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{width} px, {scheme}"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from service.local.lock import DataFolderInUse, DataFolderLock, DataFolderUnwrit
 from service.local.supervisor import Child, ChildFailed, ProcessError, Supervisor
 from service.local.valkey import EmbeddedValkey, valkey_binary
 from service.settings import SOCKET_PATH_BYTES, socket_path
+from tests import waiting
 
 SOON_S = 10.0  # a busy machine may take this long to start or end a process; nothing waits it out on success
 REPOSITORY = Path(__file__).parents[3]
@@ -33,11 +35,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-async def eventually(claim: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not claim():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.01)
+eventually = partial(waiting.eventually, within_s=SOON_S)
 
 
 # The lock.

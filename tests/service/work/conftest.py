@@ -1,4 +1,4 @@
-"""Queues of one prefix, a worker with all that it needs, and a file that keeps a decoder busy."""
+"""Queues of one prefix, and a worker with all that it needs."""
 
 import asyncio
 import uuid
@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from indexer import Catalog
 from model.checkpoints import save_phalar
@@ -41,16 +39,6 @@ async def opened(redis_url: str) -> AsyncIterator[Open]:
             return queue
 
         yield open_one
-
-
-@pytest.fixture(scope="session")
-def hour_of_silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("uploads") / "silence.flac"
-    with soundfile.SoundFile(path, "w", 44100, 1, format="FLAC", subtype="PCM_16") as file:
-        minute = np.zeros(60 * 44100, np.int16)
-        for _ in range(60):
-            file.write(minute)
-    return path
 
 
 @pytest.fixture(scope="module")

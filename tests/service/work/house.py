@@ -1,13 +1,10 @@
 """A data folder with all that a worker needs, and what tests put into it."""
 
-import asyncio
 import hashlib
 import io
-import time
 from collections.abc import Awaitable, Callable
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from indexer import Catalog, ClipFacts, StemMetadata, Upload
@@ -16,8 +13,9 @@ from service.settings import Settings
 from service.work.blobs import Blobs
 from service.work.queue import Queue
 from service.work.worker import Worker
+from tests.installation import encode
+from tests.waiting import SOON_S
 
-SOON_S = 120.0  # on a busy machine; nothing waits it out on success
 STEM_S = 1.2
 POISON = 0.875  # a peak that a test's worker dies of; exact in 16 bits
 Start = Callable[[], Awaitable[Worker]]
@@ -29,9 +27,7 @@ def noise(seed: int, seconds: float = STEM_S, peak: float = 0.5) -> NDArray[np.f
 
 
 def wav(waveform: NDArray[np.float32]) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, SAMPLE_RATE, subtype="FLOAT", format="WAV")
-    return file.getvalue()
+    return encode(waveform, "WAV", subtype="FLOAT")
 
 
 class House:
@@ -67,14 +63,3 @@ class House:
 
     async def states(self, ids: list[str]) -> list[str]:
         return [(await self.catalog.stem(stem_id)).state for stem_id in ids]
-
-
-async def eventually(claim: Callable[[], bool | Awaitable[bool]]) -> None:
-    async def holds() -> bool:
-        found = claim()
-        return found if isinstance(found, bool) else await found
-
-    end = time.monotonic() + SOON_S
-    while not await holds():
-        assert time.monotonic() < end, "it never came true"
-        await asyncio.sleep(0.05)

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from model.audio import Windows
 from service.work.jobs import Poisoned, QueryJob, UploadJob
 from service.work.queue import Queue
+from tests.waiting import eventually
 
 SOON_MS = 2000
 CLAIM_AFTER_S = 0.5  # a busy machine must get a beat in between
@@ -65,14 +66,17 @@ async def give_up(*asking: "asyncio.Task[np.ndarray]") -> None:
 
 
 async def query_waits(api: Queue) -> None:
-    while (await api.depths())["queries"] == 0:  # noqa: ASYNC110 - it is Valkey that changes
-        await asyncio.sleep(0.01)
+    async def waits() -> bool:
+        return (await api.depths())["queries"] > 0
+
+    await eventually(waits)
 
 
 async def query_goes(api: Queue) -> None:
-    async with asyncio.timeout(10):
-        while (await api.depths())["queries"]:  # noqa: ASYNC110 - it is Valkey that changes
-            await asyncio.sleep(0.01)
+    async def has_gone() -> bool:
+        return (await api.depths())["queries"] == 0
+
+    await eventually(has_gone)
 
 
 async def deny_disk(redis: Redis, folder: Path) -> None:
@@ -80,5 +84,8 @@ async def deny_disk(redis: Redis, folder: Path) -> None:
     (folder / "dump.rdb").mkdir()  # no snapshot can be put where a folder is
     await redis.config_set("save", "3600 1")
     await redis.bgsave()
-    while (await redis.info("persistence"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110 - Valkey changes it
-        await asyncio.sleep(0.02)
+
+    async def found_out() -> bool:
+        return (await redis.info("persistence"))["rdb_last_bgsave_status"] != "ok"
+
+    await eventually(found_out)

@@ -27,6 +27,7 @@ from tests.service.work.test_uploads import (
     GOOD,
     LIMITS,
     SLOW_LIMITS,
+    busy_child,
     children,
     nice,
     proc,
@@ -42,11 +43,7 @@ def gone(process: int) -> bool:
 
 
 async def test_crash_of_one_child_leaves_its_neighbour_alone(hour_of_silence: Path) -> None:
-    async with Decoder(SLOW_LIMITS) as decoder:
-        (server,) = servers()
-        crashing = asyncio.create_task(decoder.decode(hour_of_silence))
-        await until(lambda: children(server))
-        (victim,) = children(server)
+    async with Decoder(SLOW_LIMITS) as decoder, busy_child(decoder, hour_of_silence) as (victim, crashing):
         neighbour = asyncio.create_task(decoder.decode(GOOD))
         os.kill(victim, signal.SIGSEGV)
         with pytest.raises(DecoderCrashed):
@@ -102,11 +99,10 @@ async def test_cancelled_decode_leaves_no_child_and_frees_its_place(hour_of_sile
     async with Decoder(replace(SLOW_LIMITS, processes=1)) as decoder:
         (server,) = servers()
         for _ in range(3):
-            task = asyncio.create_task(decoder.decode(hour_of_silence))
-            await until(lambda: children(server))
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            async with busy_child(decoder, hour_of_silence) as (_, task):
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
             await until(lambda: not children(server))
         assert (await decoder.decode(GOOD)).duration_s == 2.0
 
@@ -164,15 +160,9 @@ async def test_a_child_holds_its_file_and_its_answer_however_many_files_are_open
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(1200, soft), hard))
     opened = [os.dup(1) for _ in range(1100)]
     try:
-        async with Decoder(SLOW_LIMITS) as decoder:
-            (server,) = servers()
-            task = asyncio.create_task(decoder.decode(hour_of_silence))
-            await until(lambda: children(server))
-            (child,) = children(server)
+        async with Decoder(SLOW_LIMITS) as decoder, busy_child(decoder, hour_of_silence) as (child, _):
             await until(lambda: "Max open files            0" in proc(child, "limits"))
             assert len(os.listdir(f"/proc/{child}/fd")) == 5
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
     finally:
         for descriptor in opened:
             os.close(descriptor)

@@ -15,7 +15,8 @@ from service.work.device import Device, DeviceLost
 from service.work.queue import open_queue
 from service.work.uploads import Decoder
 from service.work.worker import Worker
-from tests.service.work.house import House, Start, eventually, noise, wav
+from tests.service.work.house import House, Start, noise, wav
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 

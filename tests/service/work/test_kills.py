@@ -13,7 +13,8 @@ import pytest
 from service.api.errors import problem_type
 from service.settings import Settings
 from service.work.jobs import WorkersLost
-from tests.service.work.house import POISON, SOON_S, House, eventually, noise, wav
+from tests.service.work.house import POISON, House, noise, wav
+from tests.waiting import SOON_S, eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -24,6 +24,7 @@ from tests.service.work.queues import (
     query_waits,
     take_query,
 )
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -205,8 +206,11 @@ async def test_a_query_is_answered_that_was_waited_for_when_its_server_followed_
         api, worker = opened(url=server.url, retry_s=60), opened("a", url=server.url, retry_s=60)
         asking = asyncio.create_task(api.embed(MODEL, WAVEFORM, WINDOWS, 20))
         job = await take_query(worker)
-        while not int((await worker._redis.info("clients"))["blocked_clients"]):  # noqa: ASYNC110 - the server knows
-            await asyncio.sleep(0.01)
+
+        async def is_waited_for() -> bool:
+            return int((await worker._redis.info("clients"))["blocked_clients"]) > 0
+
+        await eventually(is_waited_for)
         await worker._redis.execute_command("REPLICAOF", "127.0.0.1", "1")
         await asyncio.sleep(0.1)
         assert not asking.done()

@@ -1,6 +1,5 @@
 """What API processes keep together, for a while and within a bound."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from service.local.valkey import EmbeddedValkey
 from service.work.shelf import Shelf
 from service.work.streams import QueueUnavailable, connect
 from tests.service.work.queues import deny_disk
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -60,8 +60,11 @@ async def test_each_is_kept_as_long_again_when_it_is_asked_for_and_then_forgotte
     await shelf.get("a")
     assert await redis.ttl(asked) > 30 >= await redis.ttl(forgotten)
     await redis.pexpire(forgotten, 1)
-    while await shelf.size("b"):  # noqa: ASYNC110 - it is Valkey that changes
-        await asyncio.sleep(0.01)
+
+    async def is_forgotten() -> bool:
+        return await shelf.size("b") == 0
+
+    await eventually(is_forgotten)
     assert await shelf.get("b") is None
     assert await shelf.put("e", bytes(50))
     assert await shelf.get("c") is not None, "b takes no room any more"

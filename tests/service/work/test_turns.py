@@ -18,7 +18,8 @@ from service.work import worker as worker_module
 from service.work.queue import Share
 from service.work.uploads import UPLOAD_NICE
 from service.work.worker import LOOK_S
-from tests.service.work.house import SOON_S, House, Start, eventually, noise, wav
+from tests.service.work.house import House, Start, noise, wav
+from tests.waiting import SOON_S, eventually
 
 pytestmark = pytest.mark.anyio
 

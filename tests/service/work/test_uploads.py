@@ -1,21 +1,20 @@
 """A child process decodes what strangers sent: it has limits, it leaves nothing behind, and it is not believed."""
 
 import asyncio
-import io
 import json
 import math
 import os
 import socket
 import struct
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from model.audio import (
     AudioError,
@@ -33,7 +32,8 @@ from service.settings import Settings
 from service.work import answers
 from service.work.decoding import DecodeLimits, DecoderCrashed, DecoderError
 from service.work.uploads import Decoder, DecoderOutOfMemory, DecoderTimeout, UploadedClip
-from tests.audio_files import CELLS, ROWS
+from tests.audio_files import CELLS, ROWS, by_soundfile
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes under /proc")]
 
@@ -52,9 +52,7 @@ def noise(seconds: float = 2.0) -> np.ndarray:
 
 
 def encode(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None, rate: int = 44100) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, samples, rate, format=kind, subtype=subtype)
-    return out.getvalue()
+    return by_soundfile(kind, subtype)(samples, rate)
 
 
 GOOD = encode(noise())
@@ -95,11 +93,7 @@ def servers() -> list[int]:
     ]
 
 
-async def until(holds: Callable[[], object], within_s: float = GONE_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+until = partial(eventually, within_s=GONE_S)
 
 
 async def test_every_format_is_decoded_under_the_filter_as_without_it(decoder: Decoder, tmp_path: Path) -> None:
@@ -201,6 +195,18 @@ async def test_a_child_steps_back_as_far_as_it_is_told(hour_of_silence: Path) ->
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@asynccontextmanager
+async def busy_child(decoder: Decoder, file: Path) -> AsyncIterator[tuple[int, asyncio.Task[UploadedClip]]]:
+    """A child that decodes a file, and whoever waits for it; at the end nobody does any more."""
+    (server,) = servers()
+    task = asyncio.create_task(decoder.decode(file))
+    await until(lambda: children(server))
+    (child,) = children(server)
+    yield child, task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_server_knows_no_key(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PHALAR_ADMIN_KEY", "secret")
     async with Decoder(LIMITS):
@@ -214,16 +220,9 @@ async def test_server_stays_small_without_torch(decoder: Decoder) -> None:
 
 
 async def test_child_runs_under_its_limits(hour_of_silence: Path) -> None:
-    async with Decoder(SLOW_LIMITS) as decoder:
-        (server,) = servers()
-        task = asyncio.create_task(decoder.decode(hour_of_silence))
-        await until(lambda: children(server))
-        (child,) = children(server)
+    async with Decoder(SLOW_LIMITS) as decoder, busy_child(decoder, hour_of_silence) as (child, _):
         await until(lambda: "Max open files            0" in proc(child, "limits"))
         limits = {line[:26].strip(): line[26:].split()[0] for line in proc(child, "limits").splitlines()[1:]}
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
     assert limits["Max open files"] == limits["Max file size"] == limits["Max core file size"] == "0"
     assert limits["Max cpu time"] == str(SLOW_LIMITS.timeout_s + 1)
     assert int(limits["Max address space"]) > SLOW_LIMITS.memory_bytes

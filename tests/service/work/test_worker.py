@@ -19,7 +19,8 @@ from service.work.jobs import EmbedFailed, FingerprintMismatch
 from service.work.queue import open_queue
 from service.work.worker import Worker
 from tests.clips import clicks
-from tests.service.work.house import POISON, SOON_S, House, Start, eventually, noise, wav
+from tests.service.work.house import POISON, House, Start, noise, wav
+from tests.waiting import SOON_S, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -100,17 +101,21 @@ async def test_silent_windows_get_no_embedding_and_the_others_keep_their_place(h
     np.testing.assert_array_equal(stored.starts_s, [2.5, 3.3])
 
 
-async def test_stem_that_breaks_the_model_fails_alone(
-    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def breakable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model breaks on a batch with a window of the peak POISON."""
     embed = Phalar.embed
 
     def breaks(self: Phalar, windows: Any) -> torch.Tensor:
-        if np.abs(windows).max() == POISON:
+        if (np.abs(windows).max(axis=1) == POISON).any():
             raise ArithmeticError("it broke")
         return embed(self, windows)
 
     monkeypatch.setattr(Phalar, "embed", breaks)
+
+
+@pytest.mark.usefixtures("breakable")
+async def test_stem_that_breaks_the_model_fails_alone(house: House, start: Start) -> None:
     ids = await house.submit(wav(noise(1)), wav(noise(2, peak=POISON)), wav(noise(3)))
     await start()
     await eventually(house.settled)
@@ -278,17 +283,8 @@ async def test_queries_that_wait_together_are_embedded_in_one_batch(
         np.testing.assert_allclose(answer, embed(phalar, waveform[None]).numpy(), atol=EMBEDDING_TOLERANCE)
 
 
-async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
-    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embed = Phalar.embed
-
-    def breaks(self: Phalar, windows: Any) -> torch.Tensor:
-        if (np.abs(windows).max(axis=1) == POISON).any():
-            raise ArithmeticError("it broke")
-        return embed(self, windows)
-
-    monkeypatch.setattr(Phalar, "embed", breaks)
+@pytest.mark.usefixtures("breakable")
+async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(house: House, start: Start) -> None:
     waveforms = [noise(1), noise(2, peak=POISON), noise(3)]
     await start()
     first, broken, last = await asyncio.gather(*map(house.embed, waveforms), return_exceptions=True)
