@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         "another's store, `AWS_ENDPOINT_URL`) or `file:///folder`; unset: the data folder",
     )
     index_url: str | None = Field(
-        None, description="Qdrant, http://host:6333 for one; unset: FAISS in memory and in the data folder"
+        None, description="a Qdrant server, as `http://host:6333`; unset: FAISS in memory and in the data folder"
     )
     index_key: SecretStr | None = Field(None, description="API key of Qdrant")
     index_prefix: str = Field("phalar", description="every collection and alias in Qdrant starts with it", min_length=1)
@@ -93,13 +93,13 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str = Field(
         "",
-        description="names that requests may be for beside this machine's own, with commas between, `*.` before a name "
-        "for all below it; unset: where keys are needed, any",
+        description="host names that requests may be for, beside this machine's own: with commas between, `*.` before "
+        "a name for all below it; unset: none, and where keys are needed, any",
     )
     trusted_proxies: str = Field(
         "",
-        description="addresses or networks of proxies that are believed whom they ask for (`X-Forwarded-For`), with "
-        "commas between; `*`: whoever connects",
+        description="addresses or networks of proxies whose `X-Forwarded-For` is believed, with commas between; "
+        "`*`: that of whoever connects",
     )
     max_connections: int = Field(
         1000, description="connections at a time; one address may have a quarter, a trusted proxy all", ge=4

@@ -341,8 +341,8 @@ class HitOut(BaseModel):
     cost: float = Field(description="what playing the stem faster or slower, and in another key, took off its score")
     harmony_cost: float = Field(
         description="what its notes, all through it, took off for going badly with the mix's: 0 where both sound the "
-        "same pitch classes as often, 3 where they have nothing to do with each other, 2.25 where it or the mix plays "
-        "none"
+        "same pitch classes as often, 3 where they have nothing to do with each other, up to 6 where one sounds what "
+        "the other leaves out, 2.25 where it or the mix plays none"
     )
     length_cost: float = Field(
         description="what its length took off: of more places one fits better by luck. 0 for a single window, 0.28 for "
