@@ -29,9 +29,9 @@ def has_bfloat16(device: torch.device) -> bool:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal: every direction of a matrix learns at one rate.
 
-    torch.optim.Muon takes matrices only and always rounds to bfloat16, which a CPU without such units computes eight
-    times slower than float32. This one takes convolutions (as out x everything else), orthogonalises those of about one
-    shape together, rounds where there are such units, and never waits for a GPU.
+    torch.optim.Muon takes matrices only and always rounds to bfloat16, which a CPU without such units computes some
+    six times slower than float32. This one takes convolutions (as out x everything else), orthogonalises those of about
+    one shape together, rounds where there are such units, and never waits for a GPU.
     """
 
     def __init__(
