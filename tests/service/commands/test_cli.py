@@ -8,9 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from zipfile import ZipFile
 
 import numpy as np
@@ -21,6 +19,7 @@ from model.audio import SAMPLE_RATE
 from service.commands.console import out
 from tests.command import phalar, phalar_alone
 from tests.installation import Installation, add_stem, encode, free_port, noise_bursts, wait_ready
+from tests.web import answered_by
 
 
 @pytest.fixture
@@ -310,24 +309,9 @@ def test_where_a_hit_begins_is_told_of_loops_as_they_sound(kind: str, start_s: f
 @contextmanager
 def answering(status: int, body: object) -> Iterator[str]:
     """A server that answers every request with this."""
-
-    class Always(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            text = json.dumps(body).encode() if not isinstance(body, bytes) else body
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_POST  # noqa: N815 - the library looks for these names
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Always) as server:
-        Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with answered_by(lambda asked: asked.respond(status, text)) as url:
+        yield url
 
 
 def test_an_answer_of_something_else_is_a_refusal() -> None:

@@ -12,10 +12,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from threading import Thread
 
 import httpx
 import numpy as np
@@ -26,6 +24,7 @@ from service.commands.folders import look_through
 from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests.installation import Installation, encode, eventually, serving
+from tests.web import Asked, answered_by
 
 GOOD = 36
 MOST = 2  # faults of a kind
@@ -169,40 +168,24 @@ def faulty_proxy(url: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A way to the service on which it is now and then busy, or the answer is lost after the service has acted."""
     faults: list[tuple[str, str]] = []
     requests = count(1)
-    later = {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT", "Content-Type": "text/html"}
 
-    class Proxy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            number = next(requests)
-            if number % 5 == 2 and self.command == "GET" and faults.count(("GET", "busy")) < MOST:
-                faults.append((self.command, "busy"))
-                self.respond(503, later, b"<html>")
-                return
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            headers = {name: self.headers[name] for name in ("content-type",) if name in self.headers}
-            answer = httpx.request(self.command, url + self.path, content=body, headers=headers, timeout=60)
-            if number % 5 in (3, 4) and faults.count((self.command, "dropped")) < MOST:
-                faults.append((self.command, "dropped"))
-                self.close_connection = True
-                return
-            self.respond(answer.status_code, {"Content-Type": answer.headers["content-type"]}, answer.content)
+    def passed_on(asked: Asked) -> None:
+        number = next(requests)
+        if number % 5 == 2 and asked.command == "GET" and faults.count(("GET", "busy")) < MOST:
+            faults.append((asked.command, "busy"))
+            asked.respond(503, b"<html>", Retry_After="Thu, 01 Jan 1970 00:00:00 GMT", Content_Type="text/html")
+            return
+        body = asked.rfile.read(int(asked.headers.get("content-length", 0)))
+        headers = {name: asked.headers[name] for name in ("content-type",) if name in asked.headers}
+        answer = httpx.request(asked.command, url + asked.path, content=body, headers=headers, timeout=60)
+        if number % 5 in (3, 4) and faults.count((asked.command, "dropped")) < MOST:
+            faults.append((asked.command, "dropped"))
+            asked.close_connection = True
+            return
+        asked.respond(answer.status_code, answer.content, Content_Type=answer.headers["content-type"])
 
-        do_POST = do_GET  # noqa: N815 - the library looks for these names
-
-        def respond(self, status: int, headers: dict[str, str], body: bytes) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}", faults
-        server.shutdown()
+    with answered_by(passed_on) as proxied:
+        yield proxied, faults
 
 
 def test_an_ingest_keeps_to_the_rates_that_it_is_told(tmp_path: Path, small_checkpoint: Path) -> None:

@@ -1,9 +1,7 @@
 """The index on Qdrant: what concerns Qdrant alone. Its hits: parity/test_index_stores.py."""
 
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from indexer.index.qdrant_generations import QdrantStore, connect
 from indexer.index.qdrant_search import Connection
 from indexer.index.snapshot import SnapshotCorrupt, SnapshotMissing
 from tests.installation import free_port
+from tests.web import answered_by
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Payload indexes have no effect")]
 
@@ -145,42 +144,16 @@ async def test_a_server_that_is_not_there_makes_the_index_unreachable(tmp_path: 
     await catalog.close()
 
 
-class Overloaded(BaseHTTPRequestHandler):
-    """Answers 503 until it is told to stop, and counts."""
-
-    asked = 0
-    well = False
-
-    def do_GET(self) -> None:
-        type(self).asked += 1
-        body = b'{"result": {"collections": []}, "status": "ok", "time": 0}' if self.well else b"{}"
-        self.send_response(200 if self.well else 503)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_a_server_in_trouble_is_asked_again_only_after_a_pause() -> None:
-    server = HTTPServer(("127.0.0.1", 0), Overloaded)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        connection = Connection(connect(f"http://127.0.0.1:{server.server_port}", None, 30.0))
+    answers = [(503, b"{}"), (200, b'{"result": {"collections": []}, "status": "ok", "time": 0}')]
+    with answered_by(lambda asked: asked.respond(*answers.pop(0), Content_Type="application/json")) as url:
+        connection = Connection(connect(url, None, 30.0))
         for _ in range(5):
             with pytest.raises(IndexUnavailable) as caught:
                 connection(connection.client.get_collections)
-        assert Overloaded.asked == 1
+        assert len(answers) == 1, "it was asked once"
         assert 0 < caught.value.retry_after_s <= 1.0
         assert not connection.reachable
-        Overloaded.well = True
         time.sleep(1.1)
         assert connection(connection.client.get_collections).collections == []
         assert connection.reachable
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from model.checkpoints import CheckpointError
 from model.cqt import BeatClips
@@ -227,13 +228,16 @@ def test_a_wrong_recipe_says_which_entry(tmp_path: Path, text: str, said: str) -
         load_recipe(tmp_path / "bad.toml")
 
 
-@pytest.mark.parametrize("name", ["phalar", "cocola", *VARIANTS])
-def test_every_model_trains_in_half_precision_too(name: str) -> None:
-    """As on a GPU, whose autocast a CPU has as well: the same scores, nearly, and gradients for every weight."""
-    if name == "cocola":
+@pytest.fixture(params=["phalar", "cocola", *VARIANTS])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    if request.param == "cocola":
         pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
     torch.manual_seed(0)
-    model = build_model(name, SMALL)
+    return build_model(request.param, SMALL)
+
+
+def test_every_model_trains_in_half_precision_too(model: nn.Module) -> None:
+    """As on a GPU, whose autocast a CPU has as well: the same scores, nearly, and gradients for every weight."""
     clips = 0.1 * torch.randn(4, 2 * CLIP)
     full, half = (embed_in_passes(model.eval(), clips, 4, half) for half in (False, True))
     assert full.dtype == half.dtype
@@ -247,12 +251,8 @@ def test_every_model_trains_in_half_precision_too(name: str) -> None:
         assert torch.isfinite(weight.grad).all(), weight_name
 
 
-@pytest.mark.parametrize("name", ["phalar", "cocola", *VARIANTS])
-def test_every_model_hears_a_clip_at_120_bpm_in_beat_time_as_it_is(name: str) -> None:
-    if name == "cocola":
-        pytest.importorskip("efficientnet_pytorch", reason="the extra `baselines` is not installed")
-    torch.manual_seed(0)
-    model = build_model(name, SMALL).eval()
+def test_every_model_hears_a_clip_at_120_bpm_in_beat_time_as_it_is(model: nn.Module) -> None:
+    model.eval()
     waveforms = 0.1 * torch.randn(2, CLIP)
     places = torch.arange(1 + CLIP // 160, dtype=torch.float32).expand(2, -1)
     clips = BeatClips(waveforms, torch.full((2,), CLIP), places, torch.zeros(2, dtype=torch.long))
