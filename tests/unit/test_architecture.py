@@ -5,7 +5,12 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = {
+    page: page.read_text(encoding="utf-8")
+    for pages in ("*.md", "docs/**/*.md", "deploy/*.md")
+    for page in ROOT.glob(pages)
+}
+PAGE = PAGES[ROOT / "docs" / "architecture.md"]
 OURS = "model|indexer|service|benchmarks|tests|unit|parity|browser|docs|deploy"
 NAMED = re.compile(rf"`((?:{OURS})/[\w/.-]+\.\w+)?(…?::)?(test_\w*[^\W_])?`")
 EARLIER = re.compile(r"`[\w/.]+` of commit [0-9a-f]{7}")  # how a page names what is not there any more
@@ -30,9 +35,18 @@ def missing(page: str) -> list[str]:
 
 
 def test_what_the_documents_name_is_there() -> None:
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]
-    assert {page.name: gone for page in pages if (gone := missing(page.read_text(encoding="utf-8")))} == {}
+    assert {page.name: gone for page, text in PAGES.items() if (gone := missing(text))} == {}
     assert len(NAMED.findall(PAGE)) > 40
+
+
+def test_every_link_of_the_documents_leads_to_a_file_and_a_heading() -> None:
+    headings = {page: re.findall(r"^#+ (.+)$", text, re.MULTILINE) for page, text in PAGES.items()}
+    for page, text in PAGES.items():
+        for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            known = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings.get(target, [])}
+            assert not anchor or anchor in known, f"{page.name}: {path}#{anchor}"
 
 
 def test_what_a_document_names_and_is_not_there_is_found() -> None:
