@@ -98,7 +98,7 @@ def catalog(
 ) -> None:
     """The product's own measure: a mix without one stem, and the rank and the place of that stem in a catalog.
 
-    Embedding dominates: a query costs about as much as the windows of ten minutes of stems, with --align grid less.
+    Embedding dominates: each --align costs a query about as much as a minute of stems takes, grid much less.
     A model that tells how sure a hit is, is judged by it; --learn-sureness teaches it from the first row's searches.
     With --retimed, mixes are as recorded; stretched stems are kept in the cache.
 
