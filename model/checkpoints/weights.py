@@ -15,7 +15,13 @@ from model.checkpoints.errors import ForeignKeys, MissingKeys, WrongShape
 
 def write_safetensors(weights: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Write a file, whole or not at all; the weights may be on any device."""
-    data = save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, dict(metadata))
+    write_whole(
+        save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, dict(metadata)), path
+    )
+
+
+def write_whole(data: bytes | memoryview, path: Path) -> None:
+    """Make or replace a file, and leave nothing behind where that fails."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -316,7 +316,7 @@ def open_bank(stems: list[Path], cache: Path, jobs: int) -> StemBank:
     """The stems below some folders, decoded once, with progress; what was left out is said on stderr."""
     from model.training.stems import load_bank
 
-    with counted("tracks") as progress:
+    with refusals(), counted("tracks") as progress:
         bank = load_bank(stems, cache, jobs=jobs, progress=progress)
     for dropped in bank.dropped[:SHOWN]:
         err.print(f"left out: {dropped}", markup=False, highlight=False, soft_wrap=True)

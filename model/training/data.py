@@ -8,7 +8,7 @@ from pathlib import Path
 
 from model.audio.truth import FILE
 from model.demo import compose_files
-from model.training.processes import map_in_processes
+from model.training.processes import alone_in, map_in_processes
 from model.training.recipe import DataSettings
 from model.training.stems import StemBank, load_bank
 
@@ -35,14 +35,14 @@ def training_bank(
     folders = list(roots)
     if settings.composed:
         chosen = cache / f"composed-{settings.composed_seconds:g}s-{settings.composed}"
-        chosen.mkdir(parents=True, exist_ok=True)
         homes = {seed: chosen / f"{seed:06d}" for seed in range(FIRST_SEED, FIRST_SEED + settings.composed)}
-        missing = {seed: home for seed, home in homes.items() if not (home / FILE).is_file()}  # which is written last
-        length = repeat(settings.composed_seconds)
-        made = map_in_processes(compose_files, missing, length, missing.values(), jobs=jobs)
-        for done, _ in enumerate(made, start=len(homes) - len(missing) + 1):
-            if progress is not None:
-                progress("composing", done, settings.composed)
+        with alone_in(chosen):  # another training may want the same
+            missing = {seed: home for seed, home in homes.items() if not (home / FILE).is_file()}  # written last
+            length = repeat(settings.composed_seconds)
+            made = map_in_processes(compose_files, missing, length, missing.values(), jobs=jobs)
+            for done, _ in enumerate(made, start=len(homes) - len(missing) + 1):
+                if progress is not None:
+                    progress("composing", done, settings.composed)
         folders.append(chosen)
     decoding = None if progress is None else lambda done, total: progress("decoding", done, total)
     return load_bank(folders, cache, most_seconds=settings.most_seconds, jobs=jobs, progress=decoding)

@@ -19,7 +19,8 @@ from model.audio import SAMPLE_RATE, AudioError, Waveform, load_clip
 from model.audio.grid import BadGrid, Grid, said_grid
 from model.audio.hearing import Hearing
 from model.audio.truth import FILE, BadTruth, Truth, read_truth
-from model.training.processes import map_in_processes
+from model.checkpoints.weights import write_whole
+from model.training.processes import alone_in, map_in_processes
 from model.training.tracks import Dropped, TrackFiles, named_tracks, split_of
 
 AUDIBLE_RMS = 1e-3
@@ -130,7 +131,7 @@ def load_bank(
         A bank of every track with two stems that sound at all. Stems of a track are padded with silence to the
         longest; those that cannot be decoded, or are silent or too short, are left out and listed.
     """
-    found = {root: named_tracks(root.resolve()) for root in roots}
+    found = {root: named_tracks(root) for root in map(Path.resolve, roots)}  # each once, however it is written
     folders = {root: cache / _fingerprint(tracks, most_seconds) for root, (tracks, _) in found.items()}
     missing = [root for root in found if not (folders[root] / _FACTS).is_file()]
     total, done = sum(len(found[root][0]) for root in missing), 0
@@ -142,8 +143,10 @@ def load_bank(
             progress(done, total)
 
     for root in missing:
-        _write_part(folders[root], *found[root], most_seconds, jobs, one_more)
-    return StemBank([folders[root] for root in roots])
+        with alone_in(folders[root]):
+            if not (folders[root] / _FACTS).is_file():  # nor written by another process meanwhile
+                _write_part(folders[root], *found[root], most_seconds, jobs, one_more)
+    return StemBank([*folders.values()])
 
 
 def _write_part(
@@ -155,12 +158,11 @@ def _write_part(
     one_more: Callable[[], None],
 ) -> None:
     """Decode tracks into a folder that `StemBank` opens; `one_more` is called after each."""
-    folder.mkdir(parents=True, exist_ok=True)
     dropped = list(dropped)
     banked: list[dict[str, object]] = []
     activity: list[NDArray[np.float32]] = []
     offset = 0
-    scratch = folder / f"{_SAMPLES}.{os.getpid()}.partial"
+    scratch = folder / f"{_SAMPLES}.partial"  # of one name, so that what a killed process left is written over
     try:
         with scratch.open("wb") as file:
             decoded = map_in_processes(_decode, tracks, [most_seconds] * len(tracks), jobs=jobs)
@@ -180,9 +182,7 @@ def _write_part(
         scratch.unlink(missing_ok=True)  # of a decoding that was interrupted
     np.save(folder / _ACTIVITY, np.concatenate(activity) if activity else np.zeros(0, dtype=np.float32))
     facts = {"tracks": banked, "dropped": [asdict(entry) for entry in dropped]}
-    unnamed = folder / f"{_FACTS}.{os.getpid()}.partial"
-    unnamed.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    os.replace(unnamed, folder / _FACTS)  # last: a part with this file is whole
+    write_whole(json.dumps(facts).encode() + b"\n", folder / _FACTS)  # last: a part with this file is whole
 
 
 def _decode(

@@ -1,6 +1,7 @@
 """Each data set's own layout is read, what cannot be used is said, and submixes are disjoint."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,24 @@ def test_an_interrupted_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         load_bank([tmp_path / "mine"], tmp_path / "cache", progress=interrupt)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    (lock,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    (lock.parent / "samples.i16.partial").write_bytes(b"of a process that was killed")
+    bank_of(tmp_path / "mine")
+    assert {path.name for path in lock.parent.iterdir()} == {".lock", "activity.npy", "samples.i16", "tracks.json"}
+
+
+def test_a_folder_is_decoded_once_by_those_that_ask_for_it_at_once(tmp_path: Path) -> None:
+    for stem in ("bass", "lead"):
+        write(tmp_path / "mine" / "a" / f"{stem}.wav", 110)
+    decoded: list[int] = []
+
+    def ask(_: int) -> StemBank:
+        return load_bank([tmp_path / "mine"], tmp_path / "cache", progress=lambda done, total: decoded.append(done))
+
+    with ThreadPoolExecutor(3) as threads:
+        banks = list(threads.map(ask, range(3)))
+    assert decoded == [1]
+    assert all(bank.tracks == banks[0].tracks for bank in banks)
 
 
 def test_splits_take_80_10_and_10_percent_and_an_added_track_moves_none() -> None:
@@ -165,6 +183,8 @@ def test_a_track_is_called_the_same_beside_other_folders(tmp_path: Path) -> None
     together = load_bank([tmp_path / "mine", tmp_path / "others"], tmp_path / "cache")
     assert [track.name for track in alone.tracks] == ["mine/a"]
     assert [track.name for track in together.tracks] == ["mine/a", "others/a"]
+    twice = load_bank([tmp_path / "mine", tmp_path / "others" / ".." / "mine"], tmp_path / "cache")
+    assert [track.name for track in twice.tracks] == ["mine/a"], "or it were its own negative"
 
 
 def test_a_folder_is_decoded_once_for_every_bank_that_it_is_in(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
 """The loss, the optimisers, recipes and variants: each does what it says."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +20,12 @@ from model.similarity import COSINE_SCALE
 from model.training.batches import Ahead, Batch, embed_in_passes
 from model.training.loss import contrastive_loss
 from model.training.optimiser import Buckets, Gradients, optimisers, orthogonal, rate_at
+from model.training.processes import ProcessDied, map_in_processes
 from model.training.recipe import RECIPES, BadRecipe, LossSettings, OptimiserSettings, load_recipe
 from model.training.variants import VARIANTS, build_model, load_trained, save_model
 
 ROUNDING = 1e-5
+PATIENCE_S = 30
 PADDING = 1e-3  # Muon's quintic magnifies what other sums round where singular values are near zero
 SINGULAR = (0.6, 1.3)  # what five rounds of Muon's quintic leave
 CLIP = 24_000  # samples
@@ -341,3 +348,24 @@ def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch
     (tmp_path / "smoke").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_recipe(Path("smoke")) == load_recipe(RECIPES / "smoke.toml")
+
+
+def test_processes_end_with_the_one_that_began_them() -> None:
+    """Killed, so that it cannot tell them."""
+    task = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    program = f"from model.training.processes import map_in_processes as m; list(m(exec, [{task!r}] * 2, jobs=2))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        working = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+        try:
+            parent.communicate(timeout=PATIENCE_S)  # until nobody holds its end of the pipe
+        finally:
+            for process in working:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_ends_the_work_in_a_sentence() -> None:
+    with pytest.raises(ProcessDied, match="one of 2 processes was killed"):
+        list(map_in_processes(os._exit, [1, 1], jobs=2))
