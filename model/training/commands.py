@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +63,7 @@ def train(
 
     from model.training.data import training_bank
     from model.training.distributed import first_alone, process_group
+    from model.training.processes import alone_in
     from model.training.recipe import load_recipe
     from model.training.train import MODEL, Trainer
 
@@ -74,7 +75,12 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     home = out or Path("runs") / recipe.stem
-    with refusals(), process_group(device) as (rank, here), bar(silent=rank > 0) as progress:
+    with (
+        refusals(),
+        process_group(device) as (rank, here),
+        alone_in(home, waits=False) if rank == 0 else nullcontext(),
+        bar(silent=rank > 0) as progress,
+    ):
         if rank == 0:
             _say_device(here, asked=device is not None, precision=chosen.precision)
         task = progress.add_task("stems", total=None)

@@ -10,9 +10,9 @@ A card never waits: batches are prepared ahead in threads, and what a step measu
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from model.audio import SAMPLE_RATE
 from model.checkpoints.heard import HEARD, encode_heard
+from model.checkpoints.weights import write_whole
 from model.cqt import BeatClips
 from model.device import DeviceFacts, facts_of, upload
 from model.errors import Told
@@ -70,21 +71,19 @@ _DRAW, _AUGMENT, _DROPOUT, _START, _SETTLE = range(5)
 
 
 class OtherRun(Told):
-    """The folder holds a run of another recipe or of other data."""
+    """The folder holds something else than the beginning of this run."""
 
-    says = "{folder} holds a run whose {entry} is {there!r}, not {here!r}: choose another folder"
+    says = "{folder} holds {what}: choose another folder"
     folder: Path
-    entry: str
-    there: object
-    here: object
+    what: str
 
 
 class RunLost(Told):
     """Step after step the gradient was not finite."""
 
     says = (
-        f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {{step}}: go on from the last "
-        "checkpoint with lower rates, or in float32"
+        f"the gradient was not finite in {MOST_LOST} steps in a row, up to step {{step}}: train anew in another "
+        "folder, with lower rates or in float32"
     )
     step: int
 
@@ -224,12 +223,9 @@ class Trainer:
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
         }
-        scratch = self.folder / f"{CHECKPOINT}.partial"
-        with scratch.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self.folder / CHECKPOINT)
+        data = io.BytesIO()  # torch itself would end a full disk in a RuntimeError
+        torch.save(state, data)
+        write_whole(data.getbuffer(), self.folder / CHECKPOINT)
 
     @torch.no_grad()
     def validate(self) -> tuple[float | None, float | None]:
@@ -360,17 +356,25 @@ class Trainer:
         return steps
 
     def _resume(self) -> None:
-        # On the CPU first: there AdamW wants its count of steps, where each would otherwise be a launch and a wait.
-        state = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
-        there = recipe_of(json.loads(state["recipe"]), self.folder / CHECKPOINT).as_dict()
-        here = self.recipe.as_dict()
+        path = self.folder / CHECKPOINT
+        try:
+            # On the CPU first: there AdamW wants its count of steps, where each would otherwise be a launch and a wait.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            recipe = json.loads(state["recipe"])
+        except OSError:
+            raise
+        except Exception as error:  # a broken or foreign file fails in any way that Python knows
+            raise OtherRun(self.folder, f"a {CHECKPOINT} that is broken, or of another program") from error
+        there, here = (_flat(each.as_dict()) for each in (recipe_of(recipe, path), self.recipe))
         for entry in here:
             if entry not in MAY_CHANGE and there[entry] != here[entry]:
-                raise OtherRun(self.folder, entry, there[entry], here[entry])
+                raise OtherRun(self.folder, f"a run whose {entry} is {there[entry]!r}, not {here[entry]!r}")
         if state["tracks"] != _digest(self.bank):
-            raise OtherRun(self.folder, "data", state["tracks"], _digest(self.bank))
+            raise OtherRun(self.folder, "a run on other stems, or whose stems were changed or moved since")
         if state.get("began", "") != self.began:
-            raise OtherRun(self.folder, "first checkpoint", state.get("began", ""), self.began)
+            raise OtherRun(self.folder, "a run with another first checkpoint (--begin)")
+        if state["step"] > self.recipe.steps:
+            raise OtherRun(self.folder, f"a run of {state['step']} steps already, more than {self.recipe.steps}")
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
@@ -415,6 +419,14 @@ def _layers(model: nn.Module) -> str:
     if isinstance(config, PhalarConfig):
         config = replace(config, kernel_fronts=False)
     return f"{type(model).__name__} {config or ''}"
+
+
+def _flat(entries: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """A recipe's entries by their full names, such as "data.matched"."""
+    flat: dict[str, Any] = {}
+    for name, value in entries.items():
+        flat |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+    return flat
 
 
 def _digest(bank: StemBank) -> str:

@@ -1,6 +1,8 @@
 """A run is the same to the digit when it is repeated, and when it was killed and went on."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from model.phalar import Phalar, PhalarConfig
 from model.training.clock import Clock
 from model.training.commands import train_app
 from model.training.data import training_bank
+from model.training.processes import alone_in
 from model.training.recipe import Recipe, load_recipe
 from model.training.stems import StemBank
 from model.training.train import CHECKPOINT, LOG, MODEL, OtherRun, RunLost, Step, Trainer
@@ -205,8 +208,51 @@ def test_a_folder_of_another_recipe_is_refused(home: Path, recipe: Recipe, bank:
     other = replace(recipe, batch=2)
     with pytest.raises(OtherRun, match="batch"):
         Trainer(other, bank, whole, torch.device("cpu"))
+    with pytest.raises(OtherRun, match=r"whose data.matched is 0.5, not 0.25"):
+        Trainer(replace(recipe, data=replace(recipe.data, matched=0.25)), bank, whole, torch.device("cpu"))
+    with pytest.raises(OtherRun, match="4 steps already, more than 2"):
+        Trainer(replace(recipe, steps=2), bank, whole, torch.device("cpu"))
     longer = replace(recipe, steps=6)
     assert Trainer(longer, bank, whole, torch.device("cpu")).step == 4, "a run may be made longer"
+
+
+@pytest.mark.parametrize("how", ["text", "cut", "of another program"])
+def test_a_folder_of_a_checkpoint_that_is_no_run_is_refused(
+    tmp_path: Path, recipe: Recipe, bank: StemBank, whole: Path, how: str
+) -> None:
+    data = io.BytesIO()
+    torch.save({"epoch": 3, "model": {}}, data)
+    held = {"text": b"hello", "cut": (whole / CHECKPOINT).read_bytes()[:1000], "of another program": data.getvalue()}
+    (tmp_path / CHECKPOINT).write_bytes(held[how])
+    with pytest.raises(OtherRun, match="broken, or of another program: choose another folder"):
+        Trainer(recipe, bank, tmp_path, torch.device("cpu"))
+
+
+def test_a_folder_takes_one_training_at_a_time(home: Path) -> None:
+    asked = [home / "tiny.toml", "--device", "cpu", "--out", home / "busy", "--cache", home / "cache", "--jobs", "1"]
+    with alone_in(home / "busy"):
+        second = CliRunner().invoke(train_app, [*map(str, asked)])
+    assert second.exit_code == 1
+    assert "another training runs in" in second.stderr
+    assert not (home / "busy" / LOG).exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
+    home: Path, recipe: Recipe, bank: StemBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Trainer(recipe, bank, home / "full", torch.device("cpu"))
+    run.save()
+    before = (run.folder / CHECKPOINT).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    run.step = 1
+    with pytest.raises(OSError, match="No space left"):
+        run.save()
+    assert [path.name for path in run.folder.iterdir()] == [CHECKPOINT]
+    assert (run.folder / CHECKPOINT).read_bytes() == before
 
 
 def test_a_run_may_begin_with_a_trained_model(home: Path, recipe: Recipe, bank: StemBank, whole: Path) -> None:
