@@ -44,7 +44,7 @@ from service.api.retrieval import QueryTimeout
 from service.api.schemas import PROBLEM_TYPE, faults_of
 from service.work.blobs import BlobMissing, BlobStoreUnavailable
 from service.work.fitted import NoRoom
-from service.work.jobs import EmbedFailed, FingerprintMismatch, KilledItsWorker, StemNotEmbedded, WorkersLost
+from service.work.jobs import EmbedFailed, FingerprintMismatch, KilledItsWorker, NoMemory, StemNotEmbedded, WorkersLost
 from service.work.models import UnknownCheckpoint
 from service.work.queue import EmbedTimeout
 from service.work.streams import QueueFull, QueueUnavailable
@@ -83,6 +83,7 @@ TABLE: dict[type[Exception], ProblemType] = {
     QueueUnavailable: ProblemType(503, "queue-unavailable", "The queue cannot be reached"),
     EmbedTimeout: ProblemType(503, "embedding-timed-out", "No worker answered in time"),
     EmbedFailed: ProblemType(500, "mix-not-embedded", "The mix could not be embedded"),
+    NoMemory: ProblemType(503, "no-memory", "The device has no free memory"),
     WorkersLost: ProblemType(503, "workers-lost", "The workers that had the mix ended"),
     FingerprintMismatch: ProblemType(503, "fingerprint-mismatch", "No worker has the live model"),
     CheckpointError: ProblemType(422, "bad-checkpoint", "Not a checkpoint we can load"),

@@ -28,6 +28,12 @@ class WorkersLost(QueueError):
     public = "The workers that had this mix ended before it was embedded; sent again, it may succeed."
 
 
+class NoMemory(QueueError):
+    """Somebody else has the memory of a worker's device: that says nothing of the mix."""
+
+    public = "The device that embeds mixes has no free memory; sent again later, this one may succeed."
+
+
 class FingerprintMismatch(QueueError):
     """The workers do not hold the model that a job asks for."""
 

@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 
 from model.audio import Windows
 from service.settings import Settings
-from service.work.jobs import EmbedFailed, FingerprintMismatch, Kind, QueueError, WorkersLost
+from service.work.jobs import EmbedFailed, FingerprintMismatch, Kind, NoMemory, QueueError, WorkersLost
 from service.work.streams import connect
 from service.work.taking import BLOCK_S, Taking
 from service.work.turns import LATELY_S
@@ -123,7 +123,7 @@ class Queue(Taking):
             row is zero, so it scores 0 with everything.
 
         Raises:
-            QueueFull, EmbedTimeout, EmbedFailed, WorkersLost, FingerprintMismatch, QueueUnavailable.
+            QueueFull, EmbedTimeout, EmbedFailed, NoMemory, WorkersLost, FingerprintMismatch, QueueUnavailable.
         """
         deadline = time.monotonic() + deadline_s
         reply_to = f"{self._prefix}:reply:{uuid.uuid4().hex}"
@@ -227,6 +227,8 @@ def _parse_reply(message: bytes, fingerprint: str, windows: int) -> NDArray[np.c
         raise FingerprintMismatch(fingerprint, tuple(header["held"]))
     if header.get("error") == "workers-lost":
         raise WorkersLost
+    if header.get("error") == "no-memory":
+        raise NoMemory
     if "error" in header:
         raise EmbedFailed(header["reason"])
     embedding = np.frombuffer(body, "<c8").reshape(header["shape"]).astype(np.complex64)

@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.audio import Windows
-from service.work.jobs import EmbedFailed, FingerprintMismatch, Job, Kind, Poisoned, QueryJob, UploadJob, WorkersLost
+from service.work.jobs import (
+    EmbedFailed,
+    FingerprintMismatch,
+    Job,
+    Kind,
+    NoMemory,
+    Poisoned,
+    QueryJob,
+    UploadJob,
+    WorkersLost,
+)
 from service.work.streams import GROUP, QueueUnavailable, Streams
 
 log = logging.getLogger("phalar.queue")
@@ -85,12 +95,14 @@ class Taking(Streams):
         header = {"shape": embedding.shape}
         await self._send(job, header, np.ascontiguousarray(embedding, dtype="<c8").tobytes())
 
-    async def fail(self, job: QueryJob, error: EmbedFailed | FingerprintMismatch | WorkersLost) -> None:
+    async def fail(self, job: QueryJob, error: EmbedFailed | FingerprintMismatch | NoMemory | WorkersLost) -> None:
         """Tell a query's caller why there will be no answer, and be done with the job."""
         if isinstance(error, FingerprintMismatch):
             await self._send(job, {"error": "fingerprint-mismatch", "held": error.held}, b"")
         elif isinstance(error, WorkersLost):
             await self._send(job, {"error": "workers-lost"}, b"")
+        elif isinstance(error, NoMemory):
+            await self._send(job, {"error": "no-memory"}, b"")
         else:
             await self._send(job, {"error": "embed-failed", "reason": error.reason}, b"")
 

@@ -38,6 +38,7 @@ from service.work.jobs import (
     FingerprintMismatch,
     Job,
     KilledItsWorker,
+    NoMemory,
     Poisoned,
     QueryJob,
     StemNotEmbedded,
@@ -400,6 +401,9 @@ class Worker:
         self.figures.queries_failed += 1
         if isinstance(error, UnknownModel):
             await self._settle(self._queue.fail(job, FingerprintMismatch(error.fingerprint, error.held)))
+        elif isinstance(error, DeviceFull):
+            log.warning("a query could not be embedded: %s", error)
+            await self._settle(self._queue.fail(job, NoMemory()))
         else:
             log.error("a query could not be embedded", exc_info=error)
             await self._settle(self._queue.fail(job, EmbedFailed(str(error) or type(error).__name__)))

@@ -14,8 +14,9 @@ from model.audio import SAMPLE_RATE, Windows
 from model.checkpoints import save_phalar
 from model.cqt import BeatClips
 from model.phalar import Phalar, untrained_phalar
+from service.api.errors import problem_response
 from service.work import batches, worker
-from service.work.jobs import EmbedFailed, FingerprintMismatch
+from service.work.jobs import EmbedFailed, FingerprintMismatch, NoMemory
 from service.work.queue import open_queue
 from service.work.worker import Worker
 from tests.clips import clicks
@@ -292,6 +293,20 @@ async def test_query_that_breaks_the_model_fails_alone_among_those_of_its_batch(
     assert isinstance(last, np.ndarray)
     assert isinstance(broken, EmbedFailed)
     assert "it broke" in str(broken)
+
+
+async def test_query_that_meets_a_device_without_memory_may_come_again(
+    house: House, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    await start()
+    monkeypatch.setattr(Phalar, "embed", full)
+    with pytest.raises(NoMemory) as refused:
+        await house.embed(noise(1))
+    answer = problem_response(refused.value)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
 async def test_stem_whose_beats_cannot_be_heard_fails_and_is_not_tried_for_ever(
