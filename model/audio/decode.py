@@ -17,7 +17,7 @@ import model.audio.errors as errors
 from model.audio.codecs import CODECS, SKIP_MANUAL, WINDOWS_MEDIA, frames_before_the_music
 from model.audio.downmix import Downmix
 from model.audio.formats import HEAD, AudioFormat, after_tags, demuxer_of, other_kind, sniff_format
-from model.audio.headers import FromStart, Header, Mended, places_of, present_of, read_header
+from model.audio.headers import Filled, FromStart, Header, Mended, places_of, present_of, read_header
 from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is_silent, peak_of
 
 SAMPLE_RATES = range(2_000, 768_001)
@@ -277,8 +277,9 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
         raise errors.TooManyChannels(channels=header.channels, maximum=max_channels)
     ended = _ogg_ended(file, size) if kind in ("ogg", "opus") else True
     file.seek(0)
+    read = Mended(file, header.mended) if header.mended else file
     try:
-        sound = _Sequential(FromStart(Mended(file, header.mended) if header.mended else file))
+        sound = _Sequential(FromStart(Filled(read, header.unfilled) if header.unfilled else read))
     except soundfile.LibsndfileError as error:
         raise _unreadable(error) from error
     with sound:

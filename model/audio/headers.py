@@ -33,13 +33,15 @@ _OGG_PLACES = {
 @dataclass
 class Header:
     """`present`: which part of the audio bytes that it declares the file has, 1 when it does not tell. `mended`: bytes
-    to be read in the place of a size that is a lie, by where they stand. `untold`: it does not tell the size."""
+    to be read in the place of a size that is a lie, by where they stand. `untold`: it does not tell the size.
+    `unfilled`: where chunks of odd length end and no byte fills them up, though another follows."""
 
     present: float = 1.0
     channels: int | None = None
     places: tuple[str, ...] = ()
     mended: dict[int, bytes] = field(default_factory=dict)
     untold: bool = False
+    unfilled: list[int] = field(default_factory=list)
 
 
 class Chunk(NamedTuple):
@@ -58,7 +60,7 @@ def places_of(kind: AudioFormat, channels: int) -> tuple[str, ...]:
 
 def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
     """Walk the chunks of a WAV or AIFF file up to its audio."""
-    header, long_size = Header(), None
+    header, long_size, odd_end = Header(), None, 0
     file.seek(0)
     head = file.read(16)
     if head == W64:
@@ -67,6 +69,9 @@ def read_header(file: BinaryIO, kind: AudioFormat, size: int) -> Header:
         header.mended[0] = b"RF64"
     order = ">" if kind == "aiff" else "<"
     for chunk in chunks_of(file, size, order + "I"):
+        if chunk.start - 8 == odd_end:
+            header.unfilled.append(odd_end)
+        odd_end = chunk.start + chunk.size if chunk.stated % 2 else 0
         file.seek(chunk.start)
         body = file.read(min(chunk.size, 24))
         if chunk.name == b"fmt " and len(body) >= 4:
@@ -210,11 +215,48 @@ class Mended:
         return data
 
 
+class Filled:
+    """A file that reads as if a zero stood before each of some bytes, which are told in order."""
+
+    def __init__(self, file: BinaryIO | Mended, before: list[int]) -> None:
+        self._file = file
+        self._zeros = [at + earlier for earlier, at in enumerate(before)]
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            offset += self._file.seek(0, io.SEEK_END) + len(self._zeros)
+        elif whence == io.SEEK_CUR:
+            offset += self._at
+        if offset < 0:
+            raise ValueError(offset)
+        self._at = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        data, end = b"", self._at + size
+        while self._at < end:
+            earlier = sum(zero < self._at for zero in self._zeros)
+            if self._at in self._zeros:
+                piece = b"\0"
+            else:
+                self._file.seek(self._at - earlier)
+                piece = self._file.read(min([end, *self._zeros[earlier:]]) - self._at)
+            if not piece:
+                break
+            data += piece
+            self._at += len(piece)
+        return data
+
+
 class FromStart:
     """A file in which nobody goes before its start: in a damaged one libsndfile would, and soundfile has no way to tell
     it that it cannot. The file stays where it is."""
 
-    def __init__(self, file: BinaryIO | Mended) -> None:
+    def __init__(self, file: BinaryIO | Mended | Filled) -> None:
         self._file = file
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
