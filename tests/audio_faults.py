@@ -98,6 +98,7 @@ FLAC, MP3 = by_soundfile("FLAC", "PCM_16"), by_ffmpeg("mp3", "libmp3lame")
 BARE_MP3 = by_ffmpeg("mp3", "libmp3lame", write_xing="0", id3v2_version="0")
 AAC, CAF = by_ffmpeg("mp4", "aac"), by_ffmpeg("caf", "pcm_s16be")
 OPUS = by_ffmpeg("matroska", "libopus")
+OGG, SECOND_OGG = (made(by_ffmpeg("ogg", "libopus", serial_offset=serial), rate=48000) for serial in ("1", "2"))
 TOP = 0xFFFF_FFFF
 LIST = b"LIST\4\0\0\0INFO"
 
@@ -132,6 +133,7 @@ FAULTS = [
     Fault("FLAC, an ID3 tag behind it", lambda: made(FLAC)() + b"TAG" + bytes(125)),
     Fault("MP3, zeros before it", lambda: bytes(500) + made(BARE_MP3)()),
     Fault("MP3, the rest of a frame before it", lambda: 3 * made(BARE_MP3)()[100:350] + made(BARE_MP3)()),
+    Fault("Ogg Opus, another one behind it", lambda: OGG() + SECOND_OGG(), "several recordings, one behind the other"),
     Fault("FLAC, no length told", lambda: put(made(FLAC)(), b"fLaC", 22, bytes(4))),
     *(
         Fault(f"{name}, cut off", cut(make, rate), EARLY, whole=False)

@@ -17,7 +17,7 @@ import model.audio.errors as errors
 from model.audio.codecs import CODECS, SKIP_MANUAL, WINDOWS_MEDIA, frames_before_the_music
 from model.audio.downmix import Downmix
 from model.audio.formats import HEAD, AudioFormat, after_tags, demuxer_of, other_kind, sniff_format
-from model.audio.headers import Filled, FromStart, Header, Mended, places_of, present_of, read_header
+from model.audio.headers import Filled, FromStart, Header, Mended, ogg_end, places_of, present_of, read_header
 from model.audio.windows import SAMPLE_RATE, SILENCE_DB, TOO_SHORT, Waveform, is_silent, peak_of
 
 SAMPLE_RATES = range(2_000, 768_001)
@@ -275,7 +275,7 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
     header = read_header(file, kind, size) if kind in ("wav", "aiff") else Header()
     if header.channels is not None and header.channels > max_channels:  # libsndfile gives no number of too many
         raise errors.TooManyChannels(channels=header.channels, maximum=max_channels)
-    ended = _ogg_ended(file, size) if kind in ("ogg", "opus") else True
+    ended, chained = ogg_end(file, size) if kind in ("ogg", "opus") else (True, False)
     file.seek(0)
     read = Mended(file, header.mended) if header.mended else file
     try:
@@ -288,7 +288,11 @@ def _open_soundfile(file: BinaryIO, kind: AudioFormat, size: int, max_channels: 
         _refuse_header(sound.samplerate, sound.channels, max_channels)
         declared_s = sound.frames / sound.samplerate if 0 < sound.frames < _UNKNOWN_FRAMES else None
         places = header.places if kind in ("wav", "aiff") else places_of(kind, sound.channels)
-        warnings = ("The header does not tell how long the file is: it is read to its end.",) if header.untold else ()
+        warnings: tuple[str, ...] = ()
+        if header.untold:
+            warnings = ("The header does not tell how long the file is: it is read to its end.",)
+        elif chained:
+            warnings = ("The file holds several recordings, one behind the other: the first one is heard.",)
         blocks = _soundfile_blocks(sound)
         seek = _seeker(sound) if kind in ("wav", "aiff", "flac") and declared_s is not None else None
         yield _Stream(
@@ -330,18 +334,6 @@ _SFE_BAD_FILE = 7
 _SFE_MALLOC_FAILED = 17
 
 
-def _ogg_ended(file: BinaryIO, size: int) -> bool:
-    """Whether the last Ogg page is whole and marked as the last: libsndfile measures what is there and asks no more."""
-    tail = min(size, 2 * 65_307)  # twice the largest page
-    file.seek(size - tail)
-    data = file.read(tail)
-    at = data.rfind(b"OggS")
-    if at < 0 or at + 27 > len(data):
-        return False
-    segments = data[at + 27 : at + 27 + data[at + 26]]
-    return bool(data[at + 5] & 4) and at + 27 + data[at + 26] + sum(segments) <= len(data)
-
-
 # FFmpeg: only these, and never by its own guess.
 
 _TELL_LENGTH = {"m4a", "caf", "wavpack", "ape", "musepack", "dsf", "dsdiff", "tta", "tak", "ogg"}
@@ -355,7 +347,7 @@ def _open_av(
 
     present = present_of(file, kind, head, size)
     told = kind in _TELL_LENGTH or (kind == "mp3" and _mp3_tells_length(file))
-    ended = _ogg_ended(file, size) if kind == "ogg" else True
+    ended = kind != "ogg" or ogg_end(file, size)[0]
     file.seek(0)
     try:
         # Probing opens decoders too: the list keeps it from those for pictures and films.

@@ -170,6 +170,25 @@ def _ends_at(file: BinaryIO, order: str, at: int, size: int, *, trusted: bool) -
     return False
 
 
+def ogg_end(file: BinaryIO, size: int) -> tuple[bool, bool]:
+    """Whether the last Ogg page is whole and marked as the last: libsndfile measures what is there and asks no more.
+    And whether it is of another recording than the file begins with, which libsndfile does not read."""
+    first = set()
+    file.seek(0)
+    while len(page := file.read(27)) == 27 and page[5] & 2:  # all streams of a recording begin before any goes on
+        first.add(page[14:18])
+        file.seek(sum(file.read(page[26])), io.SEEK_CUR)
+    tail = min(size, 2 * 65_307)  # twice the largest page
+    file.seek(size - tail)
+    data = file.read(tail)
+    at = data.rfind(b"OggS")
+    if at < 0 or at + 27 > len(data):
+        return False, False
+    segments = data[at + 27 : at + 27 + data[at + 26]]
+    whole = at + 27 + data[at + 26] + sum(segments) <= len(data)
+    return bool(data[at + 5] & 4) and whole, data[at + 14 : at + 18] not in first
+
+
 def _w64_header(file: BinaryIO, size: int) -> Header:
     declared = int.from_bytes(file.read(8), "little")  # of the whole file
     header, at = Header(present=min(size / max(declared, 1), 1.0)), 40
