@@ -344,7 +344,12 @@ def open_system(name: str, checkpoint: str | None, device: str) -> System:
 
 
 def _by_name(answers: list[Path]) -> dict[str, dict[str, Any]]:
-    named = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in answers}
+    named = {}
+    for path in answers:
+        try:
+            named[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            fail(f"{path}: not what --json gives: {error}")
     if len(named) < len(answers):
         fail("two of the files have one name, and what they say is named for them: rename one")
     return named

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.checkpoints import UnsupportedModel, load_phalar, save_phalar
+from model.checkpoints import NotACheckpoint, UnsupportedModel, load_phalar, save_phalar
 from model.checkpoints.weights import read_safetensors, write_safetensors
 from model.complex_layers import ComplexLinear
 from model.cqt import BeatClips, read_frames, reflected, refuse_other_keys_of, scale_decibels
@@ -263,7 +263,10 @@ def _load_variant(path: Path, metadata: Mapping[str, str]) -> Variant:
     name = metadata.get("variant", "")
     if name not in VARIANTS:
         raise UnsupportedModel(path, "variant", name, tuple(VARIANTS))
-    model = VARIANTS[name](PhalarConfig(**json.loads(metadata.get("config", "{}"))))
+    try:
+        model = VARIANTS[name](PhalarConfig(**json.loads(metadata.get("config", "{}"))))
+    except (TypeError, ValueError) as error:  # such as an entry that is newer than this program
+        raise NotACheckpoint(path, f"its configuration cannot be used ({error})") from error
     with safe_open(path, framework="pt") as file:
         model.load_state_dict(read_safetensors(path, file, model.state_dict()))
     model.notes, model.trained = json.loads(metadata.get("notes", "{}")), True

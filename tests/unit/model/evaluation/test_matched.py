@@ -226,6 +226,10 @@ def test_a_page_shows_both_protocols_side_by_side(answer: Path, tmp_path: Path) 
     again = CliRunner().invoke(evaluate_app, ["table", str(answer), str(answer), *given[2:], "here"])
     assert again.exit_code == 1
     assert "one name" in again.stderr
+    (tmp_path / "cut.json").write_text('{"tracks": ')
+    cut = CliRunner().invoke(evaluate_app, ["table", str(answer), str(tmp_path / "cut.json"), *given[2:], "here"])
+    assert cut.exit_code == 1
+    assert "cut.json: not what --json gives" in cut.stderr
 
 
 def test_the_picture_shows_each_model_and_is_the_same_file_again(answer: Path, tmp_path: Path) -> None:

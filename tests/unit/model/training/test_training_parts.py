@@ -337,6 +337,10 @@ def test_a_file_of_an_unknown_variant_is_refused(tmp_path: Path) -> None:
     save_file({}, tmp_path / "x.safetensors", {"format": "phalar-variant-1", "variant": "nothing we know"})
     with pytest.raises(CheckpointError, match="nothing we know"):
         load_trained(tmp_path / "x.safetensors")
+    newer = {"format": "phalar-variant-1", "variant": "mel", "config": '{"an entry of later": 1}'}
+    save_file({}, tmp_path / "x.safetensors", newer)
+    with pytest.raises(CheckpointError, match="an entry of later"):
+        load_trained(tmp_path / "x.safetensors")
 
 
 def test_no_model_has_an_unknown_name() -> None:
