@@ -70,24 +70,38 @@ def find_tracks(root: Path) -> tuple[list[TrackFiles], list[Dropped]]:
             return
         for inner in ("stems", "stems_audio"):  # Slakh2100, CocoChorales
             if (folder / inner).is_dir() and (files := _audio(folder / inner)):
-                tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}, folder))
+                add_track(name, files, folder)
                 return
         below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        below = [path for path in below if not _leads_up(path)]
         moises = [path for path in below if path.name in MOISES_STEMS and _audio(path)]
         if moises and (len(moises) == len(below) or (folder / "data.json").is_file()):
             # A stem's folder may hold files of several sources: together they are the stem.
             tracks.append(TrackFiles(name, {path.name: tuple(_audio(path)) for path in below if _audio(path)}, folder))
             return
         files = [path for path in _audio(folder) if path.stem.lower() not in MIX_NAMES]
-        if files and depth:
-            tracks.append(TrackFiles(name, {path.stem: (path,) for path in files}, folder))
+        if depth and files and (len(files) > 1 or not below):
+            add_track(name, files, folder)
+            inside = [path.relative_to(root).as_posix() for path in below if _audio(path)]
+            dropped.extend(Dropped(path, None, "a folder beside the stems of a track") for path in inside)
             return
-        if files:
-            dropped.extend(Dropped(path.name, None, "a file outside any track's folder") for path in files)
+        outside = [path.relative_to(root).as_posix() for path in files]
+        dropped.extend(Dropped(path, None, "a file outside any track's folder") for path in outside)
         if depth and not below:
             dropped.append(Dropped(name, None, "no audio file"))
         for path in below:
-            visit(path, depth + 1)
+            try:
+                visit(path, depth + 1)
+            except PermissionError as error:
+                dropped.append(Dropped(path.relative_to(root).as_posix(), None, f"cannot be read: {error.strerror}"))
+
+    def add_track(name: str, files: list[Path], folder: Path) -> None:
+        stems: dict[str, tuple[Path, ...]] = {}
+        for path in files:
+            if stems.setdefault(path.stem, (path,)) != (path,):
+                beside = stems[path.stem][0].name
+                dropped.append(Dropped(name, path.stem, f"{path.name}: {beside} has its name, and is taken"))
+        tracks.append(TrackFiles(name, stems, folder))
 
     visit(root, 0)
     return sorted(tracks, key=lambda track: track.name), dropped
@@ -111,6 +125,11 @@ def split_of(track: str, seed: int = 0) -> Split:
     """
     share = zlib.crc32(f"{seed}\0{piece_of(track)}".encode()) / 2**32
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _audio(folder: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """Each data set's own layout is read, what cannot be used is said, and submixes are disjoint."""
 
+import errno
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -100,6 +102,9 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     soundfile.write(home / "good" / "empty take.wav", np.zeros(SAMPLE_RATE * 3), SAMPLE_RATE)
     (home / "good" / "broken.wav").write_bytes(b"RIFF and nothing more")
     write(home / "lonely" / "bass.wav", 110)
+    write(home / "good" / "lead.flac", 220)
+    write(home / "good" / "takes" / "lead 2.wav", 220)
+    write(home / "loose.wav", 110)
     (home / "no audio").mkdir()
     bank = bank_of(home)
     assert [track.name for track in bank.tracks] == ["mine/good"]
@@ -108,9 +113,42 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     assert said == {
         ("mine/good", "empty take"),
         ("mine/good", "broken"),
+        ("mine/good", "lead"),
+        ("mine/good/takes", None),
+        ("mine/loose.wav", None),
         ("mine/lonely", None),
         ("mine/no audio", None),
     }
+
+
+def test_a_single_file_beside_folders_of_tracks_hides_none_of_them(tmp_path: Path) -> None:
+    write(tmp_path / "album" / "trailer.wav", 110)
+    for song in ("one", "two"):
+        for stem in ("bass", "lead"):
+            write(tmp_path / "album" / song / f"{stem}.wav", 110)
+    tracks, dropped = find_tracks(tmp_path)
+    assert [track.name for track in tracks] == ["album/one", "album/two"]
+    assert [entry.track for entry in dropped] == ["album/trailer.wav"]
+
+
+def test_a_link_up_the_tree_and_a_folder_that_cannot_be_read_end_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stem in ("bass", "lead"):
+        write(tmp_path / "song" / f"{stem}.wav", 110)
+    (tmp_path / "latest").symlink_to(".")
+    (tmp_path / "lost+found").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "lost+found":  # as to anybody but root
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    tracks, dropped = find_tracks(tmp_path)
+    assert [track.name for track in tracks] == ["song"]
+    assert list(map(str, dropped)) == ["lost+found: cannot be read: Permission denied"]
 
 
 def test_a_bank_is_made_once_and_made_anew_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
