@@ -19,7 +19,7 @@ NETWORK_STEP = PhalarConfig().step
 DELAY = NETWORK_STEP // 16  # 20 ms: from one delay that is tried to the next, in clock time
 KEPT = 0.95  # of its score, by a window that is embedded in a pass with others
 STRIDES = 2  # of a long mix that are looked at: a place that is right fits in both of its halves
-HEARD_S = 60  # of a mix, from which its tempo and its key are heard
+HEARD_S = 60  # of a mix, from which its tempo and its key are heard; half minutes of silence before it are left out
 LIKELIEST = 2  # tempi of a mix that are tried where the first is not sure
 
 Align = Literal["beats", "search", "grid"]
@@ -49,12 +49,15 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
     """
     sources: dict[str, str] = {}
     sure: dict[str, bool] = {}
-    waveform = waveform[: HEARD_S * SAMPLE_RATE]
+    half = HEARD_S * SAMPLE_RATE // 2
+    begin = next((at for at in range(0, len(waveform), half) if not is_silent(waveform[at : at + half])), 0)
+    waveform = waveform[begin : begin + HEARD_S * SAMPLE_RATE]
     hearing, audible = Hearing(waveform), bool(np.any(waveform))
     grids = hearing.grids(tempo_bpm, most=LIKELIEST) if audible else []
     if grids and tempo_bpm is not None:
         beats = folded(np.arange(len(grids[0].beats_s) + 1) * 60 / tempo_bpm)  # as fast as said, from a heard beat on
         grids = [Grid(grids[0].beats_s[0] + beats)]
+    grids = [_begun_earlier(grid, begin / SAMPLE_RATE) for grid in grids]
     if grids:
         sources["tempo_bpm"] = grids[0].source
         if tempo_bpm is None:
@@ -67,6 +70,12 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
         key, ahead = told
         sources["key"], sure["key"] = "heard", ahead >= SURE_KEY
     return HeardMix(tuple(grids), key, sources, sure, chroma_of(hearing.pitch_classes) if pitched else None)
+
+
+def _begun_earlier(grid: Grid, seconds: float) -> Grid:
+    """The grid of a mix, given that of what comes so many seconds after its beginning."""
+    earlier = int(seconds * grid.tempo_bpm / 60)
+    return replace(grid, beats_s=seconds + grid.seconds_at(np.arange(-earlier, len(grid.beats_s))))
 
 
 @dataclass(frozen=True, eq=False)

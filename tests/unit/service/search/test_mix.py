@@ -161,3 +161,16 @@ def test_what_is_said_of_a_mix_is_believed_and_the_rest_is_heard() -> None:
     assert said.sure == {}
     assert abs(said.grids[0].tempo_bpm - 110) < 1e-9, "half and double are one"
     assert hear_mix(np.zeros(12 * SECOND, np.float32)).grids == ()
+
+
+@pytest.mark.parametrize("said_bpm", [None, 110.0])
+def test_a_mix_that_begins_with_silence_has_the_beats_of_what_follows(said_bpm: float | None) -> None:
+    silence = 61.0
+    sounding = clicks(110.0, 12.0)
+    heard = hear_mix(np.concatenate([np.zeros(round(silence * SECOND), np.float32), sounding]), said_bpm)
+    (grid,) = heard.grids
+    beat_s = 60 / grid.tempo_bpm
+    assert abs(grid.tempo_bpm - 110) < 0.3
+    assert 0 <= grid.beats_s[0] < beat_s
+    late = (grid.beats_s[grid.beats_s > silence] - silence - hear_mix(sounding, said_bpm).grids[0].beats_s[0]) / beat_s
+    assert np.abs(late - np.round(late)).max() < 0.1
