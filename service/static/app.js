@@ -17,7 +17,7 @@ import { askKey } from "./key.js";
 import { Song } from "./placed.js";
 import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
-import { curlLine, formData, queryFields } from "./query.js";
+import { asSearch, curlLine, fillForm, formData, queryFields } from "./query.js";
 import { Results } from "./results.js";
 import { mountSaved } from "./saved.js";
 import { mountShortcuts } from "./shortcuts.js";
@@ -29,6 +29,8 @@ const SLOW_S = 4;
 const GONE = { title: "The mix has to be dropped again", detail: "Its hits were kept with this page, its file was not." };
 
 const form = byId("query");
+const before = kept();
+if (before) fillForm(form, asSearch(before.fields)); // while nobody listens who would search anew
 const player = new Player();
 const results = new Results(player);
 const panel = new Heard();
@@ -45,7 +47,7 @@ let fileMix = null; // the last file, kept while a demo mix is tried
 let search = null; // AbortController of the search under way
 let again = null; // what the retry button does
 let shown = null; // { answer, fields, mix, ground } of the hits on the page
-let unticked = kept()?.fields ?? []; // filters of an answer that was kept; they are there when the catalog has been read
+let unticked = before?.fields ?? []; // filters of an answer that was kept; they are there when the catalog has been read
 
 // The catalog: filters and demo tracks -------------------------------------------------------------------------
 
@@ -60,6 +62,7 @@ async function refreshCatalog() {
   ingest.offer(offered);
   song.offer(offered.instrument);
   showFilters(form, offered, unticked);
+  showCurl();
   showSaved().catch(() => {}); // the list stays as it was
   unticked = [];
   demo.offer(offered.tracks, shown?.mix);
@@ -407,7 +410,7 @@ onKeyNeeded(async (wrong) => {
   return given;
 });
 mountDrop({ mix: takeFile, stems: (files) => ingest.add(files) });
-if (kept()) showKept(kept());
+if (before) showKept(before);
 else showMix();
 showKey();
 watchStatus(refreshCatalog);

@@ -15,7 +15,7 @@ const MODES = ["key_match", "tempo_octaves"]; // of filters, and none themselves
 /** Offer the values that the catalog holds; what was ticked stays ticked, and `also`, [name, value] pairs, is. */
 export function showFilters(form, offered, also = []) {
   const chosen = new Set([...filterFields(form), ...also].map(([name, value]) => `${name}=${value}`));
-  const compatible = form.elements.key_match?.checked ?? false;
+  const compatible = form.elements.key_match?.checked ?? also.some(([name]) => name === "key_match");
   const groups = FILTERS.filter(([name]) => offered[name].length).map(([name, label]) =>
     make(
       "fieldset",

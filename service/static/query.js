@@ -27,9 +27,11 @@ export function filterFields(form) {
 }
 
 /** What the form asks, whatever the mix, as the service saves it. */
-export function searchOf(form) {
+export const searchOf = (form) => asSearch(queryFields(form, null));
+
+export function asSearch(fields) {
   const search = {};
-  for (const [name, value] of queryFields(form, null)) {
+  for (const [name, value] of fields) {
     if (REPEATED.includes(name)) (search[name] ??= []).push(value);
     else search[name] = value;
   }
@@ -40,7 +42,7 @@ export function searchOf(form) {
 export function fillForm(form, search) {
   for (const box of form.querySelectorAll("#filters input[type=checkbox]")) {
     const said = search[box.name];
-    box.checked = REPEATED.includes(box.name) ? Boolean(said?.includes(box.value)) : said === true || said === "compatible";
+    box.checked = REPEATED.includes(box.name) ? Boolean(said?.includes(box.value)) : ["true", "compatible"].includes(String(said));
   }
   for (const [id, name] of TEMPI) form.querySelector(`#${id}`).value = search[name] ?? "";
   const { q, limit, align, max_stretch: stretch, max_transpose: transpose } = form.elements;

@@ -63,3 +63,25 @@ def test_what_a_saved_search_asks_beside_the_form_is_said(page, live_service):
         assert page.locator("#saved-note").text_content() == said
     finally:
         httpx.delete(f"{live_service}/searches/rated").raise_for_status()
+
+
+def test_after_a_reload_the_form_asks_what_the_answer_was_asked(page, make_clip):
+    page.locator("#filters summary").click()
+    page.fill('#filters input[name="q"]', "e")
+    page.fill("#limit", "3")
+    page.fill("#tempo-max", "100")
+    page.get_by_label("Half and double too").check()
+    page.locator('#filters input[name="key"]').first.check()
+    page.get_by_label("Compatible keys too").check()
+    drop(page, make_clip())
+    page.wait_for_selector('body[data-search="done"]')
+    with page.expect_response("**/retrieve"):
+        page.locator("#max-stretch").fill("20")
+    page.wait_for_selector('body[data-search="done"]')
+    asked, filters = page.locator("#curl").text_content(), page.locator("#filter-count").inner_text()
+    assert ("max_stretch=0.2" in asked, "key_match=compatible" in asked, filters) == (True, True, "3")
+    page.reload()
+    page.locator('#filters input[name="key"]').first.wait_for(state="attached")
+    assert page.locator("#curl").text_content() == asked
+    assert page.locator("#filter-count").inner_text() == filters
+    assert page.locator("#max-stretch-value").inner_text() == "20 %"
