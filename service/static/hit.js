@@ -68,6 +68,7 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
           control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix), { "aria-expanded": "false" }),
         ),
       ),
+      make("p", { className: "player-problem", role: "alert" }),
       more,
     ),
     make("div", { className: "hit-score" }, make("span", { className: "score", title: `score ${hit.score}` }, make("span", { className: "sr" }, "Score "), format.score(hit.score, best < 1 ? 3 : 2)), bar, sureOf(hit)),
@@ -84,23 +85,16 @@ function sureOf({ sureness }) {
 
 /** A star for the stem, in the catalog. */
 function favourite(stem) {
-  const star = make("button", { type: "button", className: "link star", "aria-label": `${stem.title} is a favourite`, onclick: turn });
+  const star = make("button", { type: "button", className: "link star", "aria-label": `${stem.title} is a favourite`, onclick: () => pressed(star, turn) });
   const show = () => {
     star.textContent = stem.favourite ? "★" : "☆";
     star.setAttribute("aria-pressed", String(stem.favourite));
   };
   async function turn() {
-    star.disabled = true;
-    try {
-      const body = JSON.stringify({ favourite: !stem.favourite });
-      const changed = await getJson(`stems/${encodeURIComponent(stem.id)}`, { method: "PATCH", body, headers: { "Content-Type": "application/json" } });
-      stem.favourite = changed.favourite;
-      show();
-    } catch (problem) {
-      star.title = problem.message;
-    } finally {
-      star.disabled = false;
-    }
+    const body = JSON.stringify({ favourite: !stem.favourite });
+    const changed = await getJson(`stems/${encodeURIComponent(stem.id)}`, { method: "PATCH", body, headers: { "Content-Type": "application/json" } });
+    stem.favourite = changed.favourite;
+    show();
   }
   show();
   return star;
@@ -160,13 +154,17 @@ function unfold(button, panel, hit, mix) {
 }
 
 /** By fetch and not by a plain link, because a link cannot carry the API key. */
-async function download(button, path, name) {
+const download = (button, path, name) => pressed(button, async () => save(await (await request(path)).blob(), name));
+
+/** Do what a button of a hit asks, once at a time; what fails is said under the hit. */
+async function pressed(button, doing) {
+  const said = button.closest(".hit").querySelector(".player-problem");
+  said.textContent = "";
   button.disabled = true;
   try {
-    save(await (await request(path)).blob(), name);
+    await doing();
   } catch (problem) {
-    button.textContent = "Download failed";
-    button.title = problem.message;
+    said.textContent = problem.message;
   } finally {
     button.disabled = false;
   }

@@ -10,11 +10,15 @@ const HIGH = 36;
 
 /** What the service tells of a hit once it is asked; `mix` found the hit, and is still kept by the service. */
 export function whyOf(hit, mix) {
-  const body = make("div", { className: "why", role: "status" }, "Looking why it fits …");
-  getJson(`explain?${questionOf(hit, mix)}`).then(
-    (why) => body.replaceChildren(...drawn(why)),
-    (error) => body.replaceChildren(error.message),
-  );
+  const body = make("div", { className: "why", role: "status" });
+  const ask = () => {
+    body.replaceChildren("Looking why it fits …");
+    getJson(`explain?${questionOf(hit, mix)}`).then(
+      (why) => body.replaceChildren(...drawn(why)),
+      (error) => body.replaceChildren(make("p", {}, `${error.message} `, make("button", { type: "button", className: "link", onclick: ask }, "Try again"))),
+    );
+  };
+  ask();
   return body;
 }
 
