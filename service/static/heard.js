@@ -93,7 +93,7 @@ export class Heard extends EventTarget {
   #showKey() {
     const { said, heard } = this.#mix;
     const key = byId("heard-key");
-    key.options[0].textContent = heard.key ? `Hear it: ${heard.key}` : "Hear it";
+    key.options[0].textContent = heard.key ? `As heard: ${heard.key}` : "As heard";
     key.value = said.mix_key ?? "";
     byId("heard-key-source").textContent = said.mix_key || this.#told.key ? this.#source("key") : "no key was heard";
   }

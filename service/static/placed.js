@@ -45,8 +45,7 @@ export class Song extends EventTarget {
     byId("song").hidden = !mix;
     if (!mix) return;
     byId("song-problem").textContent = "";
-    byId("export").disabled = !mix.placed.length || (mix.gone && !mix.stemIds);
-    byId("export").title = mix.placed.length ? "" : "Keep a hit first";
+    this.#allowExport();
     byId("placed").replaceChildren(...mix.placed.map((one) => this.#row(one)));
   }
 
@@ -69,8 +68,7 @@ export class Song extends EventTarget {
 
   async #export() {
     const mix = this.#mix;
-    const button = byId("export");
-    button.disabled = true;
+    byId("export").disabled = true;
     byId("song-problem").textContent = "";
     try {
       const file = mix.file ?? new File([wavOf(await mix.audio())], `${mix.name}.wav`);
@@ -84,7 +82,14 @@ export class Song extends EventTarget {
     } catch (problem) {
       byId("song-problem").textContent = problem.message;
     } finally {
-      button.disabled = false;
+      this.#allowExport();
     }
+  }
+
+  #allowExport() {
+    const { placed = [], gone = false } = this.#mix ?? {};
+    const first = !placed.length ? "Keep a hit first" : gone ? "Drop the mix again first" : "";
+    byId("export").disabled = Boolean(first);
+    byId("export").title = first;
   }
 }

@@ -98,7 +98,7 @@ def test_tempo_and_key_that_were_heard_can_be_corrected_by_keyboard(page, make_c
     assert page.evaluate("asked") == [default]
     assert float(page.locator("#heard-tempo").input_value()) == pytest.approx(120, rel=0.005)
     assert page.locator("#heard-tempo-source").inner_text().startswith("heard")
-    assert "Hear it" in page.locator("#heard-key option").first.inner_text()
+    assert "As heard" in page.locator("#heard-key option").first.inner_text()
 
     tab_to(page, "#heard-tempo")
     page.keyboard.press("Control+A")
