@@ -76,10 +76,12 @@ function takeFile(file) {
   choose(fileMix);
   hear(mix);
   runSearch();
+  bringToView();
 }
 
 function choose(next) {
   if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
+  if (next !== mix) clearProblem();
   mix = next;
   if (mix) form.elements.source.value = mix.stemIds ? "demo" : "file";
   panel.about(mix);
@@ -162,13 +164,10 @@ async function runSearch() {
   panel.about(asked);
   clearProblem();
   if (shown?.mix !== asked) forgetAnswer();
-  byId("welcome").hidden = true;
   byId("busy").hidden = false;
   const ticking = countSeconds(form.elements.align.value);
   document.body.dataset.search = "busy";
   byId("announce").textContent = "Searching";
-  const { top } = byId("results").getBoundingClientRect();
-  if (!shown && (top > innerHeight * 0.35 || top < 0)) byId("results").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   hear(asked);
   try {
     const answer = await ask(fields, asked, mine.signal);
@@ -194,9 +193,16 @@ async function runSearch() {
     if (search === mine) {
       search = null;
       byId("busy").hidden = true;
-      byId("welcome").hidden = document.body.dataset.search !== "idle";
+      showWelcome();
     }
   }
+}
+
+/** On a phone what is found lies far below the button that was pressed. */
+function bringToView() {
+  const { top } = byId("results").getBoundingClientRect();
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+  if (top > innerHeight * 0.35 || top < 0) byId("results").scrollIntoView({ behavior });
 }
 
 /** The answer to a mix: by its handle where it was searched with before, else by its file. */
@@ -235,7 +241,7 @@ function showKept({ answer, fields, mix: was }) {
   if (was.stemIds) choose(demoMix(was));
   else choose((fileMix = { ...was, gone: true, undecodable: true, audio: async () => null }));
   shown = { answer, fields, mix, ground: groundOf(answer, mix) };
-  byId("welcome").hidden = true;
+  showWelcome();
   showAnswer();
 }
 
@@ -257,12 +263,19 @@ function showProblem(problem, retry = null) {
   if (retry) actions.push(["Try again", () => again?.()]);
   if (mix?.file && problem.status >= 400 && problem.status < 500) actions.push(["Choose another file", () => byId("mix-file").click()]);
   if (problem.status === 401 || problem.status === 403) actions.push(["Use another key", changeKey]);
-  byId("welcome").hidden = true;
   byId("problem").replaceChildren(problemCard(problem, actions));
+  showWelcome();
 }
 
 function clearProblem() {
+  again = null;
   byId("problem").replaceChildren();
+  showWelcome();
+}
+
+/** Where there is nothing else to see. */
+function showWelcome() {
+  byId("welcome").hidden = Boolean(shown || search || byId("problem").firstChild);
 }
 
 // The curl line ------------------------------------------------------------------------------------------------
@@ -292,7 +305,7 @@ async function changeKey() {
   key.set(given);
   showKey();
   refreshCatalog();
-  if (again && document.body.dataset.search === "failed") again();
+  again?.();
 }
 
 function showKey() {
@@ -306,6 +319,7 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (mix) mix.complete = null;
   runSearch();
+  bringToView();
 });
 form.addEventListener("change", (event) => {
   const { name, id } = event.target;
@@ -326,7 +340,9 @@ form.addEventListener("input", showCurl);
 async function surprise() {
   form.elements.source.value = "demo";
   await demo.surprise();
-  if (mix) runSearch();
+  if (!mix) return;
+  runSearch();
+  bringToView();
 }
 
 byId("filters").addEventListener("invalid", () => (byId("filters").open = true), true); // what is wrong must be seen
@@ -350,8 +366,10 @@ demo.addEventListener("mix", ({ detail }) => {
 demo.addEventListener("problem", ({ detail }) => showProblem(detail.problem, detail.again));
 results.addEventListener("keep", ({ detail }) => {
   if (detail.mix !== shown?.mix) return; // they have gone meanwhile
+  const more = detail.kept.filter(({ hit }) => !detail.mix.placed.some((one) => one.hit.stem.id === hit.stem.id));
+  if (!more.length) return; // pressed twice
   if (detail.mix !== mix) choose(detail.mix);
-  mix.placed = [...mix.placed, ...detail.kept];
+  mix.placed = [...mix.placed, ...more];
   mix.complete = null;
   song.show(mix);
   byId("song").focus({ preventScroll: true }); // the button is about to go

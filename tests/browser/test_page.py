@@ -73,6 +73,36 @@ def test_a_filter_that_cannot_be_is_shown_where_filters_are_folded(page, make_cl
     assert page.evaluate("document.activeElement.id") == "tempo-min"
 
 
+def test_find_brings_the_answer_to_a_phones_view_each_time(page, make_clip):
+    on_the_grid(page)
+    page.set_viewport_size({"width": 390, "height": 800})
+    drop(page, make_clip())
+    wait_for_hits(page)
+    page.evaluate("scrollTo(0, 0)")
+    page.click("#find")
+    until(page, "Math.abs(document.querySelector('#results').getBoundingClientRect().top) < innerHeight / 4")
+
+
+def test_what_the_service_was_away_for_is_said_and_can_be_asked_again(page, make_clip):
+    on_the_grid(page)
+    drop(page, make_clip())
+    wait_for_hits(page)
+    hit = page.locator(".hit").first
+    away = "The service cannot be reached"
+    page.route("**/explain?*", lambda route: route.abort(), times=1)
+    page.route("**/stems/**", lambda route: route.abort(), times=2)
+    for asked in (hit.locator(".star"), hit.get_by_text("Download", exact=True)):
+        asked.click()
+        hit.get_by_role("alert").get_by_text(away).wait_for()
+    with page.expect_download():
+        hit.get_by_text("Download", exact=True).click()
+    assert hit.get_by_role("alert").inner_text() == ""
+    hit.get_by_text("More").click()
+    hit.locator(".why").get_by_text(away).wait_for()
+    hit.locator(".why").get_by_text("Try again").click()
+    hit.get_by_text("Score in other keys").wait_for()
+
+
 def test_untrained_weights_are_announced(page, live_service):
     if httpx.get(f"{live_service.rstrip('/')}/readyz").json()["model"]["trained"]:
         assert page.locator("#untrained").is_hidden()
@@ -95,6 +125,9 @@ def test_unreadable_file_shows_the_problem_and_the_next_works(page, make_clip, t
     assert problem.locator("p").first.inner_text().strip()
     assert page.locator(".hit").count() == 0
     assert problem.get_by_text("Try again").is_visible()
+    page.get_by_label("Try a demo mix").check()
+    problem.wait_for(state="detached")
+    assert page.locator("#welcome").is_visible()
 
     drop(page, make_clip())
     wait_for_hits(page)

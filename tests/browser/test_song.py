@@ -191,7 +191,7 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
     # The rest of the band.
     complete_the_band(page)
     kept += shown_stems(page)
-    page.locator("#keep-all").click()
+    page.locator("#keep-all").dblclick()
     until(page, f"document.querySelectorAll('#placed li').length === {len(kept)}")
     wait_for_hits(page)
 
