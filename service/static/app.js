@@ -14,7 +14,7 @@ import { Heard } from "./heard.js";
 import { Ingest } from "./ingest.js";
 import { forget, keep, kept } from "./kept.js";
 import { askKey } from "./key.js";
-import { Song } from "./placed.js";
+import { Song, named } from "./placed.js";
 import { Player } from "./player.js";
 import { problemCard } from "./problem.js";
 import { asSearch, curlLine, fillForm, formData, queryFields } from "./query.js";
@@ -186,7 +186,7 @@ async function runSearch() {
     } else {
       document.body.dataset.search = "failed"; // what this mix was answered before stays
       byId("announce").textContent = "";
-      showProblem(problem, problem === GONE ? null : runSearch);
+      showProblem(named(problem, asked.placed), problem === GONE ? null : runSearch);
     }
   } finally {
     clearInterval(ticking);
@@ -261,7 +261,7 @@ function showProblem(problem, retry = null) {
   again = retry;
   const actions = [];
   if (retry) actions.push(["Try again", () => again?.()]);
-  if (mix?.file && problem.status >= 400 && problem.status < 500) actions.push(["Choose another file", () => byId("mix-file").click()]);
+  if (mix?.file && [413, 415, 422].includes(problem.status)) actions.push(["Choose another file", () => byId("mix-file").click()]);
   if (problem.status === 401 || problem.status === 403) actions.push(["Use another key", changeKey]);
   byId("problem").replaceChildren(problemCard(problem, actions));
   showWelcome();

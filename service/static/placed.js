@@ -1,6 +1,6 @@
 // The song so far: hits that were kept with the mix, which of its instruments are missing, and the whole as files.
 
-import { request } from "./api.js";
+import { Problem, request } from "./api.js";
 import { byId, make } from "./elements.js";
 import { startOf } from "./fitted.js";
 import * as format from "./format.js";
@@ -15,6 +15,14 @@ export const placedField = (placed) =>
       return { stem_id: stem.id, start_s: startOf(hit), speed, transpose, gain_db, loop: stem.kind === "loop" };
     }),
   );
+
+/** A problem with one of the stems that were kept says which. */
+export function named(problem, placed) {
+  const lost = placed.find(({ hit }) => hit.stem.id === problem.facts?.stem_id);
+  if (!lost) return problem;
+  const detail = `“${lost.hit.stem.title}” was kept with your mix and is no longer in the catalog. Remove it and go on.`;
+  return new Problem({ ...problem, detail, facts: {} });
+}
 
 /** Fires "change" when a stem is taken out, and "complete" (detail: instruments) when a band is asked for. */
 export class Song extends EventTarget {
@@ -80,7 +88,7 @@ export class Song extends EventTarget {
       const response = await request("export", { method: "POST", body });
       save(await response.blob(), `${mix.name.replace(/\.\w+$/, "")}.zip`);
     } catch (problem) {
-      byId("song-problem").textContent = problem.message;
+      byId("song-problem").textContent = named(problem, mix.placed).message;
     } finally {
       this.#allowExport();
     }

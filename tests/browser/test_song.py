@@ -213,6 +213,10 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
             assert (info.samplerate, info.frames) == (sf.info(mix).samplerate, length)
     assert {Path(name).suffix for name in names} >= {".dawproject", ".rpp", ".txt"}
 
+    gone = {"type": "/problems/stem-not-found", "title": "No such stem", "stem_id": kept[0]}
+    page.route("**/retrieve", lambda route: route.fulfill(status=404, json=gone), times=1)
+    page.click("#find")
+    page.locator("#problem").get_by_text("is no longer in the catalog").wait_for()
     page.locator("#placed li").first.get_by_text("Remove").click()
     until(page, f"document.querySelectorAll('#placed li').length === {len(kept) - 1}")
     wait_for_hits(page)
