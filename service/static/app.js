@@ -207,13 +207,14 @@ function bringToView() {
 
 /** The answer to a mix: by its handle where it was searched with before, else by its file. */
 async function ask(fields, asked, signal) {
+  const answer = () => getJson("retrieve", { method: "POST", body: formData(fields, asked), signal });
   try {
-    return await getJson("retrieve", { method: "POST", body: formData(fields, asked), signal });
+    return await answer();
   } catch (problem) {
     if (problem.type !== "/problems/mix-not-found" || !asked.id) throw problem;
     asked.id = null; // it was kept for an hour
     if (asked.gone) throw GONE;
-    return await getJson("retrieve", { method: "POST", body: formData(fields, asked), signal });
+    return await answer();
   }
 }
 

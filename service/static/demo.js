@@ -2,7 +2,7 @@
 
 import { stemsOfTrack } from "./catalog.js";
 import { once, sumOfStems } from "./clips.js";
-import { byId, make } from "./elements.js";
+import { byId, make, pill, tickedIn } from "./elements.js";
 
 const EMPTY = "No stem of this catalog says which track it belongs to. Add some stems with a track name first.";
 
@@ -54,7 +54,7 @@ export class Demo extends EventTarget {
 
   /** Say which mix is chosen. */
   take() {
-    const ticked = [...byId("demo-stems").querySelectorAll("input:checked")].map((box) => box.value);
+    const ticked = tickedIn("demo-stems");
     const stems = this.#stems.filter((stem) => ticked.includes(stem.id));
     const named = stems.map((stem) => stem.instrument || stem.title).join(" + ");
     const mix = stems.length ? demoMix({ name: stems[0].track, track: stems[0].track, stemIds: stems.map(({ id }) => id), facts: named }) : null;
@@ -77,12 +77,7 @@ export class Demo extends EventTarget {
     this.#stems = stems;
     byId("demo-stems").replaceChildren(
       ...stems.map((stem, i) =>
-        make(
-          "label",
-          { title: stem.title },
-          make("input", { type: "checkbox", name: "demo-stem", value: stem.id, checked: ticked ? ticked.includes(stem.id) : i !== leftOut }),
-          make("span", {}, stem.instrument || stem.title),
-        ),
+        pill(stem.instrument || stem.title, { name: "demo-stem", value: stem.id, checked: ticked ? ticked.includes(stem.id) : i !== leftOut }, { title: stem.title }),
       ),
     );
     this.take();

@@ -15,4 +15,13 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+/** A button that looks like a link. */
+export const link = (text, onclick, more = {}) => make("button", { type: "button", className: "link", onclick, ...more }, text);
+
+/** One of several that can be ticked. */
+export const pill = (text, box, more = {}) => make("label", more, make("input", { type: "checkbox", ...box }), make("span", {}, text));
+
+/** The values that are ticked in an element. */
+export const tickedIn = (id) => [...byId(id).querySelectorAll("input:checked")].map(({ value }) => value);
+
 export const byId = (id) => document.getElementById(id);

@@ -1,6 +1,6 @@
 // The filters of the search form: which there are, and how many are set.
 
-import { byId, make } from "./elements.js";
+import { byId, make, pill } from "./elements.js";
 import { filterFields } from "./query.js";
 
 const FILTERS = [
@@ -24,9 +24,7 @@ export function showFilters(form, offered, also = []) {
       make(
         "div",
         {},
-        ...offered[name].map((value) =>
-          make("label", {}, make("input", { type: "checkbox", name, value, checked: chosen.has(`${name}=${value}`) }), make("span", {}, value)),
-        ),
+        ...offered[name].map((value) => pill(value, { name, value, checked: chosen.has(`${name}=${value}`) })),
       ),
       name === "key" && make("label", { className: "check" }, make("input", { type: "checkbox", name: "key_match", checked: compatible }), "Compatible keys too"),
     ),

@@ -1,7 +1,7 @@
 // One hit on the page: what it is, where and how it is played, and what can be done with it.
 
 import { address, getJson, key, request } from "./api.js";
-import { make } from "./elements.js";
+import { link, make } from "./elements.js";
 import { renderingOf, secondOf } from "./fitted.js";
 import * as format from "./format.js";
 import { whyOf } from "./why.js";
@@ -22,9 +22,8 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
   const { stem } = hit;
   const { title } = stem;
   const startS = secondOf(hit);
-  const control = (label, text, onclick, more = {}) => make("button", { type: "button", className: "link", "aria-label": label, onclick, ...more }, text);
   const play = make("button", { type: "button", className: "play", onclick: on.play }, make("span", { className: "glyph" }));
-  const solo = control("", "Solo", on.solo);
+  const solo = link("Solo", on.solo);
   const more = make("div", { className: "windows", hidden: true });
   const canvas = make("canvas", { role: "img", "aria-label": `Waveform of ${title} under your mix; ${format.place(startS)}` });
   const playhead = make("div", { className: "playhead" });
@@ -62,10 +61,10 @@ export function hitRow(hit, { best, mix, mixS, others = [], on }) {
           "span",
           { className: "actions" },
           favourite(stem),
-          control(`Keep ${title} with the mix`, "Keep", on.keep),
+          link("Keep", on.keep, { "aria-label": `Keep ${title} with the mix` }),
           solo,
-          control(`Download ${title} as it is played here`, "Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit))),
-          control(`More about ${title}`, "More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix), { "aria-expanded": "false" }),
+          link("Download", ({ currentTarget }) => download(currentTarget, wholeOf(hit, mixS), fileName(hit)), { "aria-label": `Download ${title} as it is played here` }),
+          link("More", ({ currentTarget }) => unfold(currentTarget, more, hit, mix), { "aria-label": `More about ${title}`, "aria-expanded": "false" }),
         ),
       ),
       make("p", { className: "player-problem", role: "alert" }),
@@ -147,7 +146,7 @@ function unfold(button, panel, hit, mix) {
     const less = [[cost, "for playing it otherwise"], [harmony, hit.stem.pitched ? "for its notes beside the mix's" : "for playing no notes"], [length, "for its length"]].filter(([value]) => value).map(([value, why]) => ` − ${format.score(value / 100)} ${why}`);
     if (less.length) panel.append(make("p", { className: "quiet" }, `Score ${format.score(score / 100)} = ${format.score((score + cost + harmony + length) / 100)}${less.join("")}`));
     const recorded = ({ currentTarget }) => download(currentTarget, `stems/${encodeURIComponent(id)}/audio`, name);
-    panel.append(make("button", { type: "button", className: "link", "aria-label": `Download ${title} as recorded`, onclick: recorded }, "Download as recorded"));
+    panel.append(link("Download as recorded", recorded, { "aria-label": `Download ${title} as recorded` }));
   }
   panel.hidden = !panel.hidden;
   button.setAttribute("aria-expanded", String(!panel.hidden));

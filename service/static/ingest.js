@@ -1,7 +1,7 @@
 // The panel that adds stems: many files, sent in small groups, each with its own state.
 
 import { getJson } from "./api.js";
-import { byId, make } from "./elements.js";
+import { byId, link, make } from "./elements.js";
 import * as format from "./format.js";
 
 const GROUP_FILES = 4;
@@ -60,7 +60,7 @@ export class Ingest {
       entry.instrument = make("input", { value: guess, maxLength: 80, autocomplete: "off", placeholder: "instrument", "aria-label": `Instrument of ${file.name}` });
       entry.instrument.setAttribute("list", "known-instruments");
       entry.stateText = make("span", { className: "add-state" });
-      entry.remove = make("button", { type: "button", className: "link", "aria-label": `Leave out ${file.name}`, onclick: () => this.#remove(entry) }, "Leave out");
+      entry.remove = link("Leave out", () => this.#remove(entry), { "aria-label": `Leave out ${file.name}` });
       entry.row = make(
         "li",
         { "data-file": file.name },

@@ -1,7 +1,7 @@
 // The song so far: hits that were kept with the mix, which of its instruments are missing, and the whole as files.
 
 import { Problem, request } from "./api.js";
-import { byId, make } from "./elements.js";
+import { byId, link, make, pill, tickedIn } from "./elements.js";
 import { startOf } from "./fitted.js";
 import * as format from "./format.js";
 import { save } from "./hit.js";
@@ -32,7 +32,7 @@ export class Song extends EventTarget {
   constructor() {
     super();
     byId("band-go").addEventListener("click", () => {
-      const wanted = [...byId("band-instruments").querySelectorAll("input:checked")].map(({ value }) => value);
+      const wanted = tickedIn("band-instruments");
       if (wanted.length) this.dispatchEvent(new CustomEvent("complete", { detail: wanted }));
     });
     byId("export").addEventListener("click", () => this.#export());
@@ -40,9 +40,8 @@ export class Song extends EventTarget {
 
   /** Offer instruments that a band may be made of. */
   offer(instruments) {
-    const ticked = new Set([...byId("band-instruments").querySelectorAll("input:checked")].map(({ value }) => value));
-    const pill = (value) => make("label", {}, make("input", { type: "checkbox", value, checked: ticked.has(value) }), make("span", {}, value));
-    byId("band-instruments").replaceChildren(...instruments.map(pill));
+    const ticked = tickedIn("band-instruments");
+    byId("band-instruments").replaceChildren(...instruments.map((value) => pill(value, { value, checked: ticked.includes(value) })));
     byId("band").hidden = !instruments.length;
   }
 
@@ -70,7 +69,7 @@ export class Song extends EventTarget {
       { "data-stem": stem.id },
       make("strong", {}, stem.title),
       make("span", { className: "quiet" }, format.way(speed, transpose)),
-      make("button", { type: "button", className: "link", "aria-label": `Take ${stem.title} out of the mix`, onclick: remove }, "Remove"),
+      link("Remove", remove, { "aria-label": `Take ${stem.title} out of the mix` }),
     );
   }
 

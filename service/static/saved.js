@@ -1,7 +1,7 @@
 // Saved searches: what the form asks, whatever the mix, by a name; opened again, or forgotten.
 
 import { getJson, request } from "./api.js";
-import { byId, make } from "./elements.js";
+import { byId, link, make } from "./elements.js";
 import { fillForm, searchOf } from "./query.js";
 
 /** `opened` is called when the form has been filled, `failed` with the problem of what could not be done. */
@@ -48,8 +48,8 @@ export function mountSaved(form, { opened, failed }) {
       make(
         "li",
         {},
-        make("button", { type: "button", className: "link", onclick: () => open(one) }, one.name),
-        make("button", { type: "button", className: "link", "aria-label": `Forget “${one.name}”`, onclick: () => change(() => request(at(one.name), { method: "DELETE" })) }, "×"),
+        link(one.name, () => open(one)),
+        link("×", () => change(() => request(at(one.name), { method: "DELETE" })), { "aria-label": `Forget “${one.name}”` }),
       );
     list.replaceChildren(...searches.map(item));
   }

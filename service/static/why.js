@@ -1,7 +1,7 @@
 // Why a hit fits: what GET /explain tells of it, drawn as rows of bars.
 
 import { getJson } from "./api.js";
-import { make } from "./elements.js";
+import { link, make } from "./elements.js";
 import * as format from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -15,7 +15,7 @@ export function whyOf(hit, mix) {
     body.replaceChildren("Looking why it fits …");
     getJson(`explain?${questionOf(hit, mix)}`).then(
       (why) => body.replaceChildren(...drawn(why)),
-      (error) => body.replaceChildren(make("p", {}, `${error.message} `, make("button", { type: "button", className: "link", onclick: ask }, "Try again"))),
+      (error) => body.replaceChildren(make("p", {}, `${error.message} `, link("Try again", ask))),
     );
   };
   ask();

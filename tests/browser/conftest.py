@@ -22,7 +22,7 @@ class Watch:
 
     def foreign(self, base: str) -> list[str]:
         """The requests that left the service: none is allowed, whatever the page does."""
-        return [url for url in self.requests if not url.startswith((base.rstrip("/") + "/", "data:", "blob:"))]
+        return [url for url in self.requests if not url.startswith((base + "/", "data:", "blob:"))]
 
 
 @pytest.fixture(scope="module")  # no longer than that: Playwright keeps an event loop running in this thread

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from importlib.resources import files
 from pathlib import Path
 
 TAB_LIMIT = 120
@@ -88,3 +89,15 @@ def note_searches(page) -> None:
 
 def shown_stems(page) -> list[str]:
     return page.eval_on_selector_all(".hit", "hits => hits.map((hit) => hit.dataset.stem)")
+
+
+def no_serious_faults(page) -> None:
+    """axe finds nothing serious."""
+    page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
+    found = page.evaluate("async () => (await axe.run()).violations")
+    faults = [
+        (one["id"], [node["html"][:150] for node in one["nodes"]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert faults == []

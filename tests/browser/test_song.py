@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import zipfile
-from importlib.resources import files
 from pathlib import Path
 
 import av
@@ -14,7 +13,17 @@ import pytest
 import soundfile as sf
 import soxr
 
-from tests.browser.person import drop, on_the_grid, shown_stems, state, tab_to, until, wait_for_hits, wait_until_heard
+from tests.browser.person import (
+    drop,
+    no_serious_faults,
+    on_the_grid,
+    shown_stems,
+    state,
+    tab_to,
+    until,
+    wait_for_hits,
+    wait_until_heard,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -111,18 +120,6 @@ def test_loudness_is_that_of_another_meter(page):
     assert loudness(samples[:, :RATE] * 1e-6) == -np.inf
 
 
-def no_serious_faults(page) -> None:
-    """axe finds nothing serious."""
-    page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
-    found = page.evaluate("async () => (await axe.run()).violations")
-    faults = [
-        (one["id"], [node["html"][:150] for node in one["nodes"]])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert faults == []
-
-
 def complete_the_band(page) -> None:
     page.locator("#band summary").click()
     for instrument in ("bass", "drums"):
@@ -141,7 +138,7 @@ def test_a_song_is_built_from_hits_and_taken_away(page, demo_folder, tmp_path, l
     # Each hit in time with the mix, over the seam as well.
     for n, hit in enumerate(answer["hits"][:4]):
         loop, gain, stem = rendered(page, answer, n, mix, "stem")
-        own = recorded(httpx.get(live_service.rstrip("/") + hit["stem"]["audio_url"]).content)
+        own = recorded(httpx.get(live_service + hit["stem"]["audio_url"]).content)
         seconds = hit["start_s"] + (loop["fromS"] + np.arange(round(loop["lengthS"] * 1000)) / 1000) * hit["speed"]
         if hit["stem"]["kind"] == "loop":
             seconds %= hit["stem"]["duration_s"]
