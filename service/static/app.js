@@ -79,6 +79,11 @@ function takeFile(file) {
   bringToView();
 }
 
+function takeDropped(files) {
+  if (files.length === 1) takeFile(files[0]);
+  else showProblem({ title: "One mix at a time", detail: `${files.length} files were dropped. Drop one to search with it; stems for the catalog go on the open panel “Add stems”.` });
+}
+
 function choose(next) {
   if (player.lastId === "mix") player.forget(); // what could be played again is the mix that was
   if (next !== mix) clearProblem();
@@ -428,7 +433,7 @@ onKeyNeeded(async (wrong) => {
   if (given) queueMicrotask(showKey);
   return given;
 });
-mountDrop({ mix: takeFile, stems: (files) => ingest.add(files) });
+mountDrop({ mix: takeDropped, stems: (files) => ingest.add(files) });
 if (before) showKept(before);
 else showMix();
 showKey();

@@ -5,7 +5,7 @@ import { byId } from "./elements.js";
 const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
 const overAdd = (event) => byId("add").open && event.target instanceof Element && event.target.closest("#add") !== null;
 
-/** `mix(file)` gets the first file dropped on the page, `stems(files)` those dropped on the open 'Add stems' panel. */
+/** `mix(files)` gets those dropped on the page, `stems(files)` those dropped on the open 'Add stems' panel. */
 export function mountDrop({ mix, stems }) {
   let depth = 0; // dragenter and dragleave come in pairs for every element on the way
   const veil = (shown) => {
@@ -32,6 +32,6 @@ export function mountDrop({ mix, stems }) {
     const files = [...event.dataTransfer.files];
     if (!files.length) return;
     if (overAdd(event)) stems(files);
-    else mix(files[0]);
+    else mix(files);
   });
 }

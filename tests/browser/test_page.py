@@ -119,9 +119,12 @@ def test_unreadable_file_shows_the_problem_and_the_next_works(page, make_clip, t
     on_the_grid(page)
     liar = tmp_path / "shopping-list.wav"
     liar.write_text("eggs, milk, a bass line")
+    drop(page, make_clip(), liar)
+    page.get_by_role("heading", name="One mix at a time").wait_for()
+    assert state(page)["search"] == "idle"
     drop(page, liar)
+    page.get_by_role("heading", name="Not audio that we can read").wait_for()
     problem = page.locator("#problem .problem")
-    problem.wait_for()
     assert problem.locator("h2").inner_text().strip()
     assert problem.locator("p").first.inner_text().strip()
     assert page.locator(".hit").count() == 0
