@@ -17,6 +17,8 @@ from indexer.catalog.music import analysed
 from indexer.catalog.records import Changes, Problem, StemEmbeddings, StemJob, StemMusic
 from indexer.catalog.tables import WINDOW_BYTES, clock, embeddings, stems
 
+FORGOTTEN_AT_ONCE = 100  # embeddings dropped in one transaction, while which no other writer has its turn
+
 
 class Embeddings(OnDatabase):
     """A stem has one set of them for each model that has seen it."""
@@ -129,9 +131,15 @@ class Embeddings(OnDatabase):
         return [stem_id for (stem_id,) in await self._database.rows(query)]
 
     @retried
-    async def lacking(self, fingerprint: str) -> list[str]:
-        """Ids of the ready stems that this model is to embed before its next generation goes live, oldest first."""
-        query = select(stems.c.id).where(lacks(fingerprint)).order_by(stems.c.row)
+    async def count_lacking(self, fingerprint: str) -> int:
+        """How many ready stems this model is to embed before its next generation goes live."""
+        query = select(func.count()).where(lacks(fingerprint))
+        return int((await self._database.rows(query))[0][0])
+
+    @retried
+    async def lacking(self, fingerprint: str, limit: int | None = None) -> list[str]:
+        """Ids of these stems, the oldest first."""
+        query = select(stems.c.id).where(lacks(fingerprint)).order_by(stems.c.row).limit(limit)
         return [stem_id for (stem_id,) in await self._database.rows(query)]
 
     # What the index reads.
@@ -199,12 +207,23 @@ class Embeddings(OnDatabase):
         )
         return {record.stem_row: _unpack(record) for record in await self._database.rows(query)}
 
+    async def forget_models(self, keep: Collection[str]) -> None:
+        """Drop the embeddings of every fingerprint but these, of some stems in each transaction."""
+        last: int | None = 0
+        while last is not None:
+            last = await self._forget_models_after(last, keep)
+
     @retried
-    async def forget_models(self, keep: Collection[str]) -> int:
-        """Drop the embeddings of every fingerprint but these. Returns how many stems' worth went."""
+    async def _forget_models_after(self, row: int, keep: Collection[str]) -> int | None:
+        others = and_(embeddings.c.stem_row > row, embeddings.c.fingerprint.not_in(list(keep)))
+        some = select(embeddings.c.stem_row).where(others).order_by(embeddings.c.stem_row).limit(FORGOTTEN_AT_ONCE)
+        found = await self._database.rows(some)
+        if not found:
+            return None
+        last: int = found[-1].stem_row
         async with self._database.write() as sql:
-            gone = await sql.execute(delete(embeddings).where(embeddings.c.fingerprint.not_in(list(keep))))
-            return gone.rowcount
+            await sql.execute(delete(embeddings).where(others, embeddings.c.stem_row <= last))
+        return last
 
 
 async def _put_embeddings(sql: AsyncConnection, row: int, fingerprint: str, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex, LiveMoved, Report
@@ -198,17 +199,21 @@ class Reindexer:
         }
 
     async def _embed_lacking(self, job: Job, fingerprint: str, instead_of: int) -> None:
-        while lacking := await self.catalog.lacking(fingerprint):
-            told = {"stage": "embedding", "stems_left": len(lacking), "instead_of": instead_of}
+        begun = time.monotonic()
+        while left := await self.catalog.count_lacking(fingerprint):
+            told = {"stage": "embedding", "stems_left": left, "instead_of": instead_of}
             await self.catalog.report_progress(job.id, told)
             try:
                 known = await self.queue.outstanding_uploads()
-                for stem_id in lacking[: self.settings.max_queued_uploads - len(known)]:
-                    if stem_id not in known:
-                        await self.queue.submit_upload(stem_id, fingerprint)
+                oldest = await self.catalog.lacking(fingerprint, self.settings.max_queued_uploads)
+                unknown = [stem_id for stem_id in oldest if stem_id not in known]
+                for stem_id in unknown[: max(0, self.settings.max_queued_uploads - len(known))]:
+                    await self.queue.submit_upload(stem_id, fingerprint)
             except QueueError as error:
                 log.warning("the reindex waits for the queue: %s", error)
-            await asyncio.sleep(POLL_S)
+            # To look takes a second with a million stems: it may keep the database busy half of the time at most.
+            await asyncio.sleep(max(POLL_S, time.monotonic() - begun))
+            begun = time.monotonic()
 
     async def _build(
         self,

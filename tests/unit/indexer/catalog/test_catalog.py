@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,12 +204,37 @@ async def test_a_new_model_goes_live_only_when_it_has_seen_every_ready_stem(cata
     a = await make_ready(catalog, "a", "old")
     generation = await catalog.new_generation("new")
     assert not await catalog.go_live(generation, configured="new")
-    assert await catalog.lacking("new") == [a]
+    b = await make_ready(catalog, "b", "old")
+    assert await catalog.count_lacking("new") == 2
+    assert (await catalog.lacking("new"), await catalog.lacking("new", 1)) == ([a, b], [a])
+    await catalog.store_embeddings((await catalog.stem(b)).row, "new", *embeddings())
+    assert (await catalog.count_lacking("new"), await catalog.lacking("new")) == (1, [a])
     await catalog.store_embeddings((await catalog.stem(a)).row, "new", *embeddings())
     assert await catalog.go_live(generation, configured="new")
     alias = await catalog.alias()
     assert alias is not None
     assert (alias.fingerprint, alias.previous_fingerprint) == ("new", "old")
+
+
+async def test_forgotten_models_go_a_few_stems_at_a_time_so_that_others_may_write(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_live(catalog, "new")
+    rows = [(await catalog.stem(await make_ready(catalog, name, "new"))).row for name in "abcde"]
+    for row in rows:
+        await catalog.store_embeddings(row, "old", *embeddings())
+    monkeypatch.setattr("indexer.catalog.embeddings.FORGOTTEN_AT_ONCE", 2)
+    writes, write = [0], catalog.database.write
+
+    def counted() -> Any:
+        writes[0] += 1
+        return write()
+
+    monkeypatch.setattr(catalog.database, "write", counted)
+    await catalog.forget_models({"new"})
+    assert writes == [3]
+    assert await catalog.embeddings_of(rows, "old") == {}
+    assert list(await catalog.embeddings_of(rows, "new")) == rows
 
 
 async def test_a_stem_the_new_model_refuses_answers_until_the_switch_and_after_a_rollback(catalog: Catalog) -> None:
