@@ -5,7 +5,18 @@ import logging
 import time
 from dataclasses import dataclass
 
-from indexer import Alias, Catalog, Index, IndexType, IndexUnavailable, Job, LiveIndex, LiveMoved, Report
+from indexer import (
+    Alias,
+    Catalog,
+    CatalogUnavailable,
+    Index,
+    IndexType,
+    IndexUnavailable,
+    Job,
+    LiveIndex,
+    LiveMoved,
+    Report,
+)
 from model.errors import Told
 from service.api.operating import ReindexIn
 from service.settings import Settings
@@ -135,8 +146,8 @@ class Reindexer:
     async def _run_alone(self, job: Job) -> None:
         try:
             result = await self._reindex(job)
-        except asyncio.CancelledError:
-            raise
+        except CatalogUnavailable as error:
+            log.warning("reindex %s goes on once the catalog can be reached: %s", job.id, error.reason)
         except Exception as error:
             log.exception("reindex %s failed", job.id)
             await self.catalog.finish_job(job.id, problem=self.describe(error))
@@ -154,14 +165,16 @@ class Reindexer:
         begun_beside, made = progress.get("instead_of", alias.generation), progress.get("generation")
         if alias.generation not in (begun_beside, made) or (made is not None and alias.previous == made):
             raise LiveMoved(alias.generation, begun_beside)  # rolled back, before the new one answered or after
+        if alias.generation == made:  # that process was killed after the switch
+            return await self._after_switch()
         name = job.request.get("checkpoint")
         fingerprint = alias.fingerprint
         if name is not None:
             fingerprint = (await asyncio.to_thread(self.models.named, name)).fingerprint
         await self._embed_lacking(job, fingerprint, alias.generation)
-        generation: int = alias.generation if made is None else made  # one that has answered already is not built on
-        if generation == alias.generation or await self.catalog.fingerprint_of(generation) != fingerprint:
-            generation = await self.catalog.new_generation(fingerprint)
+        if made is None or await self.catalog.fingerprint_of(made) != fingerprint:
+            made = await self.catalog.new_generation(fingerprint)
+        generation: int = made
 
         async def report(stems: int) -> None:
             told = {"stage": "building", "stems": stems, "generation": generation, "instead_of": alias.generation}
@@ -170,8 +183,7 @@ class Reindexer:
         await report(0)
         asked = job.request.get("rank"), job.request.get("index_type")
         index = await self._build(generation, fingerprint, *asked, report)
-        manifest = index.manifest
-        recall = manifest.recall
+        recall = index.manifest.recall
         if recall is not None and recall.rescored < self.settings.minimum_recall:
             raise RecallTooLow(recall.rescored, self.settings.minimum_recall)
         await self.live.prepare(index)
@@ -181,12 +193,20 @@ class Reindexer:
         while not await self.catalog.go_live(generation, configured, instead_of=alias.generation):
             await self._embed_lacking(job, fingerprint, alias.generation)
             await self.live.prepare(index)
-        await self.live.current()
+        return await self._after_switch()
+
+    async def _after_switch(self) -> dict[str, object]:
+        """Let the new generation answer here, and forget what no rollback needs."""
+        await self.live.open()
         await self._forget_models()
         await self._tidy()
+        index = self.live.held
+        assert index is not None
+        manifest = index.manifest
+        recall = manifest.recall
         return {
-            "generation": generation,
-            "fingerprint": fingerprint,
+            "generation": manifest.generation,
+            "fingerprint": manifest.fingerprint,
             "stems": manifest.stems,
             "windows": manifest.windows,
             "rank": manifest.rank,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from indexer import Alias, Catalog, ClipFacts, HermitianFold, LiveIndex, StemMetadata, Upload
+from indexer import Alias, Catalog, CatalogUnavailable, ClipFacts, HermitianFold, LiveIndex, StemMetadata, Upload
 from service.api.errors import problem
 from service.api.operating import ReindexIn
 from service.api.reindex import Reindexer
@@ -150,27 +150,74 @@ async def test_a_rollback_stays_that_came_between_a_reindexs_death_and_the_resta
     process = await opened(stack, fresh())
     await process.reindexed()
     if answered:
-
-        async def dies(_: object) -> None:
-            await asyncio.Event().wait()
-
-        monkeypatch.setattr(process.live, "tidy", dies)
+        await dies_after_the_switch(process, monkeypatch)
     else:
         process.store.may_build.clear()
-    await process.reindexer.start(ReindexIn())
-    begun = 3 if answered else 2  # which then answers
-
-    async def has_come_so_far() -> bool:
-        return process.store.builds == 3 and (await process.alias()).generation == begun
-
-    await eventually(has_come_so_far)
-    await process.reindexer.close()
-    wanted = begun - 1
+        await process.reindexer.start(ReindexIn())
+        await eventually(lambda: process.store.builds == 3)
+        await process.reindexer.close()
+    wanted = 2 if answered else 1
     assert (await process.reindexer.roll_back()).generation == wanted
     restarted = await opened(stack, process.settings)
     await restarted.finished()
     assert (await restarted.alias()).generation == wanted
     assert await restarted.problems() == ["/problems/live-moved"]
+
+
+async def dies_after_the_switch(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a reindex whose process ends once the new generation answers."""
+    switched = asyncio.Event()
+
+    async def dies(_: object) -> None:
+        switched.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(process.catalog, "forget_models", dies)
+    await process.reindexer.start(ReindexIn())
+    async with asyncio.timeout(SOON_S):
+        await switched.wait()
+    await process.reindexer.close()
+
+
+async def test_a_reindex_that_died_after_the_switch_builds_nothing_more_and_keeps_the_way_back(
+    fresh: Fresh, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await opened(stack, fresh())
+    await process.reindexed()
+    await dies_after_the_switch(process, monkeypatch)
+    job = await process.catalog.unfinished_reindex()
+    assert job is not None
+    restarted = await opened(stack, process.settings)
+    await restarted.finished()
+    alias = await restarted.alias()
+    assert (alias.generation, alias.previous, restarted.generations()) == (3, 2, [2, 3])
+    job = await restarted.catalog.job(job.id)
+    assert job.result is not None
+    assert (job.state, job.result["generation"], job.result["stems"]) == ("done", 3, 3)
+
+
+async def test_a_reindex_outlives_a_catalog_that_is_away_for_a_while(
+    fresh: Fresh, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await opened(stack, fresh())
+    await process.add(3)
+    away = asyncio.Event()
+
+    async def fails(_: object) -> int:
+        away.set()
+        raise CatalogUnavailable("terminating connection")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process.catalog, "count_lacking", fails)
+        await process.reindexer.start(ReindexIn())
+        async with asyncio.timeout(SOON_S):
+            await away.wait()
+    async with process.catalog.alone("reindex"):
+        pass  # that try is over
+    await process.reindexer.resume()  # as every few seconds
+    await process.finished()
+    assert (await process.alias()).generation == 2
+    assert await process.problems() == []
 
 
 async def test_whoever_waited_for_a_process_that_died_knows_how_far_that_came(
