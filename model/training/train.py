@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -379,6 +380,13 @@ class Trainer:
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.step = state["step"]
+        if self.rank == 0 and (log := self.folder / LOG).is_file():
+            # What a killed run wrote beyond its checkpoint comes again, and its last line may be cut short.
+            lines: dict[int, bytes] = {}
+            for line in log.read_bytes().splitlines():
+                with suppress(ValueError):
+                    lines[json.loads(line)["step"]] = line
+            write_whole(b"".join(line + b"\n" for step, line in lines.items() if step <= self.step), log)
 
     def _log(self, measured: Step) -> None:
         line = {name: value for name, value in vars(measured).items() if value is not None}
