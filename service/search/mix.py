@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from indexer import QueryWindows
 from model.audio import SAMPLE_RATE, Windows, is_silent
 from model.audio.analysis import SURE_KEY, is_sure
-from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid, folded
+from model.audio.grid import FEWEST_BEATS, FRAMES_A_BEAT, STRIDE_BEATS, WINDOW_BEATS, Grid
 from model.audio.harmony import chroma_of
 from model.audio.hearing import Hearing
 from model.phalar import PhalarConfig
@@ -55,8 +55,9 @@ def hear_mix(waveform: NDArray[np.float32], tempo_bpm: float | None = None, key:
     hearing, audible = Hearing(waveform), bool(np.any(waveform))
     grids = hearing.grids(tempo_bpm, most=LIKELIEST) if audible else []
     if grids and tempo_bpm is not None:
-        beats = folded(np.arange(len(grids[0].beats_s) + 1) * 60 / tempo_bpm)  # as fast as said, from a heard beat on
-        grids = [Grid(grids[0].beats_s[0] + beats)]
+        octaves = round(math.log2(grids[0].tempo_bpm / tempo_bpm))
+        beats = np.arange(len(grids[0].beats_s)) * 60 / (tempo_bpm * 2**octaves)
+        grids = [Grid(grids[0].beats_s[0] + beats)]  # as fast as said, from a heard beat on
     grids = [_begun_earlier(grid, begin / SAMPLE_RATE) for grid in grids]
     if grids:
         sources["tempo_bpm"] = grids[0].source

@@ -160,6 +160,7 @@ def test_what_is_said_of_a_mix_is_believed_and_the_rest_is_heard() -> None:
     assert said.sources == {"tempo_bpm": "said", "key": "said"}
     assert said.sure == {}
     assert abs(said.grids[0].tempo_bpm - 110) < 1e-9, "half and double are one"
+    assert abs(hear_mix(clicks(120.0, 2.0), tempo_bpm=960.0).grids[0].tempo_bpm - 120) < 1e-9, "of few beats too"
     assert hear_mix(np.zeros(12 * SECOND, np.float32)).grids == ()
 
 
