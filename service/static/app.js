@@ -266,11 +266,16 @@ function countSeconds(align) {
 function showProblem(problem, retry = null) {
   again = retry;
   const actions = [];
-  if (retry) actions.push(["Try again", () => again?.()]);
+  if (retry) actions.push(["Try again", tryAgain]);
   if (mix?.file && [413, 415, 422].includes(problem.status)) actions.push(["Choose another file", () => byId("mix-file").click()]);
   if (problem.status === 401 || problem.status === 403) actions.push(["Use another key", changeKey]);
   byId("problem").replaceChildren(problemCard(problem, actions));
   showWelcome();
+}
+
+function tryAgain() {
+  byId("results").focus({ preventScroll: true }); // the button is about to go
+  again?.();
 }
 
 function clearProblem() {

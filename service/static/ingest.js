@@ -39,6 +39,7 @@ export class Ingest {
       this.#entries.filter((entry) => entry.state === "ready").forEach((entry) => entry.row.remove());
       this.#entries = this.#entries.filter((entry) => entry.state !== "ready");
       this.#summarise();
+      byId("add-files").focus(); // the button is gone
     });
   }
 

@@ -42,6 +42,11 @@ export function mountSaved(form, { opened, failed }) {
     });
   }
 
+  function forget({ name }) {
+    field.focus(); // the button is about to go
+    change(() => request(at(name), { method: "DELETE" }));
+  }
+
   async function show() {
     const { searches } = await getJson("searches");
     const item = (one) =>
@@ -49,7 +54,7 @@ export function mountSaved(form, { opened, failed }) {
         "li",
         {},
         link(one.name, () => open(one)),
-        link("×", () => change(() => request(at(one.name), { method: "DELETE" })), { "aria-label": `Forget “${one.name}”` }),
+        link("×", () => forget(one), { "aria-label": `Forget “${one.name}”` }),
       );
     list.replaceChildren(...searches.map(item));
   }

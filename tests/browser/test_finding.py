@@ -49,6 +49,7 @@ def test_a_saved_search_fills_the_form_again_after_a_reload_and_can_be_forgotten
     assert page.locator("#curl").text_content() == asked
     page.get_by_role("button", name="Forget “Bässe / <b>”").click()
     page.locator("#saved-list li").wait_for(state="detached")
+    assert page.evaluate("document.activeElement.id") == "saved-name"
     assert httpx.get(f"{live_service}/searches").json() == {"searches": []}
 
 

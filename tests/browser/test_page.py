@@ -230,6 +230,7 @@ def test_busy_service_says_when_to_come_back(page, make_clip):
     drop(page, make_clip())
     page.get_by_text("come back in 7 s").wait_for()
     page.get_by_role("button", name="Try again").click()
+    assert page.evaluate("document.activeElement.id") == "results"
     wait_for_hits(page)
 
 
@@ -357,6 +358,9 @@ def test_added_stems_report_each_its_own_state(page, live_service, make_clip, tm
         assert len(page.locator('#add-list li[data-file="notes.wav"] .add-state').inner_text()) > len("failed")
         listed = httpx.get(f"{live_service}/stems", params={"track": "Browser test"}).json()["stems"]
         assert [(stem["file_name"], stem["tempo_bpm"]) for stem in listed] == [("added-bass.wav", 120.0)]
+        page.get_by_role("button", name="Clear the finished").click()
+        assert page.locator("#add-list li").count() == 1
+        assert page.evaluate("document.activeElement.id") == "add-files"
     finally:
         for stem in httpx.get(f"{live_service}/stems", params={"track": "Browser test"}).json()["stems"]:
             httpx.delete(f"{live_service}/stems/{stem['id']}")
