@@ -290,7 +290,7 @@ def retrieval_tables(answer: dict[str, Any]) -> list[Table]:
         alike = {f"{count} of like tempo": share for count, share in answer["of_like_tempo"].items()}
         tables.append(_shares_table("Matched: all at 120 BPM, on the beat", answer["matched"] | alike))
         changes = {f"{int(semitones):+d} semitones": row for semitones, row in answer["keys_of_pitched_pairs"].items()}
-        changes |= {f"late by a {name}": row for name, row in answer["late"].items()}
+        changes |= {f"late by one {name}": row for name, row in answer["late"].items()}
         if changes:
             title = "Matched: the positive in another key, or late"
             tables.append(_lower_table(title, "the positive", "lower than as it is", changes))

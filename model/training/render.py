@@ -90,7 +90,6 @@ class Rendered:
 
     track: str
     stems: int
-    known: bool = False
     problem: str | None = None
 
 
@@ -346,7 +345,7 @@ def render_scores(scores: Path, out: Path, settings: RenderSettings, jobs: int =
 def _render(path: Path, name: str, out: Path, settings: RenderSettings) -> Rendered:
     home = out / name
     if home.is_dir():
-        return Rendered(name, stems=len(list(home.glob("*.flac"))), known=True)
+        return Rendered(name, len(list(home.glob("*.flac"))))
     rng = np.random.default_rng([settings.seed, zlib.crc32(name.encode())])
     try:
         waveforms, truth = render_track(read_score(path), settings, rng)

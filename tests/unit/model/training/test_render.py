@@ -165,8 +165,10 @@ def test_rendering_repeats_goes_on_and_reports_what_is_broken(tmp_path: Path) ->
     tracks, dropped = find_tracks(tmp_path / "out")
     assert [track.name for track in tracks] == ["folk__one", "two"]
     assert not dropped
+    made = [(tmp_path / "out" / track.name).stat().st_mtime_ns for track in tracks]
     again = {r.track: r for r in render_scores(scores, tmp_path / "out", settings)}
-    assert [again[name].known for name in ("folk__one", "two")] == [True, True]
+    assert again == first
+    assert made == [(tmp_path / "out" / track.name).stat().st_mtime_ns for track in tracks]
     list(render_scores(scores, tmp_path / "elsewhere", settings))
     for track in tracks:
         for stem, (path,) in track.stems.items():
@@ -211,7 +213,7 @@ def test_of_two_scores_of_one_name_one_is_rendered_and_the_other_said(tmp_path: 
         write_score(tmp_path / "scores" / name)
     hidden, rendered = render_scores(tmp_path / "scores", tmp_path / "out", RenderSettings(seconds=4.0), jobs=2)
     assert hidden.problem == "one.midi has the name of one.mid: give it another"
-    assert (rendered.problem, rendered.stems, rendered.known) == (None, 2, False)
+    assert (rendered.problem, rendered.stems) == (None, 2)
 
 
 def test_without_what_plays_scores_it_says_what_to_install_once(
