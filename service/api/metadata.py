@@ -35,11 +35,16 @@ class MetadataMiscounted(BadMetadata):
 _ONE_OR_MANY: TypeAdapter[Metadata | list[Metadata]] = TypeAdapter(Metadata | list[Metadata])
 
 
+def most_bytes(files: int) -> int:
+    """How long `metadata` may be for so many files."""
+    return METADATA_BYTES + files * METADATA_BYTES_EACH
+
+
 def metadata_of(text: str | None, files: int) -> list[Metadata]:
     """What the form field `metadata` of POST /stems says of each of so many files. Raises BadMetadata."""
     if text is None or not text.strip():
         return [Metadata()] * files
-    if len(text.encode(errors="replace")) > (most := METADATA_BYTES + files * METADATA_BYTES_EACH):
+    if len(text.encode(errors="replace")) > (most := most_bytes(files)):
         raise MetadataTooLong(most)
     try:
         read = _ONE_OR_MANY.validate_python(json.loads(text))

@@ -11,9 +11,10 @@ from service.api.schemas import RetrieveIn, RetrieveOut
 from service.api.waiting import while_client_waits
 
 router = APIRouter(tags=["retrieval"], route_class=GuardedRoute)
+MOST_FIELDS = 2**13  # each list of a query as long as it may be, and all else
 
 
-@router.post("/retrieve", responses=problems(404, 409, 415, 422))
+@router.post("/retrieve", responses=problems(404, 409, 415, 422), form_limits={"max_fields": MOST_FIELDS})
 async def retrieve(
     services: TheBackend,
     caller: Reader,

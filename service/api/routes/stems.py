@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, Up
 from service.api.access import Guard, GuardedRoute, TheBackend
 from service.api.keeping import ChangedOut, ChangeIn
 from service.api.keys import Caller
-from service.api.metadata import metadata_of
+from service.api.metadata import metadata_of, most_bytes
 from service.api.routes.problems import problems
 from service.api.schemas import CatalogValues, JobOut, ListIn, Metadata, StemOut, StemPage
 from service.api.waiting import while_client_waits
@@ -16,7 +16,9 @@ router = APIRouter(tags=["stems"], route_class=GuardedRoute)
 MAX_FILES = 1000
 
 
-@router.post("/stems", status_code=202, responses=problems(415, 422))
+@router.post(
+    "/stems", status_code=202, responses=problems(415, 422), form_limits={"max_part_size": most_bytes(MAX_FILES)}
+)
 async def add_stems(
     services: TheBackend,
     caller: Annotated[Caller, Depends(Guard("ingest"))],

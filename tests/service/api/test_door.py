@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.audio import SAMPLE_RATE
 from service.api.connections import LINGER_S, LINGERING
+from service.api.metadata import most_bytes
+from service.api.routes.stems import MAX_FILES
 from tests.installation import add_stem, encode, noise_bursts, serving
 from tests.service.api.conftest import Fresh
 from tests.service.api.test_api import problem_of
@@ -117,6 +119,22 @@ def test_json_is_small_and_at_most_20_faults_are_told(keyless: httpx.Client) -> 
     assert len(body["errors"]) == 20
     assert body["faults"] == 1000
     assert len(answer.content) < 10_000
+
+
+def test_every_list_of_a_query_may_be_as_long_as_it_says(keyless: httpx.Client) -> None:
+    lists = ("instrument", "track", "collection", "key", "exclude", "exclude_track")
+    names = [f"{number:032x}" for number in range(1000)]
+    asked = {"stem_id": "x", "limit": "5", **dict.fromkeys(lists, names)}
+    problem_of(keyless.post("/retrieve", data=asked, files={"unread": b""}), 404, "stem-not-found")
+    problem_of(keyless.post("/retrieve", data={**asked, "exclude": [*names, "x"]}), 413, "body-too-large")
+    one_more = keyless.post("/retrieve", data={**asked, "exclude": [*names, "x"]}, files={"unread": b""})
+    assert [fault["at"] for fault in problem_of(one_more, 422, "invalid-request")["errors"]] == ["body.exclude"]
+
+
+def test_the_metadata_of_as_many_files_as_a_request_takes_may_be_as_long_as_it_says(keyless: httpx.Client) -> None:
+    files = [("files", (f"{number}.wav", b"no audio")) for number in range(MAX_FILES)]
+    metadata = {"metadata": "{}".ljust(most_bytes(MAX_FILES))}
+    assert keyless.post("/stems", files=files, data=metadata).status_code == 202
 
 
 def test_metadata_may_be_as_long_as_its_files_need_and_no_longer(keyless: httpx.Client) -> None:
