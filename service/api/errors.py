@@ -115,6 +115,7 @@ TABLE: dict[type[Exception], ProblemType] = {
 }
 GONE = 499  # for our own counts: the client went before the answer
 UNEXPECTED = ProblemType(500, "internal-error", "Something went wrong on our side")
+TEXT_FOR_FILE = "Value error, Expected UploadFile"  # how the framework begins what it says of it
 FRAMEWORK = (400, 404, 405)  # what it refuses itself: a body that cannot be read; a path, a method that there is not
 
 
@@ -160,7 +161,7 @@ def problem(error: Exception) -> dict[str, Any]:
     if kind is UNEXPECTED:
         return body
     if isinstance(error, RequestValidationError):
-        wrong = [{"at": at, "what": what} for at, what in faults_of(error.errors())]
+        wrong = [{"at": at, "what": _plain(what)} for at, what in faults_of(error.errors())]
         detail = "; ".join(f"{fault['at']}: {fault['what']}" for fault in wrong)
         return body | {"detail": detail, "errors": wrong, "faults": len(error.errors())}
     if (sentence := getattr(type(error), "public", None)) is not None:
@@ -169,6 +170,11 @@ def problem(error: Exception) -> dict[str, Any]:
     if isinstance(error, AudioError):
         return error.facts | body | {"detail": str(error)}
     return body
+
+
+def _plain(said: str) -> str:
+    is_text = said.startswith(TEXT_FOR_FILE)
+    return "This is text: send a file, with its name (curl: @ before the path)" if is_text else said
 
 
 def told(kind: ProblemType) -> dict[str, Any]:

@@ -137,6 +137,12 @@ def test_the_metadata_of_as_many_files_as_a_request_takes_may_be_as_long_as_it_s
     assert keyless.post("/stems", files=files, data=metadata).status_code == 202
 
 
+def test_text_in_the_place_of_a_file_is_told_how_to_send_one(keyless: httpx.Client) -> None:
+    for path, field in (("/stems", "files"), ("/retrieve", "file"), ("/export", "file")):
+        answer = keyless.post(path, data={field: "mix.wav", "placed": "[]"}, files={"unread": b""})
+        assert "send a file" in problem_of(answer, 422, "invalid-request")["detail"]
+
+
 def test_metadata_may_be_as_long_as_its_files_need_and_no_longer(keyless: httpx.Client) -> None:
     files = [("files", ("a.flac", b"no audio"))] * 2
     long = json.dumps([{"title": "x" * 80_000}, {}])
