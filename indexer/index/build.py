@@ -247,7 +247,7 @@ class FolderStore:
         return index
 
     async def keep(self, generations: Collection[int]) -> None:
-        kept = {snapshot_folder(self._folder, generation) for generation in generations}
         for folder in self._folder.glob("generation-*"):
-            if folder not in kept:
+            number = folder.name.removeprefix("generation-")
+            if number.isdecimal() and int(number) not in generations:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Literal, Protocol
@@ -201,6 +202,9 @@ class LiveIndex:
             await self._store.point(index)
         self._index = index
         self._status = "ready"
+        if moved:  # what another process has built since lies here, too; nobody rolls back further
+            oldest = min(alias.generation, alias.previous or alias.generation)
+            await self.tidy(range(oldest, sys.maxsize))
         return index
 
     async def _copied(self, alias: Alias) -> Index | None:

@@ -46,7 +46,7 @@ async def slow(tmp_path: Path) -> AsyncIterator[tuple[World, list[SlowStore]]]:
 
 
 async def test_the_old_index_answers_while_another_processs_generation_is_built_here(
-    slow: tuple[World, list[SlowStore]],
+    slow: tuple[World, list[SlowStore]], tmp_path: Path
 ) -> None:
     world, stores = slow
     rows = [await world.add(seed) for seed in range(4)]
@@ -69,11 +69,17 @@ async def test_the_old_index_answers_while_another_processs_generation_is_built_
     stores[-1].may_build.set()
 
     async def follows() -> bool:
-        return (await other.current()).generation == second
+        return (await other.current()).generation == newest
 
+    newest = second
     await eventually(follows)
     assert (await world.check(other)).fingerprint == MODEL
     assert stores[-1].builds == before, "it was built once, however often it was asked for"
+
+    newest = await world.go_live()
+    await eventually(follows)
+    left = sorted(folder.name for folder in (tmp_path / "index-1").iterdir())
+    assert left == [f"generation-{number:06d}" for number in (second, newest)], "those that a rollback needs"
 
 
 async def test_a_rebuild_that_was_cut_off_is_begun_again(slow: tuple[World, list[SlowStore]]) -> None:
