@@ -1,18 +1,15 @@
 """How much each owner's stems take, counted in the transactions that add and delete them, and never over a quota.
 
-Two owners are charged for a stem: the API key that sent it, and `EVERYBODY`. A count is one row, raised by an UPDATE
-whose WHERE holds the quota, so two uploads at once cannot exceed it together.
+Two owners are charged for a stem: the API key that sent it, and `EVERYBODY`. One transaction writes at a time, so two
+uploads at once cannot exceed a quota together.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Select, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.elements import ColumnElement
 
 from indexer.catalog.records import CatalogError
 from indexer.catalog.tables import quota_holdings, quota_usage
@@ -58,7 +55,7 @@ class Charge:
 
     @property
     def accounts(self) -> tuple[tuple[Literal["key", "installation"], str, Quota], ...]:
-        """In the order in which everyone locks them, so that no two transactions wait for each other."""
+        """Who is charged, and up to what."""
         return (("key", self.owner, self.own), ("installation", EVERYBODY, self.overall))
 
 
@@ -68,7 +65,11 @@ async def charge_for(sql: AsyncConnection, charge: Charge, created: Mapping[int,
     if not created:
         return
     for whose, owner, quota in charge.accounts:
-        await _raise_usage(sql, whose, owner, quota, asked)
+        found = (await sql.execute(usage_of(owner))).all()
+        refuse_if_over(whose, quota, usage_in(found), asked)
+        if not found:
+            await sql.execute(insert(quota_usage).values(owner=owner, stems=0, bytes=0))
+        await _count(sql, owner, asked)
     for row, sha256 in created.items():
         values = {"stem_row": row, "owner": charge.owner, "bytes": charge.sizes[sha256]}
         await sql.execute(insert(quota_holdings).values(values))
@@ -81,8 +82,7 @@ async def give_back(sql: AsyncConnection, row: int) -> None:
     if held is None:  # added before there were quotas, or by no request
         return
     for owner in (held.owner, EVERYBODY):
-        counted = update(quota_usage).where(quota_usage.c.owner == owner)
-        await sql.execute(counted.values(stems=quota_usage.c.stems - 1, bytes=quota_usage.c.bytes - held.bytes))
+        await _count(sql, owner, Usage(-1, -held.bytes))
 
 
 def usage_of(owner: str) -> Select[Any]:
@@ -94,30 +94,9 @@ def usage_in(rows: Sequence[Any]) -> Usage:
     return Usage(*rows[0]) if rows else Usage()
 
 
-async def _raise_usage(
-    sql: AsyncConnection, whose: Literal["key", "installation"], owner: str, quota: Quota, asked: Usage
-) -> None:
-    stems, size = quota_usage.c.stems + asked.stems, quota_usage.c.bytes + asked.bytes
-    where: list[ColumnElement[bool]] = [quota_usage.c.owner == owner]
-    if quota.stems is not None:
-        where.append(stems <= quota.stems)
-    if quota.bytes is not None:
-        where.append(size <= quota.bytes)
-    raised = update(quota_usage).where(*where).values(stems=stems, bytes=size)
-    while not (await sql.execute(raised)).rowcount:
-        if not await _open_account(sql, owner):
-            refuse_if_over(whose, quota, usage_in((await sql.execute(usage_of(owner))).all()), asked)
-        # Else try again: the account is new, or a delete has made room since.
-
-
-async def _open_account(sql: AsyncConnection, owner: str) -> bool:
-    """Whether there was none and now is one."""
-    if (await sql.execute(select(quota_usage.c.owner).where(quota_usage.c.owner == owner))).first() is not None:
-        return False
-    with suppress(IntegrityError):  # another replica was first
-        async with sql.begin_nested():
-            await sql.execute(insert(quota_usage).values(owner=owner, stems=0, bytes=0))
-    return True
+async def _count(sql: AsyncConnection, owner: str, more: Usage) -> None:
+    counted = {"stems": quota_usage.c.stems + more.stems, "bytes": quota_usage.c.bytes + more.bytes}
+    await sql.execute(update(quota_usage).where(quota_usage.c.owner == owner).values(counted))
 
 
 def refuse_if_over(whose: Literal["key", "installation"], quota: Quota, used: Usage, asked: Usage) -> None:
