@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.errors import Told
@@ -207,6 +207,16 @@ class Settings(BaseSettings):
     )
     seal_windows: int = Field(20_000, description="windows in the fresh part before it is merged into the base", ge=1)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: ValidationInfo) -> Any:
+        """As compose files and units write it; but a key that came out empty is no reason to let everybody in."""
+        if value != "":
+            return value
+        if info.field_name in ("read_key", "ingest_key", "admin_key"):
+            raise ValueError("it is empty; unset it where no key is wanted")
+        return cls.model_fields[str(info.field_name)].default
+
     @field_validator("blob_url")
     @classmethod
     def _names_a_place(cls, url: str | None) -> str | None:
@@ -217,12 +227,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def data_folder(self) -> Path:
-        return Path(os.path.realpath(self.data.expanduser()))  # which names links in a circle, too
+        return Path(os.path.realpath(os.path.expanduser(self.data)))  # which names links in a circle, too
 
     def make_data_folder(self) -> None:
         """Raises OSError, which names it."""
         self.data_folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.data_folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        if not writable(self.data_folder):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.data_folder))
 
     @property
@@ -301,6 +311,11 @@ class Settings(BaseSettings):
             raise InsecureBind(self.host)
 
 
+def writable(folder: Path) -> bool:
+    """Whether this process may make files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def is_loopback(name: str) -> bool:
     """Whether a host's name or address can only be this machine's own."""
     try:
@@ -327,7 +342,8 @@ def as_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Every one is an environment variable. Command-line options of the same name win over it.",
+        "Every one is an environment variable; an empty one is an unset one. Command-line options of the same name win "
+        "over it.",
         "",
         "| variable | default | meaning |",
         "| --- | --- | --- |",

@@ -267,11 +267,12 @@ class Client:
             yield Outcome(file, item["stem_id"], item["problem"] if item["state"] == "failed" else None, False, sha256)
 
     def _with_mix(self, path: str, mix: Path | None, form: Mapping[str, Any]) -> httpx.Response:
-        """A POST whose mix is read while it is sent: it may be longer than memory is large."""
+        """A POST whose mix is read while it is sent: it may be longer than memory is large. A pipe is read first."""
         if mix is None:
             return self._answer("POST", path, data=dict(form))
         with mix.open("rb") as file:
-            return self._answer("POST", path, files={"file": (shown(mix.name), file)}, data=dict(form))
+            audio = file if file.seekable() else file.read(LARGEST)
+            return self._answer("POST", path, files={"file": (shown(mix.name), audio)}, data=dict(form))
 
     def _body(self, method: str, path: str, **request: Any) -> Body:
         return _json(self._answer(method, path, **request))

@@ -45,8 +45,14 @@ def words(given: Words) -> Words:
 
 def in_a_folder(path: Written) -> Written:
     """The callback of an option that names a file to write: said before the work, not after it."""
-    if path is not None and not path.absolute().parent.is_dir():
+    if path is None:
+        return path
+    from service.settings import writable
+
+    if not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {str(path.parent)!r}")
+    if not writable(path.absolute().parent):
+        raise typer.BadParameter(f"nothing may be written into the folder {str(path.parent)!r}")
     return path
 
 

@@ -16,7 +16,7 @@ BATCH = 16
 
 def embed(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Audio files.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The .npz to write.", callback=in_a_folder)],
+    out_file: Annotated[Path, typer.Option("--out", dir_okay=False, help="The .npz to write.", callback=in_a_folder)],
     checkpoint: Annotated[Path | None, typer.Option(exists=True, help="Default: the service's.")] = None,
     window: Annotated[float, typer.Option(min=1.025, help="Seconds.")] = 5.0,
     stride: Annotated[float, typer.Option(min=0.01, help="Seconds.")] = 2.5,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from model.axial_kernel import fastest_kernel
 from model.device import DeviceUnavailable, facts_of, open_device, why_no_card
 from model.training.render import SOUNDFONTS
-from service.settings import Settings
+from service.settings import Settings, writable
 
 LITTLE_DISK, LITTLE_MEMORY = 5 * 2**30, 4 * 2**30  # bytes
 
@@ -61,11 +61,18 @@ def _memory() -> Finding:
 
 def _disk(settings: Settings) -> Finding:
     place = settings.data_folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    short = "uploads and indexes soon fill it" if free < LITTLE_DISK else ""
-    return Finding("free disk", f"{free / 2**30:.1f} GiB at {place}", short)
+    try:
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+    except OSError as error:  # a folder on the way that this user may not enter, say
+        return Finding("free disk", f"none at {place}", f"`phalar serve` will not start: {error.strerror}")
+    drawback = "uploads and indexes soon fill it" if free < LITTLE_DISK else ""
+    if not place.is_dir():
+        drawback = "`phalar serve` will not start: that is no folder"
+    elif not writable(place):
+        drawback = "`phalar serve` will not start: nothing may be written there"
+    return Finding("free disk", f"{free / 2**30:.1f} GiB at {place}", drawback)
 
 
 def _soundfonts() -> Finding:

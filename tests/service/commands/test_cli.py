@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -72,6 +74,16 @@ def test_retrieve_prints_a_table_or_the_answer_itself(installation: Installation
     assert "track 2" in shown.stdout
     assert "from 0:00.00" in shown.stdout
     assert "as recorded" in shown.stdout
+
+
+def test_retrieve_reads_a_mix_from_a_pipe(installation: Installation, mix: Path, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "mix.wav")
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit(pipe.write_bytes, mix.read_bytes())
+        told = phalar("retrieve", pipe, "--url", installation.url, "--json", "--collection", "shared")
+        written.result(timeout=10)
+    whole = phalar("retrieve", mix, "--url", installation.url, "--json", "--collection", "shared")
+    assert json.loads(told.stdout)["hits"] == json.loads(whole.stdout)["hits"]
 
 
 def test_retrieve_builds_on_the_mix_of_an_answer(installation: Installation, mix: Path) -> None:

@@ -1,12 +1,9 @@
 """`phalar serve` as it starts: what it refuses, in one line, and what a start and its end leave behind."""
 
-import ctypes
 import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,7 +12,7 @@ import pytest
 from service.local.valkey import EmbeddedValkey
 from service.settings import Settings
 from tests import servers
-from tests.command import phalar, phalar_alone
+from tests.command import files_guarded, phalar, phalar_alone
 from tests.installation import START_S, Installation, encode, eventually, free_port, noise_bursts, serving
 
 
@@ -58,26 +55,6 @@ def test_a_data_folder_that_cannot_be_one_is_named_in_one_line(tmp_path: Path, f
         assert said.stderr.startswith("phalar: ")
         assert said.stderr.count("\n") == 1
         assert folder.split("/")[0] in said.stderr
-
-
-@contextmanager
-def files_guarded() -> Iterator[None]:
-    """This thread, and those that it starts, may do with files what another user may who is not root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    capabilities = "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER"  # 1, 2 and 3
-    libc = ctypes.CDLL(None, use_errno=True)
-    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, held) == 0
-    fewer = (ctypes.c_uint32 * 6)(*held)
-    for number, _ in enumerate(capabilities, start=1):
-        fewer[0] &= ~(1 << number)  # of the effective ones
-    assert libc.capset(header, fewer) == 0
-    try:
-        yield
-    finally:
-        assert libc.capset(header, held) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root's rights are Linux capabilities here")

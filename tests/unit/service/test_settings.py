@@ -38,7 +38,14 @@ def test_loopback_needs_no_key(host: str) -> None:
     ("window_s", 1.0),
     ("blob_url", "file://audio"),  # a host named audio, and the root of its disk
     ("blob_url", "/srv/audio"),
+    ("admin_key", ""),
 ])  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data", "database_url", "redis_url", "blob_url", "index_url", "checkpoint", "port", "root_path"):
+        monkeypatch.setenv(f"PHALAR_{name.upper()}", "")
+    assert Settings().model_dump() == Settings.model_construct().model_dump()
