@@ -12,17 +12,23 @@ from model.demo import compose_track
 from model.phalar import FASTEST, Phalar
 from service.work.models import DEFAULT_CHECKPOINT
 
-LEAST_COSINE, MEAN_COSINE = 0.86, 0.92
-"""A stretcher smears attacks and adds its own colour, and a model that hears finer hears more of that."""
-
 
 @pytest.fixture(scope="module")
 def phalar() -> Phalar:
     return load_phalar(DEFAULT_CHECKPOINT)
 
 
-@pytest.mark.parametrize(("speed", "semitones"), [(1.05, 0), (0.9, 0), (1.0, 2), (1.0, -2), (1.12, -1)])
-def test_embedding_as_if_played_is_that_of_the_stretched_audio(phalar: Phalar, speed: float, semitones: int) -> None:
+@pytest.mark.parametrize(("speed", "semitones", "least", "mean"), [
+    (1.05, 0, 0.95, 0.975),
+    (0.9, 0, 0.9, 0.945),
+    (1.0, 2, 0.88, 0.925),
+    (1.0, -2, 0.89, 0.94),
+    (1.12, -1, 0.83, 0.91),
+])  # fmt: skip
+def test_embedding_as_if_played_is_that_of_the_stretched_audio(
+    phalar: Phalar, speed: float, semitones: int, least: float, mean: float
+) -> None:
+    """By cosine: a stretcher smears attacks and adds its colour, and a model that hears finer hears more of that."""
     cosines = []
     for seed in range(3):
         for stem in compose_track(seed, 12.0, SAMPLE_RATE).stems:
@@ -36,8 +42,8 @@ def test_embedding_as_if_played_is_that_of_the_stretched_audio(phalar: Phalar, s
             really = phalar.embed(stretched[None, first : first + length])[0]
             cosines.append(float((as_if.conj() * really).sum().real))
     assert len(cosines) >= 10
-    assert min(cosines) >= LEAST_COSINE
-    assert np.mean(cosines) >= MEAN_COSINE
+    assert min(cosines) >= least
+    assert np.mean(cosines) >= mean
 
 
 def test_as_recorded_nothing_is_read_elsewhere(phalar: Phalar) -> None:
