@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 from contextlib import suppress
@@ -298,11 +299,12 @@ class Settings(BaseSettings):
         return self.require_keys or bool(self.keys)
 
     def keep_private(self) -> None:
-        """What this process and its children write is their user's alone, and so is a data folder that is here."""
+        """What this process and its children write is their user's alone, and so is a data folder that is here, unless
+        it is for everybody, as /tmp is."""
         os.umask(0o077)
         with suppress(OSError):  # none yet, or another user's
             here = self.data_folder.stat()
-            if here.st_uid == os.getuid():
+            if here.st_uid == os.getuid() and not here.st_mode & stat.S_IWOTH:
                 self.data_folder.chmod(here.st_mode & 0o700)
 
     def refuse_insecure_bind(self) -> None:

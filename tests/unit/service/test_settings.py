@@ -1,5 +1,6 @@
 """Settings: what is refused, and that all of it is documented."""
 
+import os
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -49,3 +50,15 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("data", "database_url", "redis_url", "blob_url", "index_url", "checkpoint", "port", "root_path"):
         monkeypatch.setenv(f"PHALAR_{name.upper()}", "")
     assert Settings().model_dump() == Settings.model_construct().model_dump()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o755, 0o700), (0o500, 0o500), (0o1777, 0o1777)])
+def test_a_data_folder_is_kept_private_unless_it_is_for_everybody(tmp_path: Path, before: int, after: int) -> None:
+    tmp_path.chmod(before)
+    umask = os.umask(0o022)
+    try:
+        Settings(data=tmp_path).keep_private()
+        assert tmp_path.stat().st_mode & 0o7777 == after
+    finally:
+        os.umask(umask)
+        tmp_path.chmod(0o700)
