@@ -55,9 +55,9 @@ def lying(make: Make, order: str, *places: tuple[bytes, int, int], channels: int
     return data
 
 
-def unfilled(make: Make, order: str) -> Callable[[], bytes]:
-    """With a chunk of odd length before the others, and no byte that fills it up."""
-    return lambda: (whole := made(make)())[:12] + b"JUNK" + struct.pack(order, 3) + b"odd" + whole[12:]
+def odd_chunk(make: Make, order: str, filled: bytes = b"") -> Callable[[], bytes]:
+    """With a chunk of odd length before the others, and what fills it up: mostly a zero, or nothing."""
+    return lambda: (whole := made(make)())[:12] + b"JUNK" + struct.pack(order, 3) + b"odd" + filled + whole[12:]
 
 
 def cut(make: Make, rate: int = RATE) -> Callable[[], bytes]:
@@ -115,8 +115,9 @@ FAULTS = [
     Fault("WAV, data size beyond the end", lying(WAV, "<I", (b"data", 4, 400_000)), EARLY),
     Fault("WAV, a chunk behind its audio", lambda: made(WAV)() + LIST),
     Fault("WAV, odd bytes behind its end", lambda: made(WAV)() + bytes(999) + 999 * b"\xf0"),
-    Fault("WAV, an odd chunk that nothing fills up", unfilled(WAV, "<I")),
-    Fault("AIFF, an odd chunk that nothing fills up", unfilled(AIFF, ">I")),
+    Fault("WAV, an odd chunk that nothing fills up", odd_chunk(WAV, "<I")),
+    Fault("WAV, an odd chunk that a letter fills up", odd_chunk(WAV, "<I", b"X")),
+    Fault("AIFF, an odd chunk that nothing fills up", odd_chunk(AIFF, ">I")),
     Fault("WAV, an ID3 tag before it", lambda: b"ID3\4\0\0\0\0\0\x0a" + bytes(10) + made(WAV)()),
     *(
         Fault(f"RF64, data size {size:#x}", lying(RF64, "<Q", (b"ds64", 16, size)), UNTOLD)

@@ -140,11 +140,18 @@ def chunks_of(
             (long_data,) = struct.unpack("<8xQ8x", file.read(24))
         yield Chunk(name, start, size, stated)
         at = start + size
-        if iff and stated % 2 and not _is_name(file, at):
+        if iff and stated % 2 and (_is_chunk(file, at + 1, end, size_format) or not _is_name(file, at)):
             at += 1
         if at >= end:
             return
     warn(f"more than {_MOST_CHUNKS} chunks: the others are not read")
+
+
+def _is_chunk(file: BinaryIO, at: int, end: int, size_format: str) -> bool:
+    """Whether a chunk begins there, name and size, and ends within the file."""
+    if not _is_name(file, at) or len(size := file.read(4)) < 4:
+        return False
+    return bool(struct.unpack(size_format, size)[0] <= end - at - 8)
 
 
 def _is_name(file: BinaryIO, at: int) -> bool:
