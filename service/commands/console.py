@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from model.training.console import FAILED as FAILED
 from model.training.console import bar as bar
 from model.training.console import err as err
 from model.training.console import out as out
-from service.commands.client import BadAddress, BadKey, BadProxy, Client, Refused, ServiceUnreachable
+from service.commands.client import PATIENCE_S, BadAddress, BadKey, BadProxy, Client, Refused, ServiceUnreachable
 from service.text import BadText, escaped, said, shown
 
 if TYPE_CHECKING:
@@ -109,8 +110,10 @@ def read_settings(**given: Any) -> "Settings":
 
 
 @contextmanager
-def service(url: str, key: str | None) -> Iterator[Client]:
-    with expected_errors(), Client(url, key) as client:
+def service(url: str, key: str | None, *, for_ever: bool = False) -> Iterator[Client]:
+    """Its client; `for_ever`: once it has answered it is waited for however long it is away."""
+    patience_s = math.inf if for_ever else PATIENCE_S
+    with expected_errors(), Client(url, key, patience_s=patience_s) as client:
         yield client
 
 

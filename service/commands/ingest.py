@@ -49,7 +49,7 @@ def ingest(
     stems_in = partial(stems_of, {name: value for name, value in said.items() if value})
     told = _Told("ready" if wait else "accepted")
     if watch:
-        with service(url, key) as client:
+        with service(url, key, for_ever=True) as client:
             client.readiness()
             say("watching; Ctrl-C ends it")
             try:

@@ -14,15 +14,17 @@ from typing import Any
 import httpx
 import pytest
 
-from service.commands import watch
+from service.commands import console, watch
 from service.commands.client import Client, Outcome
 from service.commands.tracks import stems_of
 from service.commands.watch import Watched
 from tests.command import phalar
 from tests.installation import Installation, encode, eventually, noise_bursts
+from tests.web import Asked, answered_by
 
 SECONDS = 1.5
 DROPPED = 20
+AWAY = 6  # answers until a service that was away says something
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +179,25 @@ def test_the_command_watches_until_it_is_interrupted(installation: Installation,
     assert command.returncode == 130
     assert "1 ready, 0 known already, 0 failed" in told
     assert phalar("ingest", folder, "--mirror").exit_code == 2
+
+
+def test_a_watch_waits_for_a_service_that_is_away_for_longer_than_others_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PATIENCE_S", 0.0)
+    (tmp_path / "a.flac").write_bytes(encode(noise_bursts(1, SECONDS)))
+    asked: list[str] = []
+
+    def answer(request: Asked) -> None:
+        asked.append(request.path)
+        if request.path == "/readyz":
+            request.respond(200, b"{}")
+        elif len(asked) < AWAY:
+            request.respond(503, b"{}", Retry_After="0.01")
+        else:
+            request.respond(401, b"{}")  # which nobody waits for
+
+    with answered_by(answer) as url:
+        ended = phalar("ingest", tmp_path, "--watch", "--url", url)
+    assert len(asked) == AWAY
+    assert ended.exit_code != 0
